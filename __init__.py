@@ -1,0 +1,7 @@
+"""ComfyUI-MagicPortrait: MagicFace, MagicStyle and MagiCapture for ComfyUI."""
+
+
+async def comfy_entrypoint():  # type: ignore[no-untyped-def]
+    from .nodes import MagicPortraitExtension
+
+    return MagicPortraitExtension()

@@ -1,0 +1,103 @@
+"""The toy checkpoint in the host's own classes, and how it is written.
+
+One safetensors file: 'unet.*' and 'text.*' with the host's key names, 'text.token_embedding' holding only the rows 'text.token_ids'
+(its row 0 stands for every other word), and 'autoencoder.*' in the narrow form of `autoencoder.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autoencoder import Autoencoder, as_taesd
+from .networks import TEXT_CONFIG, UNET_CONFIG, VOCABULARY_SIZE
+
+PATH = Path(__file__).parent / "checkpoint" / "magic_toy.safetensors"
+IMAGE_SIDE = 128
+
+
+def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
+    """The file's tensors by part: 'unet', 'text' and 'autoencoder'. FileNotFoundError says what to do when it is missing."""
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise FileNotFoundError(f"the toy checkpoint {path.name} is missing from {path.parent}: reinstall the pack, or train it (python -m demo.train --help)")
+    parts: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}, "autoencoder": {}}
+    for key, tensor in load_file(path).items():
+        part, _, name = key.partition(".")
+        parts[part][name] = tensor
+    return parts
+
+
+def write_parts(parts: dict[str, dict[str, Tensor]], metadata: dict[str, str], path: Path = PATH) -> None:
+    """Writes the checkpoint in half precision (token ids stay whole numbers)."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(exist_ok=True)
+    tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    save_file({key: tensor.half().contiguous() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, path, metadata)
+
+
+def load(path: Path = PATH) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE, as a checkpoint loader returns them."""
+    parts = read_parts(path)
+    return build_model(parts["unet"]), build_clip(parts["text"]), build_vae(parts["autoencoder"])
+
+
+def build_model(state: dict[str, Tensor]) -> Any:
+    import comfy.model_management as management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    class ToyModel(comfy.supported_models.SD15):
+        # SD15's own values would force its shape (8 heads) on the UNet.
+        unet_config: dict[str, Any] = {}
+        unet_extra_config: dict[str, Any] = {}
+        native_side = IMAGE_SIDE
+
+    device, offload = management.get_torch_device(), management.unet_offload_device()
+    config = ToyModel(UNET_CONFIG)
+    dtype = management.unet_dtype(model_params=sum(t.numel() for t in state.values()), supported_dtypes=[torch.float16, torch.bfloat16, torch.float32])
+    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device))
+    model = config.get_model(state, device=offload)
+    model.load_model_weights({f"unet.{name}": tensor for name, tensor in state.items()}, "unet.")
+    # 0.3.64 has one patcher class only.
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=device, offload_device=offload)
+
+
+def build_clip(state: dict[str, Tensor]) -> Any:
+    import comfy.sd
+    import comfy.sd1_clip
+    import comfy.supported_models_base
+    import folder_paths
+
+    rows, ids = state["token_embedding.weight"].float(), state["token_ids"]
+    vocabulary = rows[:1].repeat(VOCABULARY_SIZE, 1)
+    vocabulary[ids] = rows[1:]
+    transformer = "clip_l.transformer."
+    weights = {f"{transformer}text_model.embeddings.token_embedding.weight": vocabulary}
+    weights[f"{transformer}text_model.embeddings.position_embedding.weight"] = state["position_embedding"].float()
+    weights[f"{transformer}text_projection.weight"] = torch.eye(TEXT_CONFIG["hidden_size"])
+    for name, tensor in state.items():
+        if name.startswith(("layers.", "final_layer_norm.")):
+            name = f"encoder.{name}" if name.startswith("layers.") else name
+            weights[f"{transformer}text_model.{name}"] = tensor.float()
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    options = {"clip_l_model_config": TEXT_CONFIG, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), model_options=options)
+    missing, unexpected = clip.load_sd(weights, full_model=True)
+    if unexpected or [name for name in missing if "logit_scale" not in name]:
+        raise RuntimeError(f"the toy text encoder does not fit this ComfyUI: missing {missing}, unexpected {unexpected}")
+    return clip
+
+
+def build_vae(state: dict[str, Tensor]) -> Any:
+    import comfy.sd
+
+    autoencoder = Autoencoder()
+    autoencoder.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return comfy.sd.VAE(sd=as_taesd(autoencoder))

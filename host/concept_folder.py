@@ -1,0 +1,141 @@
+"""Reading folders of the official MagicFace format from ComfyUI's input folder.
+
+<folder>/image/<concept>.jpg and <folder>/mask/<concept>.jpg with equal names, and optionally config*.yaml with `ref_image_infos`
+(path -> reference prompt, in order), `target_prompt`, `ref_index` (each concept's token in it, start token = 0), `mask_weights`,
+`ca_scale` and `negative_prompt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..magic.concepts import Concept
+
+NO_FOLDER = "(no concept folder in ComfyUI's input folder)"
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class ConceptFolder:
+    """ca_scale is 0 where the folder does not say."""
+
+    concepts: tuple[Concept, ...]
+    prompt: str
+    negative_prompt: str
+    ca_scale: float
+
+
+def list_folders() -> list[str]:
+    """Folders in the input folder, up to two levels down, that have image/ and mask/ in them."""
+    root = _input_root()
+    found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if (path / "image").is_dir() and (path / "mask").is_dir())
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def missing_message(folder: str) -> str:
+    return f"concept folder '{folder}' is not there: put a folder with image/ and mask/ in it into {_input_root()}"
+
+
+def fingerprint(folder: str) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(_resolve(folder).rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def read_folder(folder: str, default_strength: float) -> ConceptFolder:
+    """ValueError names the file when something is missing or does not fit."""
+    root = _resolve(folder)
+    images = {path.stem: path for path in _pictures(root / "image")}
+    masks = {path.stem: path for path in _pictures(root / "mask")}
+    if not images:
+        raise ValueError(f"concept folder '{folder}': image/ has no pictures in it")
+    if missing := sorted(set(images) - set(masks)):
+        raise ValueError(f"concept folder '{folder}': image/{images[missing[0]].name} has no mask: expected mask/{images[missing[0]].name}")
+    config = _read_config(root)
+    if config is None:
+        names = sorted(images)
+        prompts, phrases, strengths = ["" for _ in names], names, [default_strength] * len(names)
+        target = "a portrait with " + " and ".join(names)
+    else:
+        infos = config.get("ref_image_infos") or {}
+        names = [PurePosixPath(str(path)).stem for path in infos]
+        if unknown := [name for name in names if name not in images]:
+            raise ValueError(f"concept folder '{folder}': the YAML file names '{unknown[0]}', but image/ has {', '.join(sorted(images))}")
+        target = str(config.get("target_prompt", ""))
+        null_prompts = bool(config.get("use_null_ref_prompts", False))
+        prompts = [" " if null_prompts else str(prompt) for prompt in infos.values()]
+        phrases = words_at(target, [int(index) for index in config.get("ref_index") or []]) or names
+        strengths = [float(weight) for weight in config.get("mask_weights") or []] or [default_strength] * len(names)
+        if not len(names) == len(phrases) == len(strengths):
+            raise ValueError(
+                f"concept folder '{folder}': the YAML file has {len(names)} ref_image_infos, {len(phrases)} ref_index and {len(strengths)} mask_weights: as many of each are needed"
+            )
+    concepts = tuple(
+        Concept(phrase, _read_image(images[name]), _read_mask(masks[name]), prompt, strength)
+        for name, prompt, phrase, strength in zip(names, prompts, phrases, strengths, strict=True)
+    )
+    config = config or {}
+    return ConceptFolder(concepts, target, str(config.get("negative_prompt", "")), float(config.get("ca_scale", 0.0)))
+
+
+def words_at(prompt: str, indices: list[int]) -> list[str]:
+    """The words that token indices mean (start token = 0). ValueError when an index is past the prompt."""
+    from comfy.sd1_clip import SD1Tokenizer
+
+    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    owners: list[str] = []
+    for word in prompt.split():
+        bare = word.strip(",.;:!?")
+        owners += [bare] * (len(tokenizer(word)["input_ids"]) - 2)
+    for index in indices:
+        if not 1 <= index <= len(owners):
+            raise ValueError(f"ref_index {index} is not in the target prompt '{prompt}', which has the tokens 1 to {len(owners)}")
+    return [owners[index - 1] for index in indices]
+
+
+def _input_root() -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_input_directory())
+
+
+def _resolve(folder: str) -> Path:
+    if folder not in list_folders():
+        raise ValueError(missing_message(folder))
+    return _input_root() / folder
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+
+
+def _read_config(root: Path) -> dict[str, Any] | None:
+    import yaml
+
+    files = sorted([*root.glob("config*.yaml"), *root.glob("config*.yml")])
+    if not files:
+        return None
+    config = yaml.safe_load(files[0].read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{files[0].name} is not a YAML mapping of settings")
+    return config
+
+
+def _read_image(path: Path) -> Tensor:  # 1 H W 3
+    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
+
+
+def _read_mask(path: Path) -> Tensor:  # 1 H W
+    picture = ImageOps.exif_transpose(Image.open(path)).convert("L")
+    return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]

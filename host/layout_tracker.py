@@ -1,0 +1,129 @@
+"""Measures the semantic layout while a model runs: attention maps of our rows, reduced layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..magic import layout as maths
+from ..magic.blocks import AttentionBlock, Block
+from ..magic.layout import SemanticLayout
+from .attention import AttentionPatch, token_grid, wrap_attention
+from .sampling_rows import SamplingRows, chunk_slices
+
+CHUNK_TOKENS = 77
+
+
+@dataclass
+class _Mean:
+    """A running mean of maps over layers."""
+
+    total: Tensor | None = None
+    count: int = 0
+
+    def add(self, maps: Tensor) -> None:
+        self.total = maps if self.total is None else self.total + maps
+        self.count += 1
+
+    @property
+    def value(self) -> Tensor | None:
+        return None if self.total is None else self.total / self.count
+
+
+@dataclass
+class _Measurement:
+    """What one model call has shown so far, by the id of the cond."""
+
+    self_attention: dict[Any, Tensor] = field(default_factory=dict)
+    tokens: dict[Any, _Mean] = field(default_factory=dict)
+    foreground: dict[Any, _Mean] = field(default_factory=dict)
+    seen: set[tuple[Any, ...]] = field(default_factory=set)
+
+
+class LayoutTracker:
+    """The layouts of one sampling run. `latest` holds, by the id of the cond, what the last measured model call showed."""
+
+    def __init__(self, available: Sequence[AttentionBlock], spans: Sequence[Sequence[int]], length: int, ca_scale: float):
+        self._available = {layer.block: layer for layer in available}
+        self._spans, self._length, self._ca_scale = spans, length, ca_scale
+        self._rows = SamplingRows(frozenset(), frozenset())
+        self._open: _Measurement | None = None
+        self.latest: dict[Any, SemanticLayout] = {}
+
+    def layout_of(self, cond_id: Any) -> SemanticLayout | None:
+        """The last layout of a cond; of any other of ours when it has none yet (its time range may just have begun)."""
+        return self.latest.get(cond_id) or next(iter(self.latest.values()), None)
+
+    def begin(self, rows: SamplingRows, model_options: dict[str, Any], latent_size: tuple[int, int]) -> dict[str, Any]:
+        """Starts measuring a model call: model options in which the attention layers report to this tracker."""
+        self._rows, self._open = rows, _Measurement()
+        levels = maths.layout_downscales([layer.downscale for layer in self._available.values()], math.prod(latent_size))
+        blocks = [block for block, layer in self._available.items() if layer.downscale in levels]
+        self._size = tuple(-(-side // levels[0]) for side in latent_size)
+        model_options = wrap_attention(model_options, "attn1", blocks, lambda block, previous: self._observe(block, previous, self._on_self))
+        return wrap_attention(model_options, "attn2", blocks, lambda block, previous: self._observe(block, previous, self._on_cross))
+
+    def finish(self) -> None:
+        """Ends the measurement of a model call: further passes at the same step (PAG, SAG, ...) are not measured."""
+        measured, self._open = self._open, None
+        if measured is None or not measured.tokens:
+            return
+        negative = next((measured.foreground[i].value for i in self._rows.negative if i in measured.foreground), None)
+        latest = {}
+        for cond_id, mean in measured.tokens.items():
+            own = measured.foreground[cond_id].value
+            maps = mean.value
+            assert own is not None and maps is not None
+            foreground = negative if negative is not None and negative.shape == own.shape else own
+            latest[cond_id] = maths.semantic_layout(maps, foreground, self._spans, self._ca_scale)
+        self.latest = latest
+
+    def _observe(self, block: Block, previous: AttentionPatch, report: Any) -> AttentionPatch:
+        depth = self._available[block].depth
+
+        def patch(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+            # The deepest transformer block speaks for its UNet block: SDXL has up to ten in one.
+            if self._open is not None and extra_options.get("block_index", 0) == depth - 1:
+                report(self._open, block, q, k, extra_options)
+            return previous(q, k, v, extra_options)
+
+        return patch
+
+    def _watched(self, measurement: _Measurement, block: Block, extra_options: dict[str, Any], rows: int) -> list[tuple[Any, slice]]:
+        known = self._rows.ours | self._rows.negative
+        return [(i, part) for i, part in chunk_slices(extra_options, rows) if i in known and (i, block) not in measurement.seen]
+
+    def _on_self(self, measurement: _Measurement, block: Block, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
+        token_grid(q, extra_options)
+        for cond_id, rows in self._watched(measurement, block, extra_options, q.shape[0]):
+            measurement.self_attention[cond_id] = maths.head_mean_attention(q[rows], k[rows], extra_options["n_heads"])
+
+    def _on_cross(self, measurement: _Measurement, block: Block, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
+        grid = token_grid(q, extra_options)
+        for cond_id, rows in self._watched(measurement, block, extra_options, q.shape[0]):
+            measurement.seen.add((cond_id, block))
+            within = measurement.self_attention.pop(cond_id)
+            cross = maths.head_mean_attention(q[rows], k[rows], extra_options["n_heads"])
+            if cond_id in self._rows.ours:
+                cross = _fold_repeats(cross, self._length)
+            starts = range(0, cross.shape[-1], CHUNK_TOKENS)
+            if cond_id in self._rows.ours:
+                propagated = maths.propagate(within, cross)
+                measurement.tokens.setdefault(cond_id, _Mean()).add(maths.token_maps(propagated, grid, self._size))
+                columns = maths.foreground_columns(propagated, starts)
+            else:
+                columns = maths.propagate(within, maths.foreground_columns(cross, starts))
+            measurement.foreground.setdefault(cond_id, _Mean()).add(maths.token_maps(columns, grid, self._size))
+
+
+def _fold_repeats(cross_attention: Tensor, length: int) -> Tensor:
+    """Undoes what the host does to prompts of different lengths in one batch: it repeats the shorter one until both are as long."""
+    tokens = cross_attention.shape[-1]
+    if tokens == length or tokens % length:
+        return cross_attention
+    return torch.stack(cross_attention.split(length, dim=-1)).sum(0)

@@ -1,0 +1,86 @@
+"""Reference images as the model needs them: latents at their own size, and their own prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..magic.blocks import AttentionBlock, Block
+from ..magic.concepts import Concept, visible_tokens
+from .prompts import encode
+
+_MINIMUM_SIDE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One reference image. concept: index of its concept; latent: 1 C h w as the VAE gives it; mask: H W or None; conditioning: its prompt's."""
+
+    concept: int
+    latent: Tensor
+    mask: Tensor | None
+    strength: float
+    conditioning: list[Any]
+
+
+def prepare_references(concepts: Sequence[Concept], clip: Any, vae: Any, native_side: int) -> list[Reference]:
+    """Encodes the images and prompts of all concepts. Images keep their aspect; only what is larger than the model's own area is reduced."""
+    conditionings: dict[str, list[Any]] = {}
+    references = []
+    for index, concept in enumerate(concepts):
+        prompt = concept.prompt or concept.phrase
+        if prompt not in conditionings:
+            conditionings[prompt] = encode(clip, prompt)
+        for i, image in enumerate(concept.images):
+            mask = None if concept.mask is None else concept.mask[i if concept.mask.shape[0] > 1 else 0]
+            latent = vae.encode(_fitted(image[None, ..., :3], native_side))
+            references.append(Reference(index, latent, mask, concept.strength, conditionings[prompt]))
+    return references
+
+
+def _fitted(image: Tensor, native_side: int) -> Tensor:  # 1 H W 3
+    height, width = image.shape[1:3]
+    scale = min(1.0, native_side / math.sqrt(height * width))
+    scale = max(scale, _MINIMUM_SIDE / min(height, width))
+    size = tuple(max(8, round(side * scale / 8) * 8) for side in (height, width))
+    if size == (height, width):
+        return image
+    resized = F.interpolate(image.movedim(-1, 1), size=size, mode="bicubic", antialias=True)
+    return resized.clamp(0, 1).movedim(1, -1)
+
+
+def check_masks(references: Sequence[Reference], concepts: Sequence[Concept], blocks: Sequence[Block], available: Sequence[AttentionBlock]) -> None:
+    """ValueError when a mask leaves nothing of a reference in one of the layers."""
+    for reference in references:
+        height, width = reference.latent.shape[-2:]
+        for downscale in {layer.downscale for layer in available if layer.block in blocks}:
+            grid = (-(-height // downscale), -(-width // downscale))
+            if len(visible_tokens(reference.mask, grid)[0]) == 0:
+                phrase = concepts[reference.concept].phrase
+                raise ValueError(f"mask of concept '{phrase}' is empty after scaling to {grid[1]}x{grid[0]}: paint a larger region, or crop the image closer")
+
+
+def batched_conditioning(references: Sequence[Reference]) -> list[Any]:
+    """One conditioning whose rows are the prompts of several references (of equal length)."""
+    first = references[0].conditioning[0]
+    if len(references) == 1:
+        return [first]
+    tensor = torch.cat([reference.conditioning[0][0] for reference in references])
+    options = dict(first[1])
+    if options.get("pooled_output") is not None:
+        options["pooled_output"] = torch.cat([reference.conditioning[0][1]["pooled_output"] for reference in references])
+    return [[tensor, options]]
+
+
+def alike(references: Sequence[Reference]) -> list[list[int]]:
+    """Indices of references that can run as one batch: same latent size, same length of prompt."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, reference in enumerate(references):
+        groups.setdefault((reference.latent.shape, reference.conditioning[0][0].shape), []).append(index)
+    return list(groups.values())

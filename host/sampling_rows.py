@@ -1,0 +1,52 @@
+"""Which rows of a batch belong to our prompt, whatever guider, order and splitting the host uses."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .prompts import TAG
+
+
+@dataclass(frozen=True)
+class SamplingRows:
+    """The ids that the host gives to the conds of one sampling run: ours, and those of the negative prompt."""
+
+    ours: frozenset[Any]
+    negative: frozenset[Any]
+
+
+def holders_of(guider: Any, tag: str) -> set[str]:
+    """The names of the guider's lists ('positive', ...) that hold our tagged conditioning. ValueError when none does."""
+    names = {name for name, conds in guider.conds.items() if any(cond.get(TAG) == tag for cond in conds)}
+    if not names:
+        raise ValueError(
+            "the sampler's positive input does not come from the node that patched this MODEL: "
+            "connect the CONDITIONING output of that node to the sampler (through other conditioning nodes if you like)"
+        )
+    return names
+
+
+def identify_rows(guider: Any, tag: str, holders: set[str]) -> SamplingRows:
+    """Reads the ids once the host has processed the conds.
+
+    For conds with an area the host copies ours, id included, into the other lists, to give the negative prompt the same area. Such
+    copies are not ours: they get an id of their own.
+    """
+    for name, conds in guider.conds.items():
+        for cond in conds if name not in holders else ():
+            if cond.get(TAG) == tag:
+                cond["uuid"] = uuid.uuid4()
+                del cond[TAG]
+    ours = frozenset(cond["uuid"] for name in holders for cond in guider.conds[name] if cond.get(TAG) == tag)
+    negative = () if "negative" in holders else guider.conds.get("negative") or ()
+    return SamplingRows(ours, frozenset(cond["uuid"] for cond in negative))
+
+
+def chunk_slices(extra_options: dict[str, Any], rows: int) -> list[tuple[Any, slice]]:
+    """The chunks of a batch as (id, its rows). Every chunk holds all images of the batch."""
+    ids: Sequence[Any] = extra_options["uuids"]
+    size = rows // len(ids)
+    return [(chunk_id, slice(i * size, (i + 1) * size)) for i, chunk_id in enumerate(ids)]

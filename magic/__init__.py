@@ -1,0 +1,1 @@
+"""The algorithms: torch and numpy only."""

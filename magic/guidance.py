@@ -1,0 +1,38 @@
+"""Semantic guidance: every word's region is guided equally strongly. In the official MagicFace code, not in its paper."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import SemanticLayout, smooth
+
+
+def semantic_rate(guidance: Tensor, layout: SemanticLayout, cfg: float) -> Tensor:
+    """The factor on the guidance at every place, so that its norm in each token's region becomes its norm over the foreground.
+
+    guidance: B C H W, cond - uncond (noise or denoised: only ratios count). Returns B 1 H W in about .8 .. min(3, 15 / cfg); places that
+    belong to no token get the minimum.
+    """
+    norm = guidance.float().norm(dim=1)  # B H W
+    size = tuple(norm.shape[-2:])
+    regions = F.interpolate(layout.regions[:, None].float(), size=size, mode="nearest")[:, 0].long()
+    foreground = F.interpolate(layout.foreground[:, None].float(), size=size, mode="nearest")[:, 0]
+
+    # Slot 0 collects what belongs to no token.
+    slot, flat = (regions + 1).flatten(1), norm.flatten(1)
+    sums = flat.new_zeros(flat.shape[0], int(slot.max()) + 1).scatter_add_(1, slot, flat)
+    counts = torch.zeros_like(sums).scatter_add_(1, slot, torch.ones_like(flat))
+    means = sums / counts.clamp(min=1)
+    wanted = (norm * foreground).sum((1, 2)) / foreground.sum((1, 2)).clamp(min=1)
+    rates = wanted[:, None] / (means + 1e-8)
+    rates[:, 0] = 0
+    painted = rates.gather(1, slot).view_as(norm)[:, None]
+    return smooth(painted.clamp(0.8, 3.0).clamp(max=15 / max(cfg, 1e-3)))
+
+
+def guide_by_region(denoised: Tensor, cond: Tensor, uncond: Tensor, cfg: float, layout: SemanticLayout) -> Tensor:
+    """Adds what region-wise guidance changes to an already guided prediction. All B C H W, denoised predictions."""
+    guidance = cond - uncond
+    return denoised + (semantic_rate(guidance, layout, cfg) - 1).to(denoised) * cfg * guidance

@@ -1,0 +1,109 @@
+"""The semantic layout: which word of the prompt owns which part of the picture, read from the attention of the sampling step.
+
+MagicFace (arXiv 2408.07433), section 3.3; constants as in the official code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FOREGROUND_CA_SCALE = 0.9
+"""Below this weight of the other words, regions are cut to the foreground."""
+
+
+@dataclass(frozen=True)
+class SemanticLayout:
+    """regions: B H W, position of the prompt token that owns each place, -1 for none. foreground: B H W, bool.
+    phrase_maps: B P H W, each phrase's map divided by its mean (1 = average), for soft masks."""
+
+    regions: Tensor
+    foreground: Tensor
+    phrase_maps: Tensor
+
+    def concepts(self, spans: Sequence[Sequence[int]]) -> Tensor:
+        """The index of the phrase that owns each place, -1 for none: B H W."""
+        out = torch.full_like(self.regions, -1)
+        for i, span in enumerate(spans):
+            out[torch.isin(self.regions, torch.tensor(span, device=out.device))] = i
+        return out
+
+
+def head_mean_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """Attention probabilities averaged over heads, float32. q: B N C, k: B M C -> B N M."""
+    q, k = (x.unflatten(-1, (heads, -1)).float() for x in (q, k))
+    scale = q.shape[-1] ** -0.5
+    # Head by head: at 64x64 tokens all heads at once would take half a gigabyte an image.
+    total = ((q[:, :, 0] * scale) @ k[:, :, 0].transpose(1, 2)).softmax(-1)
+    for head in range(1, heads):
+        total += ((q[:, :, head] * scale) @ k[:, :, head].transpose(1, 2)).softmax(-1)
+    return total / heads
+
+
+def propagate(self_attention: Tensor, cross_attention: Tensor) -> Tensor:
+    """A'C with A' = (A + 3 A^2) / 4, without ever forming A^2. A: B N N, C: B N T -> B N T."""
+    once = self_attention @ cross_attention
+    return (once + 3 * (self_attention @ once)) / 4
+
+
+def smooth(x: Tensor) -> Tensor:
+    """3x3 smoothing with weights exp(-(dx^2 + dy^2)), reflected at the border. x: B C H W."""
+    line = torch.tensor([1.0, 0.0, 1.0], device=x.device, dtype=x.dtype).neg().exp()
+    kernel = torch.outer(line, line)
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 3, 3)
+    # One row or column has nothing to reflect.
+    mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), kernel, groups=x.shape[1])
+
+
+def _relative(x: Tensor) -> Tensor:
+    return x / (x.mean((-2, -1), keepdim=True) + 1e-8)
+
+
+def token_maps(propagated: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A layer's maps as pictures of the layout's size: bilinear, smoothed, each divided by its mean. B N T -> B T H W."""
+    return _relative(_resized(propagated, grid, size))
+
+
+def foreground_columns(attention: Tensor, starts: Sequence[int]) -> Tensor:
+    """The start tokens' share and that of all others, B N T -> B N 2. Linear, so it may be taken before or after `propagate`."""
+    start = attention[..., list(starts)].sum(-1)
+    return torch.stack([start, attention.sum(-1) - start], dim=-1)
+
+
+def _resized(propagated: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    maps = propagated.transpose(1, 2).unflatten(-1, grid)
+    return smooth(F.interpolate(maps, size=size, mode="bilinear", align_corners=False))
+
+
+def semantic_layout(maps: Tensor, foreground: Tensor, spans: Sequence[Sequence[int]], ca_scale: float) -> SemanticLayout:
+    """The layout of a step from its averaged maps.
+
+    maps: B T H W (`token_maps`, mean over layers); foreground: B 2 H W, the same of `foreground_columns`; spans: the token positions
+    of each phrase; ca_scale: what tokens that name no phrase are multiplied with (.5 to 1; less gives the phrases more room).
+    """
+    scale = torch.full((maps.shape[1],), ca_scale, device=maps.device, dtype=maps.dtype)
+    for span in spans:
+        scale[list(span)] = 1.0
+    regions = (maps * scale[:, None, None]).argmax(1)
+    # The start token looks at what no word describes.
+    is_foreground = foreground[:, 0] <= foreground[:, 1]
+    if ca_scale < FOREGROUND_CA_SCALE:
+        regions = torch.where(is_foreground, regions, -1)
+    phrase_maps = torch.stack([maps[:, list(span)].amax(1) for span in spans], dim=1) if spans else maps[:, :0]
+    return SemanticLayout(regions, is_foreground, phrase_maps)
+
+
+def layout_downscales(available: Sequence[int], latent_tokens: int) -> tuple[int, ...]:
+    """Which attention levels (latent size / 1, 2, 4, 8) the layout is read from: three of them, from /2 on as in the official code.
+
+    On a latent so small that /2 has fewer than 16x16 tokens full size is taken in too (coarser maps cannot tell a scarf from a shirt);
+    on one so large that a level has more than 64x64 tokens that level is left out (its map alone would take a gigabyte).
+    """
+    finest = 2 if latent_tokens >= 4 * 16 * 16 else 1
+    usable = sorted(level for level in set(available) if level >= finest and latent_tokens <= level**2 * 64 * 64)
+    return tuple((usable or [max(available)])[:3])

@@ -1,0 +1,45 @@
+"""Finding the tokens of a phrase in a tokenised prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Token = Any
+"""A token id, or the vector of a textual-inversion embedding."""
+
+
+def _same(a: Token, b: Token) -> bool:
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b)
+    return bool(a == b)
+
+
+def occurrences(phrase: Sequence[Token], prompt: Sequence[tuple[int, Token]]) -> list[tuple[int, ...]]:
+    """Where `phrase` stands in `prompt`: for each time the positions of its tokens. `prompt`: (position, token), without special tokens."""
+    n = len(phrase)
+    if n == 0:
+        return []
+    return [
+        tuple(position for position, _ in prompt[start : start + n])
+        for start in range(len(prompt) - n + 1)
+        if all(_same(token, wanted) for (_, token), wanted in zip(prompt[start : start + n], phrase, strict=True))
+    ]
+
+
+def assign_spans(phrases: Sequence[Sequence[Token]], prompt: Sequence[tuple[int, Token]]) -> list[tuple[int, ...]]:
+    """The token positions of every phrase; empty where a phrase is not in the prompt.
+
+    A phrase owns every place where it stands. When several concepts have the same phrase ('a man and a man'), the first gets its
+    first place and so on, and those that are left over share the last one.
+    """
+    spans: list[tuple[int, ...]] = []
+    for i, phrase in enumerate(phrases):
+        places = occurrences(phrase, prompt)
+        alike = [j for j, other in enumerate(phrases) if len(other) == len(phrase) and all(map(_same, other, phrase))]
+        if len(alike) > 1 and places:
+            places = [places[min(alike.index(i), len(places) - 1)]]
+        spans.append(tuple(position for place in places for position in place))
+    return spans

@@ -1,0 +1,26 @@
+"""The nodes. One file a family; ids are forever."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from .layout import MagicLayoutMasks, MagicSemanticLayout
+from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
+from .toy import MagicToyCheckpoint, MagicToyPortrait
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    MagicFaceConcept,
+    MagicFaceConceptFolder,
+    MagicFaceApply,
+    MagicSemanticLayout,
+    MagicLayoutMasks,
+    MagicToyCheckpoint,
+    MagicToyPortrait,
+)
+
+
+class MagicPortraitExtension(ComfyExtension):
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

@@ -1,0 +1,24 @@
+"""Declaring nodes for all supported hosts: what an older one does not know is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+from comfy_api.latest import io
+
+Concepts = io.Custom("MAGIC_CONCEPTS")
+Layout = io.Custom("MAGIC_LAYOUT")
+
+_KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
+_Input = TypeVar("_Input", bound=io.Input)
+
+
+def schema(**fields: Any) -> io.Schema:
+    return io.Schema(**{name: value for name, value in fields.items() if name in _KNOWN_FIELDS})
+
+
+def advanced(declared: _Input) -> _Input:
+    """An input that is rarely turned: folded away where the host can fold."""
+    declared.extra_dict["advanced"] = True
+    return declared

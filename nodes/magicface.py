@@ -1,0 +1,213 @@
+"""MagicFace (arXiv 2408.07433): portraits from one masked reference image per concept, without training."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..host import concept_folder
+from ..host.layout_record import LayoutRecord
+from ..host.magicface import FeatureStore, MagicFacePatch, SigmaRange
+from ..host.prompts import tagged_prompt
+from ..host.references import check_masks, prepare_references
+from ..host.unet import attention_blocks, native_side
+from ..magic.blocks import parse_blocks
+from ..magic.concepts import Concept
+from .declare import Concepts, Layout, advanced, schema
+
+DEFAULT_STRENGTH = 2.5
+_CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
+
+
+class MagicFaceConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicFaceConcept",
+            display_name="MagicFace Concept",
+            category="MagicPortrait/MagicFace",
+            description="One thing to take from a reference image: a face, a hat, a scarf. Chain as many as you like.",
+            search_aliases=["reference image", "face", "identity", "subject", "personalize", "ip adapter"],
+            inputs=[
+                io.Image.Input("image", tooltip="The reference. Any size and aspect; a batch counts as several views of the same thing."),
+                io.String.Input("phrase", default="hat", tooltip="The words of the target prompt that name this concept, such as 'hat' or 'red scarf'."),
+                io.Float.Input(
+                    "strength",
+                    default=DEFAULT_STRENGTH,
+                    min=-5.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="How much more the picture looks at this reference: added to the attention logits. 1.2 to 4 works; 0 is neutral, higher copies more.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Which part of the image shows the concept. Default: all of it. Soft edges count softly."),
+                io.String.Input(
+                    "reference_prompt",
+                    optional=True,
+                    default="",
+                    tooltip="What the reference image shows, such as 'a man wearing a hat'. Empty: the phrase.",
+                ),
+                io.Mask.Input("target_region", optional=True, tooltip="Where in the new picture the concept goes. Default: found by itself from the prompt."),
+                Concepts.Input("concepts", optional=True, tooltip="Concepts before this one."),
+            ],
+            outputs=[Concepts.Output(display_name="concepts", tooltip="All concepts so far: connect to the next concept, or to MagicFace Apply.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, phrase: str) -> bool | str:
+        return bool(phrase.strip()) or "phrase is empty: write the words of the target prompt that name this concept, such as 'hat'"
+
+    @classmethod
+    def execute(
+        cls,
+        image: torch.Tensor,
+        phrase: str,
+        strength: float,
+        mask: torch.Tensor | None = None,
+        reference_prompt: str = "",
+        target_region: torch.Tensor | None = None,
+        concepts: tuple[Concept, ...] = (),
+    ) -> io.NodeOutput:
+        region = None if target_region is None else target_region[:1]
+        return io.NodeOutput((*concepts, Concept(phrase.strip(), image, mask, reference_prompt.strip(), strength, region)))
+
+
+class MagicFaceConceptFolder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        folders = concept_folder.list_folders()
+        return schema(
+            node_id="MagicFaceConceptFolder",
+            display_name="MagicFace Concept Folder",
+            category="MagicPortrait/MagicFace",
+            description="Reads a folder of MagicFace's own data format from ComfyUI's input folder: image/<concept>.jpg, mask/<concept>.jpg and, if there is one, config*.yaml.",
+            search_aliases=["dataset", "magicface yaml", "load concepts"],
+            inputs=[
+                io.Combo.Input("folder", options=folders or [concept_folder.NO_FOLDER], tooltip="A folder inside ComfyUI's input folder that has image/ and mask/ in it."),
+                Concepts.Input("concepts", optional=True, tooltip="Concepts before these."),
+            ],
+            outputs=[
+                Concepts.Output(display_name="concepts", tooltip="The concepts of the folder."),
+                io.String.Output(display_name="prompt", tooltip="The target prompt of the YAML file, or one made from the concepts' names."),
+                io.String.Output(display_name="negative_prompt", tooltip="The negative prompt of the YAML file."),
+                io.Float.Output(display_name="ca_scale", tooltip="ca_scale of the YAML file, for MagicFace Apply; 0 (automatic) without one."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        return folder in concept_folder.list_folders() or concept_folder.missing_message(folder)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
+        return concept_folder.fingerprint(folder)
+
+    @classmethod
+    def execute(cls, folder: str, concepts: tuple[Concept, ...] = ()) -> io.NodeOutput:
+        read = concept_folder.read_folder(folder, DEFAULT_STRENGTH)
+        return io.NodeOutput((*concepts, *read.concepts), read.prompt, read.negative_prompt, read.ca_scale)
+
+
+class MagicFaceApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicFaceApply",
+            display_name="MagicFace Apply",
+            category="MagicPortrait/MagicFace",
+            description="Makes a model draw the concepts of the reference images. Connect MODEL and CONDITIONING to any sampler. SD1.5, SD2.1, SDXL.",
+            search_aliases=["face", "identity", "personalize", "reference only", "faceid", "subject driven"],
+            inputs=[
+                io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune. LoRAs and other patches may come before or after."),
+                io.Clip.Input("clip", tooltip="The text encoder of the model."),
+                io.Vae.Input("vae", tooltip="The VAE of the model: encodes the references."),
+                Concepts.Input("concepts", tooltip="One or more MagicFace Concept nodes."),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip="The new picture in words. Every concept's phrase must be in it."),
+                io.Float.Input(
+                    "inject_at",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When the layout is settled and each region begins to look at its own reference only (RSA to RBA). Earlier: less spill, later: more freedom for the layout.",
+                ),
+                io.Boolean.Input("semantic_cfg", default=True, tooltip="Guides every word's region equally strongly. Needs CFG above 1; costs the layout in every step."),
+                advanced(io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="When references begin to act, in parts of sampling.")),
+                advanced(io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="When references cease to act, in parts of sampling.")),
+                advanced(
+                    io.String.Input(
+                        "layers",
+                        default="fine",
+                        tooltip="Where references act: 'fine' (the two finest levels of the decoder, the paper's choice), 'decoder', 'all', or blocks such as 'o6-11,m0,i7-8'.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "ca_scale",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.05,
+                        tooltip="How much the words that name no concept count in the layout: lower gives concepts more room. 0: automatic, .9 for one concept and .6 for several.",
+                    )
+                ),
+                advanced(io.Combo.Input("reference_noise", options=["fixed", "per step"], default="fixed", tooltip="The same noise on a reference in all steps, or fresh noise each step as in the official code.")),
+                advanced(io.Int.Input("noise_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Seed of the references' noise.")),
+                advanced(io.Combo.Input("keep_features", options=["off", "memory"], default="off", tooltip="'memory': what the references showed is kept for the next run with the same steps, which then costs little more than plain sampling. About 20 MB a reference and step for SD1.5.")),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The patched model."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt, for the sampler's positive input."),
+                Layout.Output(display_name="layout", tooltip="Which word owns which part of the picture: for Layout Masks, after sampling."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start: float, end: float, prompt: str | None = None) -> bool | str:
+        if start > end:
+            return f"start ({start}) is after end ({end})"
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        concepts: tuple[Concept, ...],
+        prompt: str,
+        inject_at: float,
+        semantic_cfg: bool,
+        start: float,
+        end: float,
+        layers: str,
+        ca_scale: float,
+        reference_noise: str,
+        noise_seed: int,
+        keep_features: str,
+    ) -> io.NodeOutput:
+        available = attention_blocks(model)
+        blocks = parse_blocks(layers, available)
+        phrases = [concept.phrase for concept in concepts]
+        tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex)
+        references = prepare_references(concepts, clip, vae, native_side(model))
+        check_masks(references, concepts, blocks, available)
+        sampling = model.get_model_object("model_sampling")
+        is_kept = keep_features == "memory" and reference_noise == "fixed"
+        patch = MagicFacePatch(
+            prompt=tagged,
+            record=LayoutRecord(tagged.phrases),
+            available=tuple(available),
+            ca_scale=ca_scale or (_CA_SCALE_ONE if len(concepts) == 1 else _CA_SCALE_SEVERAL),
+            references=tuple(references),
+            targets=tuple(concept.target_region for concept in concepts),
+            blocks=blocks,
+            sigmas=SigmaRange(*(float(sampling.percent_to_sigma(percent)) for percent in (start, inject_at, end))),
+            semantic_cfg=semantic_cfg,
+            noise_seed=noise_seed,
+            noise_per_step=reference_noise == "per step",
+            kept=FeatureStore() if is_kept else None,
+        )
+        return io.NodeOutput(patch.add_to(model), tagged.conditioning, patch.record)

@@ -1,0 +1,66 @@
+"""The embedded toy world: a tiny checkpoint and portraits drawn on the fly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from comfy_api.latest import io
+
+from ..demo import checkpoint, portraits
+from .declare import schema
+
+_AS_DRAWN = "by seed"
+
+
+class MagicToyCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicToyCheckpoint",
+            display_name="Toy Checkpoint (MagicPortrait)",
+            category="MagicPortrait/toy",
+            description="A tiny Stable-Diffusion-shaped model that comes with this pack: 128 px cartoon portraits, seconds on any CPU. "
+            "Prompts: 'a smiling woman with red hair wearing a blue striped top hat, glasses and a green scarf, pink background, sketch style'.",
+            search_aliases=["demo model", "test checkpoint", "magic portrait"],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The UNet: 4x16x16 latents, eps prediction, best at CFG 3 to 5."),
+                io.Clip.Output(display_name="CLIP", tooltip="A small text encoder behind the SD1 tokenizer."),
+                io.Vae.Output(display_name="VAE", tooltip="The autoencoder (TAESD-shaped, 8x)."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*checkpoint.load())
+
+
+class MagicToyPortrait(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicToyPortrait",
+            display_name="Toy Portrait (MagicPortrait)",
+            category="MagicPortrait/toy",
+            description="Draws a portrait from a seed, with an exact mask of one of its parts: a reference image without any files.",
+            search_aliases=["demo image", "procedural portrait", "test image"],
+            inputs=[
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, tooltip="Which portrait is drawn."),
+                io.Combo.Input("part", options=list(portraits.PARTS), default="hat", tooltip="The part that the mask shows. Empty when the portrait does not have it."),
+                io.Combo.Input("style", options=[_AS_DRAWN, *portraits.STYLES], default="cartoon", tooltip="How it is drawn; 'by seed' lets the seed choose."),
+                io.Int.Input("size", default=128, min=64, max=1024, step=8, tooltip="Side in pixels. The toy checkpoint was trained at 128."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="IMAGE", tooltip="The portrait."),
+                io.Mask.Output(display_name="MASK", tooltip="The chosen part, exact."),
+                io.String.Output(display_name="caption", tooltip="The portrait in words, as the toy checkpoint was trained on them."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, part: str, style: str, size: int) -> io.NodeOutput:
+        portrait = portraits.sample_portrait(seed)
+        if style in portraits.STYLES:
+            portrait = replace(portrait, style=style)
+        drawn = portraits.render(portrait, size)
+        return io.NodeOutput(torch.from_numpy(drawn.image)[None], torch.from_numpy(drawn.masks[part])[None], portraits.caption(portrait))

@@ -1,0 +1,96 @@
+"""Small random models in the host's own classes: everything but the weights is as in SD1.5, SD2.1 (v) and SDXL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from magicportrait.demo import checkpoint
+from magicportrait.demo.autoencoder import Autoencoder
+from magicportrait.demo.networks import TEXT_CONFIG, TextEncoder
+
+CONTEXT = TEXT_CONFIG["hidden_size"]
+_COMMON = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "context_dim": CONTEXT,
+    "use_spatial_transformer": True,
+    "use_temporal_attention": False,
+    "legacy": False,
+}
+_SD15 = {
+    **_COMMON,
+    "channel_mult": [1, 2, 4, 4],
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1] * 9 + [0] * 3,
+    "transformer_depth_middle": 1,
+    "num_heads": 4,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+}
+_SDXL = {
+    **_COMMON,
+    "channel_mult": [1, 2, 4],
+    "num_res_blocks": [2, 2, 2],
+    "transformer_depth": [0, 0, 2, 2, 3, 3],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 3, 3, 3],
+    "transformer_depth_middle": 3,
+    "num_head_channels": 16,
+    "use_linear_in_transformer": True,
+    "adm_in_channels": CONTEXT + 6 * 256,
+    "num_classes": "sequential",
+}
+
+
+def random_model(shape: str = "sd15", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """MODEL of a shape: 'sd15', 'sd21v' (v prediction) or 'sdxl'."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    base = comfy.supported_models.SDXL if shape == "sdxl" else comfy.supported_models.SD15
+
+    class Config(base):
+        unet_config: dict[str, Any] = {}
+        unet_extra_config: dict[str, Any] = {}
+
+        def model_type(self, state_dict: Any, prefix: str = "") -> Any:
+            return comfy.model_base.ModelType.V_PREDICTION if shape == "sd21v" else comfy.model_base.ModelType.EPS
+
+    config = Config(_SDXL if shape == "sdxl" else _SD15)
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    state = model.diffusion_model.state_dict()
+    for name, tensor in state.items():
+        fan_in = max(1, tensor[0].numel()) if tensor.ndim > 1 else 1
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim > 1:
+            # Sharp attention, so that a wrong mask or a wrong row is seen.
+            gain = 3.0 if name.endswith(("to_q.weight", "to_k.weight")) else 1.0
+            state[name] = (noise * gain * fan_in**-0.5).to(tensor)
+        else:
+            state[name] = (noise * 0.1 + (1.0 if name.endswith("weight") else 0.0)).to(tensor)
+    model.diffusion_model.load_state_dict(state)
+    model.eval()
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def random_clip(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    encoder = TextEncoder([])
+    state = dict(encoder.state_dict())
+    # Every word its own vector: the short vocabulary of the toy world would make all words alike.
+    state["token_embedding.weight"] = torch.randn(49409, CONTEXT) * 0.5
+    state["token_ids"] = torch.arange(49408)
+    return checkpoint.build_clip(state)
+
+
+def random_vae(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return checkpoint.build_vae(Autoencoder().state_dict())
