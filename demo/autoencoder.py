@@ -81,7 +81,9 @@ def as_taesd(autoencoder: Autoencoder, scaling_factor: float = 0.18215) -> dict[
     return state
 
 
-def _write(state: dict[str, Tensor], name: str, layers: nn.Sequential, stages: tuple, full_blocks: tuple[int, ...], first_index: int) -> None:
+def _write(
+    state: dict[str, Tensor], name: str, layers: nn.Sequential, stages: tuple, full_blocks: tuple[int, ...], first_index: int
+) -> None:
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     blocks = iter(layer for layer in layers if isinstance(layer, Block))
     decoder, index = name.endswith("decoder"), first_index

@@ -24,7 +24,9 @@ def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     if not path.exists():
-        raise FileNotFoundError(f"the toy checkpoint {path.name} is missing from {path.parent}: reinstall the pack, or train it (python -m demo.train --help)")
+        raise FileNotFoundError(
+            f"the toy checkpoint {path.name} is missing from {path.parent}: reinstall the pack, or train it (python -m demo.train --help)"
+        )
     parts: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}, "autoencoder": {}}
     for key, tensor in load_file(path).items():
         part, _, name = key.partition(".")
@@ -38,7 +40,9 @@ def write_parts(parts: dict[str, dict[str, Tensor]], metadata: dict[str, str], p
 
     path.parent.mkdir(exist_ok=True)
     tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
-    save_file({key: tensor.half().contiguous() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, path, metadata)
+    save_file(
+        {key: tensor.half().contiguous() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, path, metadata
+    )
 
 
 def load(path: Path = PATH) -> tuple[Any, Any, Any]:
@@ -60,7 +64,9 @@ def build_model(state: dict[str, Tensor]) -> Any:
 
     device, offload = management.get_torch_device(), management.unet_offload_device()
     config = ToyModel(UNET_CONFIG)
-    dtype = management.unet_dtype(model_params=sum(t.numel() for t in state.values()), supported_dtypes=[torch.float16, torch.bfloat16, torch.float32])
+    dtype = management.unet_dtype(
+        model_params=sum(t.numel() for t in state.values()), supported_dtypes=[torch.float16, torch.bfloat16, torch.float32]
+    )
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device))
     model = config.get_model(state, device=offload)
     model.load_model_weights({f"unet.{name}": tensor for name, tensor in state.items()}, "unet.")

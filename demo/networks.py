@@ -106,7 +106,9 @@ def build_unet() -> nn.Module:
 
 
 def attention_recorder(cross_maps: list[Tensor]) -> dict[str, dict]:
-    """`patches_replace` for a training forward: SDPA in self-attention, explicit softmax in cross-attention, its head mean appended to `cross_maps`."""
+    """`patches_replace` for a training forward: SDPA in self-attention, explicit softmax in cross-attention.
+
+    The head mean of the latter is appended to `cross_maps`."""
 
     def split(x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)

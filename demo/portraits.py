@@ -178,7 +178,9 @@ def _garment_words(garment: Garment, name: str) -> tuple[str, str]:
 
 
 # What is drawn, back to front. Every id below is one flat region; PART_OF says which part of the portrait it belongs to.
-_BACKGROUND, _HAIR_BACK, _NECK, _SHIRT, _SCARF, _EAR, _FACE, _BEARD, _HAIR, _WHITE, _PUPIL, _MOUTH, _NOSE, _LENS, _FRAME, _HAT, _BAND = range(17)
+_BACKGROUND, _HAIR_BACK, _NECK, _SHIRT, _SCARF, _EAR, _FACE, _BEARD, _HAIR, _WHITE, _PUPIL, _MOUTH, _NOSE, _LENS, _FRAME, _HAT, _BAND = (
+    range(17)
+)
 _PART_OF = {
     _BACKGROUND: "background",
     _HAIR_BACK: "hair",
@@ -254,9 +256,7 @@ def _draw(portrait: Portrait, side: int) -> _Canvas:
             _HAIR_BACK, [*_ellipse(cx, cy - 0.02, rx + 0.065, ry + 0.04, 180, 360), (cx + rx + 0.085, 0.86), (cx - rx - 0.085, 0.86)]
         )
     elif portrait.hair_style == "bob":
-        canvas.shape(
-            _HAIR_BACK, [*_ellipse(cx, cy - 0.02, rx + 0.06, ry + 0.04, 180, 360), (cx + rx + 0.06, 0.63), (cx - rx - 0.06, 0.63)]
-        )
+        canvas.shape(_HAIR_BACK, [*_ellipse(cx, cy - 0.02, rx + 0.06, ry + 0.04, 180, 360), (cx + rx + 0.06, 0.63), (cx - rx - 0.06, 0.63)])
     canvas.shape(_NECK, [(0.43, 0.58), (0.57, 0.58), (0.575, 0.76), (0.425, 0.76)])
     canvas.shape(
         _SHIRT,
@@ -264,7 +264,9 @@ def _draw(portrait: Portrait, side: int) -> _Canvas:
     )
     if portrait.scarf:
         canvas.shape(_SCARF, [(0.54, 0.75), (0.655, 0.74), (0.685, 0.98), (0.565, 0.99)])
-        canvas.shape(_SCARF, [(0.33, 0.695), (0.42, 0.665), (0.58, 0.665), (0.67, 0.695), (0.685, 0.775), (0.58, 0.82), (0.42, 0.82), (0.315, 0.775)])
+        canvas.shape(
+            _SCARF, [(0.33, 0.695), (0.42, 0.665), (0.58, 0.665), (0.67, 0.695), (0.685, 0.775), (0.58, 0.82), (0.42, 0.82), (0.315, 0.775)]
+        )
     for sign in (-1, 1):
         canvas.shape(_EAR, _ellipse(cx + sign * (rx + 0.008), cy + 0.015, 0.034, 0.05))
     canvas.shape(_FACE, _ellipse(cx, cy, rx, ry))
@@ -279,7 +281,15 @@ def _draw(portrait: Portrait, side: int) -> _Canvas:
     )
     if portrait.hair_style != "short":
         for sign in (-1, 1):
-            canvas.shape(_HAIR, [(cx + sign * (rx + 0.025), cy - 0.07), (cx + sign * (rx - 0.02), cy - 0.08), (cx + sign * (rx + 0.0), cy + 0.12), (cx + sign * (rx + 0.04), cy + 0.12)])
+            canvas.shape(
+                _HAIR,
+                [
+                    (cx + sign * (rx + 0.025), cy - 0.07),
+                    (cx + sign * (rx - 0.02), cy - 0.08),
+                    (cx + sign * (rx + 0.0), cy + 0.12),
+                    (cx + sign * (rx + 0.04), cy + 0.12),
+                ],
+            )
     if portrait.glasses:
         _draw_glasses(canvas, portrait, cx, cy, rx)
     if portrait.hat:
@@ -328,16 +338,34 @@ def _draw_hat(canvas: _Canvas, kind: str, cx: float, cy: float, rx: float) -> No
     elif kind == "sun":
         canvas.shape(_HAT, [*_ellipse(cx, y - 0.01, w * 0.95, 0.2, 180, 360)])
         canvas.shape(_BAND, [(cx - w * 0.94, y - 0.01), (cx - w * 0.9, y - 0.065), (cx + w * 0.9, y - 0.065), (cx + w * 0.94, y - 0.01)])
-        canvas.shape(_HAT, [(cx - w - 0.14, y + 0.03), *_ellipse(cx, y + 0.015, w + 0.05, 0.04, 180, 360), (cx + w + 0.14, y + 0.03), *_ellipse(cx, y + 0.025, w + 0.1, 0.028, 0, 180)])
+        canvas.shape(
+            _HAT,
+            [
+                (cx - w - 0.14, y + 0.03),
+                *_ellipse(cx, y + 0.015, w + 0.05, 0.04, 180, 360),
+                (cx + w + 0.14, y + 0.03),
+                *_ellipse(cx, y + 0.025, w + 0.1, 0.028, 0, 180),
+            ],
+        )
     else:
         canvas.shape(_HAT, _ellipse(cx, y - 0.205, 0.052, 0.05))
         canvas.shape(_HAT, [*_ellipse(cx, y + 0.0, w, 0.19, 180, 360)])
-        canvas.shape(_BAND, [(cx - w - 0.012, y + 0.02), (cx - w - 0.008, y - 0.045), *_ellipse(cx, y - 0.045, w, 0.02, 180, 360), (cx + w + 0.008, y - 0.045), (cx + w + 0.012, y + 0.02), *_ellipse(cx, y + 0.02, w, 0.016, 0, 180)])
+        canvas.shape(
+            _BAND,
+            [
+                (cx - w - 0.012, y + 0.02),
+                (cx - w - 0.008, y - 0.045),
+                *_ellipse(cx, y - 0.045, w, 0.02, 180, 360),
+                (cx + w + 0.008, y - 0.045),
+                (cx + w + 0.012, y + 0.02),
+                *_ellipse(cx, y + 0.02, w, 0.016, 0, 180),
+            ],
+        )
 
 
 @cache
 def _pattern_mask(pattern: str, side: int) -> np.ndarray:
-    """True where a pattern shows its second colour. Anchored to the picture with a period of 1/8 of its side: two latent cells at 128 px."""
+    """True where a pattern shows its second colour. Anchored to the picture; its period is 1/8 of the side: two latent cells at 128 px."""
     period = side // 8
     y, x = np.mgrid[0:side, 0:side] + 0.5
     if pattern == "striped":
@@ -459,7 +487,8 @@ def render(portrait: Portrait, size: int = 128) -> Rendering:
     canvas = _draw(portrait, size * _SUPERSAMPLING)
     image = np.asarray(_paint(portrait, canvas).reduce(_SUPERSAMPLING), np.float32) / 255
     masks = {
-        name: np.asarray(canvas.regions.point([255 * (_PART_OF.get(i) == name) for i in range(256)]).reduce(_SUPERSAMPLING), np.float32) / 255
+        name: np.asarray(canvas.regions.point([255 * (_PART_OF.get(i) == name) for i in range(256)]).reduce(_SUPERSAMPLING), np.float32)
+        / 255
         for name in PARTS
     }
     return Rendering(image, masks)

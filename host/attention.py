@@ -18,7 +18,9 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, An
     """What an unpatched layer does, bit for bit."""
     from comfy.ldm.modules.attention import optimized_attention
 
-    return optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"], transformer_options=extra_options)
+    return optimized_attention(
+        q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"], transformer_options=extra_options
+    )
 
 
 def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra_options: dict[str, Any]) -> Tensor:

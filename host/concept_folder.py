@@ -78,7 +78,8 @@ def read_folder(folder: str, default_strength: float) -> ConceptFolder:
         strengths = [float(weight) for weight in config.get("mask_weights") or []] or [default_strength] * len(names)
         if not len(names) == len(phrases) == len(strengths):
             raise ValueError(
-                f"concept folder '{folder}': the YAML file has {len(names)} ref_image_infos, {len(phrases)} ref_index and {len(strengths)} mask_weights: as many of each are needed"
+                f"concept folder '{folder}': the YAML file has {len(names)} ref_image_infos, {len(phrases)} ref_index "
+                f"and {len(strengths)} mask_weights: as many of each are needed"
             )
     concepts = tuple(
         Concept(phrase, _read_image(images[name]), _read_mask(masks[name]), prompt, strength)

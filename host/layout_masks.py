@@ -44,8 +44,8 @@ def layout_masks(step: LayoutStep, phrases: int, size: tuple[int, int]) -> Layou
 
 
 def overlay(masks: LayoutMasks, phrases: Sequence[str], image: Tensor | None) -> tuple[Tensor, str]:
-    """The regions in colour over the picture (or over the foreground in gray), each picture with its legend below; and the legend in words."""
-    batch, height, width = masks.foreground.shape
+    """The regions in colour over the picture (or over the foreground in gray), with a legend below each; and the legend in words."""
+    batch, _, width = masks.foreground.shape
     base = masks.foreground[..., None].expand(-1, -1, -1, 3) * 0.35 + 0.25 if image is None else image[:, ..., :3].expand(batch, -1, -1, -1)
     painted = base.clone().float().cpu()
     for i, mask in enumerate(masks.phrases):

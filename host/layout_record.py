@@ -49,7 +49,9 @@ class LayoutRecord:
     def run_of(self, latent: Tensor) -> Run:
         """The run that made `latent`; the last one if the latent was changed on the way. ValueError when nothing was sampled."""
         if not self._runs:
-            raise ValueError("the layout is empty: the MODEL that came with it has not been sampled. Connect the LATENT of a sampler that used it")
+            raise ValueError(
+                "the layout is empty: the MODEL that came with it has not been sampled. Connect the LATENT of a sampler that used it"
+            )
         return self._runs.get(fingerprint(latent)) or next(reversed(self._runs.values()))
 
 

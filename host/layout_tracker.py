@@ -65,7 +65,9 @@ class LayoutTracker:
         levels = maths.layout_downscales([layer.downscale for layer in self._available.values()], math.prod(latent_size))
         blocks = [block for block, layer in self._available.items() if layer.downscale in levels]
         self._size = tuple(-(-side // levels[0]) for side in latent_size)
-        model_options = wrap_attention(model_options, "attn1", blocks, lambda block, previous: self._observe(block, previous, self._on_self))
+        model_options = wrap_attention(
+            model_options, "attn1", blocks, lambda block, previous: self._observe(block, previous, self._on_self)
+        )
         return wrap_attention(model_options, "attn2", blocks, lambda block, previous: self._observe(block, previous, self._on_cross))
 
     def finish(self) -> None:

@@ -73,7 +73,9 @@ class MagicFacePatch:
         patched.add_wrapper_with_key(extension.WrappersMP.OUTER_SAMPLE, f"magicface_{self.prompt.tag}", self.outer_sample)
         return patched
 
-    def outer_sample(self, executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def outer_sample(
+        self, executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """The wrapper around a whole sampling run."""
         import comfy.patcher_extension as extension
 

@@ -57,6 +57,8 @@ def tagged_prompt(clip: Any, text: str, phrases: Sequence[str], tag: str) -> Tag
     for phrase, span in zip(phrases, spans, strict=True):
         if not span:
             words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
-            raise ValueError(f"phrase '{phrase}' is not in the prompt. Words that are there: {words}. Name the concept by some of these, or add it")
+            raise ValueError(
+                f"phrase '{phrase}' is not in the prompt. Words that are there: {words}. Name the concept by some of these, or add it"
+            )
     conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encode(clip, text)]
     return TaggedPrompt(text, tuple(phrases), conditioning, tag, tuple(spans), length)

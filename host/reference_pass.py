@@ -29,7 +29,7 @@ class LatentSource(Protocol):
 
 
 class Renoised:
-    """The clean latent and seeded noise. One noise for the whole run by default, so that a step can be repeated; or fresh noise every step."""
+    """The clean latent and seeded noise: one noise for the whole run, so that a step can be repeated, or fresh noise in every step."""
 
     def __init__(self, seed: int, per_step: bool):
         self._seed, self._per_step = seed, per_step

@@ -20,7 +20,10 @@ _MINIMUM_SIDE = 64
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One reference image. concept: index of its concept; latent: 1 C h w as the VAE gives it; mask: H W or None; conditioning: its prompt's."""
+    """One reference image.
+
+    concept: index of its concept; latent: 1 C h w as the VAE gives it; mask: H W or None; conditioning: its prompt's.
+    """
 
     concept: int
     latent: Tensor
@@ -30,7 +33,7 @@ class Reference:
 
 
 def prepare_references(concepts: Sequence[Concept], clip: Any, vae: Any, native_side: int) -> list[Reference]:
-    """Encodes the images and prompts of all concepts. Images keep their aspect; only what is larger than the model's own area is reduced."""
+    """Encodes the images and prompts of all concepts. Images keep their aspect; what is larger than the model's own area is reduced."""
     conditionings: dict[str, list[Any]] = {}
     references = []
     for index, concept in enumerate(concepts):
@@ -55,7 +58,9 @@ def _fitted(image: Tensor, native_side: int) -> Tensor:  # 1 H W 3
     return resized.clamp(0, 1).movedim(1, -1)
 
 
-def check_masks(references: Sequence[Reference], concepts: Sequence[Concept], blocks: Sequence[Block], available: Sequence[AttentionBlock]) -> None:
+def check_masks(
+    references: Sequence[Reference], concepts: Sequence[Concept], blocks: Sequence[Block], available: Sequence[AttentionBlock]
+) -> None:
     """ValueError when a mask leaves nothing of a reference in one of the layers."""
     for reference in references:
         height, width = reference.latent.shape[-2:]
@@ -63,7 +68,10 @@ def check_masks(references: Sequence[Reference], concepts: Sequence[Concept], bl
             grid = (-(-height // downscale), -(-width // downscale))
             if len(visible_tokens(reference.mask, grid)[0]) == 0:
                 phrase = concepts[reference.concept].phrase
-                raise ValueError(f"mask of concept '{phrase}' is empty after scaling to {grid[1]}x{grid[0]}: paint a larger region, or crop the image closer")
+                raise ValueError(
+                    f"mask of concept '{phrase}' is empty after scaling to {grid[1]}x{grid[0]}: "
+                    "paint a larger region, or crop the image closer"
+                )
 
 
 def batched_conditioning(references: Sequence[Reference]) -> list[Any]:

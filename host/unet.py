@@ -39,7 +39,8 @@ def native_side(model: Any) -> int:
     """The side in pixels of the square pictures that the model was trained on."""
     import comfy.model_base
 
-    own = getattr(model.model.model_config, "native_side", None)
+    # Asked of the class: the host's instances answer every unknown name, with a warning.
+    own = getattr(type(model.model.model_config), "native_side", None)
     if own is not None:
         return int(own)
     if isinstance(model.model, comfy.model_base.SDXL):

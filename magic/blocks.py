@@ -14,7 +14,7 @@ class Block(NamedTuple):
     """A UNet block as the host names it: stage is 'input', 'middle' or 'output'."""
 
     stage: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
     def __str__(self) -> str:
         return f"{self.stage[0]}{self.index}"

@@ -38,12 +38,14 @@ class Concept:
     def _check_mask(self, mask: Tensor) -> None:
         (height, width), (mask_height, mask_width) = self.images.shape[1:3], mask.shape[-2:]
         if mask.shape[0] not in (1, self.images.shape[0]):
-            raise ValueError(f"concept '{self.phrase}' has {self.images.shape[0]} images but {mask.shape[0]} masks: give one for each, or one for all")
+            raise ValueError(
+                f"concept '{self.phrase}' has {self.images.shape[0]} images but {mask.shape[0]} masks: give one for each, or one for all"
+            )
         # A cell of rounding is allowed: masks often come from a resized copy of the image.
         if abs(width * mask_height - height * mask_width) > max(width, height, mask_width, mask_height) * 8:
             raise ValueError(
-                f"mask and image of concept '{self.phrase}' differ in aspect: the image is {width}x{height}, the mask {mask_width}x{mask_height}. "
-                "Use a mask that was drawn on this image"
+                f"mask and image of concept '{self.phrase}' differ in aspect: the image is {width}x{height}, "
+                f"the mask {mask_width}x{mask_height}. Use a mask that was drawn on this image"
             )
         if float(mask.max()) <= MINIMUM_COVERAGE:
             raise ValueError(f"mask of concept '{self.phrase}' is empty: paint over the part of the image to take")

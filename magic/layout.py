@@ -35,8 +35,8 @@ class SemanticLayout:
 
 def head_mean_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
     """Attention probabilities averaged over heads, float32. q: B N C, k: B M C -> B N M."""
-    q, k = (x.unflatten(-1, (heads, -1)).float() for x in (q, k))
-    scale = q.shape[-1] ** -0.5
+    q, k = (x.reshape(*x.shape[:-1], heads, -1).float() for x in (q, k))
+    scale: float = q.shape[-1] ** -0.5
     # Head by head: at 64x64 tokens all heads at once would take half a gigabyte an image.
     total = ((q[:, :, 0] * scale) @ k[:, :, 0].transpose(1, 2)).softmax(-1)
     for head in range(1, heads):
@@ -76,7 +76,7 @@ def foreground_columns(attention: Tensor, starts: Sequence[int]) -> Tensor:
 
 
 def _resized(propagated: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    maps = propagated.transpose(1, 2).unflatten(-1, grid)
+    maps = propagated.transpose(1, 2).reshape(propagated.shape[0], -1, *grid)
     return smooth(F.interpolate(maps, size=size, mode="bilinear", align_corners=False))
 
 

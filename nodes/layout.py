@@ -23,14 +23,31 @@ class MagicSemanticLayout(io.ComfyNode):
             node_id="MagicSemanticLayout",
             display_name="Semantic Layout (MagicPortrait)",
             category="MagicPortrait/layout",
-            description="Watches where the words of a prompt end up in the picture, without changing it. Connect MODEL and CONDITIONING to a sampler, then use Layout Masks.",
+            description=(
+                "Watches where the words of a prompt end up in the picture, without changing it. "
+                "Connect MODEL and CONDITIONING to a sampler, then use Layout Masks."
+            ),
             search_aliases=["attention map", "segmentation", "mask from prompt", "daam"],
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip="The picture in words."),
-                io.String.Input("phrases", default="hat, scarf", tooltip="Words of the prompt to find in the picture, separated by commas."),
-                advanced(io.Float.Input("ca_scale", default=0.6, min=0.05, max=1.0, step=0.05, tooltip="How much the other words of the prompt count: lower gives the phrases more room. Below .9 they are kept off the background.")),
+                io.String.Input(
+                    "phrases", default="hat, scarf", tooltip="Words of the prompt to find in the picture, separated by commas."
+                ),
+                advanced(
+                    io.Float.Input(
+                        "ca_scale",
+                        default=0.6,
+                        min=0.05,
+                        max=1.0,
+                        step=0.05,
+                        tooltip=(
+                            "How much the other words of the prompt count: lower gives the phrases more room. "
+                            "Below .9 they are kept off the background."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The watched model; its pictures are those of the model that came in."),
@@ -62,7 +79,13 @@ class MagicLayoutMasks(io.ComfyNode):
                 Layout.Input("layout", tooltip="From MagicFace Apply or Semantic Layout."),
                 io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),
                 io.Image.Input("image", optional=True, tooltip="The decoded picture: gives masks their size and lies under the overlay."),
-                io.Int.Input("step", default=-1, min=-1, max=10000, tooltip="Which step's layout; -1 is the last. The nearest step that was measured is taken."),
+                io.Int.Input(
+                    "step",
+                    default=-1,
+                    min=-1,
+                    max=10000,
+                    tooltip="Which step's layout; -1 is the last. The nearest step that was measured is taken.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(display_name="masks", is_output_list=True, tooltip="One mask for each phrase, in the order of the phrases."),

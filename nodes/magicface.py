@@ -33,26 +33,39 @@ class MagicFaceConcept(io.ComfyNode):
             search_aliases=["reference image", "face", "identity", "subject", "personalize", "ip adapter"],
             inputs=[
                 io.Image.Input("image", tooltip="The reference. Any size and aspect; a batch counts as several views of the same thing."),
-                io.String.Input("phrase", default="hat", tooltip="The words of the target prompt that name this concept, such as 'hat' or 'red scarf'."),
+                io.String.Input(
+                    "phrase", default="hat", tooltip="The words of the target prompt that name this concept, such as 'hat' or 'red scarf'."
+                ),
                 io.Float.Input(
                     "strength",
                     default=DEFAULT_STRENGTH,
                     min=-5.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="How much more the picture looks at this reference: added to the attention logits. 1.2 to 4 works; 0 is neutral, higher copies more.",
+                    tooltip=(
+                        "How much more the picture looks at this reference: added to the attention logits. "
+                        "1.2 to 4 works; 0 is neutral, higher copies more."
+                    ),
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Which part of the image shows the concept. Default: all of it. Soft edges count softly."),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Which part of the image shows the concept. Default: all of it. Soft edges count softly."
+                ),
                 io.String.Input(
                     "reference_prompt",
                     optional=True,
                     default="",
                     tooltip="What the reference image shows, such as 'a man wearing a hat'. Empty: the phrase.",
                 ),
-                io.Mask.Input("target_region", optional=True, tooltip="Where in the new picture the concept goes. Default: found by itself from the prompt."),
+                io.Mask.Input(
+                    "target_region",
+                    optional=True,
+                    tooltip="Where in the new picture the concept goes. Default: found by itself from the prompt.",
+                ),
                 Concepts.Input("concepts", optional=True, tooltip="Concepts before this one."),
             ],
-            outputs=[Concepts.Output(display_name="concepts", tooltip="All concepts so far: connect to the next concept, or to MagicFace Apply.")],
+            outputs=[
+                Concepts.Output(display_name="concepts", tooltip="All concepts so far: connect to the next concept, or to MagicFace Apply.")
+            ],
         )
 
     @classmethod
@@ -82,17 +95,28 @@ class MagicFaceConceptFolder(io.ComfyNode):
             node_id="MagicFaceConceptFolder",
             display_name="MagicFace Concept Folder",
             category="MagicPortrait/MagicFace",
-            description="Reads a folder of MagicFace's own data format from ComfyUI's input folder: image/<concept>.jpg, mask/<concept>.jpg and, if there is one, config*.yaml.",
+            description=(
+                "Reads a folder of MagicFace's own data format from ComfyUI's input folder: "
+                "image/<concept>.jpg, mask/<concept>.jpg and, if there is one, config*.yaml."
+            ),
             search_aliases=["dataset", "magicface yaml", "load concepts"],
             inputs=[
-                io.Combo.Input("folder", options=folders or [concept_folder.NO_FOLDER], tooltip="A folder inside ComfyUI's input folder that has image/ and mask/ in it."),
+                io.Combo.Input(
+                    "folder",
+                    options=folders or [concept_folder.NO_FOLDER],
+                    tooltip="A folder inside ComfyUI's input folder that has image/ and mask/ in it.",
+                ),
                 Concepts.Input("concepts", optional=True, tooltip="Concepts before these."),
             ],
             outputs=[
                 Concepts.Output(display_name="concepts", tooltip="The concepts of the folder."),
-                io.String.Output(display_name="prompt", tooltip="The target prompt of the YAML file, or one made from the concepts' names."),
+                io.String.Output(
+                    display_name="prompt", tooltip="The target prompt of the YAML file, or one made from the concepts' names."
+                ),
                 io.String.Output(display_name="negative_prompt", tooltip="The negative prompt of the YAML file."),
-                io.Float.Output(display_name="ca_scale", tooltip="ca_scale of the YAML file, for MagicFace Apply; 0 (automatic) without one."),
+                io.Float.Output(
+                    display_name="ca_scale", tooltip="ca_scale of the YAML file, for MagicFace Apply; 0 (automatic) without one."
+                ),
             ],
         )
 
@@ -117,30 +141,59 @@ class MagicFaceApply(io.ComfyNode):
             node_id="MagicFaceApply",
             display_name="MagicFace Apply",
             category="MagicPortrait/MagicFace",
-            description="Makes a model draw the concepts of the reference images. Connect MODEL and CONDITIONING to any sampler. SD1.5, SD2.1, SDXL.",
+            description=(
+                "Makes a model draw the concepts of the reference images. Connect MODEL and CONDITIONING to any sampler. "
+                "SD1.5, SD2.1, SDXL."
+            ),
             search_aliases=["face", "identity", "personalize", "reference only", "faceid", "subject driven"],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune. LoRAs and other patches may come before or after."),
+                io.Model.Input(
+                    "model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune. LoRAs and other patches may come before or after."
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.Vae.Input("vae", tooltip="The VAE of the model: encodes the references."),
                 Concepts.Input("concepts", tooltip="One or more MagicFace Concept nodes."),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip="The new picture in words. Every concept's phrase must be in it."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="The new picture in words. Every concept's phrase must be in it.",
+                ),
                 io.Float.Input(
                     "inject_at",
                     default=0.4,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="When the layout is settled and each region begins to look at its own reference only (RSA to RBA). Earlier: less spill, later: more freedom for the layout.",
+                    tooltip=(
+                        "When the layout is settled and each region begins to look at its own reference only (RSA to RBA). "
+                        "Earlier: less spill, later: more freedom for the layout."
+                    ),
                 ),
-                io.Boolean.Input("semantic_cfg", default=True, tooltip="Guides every word's region equally strongly. Needs CFG above 1; costs the layout in every step."),
-                advanced(io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="When references begin to act, in parts of sampling.")),
-                advanced(io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="When references cease to act, in parts of sampling.")),
+                io.Boolean.Input(
+                    "semantic_cfg",
+                    default=True,
+                    tooltip="Guides every word's region equally strongly. Needs CFG above 1; costs the layout in every step.",
+                ),
+                advanced(
+                    io.Float.Input(
+                        "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="When references begin to act, in parts of sampling."
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="When references cease to act, in parts of sampling."
+                    )
+                ),
                 advanced(
                     io.String.Input(
                         "layers",
                         default="fine",
-                        tooltip="Where references act: 'fine' (the two finest levels of the decoder, the paper's choice), 'decoder', 'all', or blocks such as 'o6-11,m0,i7-8'.",
+                        tooltip=(
+                            "Where references act: 'fine' (the two finest levels of the decoder, the paper's choice), 'decoder', 'all', "
+                            "or blocks such as 'o6-11,m0,i7-8'."
+                        ),
                     )
                 ),
                 advanced(
@@ -150,17 +203,48 @@ class MagicFaceApply(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.05,
-                        tooltip="How much the words that name no concept count in the layout: lower gives concepts more room. 0: automatic, .9 for one concept and .6 for several.",
+                        tooltip=(
+                            "How much the words that name no concept count in the layout: lower gives concepts more room. "
+                            "0: automatic, .9 for one concept and .6 for several."
+                        ),
                     )
                 ),
-                advanced(io.Combo.Input("reference_noise", options=["fixed", "per step"], default="fixed", tooltip="The same noise on a reference in all steps, or fresh noise each step as in the official code.")),
-                advanced(io.Int.Input("noise_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Seed of the references' noise.")),
-                advanced(io.Combo.Input("keep_features", options=["off", "memory"], default="off", tooltip="'memory': what the references showed is kept for the next run with the same steps, which then costs little more than plain sampling. About 20 MB a reference and step for SD1.5.")),
+                advanced(
+                    io.Combo.Input(
+                        "reference_noise",
+                        options=["fixed", "per step"],
+                        default="fixed",
+                        tooltip="The same noise on a reference in all steps, or fresh noise each step as in the official code.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "noise_seed",
+                        default=0,
+                        min=0,
+                        max=0xFFFFFFFFFFFFFFFF,
+                        control_after_generate=False,
+                        tooltip="Seed of the references' noise.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "keep_features",
+                        options=["off", "memory"],
+                        default="off",
+                        tooltip=(
+                            "'memory': what the references showed is kept for the next run with the same steps, which then costs little "
+                            "more than plain sampling. About 20 MB a reference and step for SD1.5."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt, for the sampler's positive input."),
-                Layout.Output(display_name="layout", tooltip="Which word owns which part of the picture: for Layout Masks, after sampling."),
+                Layout.Output(
+                    display_name="layout", tooltip="Which word owns which part of the picture: for Layout Masks, after sampling."
+                ),
             ],
         )
 

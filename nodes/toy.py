@@ -20,8 +20,11 @@ class MagicToyCheckpoint(io.ComfyNode):
             node_id="MagicToyCheckpoint",
             display_name="Toy Checkpoint (MagicPortrait)",
             category="MagicPortrait/toy",
-            description="A tiny Stable-Diffusion-shaped model that comes with this pack: 128 px cartoon portraits, seconds on any CPU. "
-            "Prompts: 'a smiling woman with red hair wearing a blue striped top hat, glasses and a green scarf, pink background, sketch style'.",
+            description=(
+                "A tiny Stable-Diffusion-shaped model that comes with this pack: 128 px cartoon portraits, seconds on any CPU. "
+                "Prompts: 'a smiling woman with red hair wearing a blue striped top hat, glasses and a green scarf, "
+                "pink background, sketch style'."
+            ),
             search_aliases=["demo model", "test checkpoint", "magic portrait"],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The UNet: 4x16x16 latents, eps prediction, best at CFG 3 to 5."),
@@ -46,9 +49,21 @@ class MagicToyPortrait(io.ComfyNode):
             search_aliases=["demo image", "procedural portrait", "test image"],
             inputs=[
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, tooltip="Which portrait is drawn."),
-                io.Combo.Input("part", options=list(portraits.PARTS), default="hat", tooltip="The part that the mask shows. Empty when the portrait does not have it."),
-                io.Combo.Input("style", options=[_AS_DRAWN, *portraits.STYLES], default="cartoon", tooltip="How it is drawn; 'by seed' lets the seed choose."),
-                io.Int.Input("size", default=128, min=64, max=1024, step=8, tooltip="Side in pixels. The toy checkpoint was trained at 128."),
+                io.Combo.Input(
+                    "part",
+                    options=list(portraits.PARTS),
+                    default="hat",
+                    tooltip="The part that the mask shows. Empty when the portrait does not have it.",
+                ),
+                io.Combo.Input(
+                    "style",
+                    options=[_AS_DRAWN, *portraits.STYLES],
+                    default="cartoon",
+                    tooltip="How it is drawn; 'by seed' lets the seed choose.",
+                ),
+                io.Int.Input(
+                    "size", default=128, min=64, max=1024, step=8, tooltip="Side in pixels. The toy checkpoint was trained at 128."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="IMAGE", tooltip="The portrait."),

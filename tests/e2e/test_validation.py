@@ -1,0 +1,141 @@
+"""What a user is told when something is wrong: before the execution where the host can see it, before the first sampling step elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from comfy_server import ComfyServer, ExecutionFailed, ValidationFailed
+from workflow_files import Prompt, ids, prompt_of, the
+
+NO_HAT_SEED = 0
+
+
+@pytest.fixture
+def prompt(object_info: dict[str, Any]) -> Prompt:
+    """One concept in two steps. It has one output, so that ComfyUI cannot run a part of it when another part is invalid."""
+    return prompt_of("magicface_one_concept", object_info, outputs={"SaveImage"}, steps=2)
+
+
+def refusal(server: ComfyServer, prompt: Prompt) -> str:
+    """All complaints about a prompt that ComfyUI must refuse."""
+    with pytest.raises(ValidationFailed) as refused:
+        server.queue(prompt)
+    assert refused.value.status == 400
+    nodes = refused.value.body["node_errors"].values()
+    return "\n".join(f"{node['class_type']}: {error['details']}" for node in nodes for error in node["errors"])
+
+
+def failure(server: ComfyServer, prompt: Prompt, node_type: str) -> str:
+    """The message of the node of type `node_type`, in which the execution must end before anything was sampled."""
+    with pytest.raises(ExecutionFailed) as failed:
+        server.queue(prompt)
+    assert failed.value.result.steps == 0
+    details: dict[str, Any] = failed.value.details
+    assert (details["node_type"], details["exception_type"]) == (node_type, "ValueError")
+    message: str = details["exception_message"]
+    return message
+
+
+# ---- refused by /prompt ----
+
+
+@pytest.mark.parametrize("phrase", ["", "  "])
+def test_empty_phrase(server: ComfyServer, prompt: Prompt, phrase: str) -> None:
+    the(prompt, "MagicFaceConcept")["inputs"]["phrase"] = phrase
+    assert "MagicFaceConcept: phrase - phrase is empty: write the words of the target prompt" in refusal(server, prompt)
+
+
+def test_start_after_end(server: ComfyServer, prompt: Prompt) -> None:
+    the(prompt, "MagicFaceApply")["inputs"].update(start=0.8, end=0.2)
+    assert "start (0.8) is after end (0.2)" in refusal(server, prompt)
+
+
+def test_unknown_folder(server: ComfyServer, prompt: Prompt) -> None:
+    prompt["folder"] = {"class_type": "MagicFaceConceptFolder", "inputs": {"folder": "nowhere"}}
+    the(prompt, "MagicFaceApply")["inputs"]["concepts"] = ["folder", 0]
+    complaint = refusal(server, prompt)
+    assert "concept folder 'nowhere' is not there: put a folder with image/ and mask/ in it into" in complaint
+    assert str(server.input_dir) in complaint
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), [("MagicFaceConcept", "strength", 99.0), ("MagicFaceApply", "inject_at", 1.5)])
+def test_value_out_of_range(server: ComfyServer, prompt: Prompt, kind: str, name: str, value: float) -> None:
+    the(prompt, kind)["inputs"][name] = value
+    assert f"{kind}: {name}" in refusal(server, prompt)
+
+
+def test_missing_link(server: ComfyServer, prompt: Prompt) -> None:
+    del the(prompt, "MagicFaceApply")["inputs"]["concepts"]
+    assert "MagicFaceApply: concepts" in refusal(server, prompt)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "source", "value"),
+    [
+        ("MagicFaceConcept", "phrase", "PrimitiveString", "hat"),
+        ("MagicFaceApply", "prompt", "PrimitiveString", "a man wearing a hat"),
+        ("MagicFaceApply", "start", "PrimitiveFloat", 0.1),
+        ("MagicFaceApply", "end", "PrimitiveFloat", 0.9),
+    ],
+)
+def test_checked_values_may_come_from_other_nodes(
+    server: ComfyServer, prompt: Prompt, kind: str, name: str, source: str, value: object
+) -> None:
+    prompt["source"] = {"class_type": source, "inputs": {"value": value}}
+    the(prompt, kind)["inputs"][name] = ["source", 0]
+    assert server.queue(prompt).images
+
+
+# ---- seen during the execution ----
+
+
+def test_phrase_not_in_the_prompt(server: ComfyServer, prompt: Prompt) -> None:
+    the(prompt, "MagicFaceConcept")["inputs"]["phrase"] = "umbrella"
+    the(prompt, "MagicFaceApply")["inputs"]["prompt"] = "a man wearing a green hat, cartoon style"
+    message = failure(server, prompt, "MagicFaceApply")
+    assert "phrase 'umbrella' is not in the prompt" in message
+    assert "a, man, wearing, green, hat, cartoon, style" in message
+
+
+def test_empty_mask(server: ComfyServer, prompt: Prompt) -> None:
+    the(prompt, "MagicToyPortrait")["inputs"]["seed"] = NO_HAT_SEED
+    assert "mask of concept 'hat' is empty: paint over the part of the image to take" in failure(server, prompt, "MagicFaceConcept")
+
+
+def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:
+    for name, value, side in (("nothing", 0.0, 128), ("dot", 1.0, 2)):
+        prompt[name] = {"class_type": "SolidMask", "inputs": {"value": value, "width": side, "height": side}}
+    pasted = {"destination": ["nothing", 0], "source": ["dot", 0], "x": 64, "y": 64, "operation": "add"}
+    prompt["mask"] = {"class_type": "MaskComposite", "inputs": pasted}
+    the(prompt, "MagicFaceConcept")["inputs"]["mask"] = ["mask", 0]
+    message = failure(server, prompt, "MagicFaceApply")
+    assert "mask of concept 'hat' is empty after scaling to" in message
+    assert "paint a larger region, or crop the image closer" in message
+
+
+@pytest.mark.parametrize(
+    ("layers", "complaint"),
+    [
+        ("finest", "layers: 'finest' is not understood: expected 'fine', 'decoder', 'all' or blocks such as"),
+        ("o77", "layers: 'o77' has no self-attention in this model: it has i1,i3,i5,m0,o0-5"),
+    ],
+)
+def test_unknown_layers(server: ComfyServer, prompt: Prompt, layers: str, complaint: str) -> None:
+    the(prompt, "MagicFaceApply")["inputs"]["layers"] = layers
+    assert complaint in failure(server, prompt, "MagicFaceApply")
+
+
+def test_conditioning_of_another_node(server: ComfyServer, prompt: Prompt) -> None:
+    the(prompt, "KSampler")["inputs"]["positive"] = [ids(prompt, "CLIPTextEncode")[0], 0]
+    message = failure(server, prompt, "KSampler")
+    assert "the sampler's positive input does not come from the node that patched this MODEL" in message
+    assert "connect the CONDITIONING output of that node to the sampler" in message
+
+
+def test_the_server_works_on_after_a_failure(server: ComfyServer, prompt: Prompt) -> None:
+    broken = {node: {**data, "inputs": dict(data["inputs"])} for node, data in prompt.items()}
+    the(broken, "MagicFaceApply")["inputs"]["layers"] = "nonsense"
+    failure(server, broken, "MagicFaceApply")
+    assert server.queue(prompt).images

@@ -1,0 +1,41 @@
+"""The pack's workflow files, as prompts for the server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import dev
+from workflow_format import to_api_prompt
+
+Prompt = dict[str, Any]
+
+FOLDER = dev.ROOT / "workflows"
+ALL = sorted(path.stem for path in FOLDER.glob("*.json"))
+NEED_FILES = [name for name in ALL if name.endswith(("_sd15", "_sdxl"))]
+TOY = [name for name in ALL if name not in NEED_FILES]
+
+
+def read(name: str) -> dict[str, Any]:
+    workflow: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return workflow
+
+
+def prompt_of(name: str, object_info: dict[str, Any], *, outputs: set[str] | None = None, **sampler: Any) -> Prompt:
+    """`sampler` replaces values of the KSampler; of the nodes that show or save pictures only those of the types `outputs` stay."""
+    prompt = to_api_prompt(read(name), object_info)
+    the(prompt, "KSampler")["inputs"].update(sampler)
+    dropped = {node for node, data in prompt.items() if outputs and object_info[data["class_type"]]["output_node"]}
+    dropped -= {node for kind in outputs or () for node in ids(prompt, kind)}
+    return {node: data for node, data in prompt.items() if node not in dropped}
+
+
+def ids(prompt: Prompt, kind: str) -> list[str]:
+    return [node for node, data in prompt.items() if data["class_type"] == kind]
+
+
+def the(prompt: Prompt, kind: str) -> dict[str, Any]:
+    """The prompt's only node of a type."""
+    [node] = ids(prompt, kind)
+    data: dict[str, Any] = prompt[node]
+    return data

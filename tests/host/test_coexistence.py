@@ -1,0 +1,192 @@
+"""Together with the nodes that people use: it works, or it says clearly why not."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+
+from magicportrait.tests.host.models import call_node
+from magicportrait.tests.host.sampling import PROMPT, Sampling, apply, encode, parts
+
+
+def core_node(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+
+
+PATCHES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "freeu": ("nodes_freelunch", "FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}),
+    "pag": ("nodes_pag", "PerturbedAttentionGuidance", {"scale": 3.0}),
+    "sag": ("nodes_sag", "SelfAttentionGuidance", {"scale": 0.5, "blur_sigma": 2.0}),
+    "deep_shrink": (
+        "nodes_model_downscale",
+        "PatchModelAddDownscale",
+        {"block_number": 3, "downscale_factor": 2.0, "start_percent": 0.0, "end_percent": 0.35, "downscale_after_skip": True,
+         "downscale_method": "bicubic", "upscale_method": "bicubic"},
+    ),
+    "rescale_cfg": ("nodes_model_advanced", "RescaleCFG", {"multiplier": 0.7}),
+    "easy_cache": ("nodes_easycache", "EasyCacheNode", {"reuse_threshold": 0.2, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}),
+    "lazy_cache": ("nodes_easycache", "LazyCacheNode", {"reuse_threshold": 0.2, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("name", PATCHES)
+def test_works_together_in_any_order(name, order):
+    module, node, options = PATCHES[name]
+    model = parts()[0]
+    if order == "before":
+        patched, positive, _ = apply(call_node(core_node(module, node), model=model, **options)[0])
+    else:
+        patched, positive, _ = apply(model)
+        patched = call_node(core_node(module, node), model=patched, **options)[0]
+    sampling = Sampling(batch=2, size=(16, 16))
+    samples = sampling.run(patched, positive)
+    other_alone = call_node(core_node(module, node), model=model, **options)[0]
+    assert samples.isfinite().all()
+    assert not torch.equal(samples, sampling.run(other_alone, positive)), "MagicFace had no effect"
+    plain, positive, _ = apply(model)
+    assert not torch.equal(samples, sampling.run(plain, positive)), f"{name} had no effect"
+
+
+@pytest.mark.parametrize("node", ["nodes_hypertile.HyperTile", "nodes_tomesd.TomePatchModel"])
+def test_nodes_that_rearrange_tokens_are_refused_with_a_reason(node):
+    module, name = node.split(".")
+    options = {"tile_size": 64, "swap_size": 2, "max_depth": 3, "scale_depth": False} if "Tile" in name else {"ratio": 0.5}
+    patched, positive, _ = apply(parts()[0])
+    patched = call_node(core_node(module, name), model=patched, **options)[0]
+    with pytest.raises(ValueError, match=r"rearranges the tokens \(HyperTile, Token Merging\)"):
+        Sampling(size=(32, 32)).run(patched, positive)
+
+
+def test_another_attention_patch_keeps_the_rows_that_are_not_ours():
+    """A pack that replaces attn1 in the same layers, set after ours: it must see the unconditional rows, and only these."""
+    seen: list[tuple[list[int], int]] = []
+
+    def foreign(q, k, v, extra_options):
+        seen.append((list(extra_options["cond_or_uncond"]), q.shape[0]))
+        return v
+
+    patched, positive, _ = apply(parts()[0], semantic_cfg=False)
+    patched = patched.clone()
+    for block in range(6, 12):
+        patched.set_model_attn1_replace(foreign, "output", block)
+    Sampling(batch=2, steps=2).run(patched, positive)
+    assert seen and all(chunks == [1] and rows == 2 for chunks, rows in seen)
+
+
+def test_attention_patch_of_a_single_transformer_block():
+    calls: list[int] = []
+
+    def foreign(q, k, v, extra_options):
+        calls.append(q.shape[0])
+        return v
+
+    patched, positive, _ = apply(parts("sdxl")[0], "sdxl", semantic_cfg=False)
+    patched = patched.clone()
+    patched.set_model_attn1_replace(foreign, "output", 4, 1)
+    samples = Sampling(steps=1).run(patched, positive)
+    assert calls == [1] and samples.isfinite().all()
+
+
+def test_lora_before_and_after():
+    model = parts()[0]
+    name = "diffusion_model.output_blocks.8.1.transformer_blocks.0.attn1.to_v.weight"
+    change = {name: ("diff", (torch.full_like(model.model.state_dict()[name], 0.05),))}
+    before = model.clone()
+    before.add_patches(change, 1.0)
+    first, positive, _ = apply(before)
+    after, second_positive, _ = apply(model)
+    after.add_patches(change, 1.0)
+    sampling = Sampling(steps=2)
+    one, two = sampling.run(first, positive), sampling.run(after, second_positive)
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
+
+
+def test_perp_neg_guider():
+    import comfy.samplers
+
+    guider_node = core_node("nodes_perpneg", "PerpNegGuider")
+    patched, positive, _ = apply(parts()[0])
+    guider = call_node(guider_node, model=patched, positive=positive, negative=encode("bad"), empty_conditioning=encode(""), cfg=7.0, neg_scale=1.0)[0]
+    noise = Sampling().noise()
+    sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "normal", 3)
+    samples = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+    assert samples.isfinite().all()
+
+
+def test_dual_cfg_guider_finds_our_rows_wherever_they_stand():
+    import comfy.samplers
+
+    guider_node = core_node("nodes_custom_sampler", "DualCFGGuider")
+    patched, positive, record = apply(parts()[0])
+    inputs = {"cond1": positive, "cond2": encode("a man"), "negative": encode("bad"), "cfg_conds": 5.0, "cfg_cond2_negative": 3.0, "style": "regular"}
+    import inspect
+
+    run = guider_node.execute if hasattr(guider_node, "define_schema") else getattr(guider_node, guider_node.FUNCTION)
+    known = inspect.signature(run).parameters
+    guider = call_node(guider_node, model=patched, **{name: value for name, value in inputs.items() if name in known})[0]
+    noise = Sampling().noise()
+    sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "normal", 3)
+    samples = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+    assert samples.isfinite().all() and record.run_of(samples)
+
+
+def test_regional_conditioning():
+    import nodes
+
+    patched, positive, _ = apply(parts()[0])
+    left = nodes.ConditioningSetArea().append(positive, 64, 128, 0, 0, 1.0)[0]
+    mask = torch.zeros(1, 16, 16)
+    mask[..., 8:] = 1
+    right = nodes.ConditioningSetMask().append(encode("a wall"), mask, "default", 1.0)[0]
+    combined = nodes.ConditioningCombine().combine(left, right)[0]
+    sampling = Sampling(batch=2)
+    samples = sampling.run(patched, combined)
+    plain = sampling.run(parts()[0], combined)
+    assert samples.isfinite().all() and not torch.equal(samples, plain)
+
+
+def test_time_ranges():
+    import nodes
+
+    patched, positive, record = apply(parts()[0])
+    early = nodes.ConditioningSetTimestepRange().set_range(positive, 0.0, 0.5)[0]
+    late = nodes.ConditioningSetTimestepRange().set_range(positive, 0.5, 1.0)[0]
+    samples = Sampling().run(patched, early + late)
+    assert samples.isfinite().all() and record.run_of(samples)
+
+
+def test_controlnet_with_random_weights():
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import nodes
+
+    model = parts()[0]
+    config = dict(model.model.model_config.unet_config)
+    for name in ("out_channels", "transformer_depth_output", "dtype", "use_temporal_attention", "legacy"):
+        config.pop(name, None)
+    import comfy.ops
+
+    torch.manual_seed(0)
+    network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+    patched, positive, _ = apply(model)
+    hint = torch.rand(1, 128, 128, 3)
+    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(positive, encode("bad"), control, hint, 1.0, 0.0, 1.0)
+    sampling = Sampling(batch=2, steps=2)
+    sampling.negative = negative
+    samples = sampling.run(patched, positive)
+    assert samples.isfinite().all() and not torch.equal(samples, sampling.run(model, positive))
+
+
+def test_two_patches_on_one_model_do_not_mix():
+    model = parts()[0]
+    first, positive, _ = apply(model)
+    both, _, _ = apply(first, prompt=PROMPT)
+    with pytest.raises(ValueError, match="connect the CONDITIONING output"):
+        Sampling(steps=1).run(both, positive)

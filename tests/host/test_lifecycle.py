@@ -1,0 +1,158 @@
+"""A patch comes and goes without a trace."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+from magicportrait.host import magicface
+from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode, parts, watch
+
+
+def _structure(value: Any) -> Any:
+    """A model's options with the identity of everything in them."""
+    if isinstance(value, dict):
+        return {key: _structure(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_structure(item) for item in value]
+    return id(value) if callable(value) else repr(value)
+
+
+def _state(model: Any) -> tuple[Any, ...]:
+    weights = [(name, tensor.double().sum().item()) for name, tensor in model.model.state_dict().items()]
+    return _structure(model.model_options), _structure(model.wrappers), _structure(model.callbacks), list(model.object_patches), weights
+
+
+def test_three_runs_leave_the_upstream_model_as_it_was():
+    model = parts()[0]
+    before = _state(model)
+    for _ in range(3):
+        patched, positive, _ = apply(model)
+        Sampling(steps=2).run(patched, positive)
+    assert _state(model) == before
+
+
+def test_patched_model_carries_one_wrapper_and_nothing_else():
+    model = parts()[0]
+    patched, *_ = apply(model)
+    assert _structure(patched.model_options) == _structure(model.model_options)
+    assert sum(len(by_key) for by_key in patched.wrappers.values()) == 1
+
+
+@pytest.mark.parametrize("shape", ["sd15", "sdxl", "sd21v"])
+def test_out_of_range_is_bit_identical_to_no_patch(shape):
+    model = parts(shape)[0]
+    patched, positive, _ = apply(model, shape, start=1.0, end=1.0, semantic_cfg=False)
+    sampling = Sampling(batch=2)
+    assert torch.equal(sampling.run(patched, positive), sampling.run(model, positive))
+
+
+def test_watching_the_layout_does_not_change_the_picture():
+    model = parts()[0]
+    patched, positive, record = watch(model)
+    sampling = Sampling(batch=2)
+    samples = sampling.run(patched, positive)
+    assert torch.equal(samples, sampling.run(model, positive))
+    assert sorted(record.run_of(samples)) == [0, 1, 2, 3]
+
+
+@pytest.fixture
+def tracked_features(monkeypatch):
+    """Weak references to all features that a run makes."""
+    made: list[weakref.ref] = []
+    original = magicface.ReferenceTokens
+
+    def tracked(k, v, bias):
+        made.extend(weakref.ref(tensor) for tensor in (k, v))
+        return original(k, v, bias)
+
+    monkeypatch.setattr(magicface, "ReferenceTokens", tracked)
+    return made
+
+
+def test_nothing_is_held_after_sampling(tracked_features):
+    patched, positive, _ = apply(parts()[0])
+    Sampling(steps=2).run(patched, positive)
+    gc.collect()
+    assert tracked_features and not [ref for ref in tracked_features if ref() is not None]
+
+
+def test_nothing_is_held_after_a_cancel_in_mid_sampling(tracked_features):
+    import comfy.model_management as management
+
+    def cancel(step: int, *_: Any) -> None:
+        if step == 1:
+            raise management.InterruptProcessingException()
+
+    model = parts()[0]
+    before = _state(model)
+    patched, positive, record = apply(model)
+    with pytest.raises(management.InterruptProcessingException):
+        Sampling(callback=cancel).run(patched, positive)
+    gc.collect()
+    assert tracked_features and not [ref for ref in tracked_features if ref() is not None]
+    assert _state(model) == before
+    with pytest.raises(ValueError, match="has not been sampled"):
+        record.run_of(torch.zeros(1))
+
+
+@pytest.mark.parametrize("shape", ["sd15", "sdxl"])
+def test_live_and_kept_give_the_same_picture(shape):
+    model, sampling = parts(shape)[0], Sampling(batch=2)
+    live, positive, _ = apply(model, shape)
+    expected = sampling.run(live, positive)
+    kept, positive, _ = apply(model, shape, keep_features="memory")
+    assert torch.equal(sampling.run(kept, positive), expected)
+    assert torch.equal(sampling.run(kept, positive), expected)
+
+
+def test_kept_features_are_used_and_only_for_the_same_weights(monkeypatch):
+    passes = []
+    original = magicface.ReferencePass.run
+    monkeypatch.setattr(magicface.ReferencePass, "run", lambda self, *args: (passes.append(1), original(self, *args)))
+    patched, positive, _ = apply(parts()[0], keep_features="memory")
+    Sampling().run(patched, positive)
+    assert len(passes) == 4
+    Sampling(seed=9).run(patched, positive)
+    assert len(passes) == 4
+    name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_k.weight"
+    changed = patched.clone()
+    changed.add_patches({name: ("diff", (torch.ones_like(changed.model.state_dict()[name]),))}, 1.0)
+    Sampling().run(changed, positive)
+    assert len(passes) == 8
+
+
+def test_one_reference_pass_a_sigma_serves_the_whole_batch(monkeypatch):
+    passes = []
+    original = magicface.ReferencePass.run
+    monkeypatch.setattr(magicface.ReferencePass, "run", lambda self, *args: (passes.append(1), original(self, *args)))
+    patched, positive, _ = apply(parts()[0])
+    Sampling(batch=3, steps=3).run(patched, positive)
+    assert len(passes) == 3
+
+
+def test_conditioning_from_elsewhere_is_refused_before_sampling():
+    patched, *_ = apply(parts()[0])
+    with pytest.raises(ValueError, match="connect the CONDITIONING output"):
+        Sampling().run(patched, encode("a man"))
+
+
+def test_layout_of_the_right_run_is_found():
+    patched, positive, record = watch(parts()[0])
+    first = Sampling(seed=1).run(patched, positive)
+    second = Sampling(seed=2).run(patched, positive)
+    assert record.run_of(first) is not record.run_of(second)
+    assert record.run_of(second * 2) is record.run_of(second), "a changed latent falls back to the last run"
+
+
+def test_target_region_replaces_the_measured_one():
+    region = torch.zeros(1, 64, 64)
+    region[:, :32] = 1
+    patched, positive, record = apply(parts()[0], chained=concepts(1, region=region), inject_at=0.0)
+    samples = Sampling().run(patched, positive)
+    owned = record.run_of(samples)[3].concepts[0]
+    assert (owned[: owned.shape[0] // 2] == 0).all() and (owned[owned.shape[0] // 2 :] == -1).all()

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magicportrait.magic.phrases import Token, assign_spans, occurrences
+
+
+def prompt_of(*tokens: Token, first: int = 1) -> list[tuple[int, Token]]:
+    return list(enumerate(tokens, first))
+
+
+WORDS = {word: 100 + i for i, word in enumerate(["a", "man", "and", "with", "red", "hat"])}
+
+
+def tokens(text: str) -> list[Token]:
+    return [WORDS[word] for word in text.split()]
+
+
+def spans(prompt: str, *phrases: str) -> list[tuple[int, ...]]:
+    return assign_spans([tokens(phrase) for phrase in phrases], prompt_of(*tokens(prompt)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases", "expected"),
+    [
+        ("a man with a hat", ["hat"], [(5,)]),
+        ("a man with a red hat", ["red hat", "man"], [(5, 6), (2,)]),
+        ("a hat and a hat", ["hat"], [(2, 5)]),  # one concept owns every place
+        ("a red hat and a red hat", ["red hat"], [(2, 3, 6, 7)]),
+        ("a man and a man", ["man", "man"], [(2,), (5,)]),  # one each
+        ("a man and a man", ["man", "hat", "man"], [(2,), (), (5,)]),
+        ("a man", ["man", "man"], [(2,), (2,)]),  # what is left over shares the last place
+        ("a man and a man", ["man", "man", "man"], [(2,), (5,), (5,)]),
+        ("a man and a man and a man", ["man", "man"], [(2,), (5,)]),
+        ("a red hat", ["red hat", "hat"], [(2, 3), (3,)]),
+        ("red hat", ["hat red", "red red"], [(), ()]),
+        ("hat", ["red hat", "hat"], [(), (1,)]),  # longer than the prompt
+        ("a hat", ["a hat"], [(1, 2)]),
+    ],
+)
+def test_spans(prompt: str, phrases: list[str], expected: list[tuple[int, ...]]) -> None:
+    assert spans(prompt, *phrases) == expected
+
+
+def test_positions_are_those_of_the_prompt() -> None:
+    # Two chunks of 77: special tokens are left out of the list, but not of the count.
+    prompt = [(75, 5), (78, 6), (79, 5)]
+    assert assign_spans([[5], [6], [5, 6]], prompt) == [(75, 79), (78,), (75, 78)]
+
+
+def test_vectors_are_compared_by_value() -> None:
+    vector = torch.tensor([1.0, 2.0])
+    prompt = prompt_of(7, vector, torch.tensor([1.0, 3.0]), 8)
+    assert occurrences([vector.clone()], prompt) == [(2,)]
+    assert occurrences([torch.tensor([1.0, 3.0]), 8], prompt) == [(3, 4)]
+    assert occurrences([torch.tensor([1.0])], prompt) == []
+    assert occurrences([7], [(1, torch.tensor(7))]) == occurrences([torch.tensor(7)], [(1, 7)]) == []
+
+
+def test_concepts_named_by_the_same_vector_take_one_place_each() -> None:
+    vector = torch.tensor([1.0, 2.0])
+    assert assign_spans([[vector], [vector.clone()]], prompt_of(vector, 3, vector.clone())) == [(1,), (3,)]
+
+
+def test_an_empty_phrase_is_nowhere() -> None:
+    assert occurrences([], prompt_of(1, 2)) == []
+    assert assign_spans([[], []], prompt_of(1, 2)) == [(), ()]
+    assert occurrences([1], []) == []
+
+
+@given(st.lists(st.integers(0, 2), max_size=3), st.lists(st.integers(0, 2), max_size=9), st.integers(0, 100))
+def test_occurrences_are_all_and_only_the_places_where_the_phrase_stands(phrase: Sequence[int], words: list[int], first: int) -> None:
+    text = "".join(map(str, words))
+    wanted = "".join(map(str, phrase))
+    expected = [
+        tuple(range(first + at, first + at + len(phrase))) for at in range(len(text)) if wanted and text[at : at + len(wanted)] == wanted
+    ]
+    assert occurrences(phrase, prompt_of(*words, first=first)) == expected
