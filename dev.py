@@ -6,6 +6,7 @@ import argparse
 import base64
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -87,6 +88,26 @@ def find_comfyui(chosen: Path | None = None) -> Path:
     if is_comfyui(default_comfyui()):
         return default_comfyui().resolve()
     raise HostNotFound(f"no ComfyUI found: {FIND_HINT}")
+
+
+def load_pack() -> None:
+    """Makes this folder importable as the package `magicportrait`, whatever it is called. For tests and benchmarks; ComfyUI does its own."""
+    spec = importlib.util.spec_from_file_location("magicportrait", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec and spec.loader
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["magicportrait"] = package
+    spec.loader.exec_module(package)
+
+
+def use_host() -> None:
+    """Makes ComfyUI importable in this process, on the CPU when torch has nothing better."""
+    import torch
+
+    sys.path.insert(0, str(find_comfyui()))
+    from comfy.cli_args import args
+
+    # comfy.model_management reads this when it is imported, and refuses to work without a device.
+    args.cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def host_version(host: Path) -> str:

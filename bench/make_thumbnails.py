@@ -1,4 +1,4 @@
-"""Runs the toy workflows and writes their thumbnails, workflows/<name>.jpg: references above, pictures below. `--help` for options."""
+"""Runs the toy workflows and writes their thumbnails, workflows/<name>.jpg: references first, then pictures, then layouts."""
 
 from __future__ import annotations
 
@@ -18,60 +18,57 @@ import dev  # noqa: E402 (lies in the project's folder)
 from workflow_format import to_api_prompt  # noqa: E402
 
 SIDE = 400
-# The workflows for other models cannot run everywhere: they borrow a thumbnail.
-BORROWED = {"magicface_three_concepts_sd15": "magicface_three_concepts", "magicface_three_concepts_sdxl": "magicface_three_concepts"}
-# Written by the SaveImage nodes beside the pictures, and shown above or below them.
-ABOVE, BELOW = ("_references",), ("_layout", "_overlay")
+WORKFLOWS = ROOT / "workflows"
+# These need models that cannot come with the pack.
+BORROWERS = {"magicface_three_concepts": ("magicface_three_concepts_sd15", "magicface_three_concepts_sdxl")}
 
 
-def pictures_of(server: dev.Server, workflow: dict[str, Any]) -> dict[str, list[Image.Image]]:
-    """What each SaveImage of a workflow writes, by its prefix; and the pictures of PreviewImage nodes as '_references'."""
+def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
+    """The references, pictures and layouts that a workflow shows and saves, told apart by their file names."""
     prompt = to_api_prompt(workflow, server.object_info())
-    saved: dict[str, list[Image.Image]] = {}
-    for reference in dev.run_prompt(server, prompt):
-        prefix = "_references" if reference["type"] == "temp" else reference["filename"].rsplit("_", 2)[0]
-        saved.setdefault(prefix, []).append(Image.open(io.BytesIO(server.fetch(reference))).convert("RGB"))
-    return saved
+    prompt = {node: data for node, data in prompt.items() if data["class_type"] != "MaskPreview"}
+    references, pictures, layouts = [], [], []
+    for file in dev.run_prompt(server, prompt):
+        name = file["filename"].rsplit("_", 2)[0]
+        kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
+        kind = layouts if name.endswith(("_concepts_layout", "_overlay")) else kind
+        kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))
+    return references, pictures, layouts
 
 
-def row(images: list[Image.Image]) -> Image.Image:
-    joined = Image.new("RGB", (sum(image.width for image in images), images[0].height))
-    for i, image in enumerate(images):
-        joined.paste(image, (sum(before.width for before in images[:i]), 0))
-    return joined
+def squares(images: list[Image.Image]) -> list[Image.Image]:
+    """Cuts what is wide into squares, and the legend off what is high."""
+    side = min(images[0].size) if images else 0
+    return [image.crop((left, 0, left + side, side)) for image in images for left in range(0, image.width, side)]
 
 
-def thumbnail(saved: dict[str, list[Image.Image]]) -> Image.Image:
-    """Rows of equal width, cut to a square's height in all: references, pictures, layouts."""
-    rank = {**dict.fromkeys(ABOVE, 0), **dict.fromkeys(BELOW, 2)}
-    rows = []
-    for prefix, images in sorted(saved.items(), key=lambda item: next((rank[end] for end in rank if item[0].endswith(end)), 1)):
-        shown = images[:2] if len(saved) <= 2 else images[:3]
-        rows.append(row(shown))
-    scaled = [image.resize((SIDE, round(image.height * SIDE / image.width)), Image.Resampling.LANCZOS) for image in rows]
-    sheet = Image.new("RGB", (SIDE, sum(image.height for image in scaled)), "white")
-    top = 0
-    for image in scaled:
-        sheet.paste(image, (0, top))
-        top += image.height
+def thumbnail(references: list[Image.Image], pictures: list[Image.Image], layouts: list[Image.Image]) -> Image.Image:
+    """A square of 2 x 2 or 3 x 3 tiles."""
+    first = squares(references)
+    columns = 2 if len(first) < 3 else 3
+    each = (columns**2 - len(first)) // (2 if layouts else 1)
+    tiles = [*first, *squares(pictures)[:each], *squares(layouts)[:each]]
+    side = SIDE // columns
+    sheet = Image.new("RGB", (side * columns, side * columns), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (i % columns * side, i // columns * side))
     return sheet
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
-    parser.add_argument("names", nargs="*", help="workflows without .json; default: all that run on the toy checkpoint")
+    parser.add_argument("names", nargs="*", default=[path.stem for path in sorted(WORKFLOWS.glob("*.json"))], help="default: all")
     options = parser.parse_args()
-    folder = ROOT / "workflows"
-    names = options.names or sorted({path.stem for path in folder.glob("*.json")} - set(BORROWED))
-    host = dev.find_comfyui(options.comfyui)
-    with dev.Server(host, Path(sys.executable), dev.CACHE / "thumbnails", cpu=dev.needs_cpu_flag(Path(sys.executable))) as server:
-        for name in names:
-            workflow = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            picture = thumbnail(pictures_of(server, workflow))
-            for target in (name, *(borrower for borrower, lender in BORROWED.items() if lender == name)):
-                picture.save(folder / f"{target}.jpg", quality=88)
-                print(folder / f"{target}.jpg", picture.size)
+    borrowers = {borrower for several in BORROWERS.values() for borrower in several}
+    python = Path(sys.executable)
+    with dev.Server(dev.find_comfyui(options.comfyui), python, dev.CACHE / "comfyui", cpu=dev.needs_cpu_flag(python)) as server:
+        for name in sorted(set(options.names) - borrowers):
+            workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+            picture = thumbnail(*results(server, workflow))
+            for target in (name, *BORROWERS.get(name, ())):
+                picture.save(WORKFLOWS / f"{target}.jpg", quality=88)
+                print(f"wrote workflows/{target}.jpg")
 
 
 if __name__ == "__main__":

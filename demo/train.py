@@ -18,7 +18,6 @@ import functools
 import math
 import os
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +27,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import dev
 
 from .autoencoder import Autoencoder
 from .checkpoint import write_parts
@@ -49,6 +50,7 @@ from .portraits import (
 )
 
 FOLDER = Path(__file__).parent / "training"
+GRAMMAR = "a an , and with wearing style woman man hair beard hat glasses sunglasses scarf shirt background"
 START_TOKEN, END_TOKEN, UNKNOWN_TOKEN = 49406, 49407, -1
 
 
@@ -172,16 +174,6 @@ def encode_training_set(device: torch.device) -> None:
     np.save(FOLDER / "latents.npy", torch.cat(latents).numpy())
 
 
-def import_host(device: torch.device) -> None:
-    """Makes ComfyUI importable, on the CPU unless training runs on something else."""
-    from dev import find_comfyui
-
-    sys.path.insert(0, str(find_comfyui()))
-    from comfy.cli_args import args
-
-    args.cpu = device.type == "cpu"
-
-
 class Captions:
     """Tokenises captions phrase by phrase, so that it is known which tokens name which part."""
 
@@ -193,25 +185,7 @@ class Captions:
         self._tokenizer = SD1Tokenizer().clip_l.tokenizer
         self._ids: dict[str, list[int]] = {}
         words = [*STYLES, *PATTERNS, *HAT_KINDS, *EXPRESSIONS, *GARMENT_COLOURS, *BACKGROUND_COLOURS, *HAIR_COLOURS]
-        words += [
-            "a",
-            "an",
-            ",",
-            "and",
-            "with",
-            "wearing",
-            "style",
-            "woman",
-            "man",
-            "hair",
-            "beard",
-            "hat",
-            "glasses",
-            "sunglasses",
-            "scarf",
-            "shirt",
-            "background",
-        ]
+        words += [GRAMMAR]
         ids = sorted({i for word in words for i in self.ids(word)} | {START_TOKEN, END_TOKEN})
         self.token_ids = ids
         self._row = {token: row for row, token in enumerate(ids, start=1)}
@@ -288,7 +262,7 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def train_diffusion(run: Run) -> None:
-    import_host(run.device)
+    dev.use_host()
     latents = torch.from_numpy(np.load(FOLDER / "latents.npy"))
     parts = torch.from_numpy(np.load(FOLDER / "parts.npy"))
     portraits = [sample_portrait(seed) for seed in range(len(latents))]

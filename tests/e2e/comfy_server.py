@@ -12,7 +12,7 @@ from typing import Any
 import websocket
 from PIL import Image
 
-from dev import Server
+from dev import Server, describe_rejection
 
 Picture = dict[str, str]
 
@@ -21,7 +21,7 @@ class ValidationFailed(Exception):
     """ComfyUI refused the prompt; `body` is its answer, with `error` and `node_errors`."""
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:
-        super().__init__(json.dumps(body, indent=1))
+        super().__init__(describe_rejection(body))
         self.status, self.body = status, body
 
 

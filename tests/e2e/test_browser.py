@@ -8,22 +8,40 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import workflow_files
-from comfy_server import ComfyServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
+import workflow_files
+from comfy_server import ComfyServer
 from dev import CACHE, PACK_NAME
 from workflow_format import to_api_prompt
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-OPTIONS = "--no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-component-update --disable-sync".split()
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SCREENSHOTS = CACHE / "screenshots"
 MODES = {"classic": False, "nodes2": True}
 """The two ways in which the frontend draws nodes: on its canvas, and as elements of the page."""
 
+# The last thing that the frontend does at its start is to open a workflow.
+READY = "!!window.LiteGraph?.registered_node_types?.MagicFaceApply && !!window.app?.extensionManager?.workflow?.activeWorkflow"
+UNKNOWN = "() => app.graph.nodes.map(node => node.type).filter(type => !LiteGraph.registered_node_types[type])"
+SET_STEPS = """steps => {
+    const sampler = app.graph.nodes.find(node => node.type == 'KSampler');
+    sampler.widgets.find(widget => widget.name == 'steps').value = steps;
+}"""
+# Every SaveImage has its pictures, and the page shows them: drawn on the canvas, or as elements.
 SHOWN = """() => {
-    const counts = app.graph.nodes.filter(node => node.type == 'SaveImage').map(node => app.nodeOutputs[node.id]?.images?.length ?? 0);
-    return counts.sort().join() == '1,4,4' && QUERY;
+    const nodes = app.graph.nodes.filter(node => node.type == 'SaveImage');
+    const drawn = node => LiteGraph.vueNodesMode
+        ? [...document.querySelectorAll(`[data-node-id="${node.id}"] img`)].filter(image => image.naturalWidth).length > 0
+        : node.imgs?.length > 0 && node.imgs.every(image => image.naturalWidth);
+    return nodes.length > 0 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length > 0 && drawn(node));
 }"""
 
 
@@ -46,10 +64,7 @@ class Frontend:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.request.post(f"{server.url}/api/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": MODES[mode]})
         page.goto(server.url, wait_until="domcontentloaded")
-        page.wait_for_function("!!window.LiteGraph?.registered_node_types?.MagicFaceApply", timeout=60_000)
-        page.wait_for_function("!!document.querySelector('#graph-canvas') && !document.querySelector('#splash-loader')", timeout=60_000)
-        # The frontend restores its last workflow when everything else is ready.
-        page.wait_for_function("window.app.graph?.nodes !== undefined && window.app.extensionManager?.workflow?.activeWorkflow", timeout=60_000)
+        page.wait_for_function(READY, timeout=60_000)
 
     def _read(self, message: ConsoleMessage) -> None:
         # A fresh ComfyUI answers 404 for a new user's files, and asks for news on the internet.
@@ -92,7 +107,7 @@ def test_workflow_opens_as_it_was_saved(frontend: Frontend, object_info: dict[st
     frontend.load(workflow)
 
     frontend.screenshot(name)
-    assert frontend.page.evaluate("() => app.graph.nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type)") == []
+    assert frontend.page.evaluate(UNKNOWN) == []
     assert frontend.prompt() == to_api_prompt(workflow, object_info)
     saved = frontend.saved()
     assert sorted(saved["links"]) == sorted(workflow["links"])
@@ -103,7 +118,7 @@ def test_workflow_opens_as_it_was_saved(frontend: Frontend, object_info: dict[st
 
 def test_workflow_runs_in_the_page(frontend: Frontend, server: ComfyServer) -> None:
     frontend.load(workflow_files.read("magicface_three_concepts"))
-    frontend.page.evaluate("() => { app.graph.nodes.find(node => node.type == 'KSampler').widgets.find(widget => widget.name == 'steps').value = 8 }")
+    frontend.page.evaluate(SET_STEPS, 8)
 
     frontend.page.get_by_test_id("queue-button").first.click()
 

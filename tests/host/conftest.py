@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
 import dev
 
-
-def use_host() -> None:
-    sys.path.insert(0, str(dev.find_comfyui()))
-    from comfy.cli_args import args
-
-    # comfy.model_management reads this when it is imported, and refuses to work without a device.
-    args.cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-
-
-use_host()
+dev.use_host()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,121 @@
+"""The toy world for benchmarks: the pack and ComfyUI in this process, the shipped checkpoint, pictures and where their parts are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+os.environ.setdefault("MAGICPORTRAIT_BENCH", "1")
+
+import dev  # noqa: E402
+
+dev.load_pack()
+dev.use_host()
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from magicportrait.demo import checkpoint, portraits  # noqa: E402
+from magicportrait.demo.dataset import HELD_OUT_SEEDS  # noqa: E402
+from magicportrait.demo.portraits import Portrait, Rendering  # noqa: E402
+from magicportrait.host.layout_record import LayoutRecord  # noqa: E402
+from magicportrait.nodes.layout import MagicSemanticLayout  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+LATENT = checkpoint.IMAGE_SIDE // 8
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The shipped checkpoint."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+    @classmethod
+    def load(cls) -> Toy:
+        return cls(*checkpoint.load())
+
+    def encode_text(self, text: str) -> list[Any]:
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def decode(self, samples: Tensor) -> Tensor:
+        return self.vae.decode(samples).clamp(0, 1)
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        return torch.cat([torch.randn(1, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def sample(self, model: Any, positive: Any, noise: Tensor, steps: int = 25, cfg: float = 4.0) -> Tensor:
+        import comfy.sample
+
+        # Euler over the uniform schedule is DDIM with eta 0.
+        return comfy.sample.sample(
+            model, noise, steps, cfg, "euler", "ddim_uniform", positive, self.encode_text(""), torch.zeros_like(noise), disable_pbar=True, seed=0
+        )  # fmt: skip
+
+    def watch(self, prompt: str, phrases: Sequence[str]) -> tuple[Any, Any, LayoutRecord]:
+        return MagicSemanticLayout.execute(self.model, self.clip, prompt, ", ".join(phrases), 0.6).args
+
+
+def held_out(count: int, wanted: Callable[[Portrait], bool] = lambda portrait: True) -> list[Portrait]:
+    """The first `count` portraits that no training saw and that are as wanted."""
+    found: list[Portrait] = []
+    for seed in HELD_OUT_SEEDS:
+        portrait = portraits.sample_portrait(seed)
+        if wanted(portrait):
+            found.append(portrait)
+        if len(found) == count:
+            break
+    return found
+
+
+def picture(rendering: Rendering) -> Tensor:  # 1 H W 3
+    return torch.from_numpy(rendering.image)[None]
+
+
+def strongest(phrase_map: Tensor, share: float = 0.6) -> Tensor:
+    """Where a phrase is most attended: above `share` of its maximum, at picture size. B h w -> B H W, bool."""
+    enlarged = F.interpolate(phrase_map[:, None].float(), size=(checkpoint.IMAGE_SIDE,) * 2, mode="bilinear")[:, 0]
+    return enlarged >= share * enlarged.amax((1, 2), keepdim=True)
+
+
+def last_maps(record: LayoutRecord, samples: Tensor) -> Tensor:
+    """The phrase maps of a run's last step: B P h w."""
+    run = record.run_of(samples)
+    return torch.from_numpy(run[max(run)].phrase_maps)
+
+
+def mean_colour(image: Tensor, mask: Tensor) -> Tensor:
+    """image: H W 3, mask: H W -> 3."""
+    weight = mask.float()[..., None]
+    return (image * weight).sum((0, 1)) / weight.sum().clamp(min=1e-6)
+
+
+def write_report(name: str, lines: Sequence[str]) -> None:
+    """Prints a report and keeps it in bench/results/."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    folder = ROOT / "bench" / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def contact_sheet(rows: Sequence[Sequence[Tensor]], path: Path, scale: int = 1, gap: int = 2) -> None:
+    """Pictures (H W 3) in rows, as one file."""
+    from PIL import Image
+
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    sheet = torch.ones(len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            sheet[y * (height + gap) :, x * (width + gap) :][:height, :width] = image
+    saved = Image.fromarray((sheet * 255).round().byte().numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saved.resize((saved.width * scale, saved.height * scale), Image.Resampling.LANCZOS).save(path)
