@@ -20,12 +20,13 @@ dev.use_host()
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
 from magicportrait.demo import checkpoint, portraits  # noqa: E402
 from magicportrait.demo.dataset import HELD_OUT_SEEDS  # noqa: E402
 from magicportrait.demo.portraits import Portrait, Rendering  # noqa: E402
 from magicportrait.host.layout_record import LayoutRecord  # noqa: E402
 from magicportrait.nodes.layout import MagicSemanticLayout  # noqa: E402
-from torch import Tensor  # noqa: E402
 
 LATENT = checkpoint.IMAGE_SIDE // 8
 

@@ -15,10 +15,19 @@ from . import toy
 
 # ruff: isort: split
 import torch
-import torch.nn.functional as F
-from magicportrait.demo.portraits import BACKGROUND_COLOURS, GARMENT_COLOURS, STYLES, Portrait, caption, render, sample_portrait, second_colour, tint
-from magicportrait.host.layout_record import LayoutRecord
 from torch import Tensor
+
+from magicportrait.demo.portraits import (
+    BACKGROUND_COLOURS,
+    GARMENT_COLOURS,
+    STYLES,
+    Portrait,
+    caption,
+    render,
+    sample_portrait,
+    second_colour,
+    tint,
+)
 
 WORDS = {"hat": "hat", "scarf": "scarf", "shirt": "shirt", "hair": "hair", "glasses": "glasses", "background": "background"}
 
@@ -68,10 +77,13 @@ def intersection_over_union(found: Tensor, truth: Tensor) -> float:
 
 def localisation(checkpoint: toy.Toy, count: int = 48, percent: float = 0.7) -> dict[str, tuple[float, float]]:
     """For each word (layout, baseline): IoU at half maximum with the exact mask, on portraits re-noised to `percent` of the schedule."""
-    import comfy.sample
-    import comfy.samplers
 
-    means = {part: torch.stack([torch.from_numpy(render(sample_portrait(seed)).masks[part]) for seed in range(256) if _has(sample_portrait(seed), part)]).mean(0) for part in WORDS}
+    means = {
+        part: torch.stack(
+            [torch.from_numpy(render(sample_portrait(seed)).masks[part]) for seed in range(256) if _has(sample_portrait(seed), part)]
+        ).mean(0)
+        for part in WORDS
+    }
     scores: dict[str, list[tuple[float, float]]] = {word: [] for word in WORDS}
     sampling = checkpoint.model.get_model_object("model_sampling")
     sigma = float(sampling.percent_to_sigma(percent))
@@ -88,7 +100,12 @@ def localisation(checkpoint: toy.Toy, count: int = 48, percent: float = 0.7) -> 
             if truth.sum() < 32:
                 continue
             baseline = means[WORDS[word]]
-            scores[word].append((intersection_over_union(toy.strongest(maps[:, i], 0.5)[0], truth), intersection_over_union(baseline >= 0.5 * baseline.max(), truth)))
+            scores[word].append(
+                (
+                    intersection_over_union(toy.strongest(maps[:, i], 0.5)[0], truth),
+                    intersection_over_union(baseline >= 0.5 * baseline.max(), truth),
+                )
+            )
     return {word: tuple(torch.tensor(values).mean(0).tolist()) for word, values in scores.items() if values}  # type: ignore[misc]
 
 
@@ -129,7 +146,12 @@ def main() -> None:
     located = localisation(checkpoint)
     mean = [sum(pair[i] for pair in located.values()) / len(located) for i in (0, 1)]
     lines = ["# Quality of the toy checkpoint", "", "`python -m bench.toy_quality`", ""]
-    lines += [f"Autoencoder, 64 held-out portraits: PSNR {psnr['all']:.1f} dB (" + ", ".join(f"{style} {psnr[style]:.1f}" for style in STYLES) + ")", ""]
+    lines += [
+        f"Autoencoder, 64 held-out portraits: PSNR {psnr['all']:.1f} dB ("
+        + ", ".join(f"{style} {psnr[style]:.1f}" for style in STYLES)
+        + ")",
+        "",
+    ]
     lines += [f"Binding, {args.captions} captions: " + ", ".join(f"{part} {share:.0%}" for part, share in bound.items()), ""]
     lines += ["| IoU at half maximum, 48 held-out | " + " | ".join(located) + " | mean |", "| --- |" + " --- |" * (len(located) + 1)]
     for i, name in enumerate(("layout", "mean mask of the data set")):

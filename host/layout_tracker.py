@@ -51,13 +51,18 @@ class LayoutTracker:
     def __init__(self, available: Sequence[AttentionBlock], spans: Sequence[Sequence[int]], length: int, ca_scale: float):
         self._available = {layer.block: layer for layer in available}
         self._spans, self._length, self._ca_scale = spans, length, ca_scale
-        self._rows = SamplingRows(frozenset(), frozenset())
+        self._rows = SamplingRows(frozenset(), frozenset(), frozenset())
         self._open: _Measurement | None = None
         self.latest: dict[Any, SemanticLayout] = {}
 
     def layout_of(self, cond_id: Any) -> SemanticLayout | None:
         """The last layout of a cond; of any other of ours when it has none yet (its time range may just have begun)."""
         return self.latest.get(cond_id) or next(iter(self.latest.values()), None)
+
+    @property
+    def whole(self) -> SemanticLayout | None:
+        """The last layout that covers the whole picture."""
+        return next((layout for cond_id, layout in self.latest.items() if cond_id not in self._rows.partial), None)
 
     def begin(self, rows: SamplingRows, model_options: dict[str, Any], latent_size: tuple[int, int]) -> dict[str, Any]:
         """Starts measuring a model call: model options in which the attention layers report to this tracker."""

@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,9 +45,15 @@ class SigmaRange:
 
 @dataclass(eq=False)
 class FeatureStore:
-    """Feature banks kept between runs, by all that they depend on. Only filled when the user asks for it."""
+    """Feature banks kept between runs in main memory, by all that they depend on. Only filled when the user asks for it."""
 
-    banks: dict[tuple[Any, ...], FeatureBank] = field(default_factory=dict)
+    LIMIT: ClassVar[int] = 100
+    banks: OrderedDict[tuple[Any, ...], FeatureBank] = field(default_factory=OrderedDict)
+
+    def keep(self, key: tuple[Any, ...], bank: FeatureBank) -> None:
+        self.banks[key] = {layer: [tokens.to("cpu") for tokens in concepts] for layer, concepts in bank.items()}
+        if len(self.banks) > self.LIMIT:
+            self.banks.popitem(last=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +103,8 @@ class _MagicFaceRun:
     def __init__(self, patch: MagicFacePatch, guider: Any, sigmas: Tensor):
         self._patch, self._guider = patch, guider
         self._holders = holders_of(guider, patch.prompt.tag)
+        # At CFG 1 there is nothing to guide.
+        self._guides = patch.semantic_cfg and not math.isclose(getattr(guider, "cfg", 0.0), 1.0)
         self._sigmas = [float(sigma) for sigma in sigmas]
         self._rows: SamplingRows | None = None
         self._tracker = LayoutTracker(patch.available, patch.prompt.spans, patch.prompt.length, patch.ca_scale)
@@ -126,7 +136,8 @@ class _MagicFaceRun:
             guide = functools.partial(self._after_cfg, sigma)
             options = {**options, "sampler_post_cfg_function": [guide, *options.get("sampler_post_cfg_function", [])]}
         prediction = executor(x, timestep, options, *args, **kwargs)
-        self._end_measurement(sigma)
+        if measuring:
+            self._end_measurement(sigma)
         return prediction
 
     def _step_of(self, sigma: float) -> int:
@@ -136,7 +147,7 @@ class _MagicFaceRun:
 
     def _is_measured(self, sigma: float) -> bool:
         """RBA needs the layout of the call before it, guidance that of its own call, and the user the last one."""
-        if self._patch.semantic_cfg or not self._patch.references:
+        if self._guides or not self._patch.references:
             return True
         step = self._step_of(sigma)
         following = self._sigmas[min(step + 1, len(self._sigmas) - 1)]
@@ -144,20 +155,17 @@ class _MagicFaceRun:
 
     def _after_cfg(self, sigma: float, args: dict[str, Any]) -> Tensor:
         self._end_measurement(sigma)
-        layout = next(iter(self._tracker.latest.values()), None)
-        cfg = args["cond_scale"]
-        cond = args["cond_denoised"]
-        is_guided = args["uncond_denoised"] is not None and abs(cfg - 1) > 1e-6
-        if not self._patch.semantic_cfg or layout is None or not is_guided or layout.regions.shape[0] != cond.shape[0]:
+        layout, cond = self._tracker.whole, args["cond_denoised"]
+        if not self._guides or layout is None or layout.regions.shape[0] != cond.shape[0]:
             return args["denoised"]
-        return guide_by_region(args["denoised"], cond, args["uncond_denoised"], cfg, layout)
+        return guide_by_region(args["denoised"], cond, args["uncond_denoised"], args["cond_scale"], layout)
 
     def _end_measurement(self, sigma: float) -> None:
         self._tracker.finish()
-        for layout in self._tracker.latest.values():
+        layout = self._tracker.whole or self._tracker.layout_of(None)
+        if layout is not None:
             concepts = self._placed(layout, layout.regions.shape[0], tuple(layout.regions.shape[-2:]))
             self.steps[self._step_of(sigma)] = layout_step(layout, concepts)
-            break
 
     def _placed(self, layout: SemanticLayout | None, batch: int, grid: tuple[int, ...]) -> Tensor:
         found = None if layout is None else layout.concepts(self._patch.prompt.spans)
@@ -172,7 +180,7 @@ class _MagicFaceRun:
         else:
             bank = self._run_references(timestep, model_options)
             if store is not None:
-                store.banks[key] = bank
+                store.keep(key, bank)
         self._bank = (sigma, bank)
         return bank
 

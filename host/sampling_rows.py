@@ -12,9 +12,11 @@ from .prompts import TAG
 
 @dataclass(frozen=True)
 class SamplingRows:
-    """The ids that the host gives to the conds of one sampling run: ours, and those of the negative prompt."""
+    """The ids that the host gives to the conds of one sampling run: ours, those of ours that cover a part of the picture only, and those
+    of the negative prompt."""
 
     ours: frozenset[Any]
+    partial: frozenset[Any]
     negative: frozenset[Any]
 
 
@@ -40,9 +42,13 @@ def identify_rows(guider: Any, tag: str, holders: set[str]) -> SamplingRows:
             if cond.get(TAG) == tag:
                 cond["uuid"] = uuid.uuid4()
                 del cond[TAG]
-    ours = frozenset(cond["uuid"] for name in holders for cond in guider.conds[name] if cond.get(TAG) == tag)
+    ours = [cond for name in holders for cond in guider.conds[name] if cond.get(TAG) == tag]
     negative = () if "negative" in holders else guider.conds.get("negative") or ()
-    return SamplingRows(ours, frozenset(cond["uuid"] for cond in negative))
+    return SamplingRows(
+        ours=frozenset(cond["uuid"] for cond in ours),
+        partial=frozenset(cond["uuid"] for cond in ours if "area" in cond),
+        negative=frozenset(cond["uuid"] for cond in negative),
+    )
 
 
 def chunk_slices(extra_options: dict[str, Any], rows: int) -> list[tuple[Any, slice]]:

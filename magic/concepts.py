@@ -34,6 +34,8 @@ class Concept:
             raise ValueError(f"concept '{self.phrase}' has no image: expected B H W C, got {list(self.images.shape)}")
         if self.mask is not None:
             self._check_mask(self.mask)
+        if self.target_region is not None and float(self.target_region.max()) <= 0.5:
+            raise ValueError(f"target region of concept '{self.phrase}' is empty: paint where it goes, or disconnect the mask")
 
     def _check_mask(self, mask: Tensor) -> None:
         (height, width), (mask_height, mask_width) = self.images.shape[1:3], mask.shape[-2:]

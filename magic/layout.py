@@ -26,9 +26,9 @@ class SemanticLayout:
     phrase_maps: Tensor
 
     def concepts(self, spans: Sequence[Sequence[int]]) -> Tensor:
-        """The index of the phrase that owns each place, -1 for none: B H W."""
+        """The index of the phrase that owns each place, -1 for none: B H W. A token of two phrases counts for the longer one."""
         out = torch.full_like(self.regions, -1)
-        for i, span in enumerate(spans):
+        for i, span in sorted(enumerate(spans), key=lambda item: len(item[1])):
             out[torch.isin(self.regions, torch.tensor(span, device=out.device))] = i
         return out
 

@@ -32,14 +32,17 @@ def occurrences(phrase: Sequence[Token], prompt: Sequence[tuple[int, Token]]) ->
 def assign_spans(phrases: Sequence[Sequence[Token]], prompt: Sequence[tuple[int, Token]]) -> list[tuple[int, ...]]:
     """The token positions of every phrase; empty where a phrase is not in the prompt.
 
-    A phrase owns every place where it stands. When several concepts have the same phrase ('a man and a man'), the first gets its
-    first place and so on, and those that are left over share the last one.
+    A phrase owns every place where it stands, except inside a longer phrase ('hat' inside 'red hat') if it stands elsewhere too. When
+    several concepts have the same phrase ('a man and a man'), the first gets its first place and so on, and those that are left over
+    share the last one.
     """
+    places = [occurrences(phrase, prompt) for phrase in phrases]
     spans: list[tuple[int, ...]] = []
     for i, phrase in enumerate(phrases):
-        places = occurrences(phrase, prompt)
+        taken = {position for j, other in enumerate(phrases) if len(other) > len(phrase) for place in places[j] for position in place}
+        own = [place for place in places[i] if taken.isdisjoint(place)] or places[i]
         alike = [j for j, other in enumerate(phrases) if len(other) == len(phrase) and all(map(_same, other, phrase))]
-        if len(alike) > 1 and places:
-            places = [places[min(alike.index(i), len(places) - 1)]]
-        spans.append(tuple(position for place in places for position in place))
+        if len(alike) > 1 and own:
+            own = [own[min(alike.index(i), len(own) - 1)]]
+        spans.append(tuple(dict.fromkeys(position for place in own for position in place)))
     return spans

@@ -83,8 +83,14 @@ class MagicFaceConcept(io.ComfyNode):
         target_region: torch.Tensor | None = None,
         concepts: tuple[Concept, ...] = (),
     ) -> io.NodeOutput:
-        region = None if target_region is None else target_region[:1]
-        return io.NodeOutput((*concepts, Concept(phrase.strip(), image, mask, reference_prompt.strip(), strength, region)))
+        region = None if target_region is None else _stacked(target_region)[:1]
+        covered = None if mask is None else _stacked(mask)
+        return io.NodeOutput((*concepts, Concept(phrase.strip(), image, covered, reference_prompt.strip(), strength, region)))
+
+
+def _stacked(mask: torch.Tensor) -> torch.Tensor:
+    """B H W, whatever leading dimensions other packs leave out or add."""
+    return mask.reshape(-1, *mask.shape[-2:])
 
 
 class MagicFaceConceptFolder(io.ComfyNode):

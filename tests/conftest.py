@@ -8,6 +8,6 @@ from pathlib import Path
 # For dev and workflow_format. At the end, so that ComfyUI's module `nodes` is found before the pack's folder of that name.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-import dev  # noqa: E402
+import dev
 
 dev.load_pack()

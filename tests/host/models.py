@@ -98,6 +98,5 @@ def random_vae(seed: int = 0) -> Any:
 
 def call_node(node: Any, **inputs: Any) -> tuple[Any, ...]:
     """Runs a node class as the host does, old style or new, and returns its outputs."""
-    if hasattr(node, "define_schema"):
-        return node.execute(**inputs).args
-    return getattr(node(), node.FUNCTION)(**inputs)
+    output = node.execute(**inputs) if hasattr(node, "define_schema") else getattr(node(), node.FUNCTION)(**inputs)
+    return getattr(output, "args", output)

@@ -53,7 +53,9 @@ def test_low_memory_splitting_changes_nothing(shape, monkeypatch):
     joined = sampling.run(patched, positive)
     calls: list[int] = []
     original = type(patched.model).apply_model
-    monkeypatch.setattr(type(patched.model), "apply_model", lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        type(patched.model), "apply_model", lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1]
+    )
     monkeypatch.setattr(type(patched.model), "memory_required", lambda *args, **kwargs: 1e30)
     split = sampling.run(patched, positive)
     assert set(calls) == {2}, "conditional and unconditional rows ran apart"

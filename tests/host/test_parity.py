@@ -41,7 +41,8 @@ class OfficialForm:
         options = {"patches_replace": patches, "cond_or_uncond": [0], "sigmas": sigma}
         out = self.model.model.apply_model(rows, sigma.expand(len(rows)), c_crossattn=self.context, transformer_options=options)
         layers = {
-            row: [naive.NaiveLayer(maps[row][0].numpy(), maps[row][1].numpy(), maps[row][2]) for maps in self.maps.values()] for row in (UNCOND, COND)
+            row: [naive.NaiveLayer(maps[row][0].numpy(), maps[row][1].numpy(), maps[row][2]) for maps in self.maps.values()]
+            for row in (UNCOND, COND)
         }
         self.layout = naive.layout(layers[COND], layers[UNCOND], (SIDE // 2, SIDE // 2), SPANS, self.ca_scale)
         return out[UNCOND : UNCOND + 1], out[COND : COND + 1]
@@ -85,7 +86,9 @@ class OfficialForm:
         return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: dict[str, Any]) -> Tensor:
-        return torch.cat([self.weights(q, k, head, bias, options) @ self.head(v, head, options) for head in range(options["n_heads"])], 1).to(q)
+        return torch.cat(
+            [self.weights(q, k, head, bias, options) @ self.head(v, head, options) for head in range(options["n_heads"])], 1
+        ).to(q)
 
     def head_mean(self, q: Tensor, k: Tensor, options: dict[str, Any]) -> Tensor:
         return torch.stack([self.weights(q, k, head, None, options) for head in range(options["n_heads"])]).mean(0)
@@ -123,7 +126,9 @@ def test_every_step_agrees_with_the_official_form(shape, semantic_cfg):
         rate = 1.0
         layout = official.layout
         if semantic_cfg:
-            rate = torch.from_numpy(naive.semantic_rate((cond - uncond)[0].double().numpy(), layout.regions, layout.foreground, 7.5)).float()
+            rate = torch.from_numpy(
+                naive.semantic_rate((cond - uncond)[0].double().numpy(), layout.regions, layout.foreground, 7.5)
+            ).float()
         expected = uncond + 7.5 * rate * (cond - uncond)
         assert naive.relative_error(x0, expected) <= 1e-4, f"step {step}"
         if step in recorded:

@@ -50,7 +50,8 @@ def test_spans(prompt: str, phrases: list[str], expected: list[tuple[int, ...]])
 def test_positions_are_those_of_the_prompt() -> None:
     # Two chunks of 77: special tokens are left out of the list, but not of the count.
     prompt = [(75, 5), (78, 6), (79, 5)]
-    assert assign_spans([[5], [6], [5, 6]], prompt) == [(75, 79), (78,), (75, 78)]
+    assert assign_spans([[5], [6]], prompt) == [(75, 79), (78,)]
+    assert assign_spans([[5, 6]], prompt) == [(75, 78)]
 
 
 def test_vectors_are_compared_by_value() -> None:
@@ -81,3 +82,9 @@ def test_occurrences_are_all_and_only_the_places_where_the_phrase_stands(phrase:
         tuple(range(first + at, first + at + len(phrase))) for at in range(len(text)) if wanted and text[at : at + len(wanted)] == wanted
     ]
     assert occurrences(phrase, prompt_of(*words, first=first)) == expected
+
+
+def test_a_phrase_inside_a_longer_one_goes_elsewhere_if_it_can():
+    prompt = list(enumerate(["a", "red", "hat", "and", "a", "hat"], start=1))
+    assert assign_spans([["hat"], ["red", "hat"]], prompt) == [(6,), (2, 3)]
+    assert assign_spans([["hat"], ["red", "hat"]], prompt[:3]) == [(3,), (2, 3)]

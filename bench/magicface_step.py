@@ -1,0 +1,182 @@
+"""What a MagicFace step costs: `python -m bench.magicface_step` (`--fp16` on a GPU)
+
+An SD1.5-sized UNet with random weights at 512 px, CFG, batch 1, and N references of which a mask shows 40 %. Every figure is a ratio to the
+plain CFG step of the same run. Memory is the peak of the process (or of the GPU), weights included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from . import toy
+
+# ruff: isort: split
+import torch
+from torch import Tensor
+
+from magicportrait.host.layout_record import LayoutRecord
+from magicportrait.host.magicface import FeatureStore, MagicFacePatch, SigmaRange
+from magicportrait.host.prompts import TAG, TaggedPrompt
+from magicportrait.host.references import Reference
+from magicportrait.host.unet import attention_blocks
+from magicportrait.magic.blocks import parse_blocks
+
+SIDE = 64
+SD15 = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "context_dim": 768, "channel_mult": [1, 2, 4, 4],
+    "num_res_blocks": [2, 2, 2, 2], "transformer_depth": [1] * 6 + [0, 0], "transformer_depth_output": [1] * 9 + [0] * 3,
+    "transformer_depth_middle": 1, "use_spatial_transformer": True, "use_temporal_attention": False, "legacy": False,
+    "use_linear_in_transformer": False, "adm_in_channels": None,
+}  # fmt: skip
+
+
+def sd15_model(dtype: torch.dtype) -> Any:
+    """An SD1.5-sized MODEL with small random weights."""
+    import comfy.model_management as management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15(SD15)
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.diffusion_model.named_parameters():
+        is_norm = parameter.ndim == 1 and name.endswith("weight")
+        parameter.data.copy_(torch.ones_like(parameter) if is_norm else torch.randn(parameter.shape, generator=generator).mul_(0.02))
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model.eval(), load_device=management.get_torch_device(), offload_device=torch.device("cpu"))
+
+
+def conditioning(seed: int, tag: str = "") -> list[Any]:
+    return [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(seed)), {TAG: tag} if tag else {}]]
+
+
+def patched(model: Any, references: int, inject_sigma: float, keep: bool) -> tuple[Any, list[Any]]:
+    """The model with a patch whose references are random latents: no text encoder or VAE is needed."""
+    positive = conditioning(1, "bench")
+    mask = torch.zeros(SIDE, SIDE)
+    mask[:, : round(0.4 * SIDE)] = 1
+    available = attention_blocks(model)
+    prompt = TaggedPrompt(
+        "", tuple(f"concept {i}" for i in range(references)), positive, "bench", tuple((2 + i,) for i in range(references)), 77
+    )
+    patch = MagicFacePatch(
+        prompt=prompt,
+        record=LayoutRecord(prompt.phrases),
+        available=tuple(available),
+        ca_scale=0.6,
+        references=tuple(Reference(i, torch.randn(1, 4, SIDE, SIDE), mask, 2.5, conditioning(10 + i)) for i in range(references)),
+        targets=(None,) * references,
+        blocks=parse_blocks("fine", available),
+        sigmas=SigmaRange(1e9, inject_sigma, 0.0),
+        semantic_cfg=True,
+        kept=FeatureStore() if keep else None,
+    )
+    return patch.add_to(model), positive
+
+
+def sample(model: Any, positive: list[Any], sigmas: Tensor, repeats: int = 1) -> float:
+    """Seconds a step, the least of some runs over `sigmas`."""
+    import comfy.samplers
+
+    times = []
+    for _ in range(repeats):
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, conditioning(2))
+        guider.set_cfg(7.5)
+        marks: list[float] = []
+
+        def mark(*_: Any, marks: list[float] = marks) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+
+        noise = torch.randn(1, 4, SIDE, SIDE)
+        guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, callback=mark, disable_pbar=True, seed=0
+        )
+        times += [b - a for a, b in zip(marks, marks[1:])]
+    return statistics.median(times)
+
+
+def peak_bytes() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@torch.inference_mode()
+def measure(references: int, mode: str, steps: int, dtype: torch.dtype) -> tuple[float, int]:
+    """Seconds a step and bytes in use at the peak, weights included. mode: 'plain', 'live' or 'kept'."""
+    import comfy.samplers
+
+    model = sd15_model(dtype)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
+    positive = conditioning(1)
+    # As much in RSA as in RBA, as the default does with an inject_at of .4 to .5.
+    sigma = float(sampling.percent_to_sigma(0.5))
+    chosen = model
+    if mode != "plain":
+        chosen, positive = patched(model, references, sigma, mode == "kept")
+        if mode == "kept":
+            sample(chosen, positive, sigmas)
+    gc.collect()
+    seconds = sample(chosen, positive, sigmas)
+    return seconds, peak_bytes()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fp16", action="store_true", help="half precision, for GPUs")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--references", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--one", nargs=2, metavar=("N", "MODE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    dtype = torch.float16 if args.fp16 else torch.float32
+    if args.one:
+        print("RESULT", *measure(int(args.one[0]), args.one[1], args.steps, dtype))
+        return
+
+    def alone(references: int, mode: str) -> tuple[float, int]:
+        """A process for each figure: a peak of memory cannot be taken back."""
+        command = [
+            sys.executable,
+            "-m",
+            "bench.magicface_step",
+            "--steps",
+            str(args.steps),
+            "--one",
+            str(references),
+            mode,
+            *(["--fp16"] if args.fp16 else []),
+        ]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=toy.ROOT).stdout.rsplit("RESULT", 1)[1].split()
+        return float(found[0]), int(float(found[1]))
+
+    plain, plain_memory = alone(0, "plain")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    lines = [
+        "# Cost of a MagicFace step",
+        "",
+        f"`python -m bench.magicface_step{' --fp16' if args.fp16 else ''}` on {device}, {str(dtype)[6:]}: plain CFG step {plain:.2f} s",
+        "",
+    ]
+    lines += ["| references | live | (2+N)/2 | live / that | kept | peak memory, live |", "| --- | --- | --- | --- | --- | --- |"]
+    for n in args.references:
+        live, live_memory = alone(n, "live")
+        kept, _ = alone(n, "kept")
+        lines.append(
+            f"| {n} | {live / plain:.2f} x | {(2 + n) / 2:.1f} | {live / plain / ((2 + n) / 2):.2f} | {kept / plain:.2f} x | {live_memory / plain_memory:.2f} x |"
+        )
+        print(lines[-1], flush=True)
+    toy.write_report("magicface_step", lines)
+
+
+if __name__ == "__main__":
+    main()
