@@ -91,7 +91,7 @@ def find_comfyui(chosen: Path | None = None) -> Path:
 
 
 def load_pack() -> None:
-    """Makes this folder importable as the package `magicportrait`, whatever it is called. For tests and benchmarks; ComfyUI does its own."""
+    """Makes this folder importable as the package `magicportrait`, whatever it is called: for tests and benchmarks."""
     spec = importlib.util.spec_from_file_location("magicportrait", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec and spec.loader
     package = importlib.util.module_from_spec(spec)
@@ -315,7 +315,7 @@ class Server:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
             with http.open(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
+                return answer.status, json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 

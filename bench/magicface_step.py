@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import resource
 import statistics
 import subprocess
@@ -102,7 +103,7 @@ def sample(model: Any, positive: list[Any], sigmas: Tensor, repeats: int = 1) ->
         guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, callback=mark, disable_pbar=True, seed=0
         )
-        times += [b - a for a, b in zip(marks, marks[1:])]
+        times += [b - a for a, b in itertools.pairwise(marks)]
     return statistics.median(times)
 
 
@@ -172,7 +173,8 @@ def main() -> None:
         live, live_memory = alone(n, "live")
         kept, _ = alone(n, "kept")
         lines.append(
-            f"| {n} | {live / plain:.2f} x | {(2 + n) / 2:.1f} | {live / plain / ((2 + n) / 2):.2f} | {kept / plain:.2f} x | {live_memory / plain_memory:.2f} x |"
+            f"| {n} | {live / plain:.2f} x | {(2 + n) / 2:.1f} | {live / plain / ((2 + n) / 2):.2f} "
+            f"| {kept / plain:.2f} x | {live_memory / plain_memory:.2f} x |"
         )
         print(lines[-1], flush=True)
     toy.write_report("magicface_step", lines)

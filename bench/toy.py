@@ -56,9 +56,9 @@ class Toy:
         import comfy.sample
 
         # Euler over the uniform schedule is DDIM with eta 0.
-        return comfy.sample.sample(
-            model, noise, steps, cfg, "euler", "ddim_uniform", positive, self.encode_text(""), torch.zeros_like(noise), disable_pbar=True, seed=0
-        )  # fmt: skip
+        empty = self.encode_text("")
+        latent = torch.zeros_like(noise)
+        return comfy.sample.sample(model, noise, steps, cfg, "euler", "ddim_uniform", positive, empty, latent, disable_pbar=True, seed=0)
 
     def watch(self, prompt: str, phrases: Sequence[str]) -> tuple[Any, Any, LayoutRecord]:
         return MagicSemanticLayout.execute(self.model, self.clip, prompt, ", ".join(phrases), 0.6).args

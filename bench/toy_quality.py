@@ -42,7 +42,7 @@ def autoencoder_psnr(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
 
 
 def nearest_colour(image: Tensor, region: Tensor, palette: dict[str, tuple[int, int, int]], without: tuple[int, int, int] | None) -> str:
-    """The palette colour to which most pixels of a region are nearest; pixels nearest to `without` (a pattern's second colour) do not count."""
+    """The palette colour that most pixels of a region are nearest to; those nearest to `without` (a pattern's second) do not count."""
     names = list(palette)
     colours = torch.tensor([palette[name] for name in names] + ([without] if without else [])) / 255
     nearest = (image[region][:, None] - colours).square().sum(-1).argmin(1)

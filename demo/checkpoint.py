@@ -43,6 +43,8 @@ def write_parts(parts: dict[str, dict[str, Tensor]], metadata: dict[str, str], p
     save_file(
         {key: tensor.half().contiguous() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, path, metadata
     )
+    # safetensors writes files for their owner only; a pack is often installed by one user and run by another.
+    path.chmod(0o644)
 
 
 def load(path: Path = PATH) -> tuple[Any, Any, Any]:

@@ -69,8 +69,13 @@ class MagicFaceConcept(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, phrase: str) -> bool | str:
-        return bool(phrase.strip()) or "phrase is empty: write the words of the target prompt that name this concept, such as 'hat'"
+    def validate_inputs(cls, phrase: str | None) -> bool | str:
+        # The host passes None for an input that is linked: its value is not known yet.
+        return (
+            phrase is None
+            or bool(phrase.strip())
+            or "phrase is empty: write the words of the target prompt that name this concept, such as 'hat'"
+        )
 
     @classmethod
     def execute(
@@ -127,12 +132,12 @@ class MagicFaceConceptFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
-        return folder in concept_folder.list_folders() or concept_folder.missing_message(folder)
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        return folder is None or folder in concept_folder.list_folders() or concept_folder.missing_message(folder)
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
-        return concept_folder.fingerprint(folder)
+    def fingerprint_inputs(cls, folder: str | None, **_: Any) -> str:
+        return "" if folder is None else concept_folder.fingerprint(folder)
 
     @classmethod
     def execute(cls, folder: str, concepts: tuple[Concept, ...] = ()) -> io.NodeOutput:
@@ -255,8 +260,8 @@ class MagicFaceApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float, end: float, prompt: str | None = None) -> bool | str:
-        if start > end:
+    def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
+        if start is not None and end is not None and start > end:
             return f"start ({start}) is after end ({end})"
         return True
 

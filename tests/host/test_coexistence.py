@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ def core_node(module: str, name: str) -> Any:
     return getattr(importlib.import_module(f"comfy_extras.{module}"), name)
 
 
+# A threshold so high that steps are skipped for certain.
+CACHE = {"reuse_threshold": 10.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
 PATCHES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "freeu": ("nodes_freelunch", "FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}),
     "pag": ("nodes_pag", "PerturbedAttentionGuidance", {"scale": 3.0}),
@@ -27,8 +30,8 @@ PATCHES: dict[str, tuple[str, str, dict[str, Any]]] = {
          "downscale_method": "bicubic", "upscale_method": "bicubic"},
     ),
     "rescale_cfg": ("nodes_model_advanced", "RescaleCFG", {"multiplier": 0.7}),
-    "easy_cache": ("nodes_easycache", "EasyCacheNode", {"reuse_threshold": 10.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}),
-    "lazy_cache": ("nodes_easycache", "LazyCacheNode", {"reuse_threshold": 10.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}),
+    "easy_cache": ("nodes_easycache", "EasyCacheNode", CACHE),
+    "lazy_cache": ("nodes_easycache", "LazyCacheNode", CACHE),
 }  # fmt: skip
 
 
@@ -132,8 +135,6 @@ def test_dual_cfg_guider_finds_our_rows_wherever_they_stand():
         "cfg_cond2_negative": 3.0,
         "style": "regular",
     }
-    import inspect
-
     run = guider_node.execute if hasattr(guider_node, "define_schema") else getattr(guider_node, guider_node.FUNCTION)
     known = inspect.signature(run).parameters
     guider = call_node(guider_node, model=patched, **{name: value for name, value in inputs.items() if name in known})[0]
@@ -171,14 +172,14 @@ def test_time_ranges():
 def test_controlnet_with_random_weights():
     import comfy.cldm.cldm
     import comfy.controlnet
+    import comfy.ops
+
     import nodes
 
     model = parts()[0]
     config = dict(model.model.model_config.unet_config)
     for name in ("out_channels", "transformer_depth_output", "dtype", "use_temporal_attention", "legacy"):
         config.pop(name, None)
-    import comfy.ops
-
     torch.manual_seed(0)
     network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     for parameter in network.parameters():
