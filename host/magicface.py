@@ -93,7 +93,8 @@ class MagicFacePatch:
         extension.add_wrapper_with_key(extension.WrappersMP.PREDICT_NOISE, "magicface", run.predict_noise, transformer_options)
         try:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-            self.record.store(samples, run.steps)
+            if run.steps:
+                self.record.store(samples, run.steps)
             return samples
         finally:
             run.close()
