@@ -23,7 +23,8 @@ from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
 
 PROMPT = "a man with black hair wearing a green hat, a white scarf and a blue shirt, pink background, cartoon style"
 CONCEPTS = ("hat", "scarf", "shirt")
-BYSTANDERS = ("black hair", "man", "background")
+PHRASES = {"hat": "green hat", "scarf": "white scarf", "shirt": "blue shirt"}
+BYSTANDERS = ("black hair", "man", "pink background")
 SKIN = (198, 140, 98)
 DEFAULTS: dict[str, Any] = {
     "inject_at": 0.4,
@@ -70,11 +71,10 @@ class Pictures:
 
 
 def plain_pictures(checkpoint: toy.Toy, noise: Tensor) -> Pictures:
-    phrases = [*CONCEPTS, *BYSTANDERS]
+    phrases = [*PHRASES.values(), *BYSTANDERS]
     model, positive, record = checkpoint.watch(PROMPT, phrases)
     samples = checkpoint.sample(model, positive, noise)
-    maps = toy.last_maps(record, samples)
-    return Pictures(checkpoint.decode(samples), {phrase: toy.strongest(maps[:, i]) for i, phrase in enumerate(phrases)})
+    return Pictures(checkpoint.decode(samples), toy.regions(record, samples, [*CONCEPTS, *BYSTANDERS]))
 
 
 def magic_pictures(checkpoint: toy.Toy, noise: Tensor, references: dict[str, Portrait], strength: float, **options: Any) -> Pictures:
@@ -88,8 +88,7 @@ def magic_pictures(checkpoint: toy.Toy, noise: Tensor, references: dict[str, Por
     arguments = {**DEFAULTS, **options}
     model, positive, record = MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, chained, PROMPT, **arguments).args
     samples = checkpoint.sample(model, positive, noise)
-    maps = toy.last_maps(record, samples)
-    return Pictures(checkpoint.decode(samples), {part: toy.strongest(maps[:, i]) for i, part in enumerate(references)})
+    return Pictures(checkpoint.decode(samples), toy.regions(record, samples, list(references)))
 
 
 def score(plain: Pictures, magic: Pictures, references: dict[str, Portrait]) -> tuple[float, float]:

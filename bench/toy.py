@@ -80,16 +80,12 @@ def picture(rendering: Rendering) -> Tensor:  # 1 H W 3
     return torch.from_numpy(rendering.image)[None]
 
 
-def strongest(phrase_map: Tensor, share: float = 0.6) -> Tensor:
-    """Where a phrase is most attended: above `share` of its maximum, at picture size. B h w -> B H W, bool."""
-    enlarged = F.interpolate(phrase_map[:, None].float(), size=(checkpoint.IMAGE_SIDE,) * 2, mode="bilinear")[:, 0]
-    return enlarged >= share * enlarged.amax((1, 2), keepdim=True)
-
-
-def last_maps(record: LayoutRecord, samples: Tensor) -> Tensor:
-    """The phrase maps of a run's last step: B P h w."""
+def regions(record: LayoutRecord, samples: Tensor, phrases: Sequence[str]) -> dict[str, Tensor]:
+    """Where each phrase is in the layout of a run's last step, at picture size: B H W, bool."""
     run = record.run_of(samples)
-    return torch.from_numpy(run[max(run)].phrase_maps)
+    owned = torch.from_numpy(run[max(run)].concepts)[:, None].float()
+    enlarged = F.interpolate(owned, size=(checkpoint.IMAGE_SIDE,) * 2, mode="nearest")[:, 0]
+    return {phrase: enlarged == i for i, phrase in enumerate(phrases)}
 
 
 def mean_colour(image: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How good is the toy checkpoint? `python -m bench.toy_quality`
 
 Autoencoder: PSNR on held-out portraits. Binding: is the asked colour the nearest palette colour where the part is drawn. Localisation:
-intersection over union of each word's layout with the exact mask, on re-noised held-out portraits, beside the mean mask of the data set.
+intersection over union of each phrase's region in the layout with the exact
+mask, on re-noised held-out portraits, beside the mean mask of the data set.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ from magicportrait.demo.portraits import (
     STYLES,
     Portrait,
     caption,
+    caption_phrases,
     render,
     sample_portrait,
     second_colour,
     tint,
 )
 
-WORDS = {"hat": "hat", "scarf": "scarf", "shirt": "shirt", "hair": "hair", "glasses": "glasses", "background": "background"}
+LOCATED = ("hat", "scarf", "shirt", "hair", "glasses", "background")
+
+
+def phrases_of(portrait: Portrait) -> dict[str, str]:
+    """The words of the caption that name each part."""
+    return {part: words for words, part in reversed(caption_phrases(portrait)) if part}
 
 
 def autoencoder_psnr(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
@@ -55,19 +62,19 @@ def binding(checkpoint: toy.Toy, count: int = 64, batch: int = 8) -> dict[str, f
     portraits = toy.held_out(count, lambda p: p.hat is not None)
     right: dict[str, list[bool]] = {"hat": [], "shirt": [], "background": []}
     for portrait_index, portrait in enumerate(portraits):
-        model, positive, record = checkpoint.watch(caption(portrait), list(right))
+        named = phrases_of(portrait)
+        model, positive, record = checkpoint.watch(caption(portrait), list(named.values()))
         samples = checkpoint.sample(model, positive, checkpoint.noise([portrait_index]), steps=20)
-        image, maps = checkpoint.decode(samples)[0], toy.last_maps(record, samples)
+        image, found = checkpoint.decode(samples)[0], toy.regions(record, samples, list(named))
         assert portrait.hat is not None
         asked = {"hat": portrait.hat.colour, "shirt": portrait.shirt.colour, "background": portrait.background}
-        for i, (part, colour) in enumerate(asked.items()):
+        for part, colour in asked.items():
             is_background = part == "background"
             source = BACKGROUND_COLOURS if is_background else GARMENT_COLOURS
             palette = {name: tint(value, portrait.style, background=is_background) for name, value in source.items()}
             garment = {"hat": portrait.hat, "shirt": portrait.shirt}.get(part)
             second = tint(second_colour(colour), portrait.style) if garment and garment.pattern != "plain" else None
-            found = nearest_colour(image, toy.strongest(maps[:, i])[0], palette, second)
-            right[part].append(found == colour)
+            right[part].append(nearest_colour(image, found[part][0], palette, second) == colour)
     return {part: sum(values) / len(values) for part, values in right.items()}
 
 
@@ -82,30 +89,24 @@ def localisation(checkpoint: toy.Toy, count: int = 48, percent: float = 0.7) -> 
         part: torch.stack(
             [torch.from_numpy(render(sample_portrait(seed)).masks[part]) for seed in range(256) if _has(sample_portrait(seed), part)]
         ).mean(0)
-        for part in WORDS
+        for part in LOCATED
     }
-    scores: dict[str, list[tuple[float, float]]] = {word: [] for word in WORDS}
+    scores: dict[str, list[tuple[float, float]]] = {word: [] for word in LOCATED}
     sampling = checkpoint.model.get_model_object("model_sampling")
     sigma = float(sampling.percent_to_sigma(percent))
     for index, portrait in enumerate(toy.held_out(count)):
         portrait = replace(portrait, glasses="glasses" if portrait.glasses else None)
         drawn = render(portrait)
-        words = [word for word, part in WORDS.items() if _has(portrait, part)]
-        model, positive, record = checkpoint.watch(caption(portrait), words)
+        named = phrases_of(portrait)
+        model, positive, record = checkpoint.watch(caption(portrait), list(named.values()))
         latent = checkpoint.vae.encode(toy.picture(drawn))
         samples = _one_step(model, positive, checkpoint, latent, sigma, index)
-        maps = toy.last_maps(record, samples)
-        for i, word in enumerate(words):
-            truth = torch.from_numpy(drawn.masks[WORDS[word]]) > 0.5
-            if truth.sum() < 32:
-                continue
-            baseline = means[WORDS[word]]
-            scores[word].append(
-                (
-                    intersection_over_union(toy.strongest(maps[:, i], 0.5)[0], truth),
-                    intersection_over_union(baseline >= 0.5 * baseline.max(), truth),
-                )
-            )
+        found = toy.regions(record, samples, list(named))
+        for part in set(named) & set(scores):
+            truth, baseline = torch.from_numpy(drawn.masks[part]) > 0.5, means[part]
+            if truth.sum() >= 32:
+                by_mean = intersection_over_union(baseline >= 0.5 * baseline.max(), truth)
+                scores[part].append((intersection_over_union(found[part][0], truth), by_mean))
     return {word: tuple(torch.tensor(values).mean(0).tolist()) for word, values in scores.items() if values}  # type: ignore[misc]
 
 
@@ -153,7 +154,7 @@ def main() -> None:
         "",
     ]
     lines += [f"Binding, {args.captions} captions: " + ", ".join(f"{part} {share:.0%}" for part, share in bound.items()), ""]
-    lines += ["| IoU at half maximum, 48 held-out | " + " | ".join(located) + " | mean |", "| --- |" + " --- |" * (len(located) + 1)]
+    lines += ["| IoU, 48 held-out portraits | " + " | ".join(located) + " | mean |", "| --- |" + " --- |" * (len(located) + 1)]
     for i, name in enumerate(("layout", "mean mask of the data set")):
         lines.append(f"| {name} | " + " | ".join(f"{pair[i]:.2f}" for pair in located.values()) + f" | {mean[i]:.2f} |")
     toy.write_report("toy_quality", lines)

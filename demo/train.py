@@ -6,6 +6,7 @@
     diffusion    UNet and text encoder (as long as you have; figures in MODEL_CARD.md)
     decoder      the decoder alone, on the frozen encoder
     export       writes demo/checkpoint/*.safetensors
+    restore      the other way round: a starting point from the shipped weights
 
 Everything lies in demo/training/ (not committed) and is small enough to copy to a GPU machine and go on there.
 """
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 import dev
 
 from .autoencoder import Autoencoder
-from .checkpoint import write_parts
+from .checkpoint import read_parts, write_parts
 from .dataset import render_training_set
 from .muon import Muon, split_parameters
 from .networks import TextEncoder, attention_recorder, build_unet
@@ -319,6 +320,24 @@ def export() -> None:
     write_parts(by_part, {"diffusion_steps": str(diffusion["step"]), "autoencoder_steps": str(autoencoder["step"])})
 
 
+def restore() -> None:
+    """Checkpoints at step 0 from the shipped weights, to train on where demo/training/ is gone: the encoder must not change any more."""
+    parts = {
+        part: {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        for part, state in read_parts().items()
+    }
+    FOLDER.mkdir(exist_ok=True)
+    dev.use_host()
+    autoencoder, diffusion = Autoencoder(), ToyDiffusion(parts["text"]["token_ids"].tolist())
+    autoencoder.load_state_dict(parts["autoencoder"])
+    diffusion.unet.load_state_dict(parts["unet"])
+    diffusion.text_encoder.load_state_dict(parts["text"])
+    for name, model in (("autoencoder", autoencoder), ("diffusion", diffusion)):
+        optimizers = {key: optimizer.state_dict() for key, optimizer in build_optimizers(model).items()}
+        average = {"average": model.state_dict()} if name == "diffusion" else {}
+        save_atomically({"step": 0, "model": model.state_dict(), **average, **optimizers}, FOLDER / f"{name}.pt")
+
+
 TRAININGS: dict[str, Callable[[Run], None]] = {
     "autoencoder": train_autoencoder,
     "diffusion": train_diffusion,
@@ -344,7 +363,7 @@ def train(stage: str, run: Run) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("all", "render", "autoencoder", "encode", "diffusion", "decoder", "export"))
+    parser.add_argument("stage", choices=("all", "render", "autoencoder", "encode", "diffusion", "decoder", "export", "restore"))
     parser.add_argument("--count", type=int, default=20_000, help="portraits in the training set")
     parser.add_argument("--steps", type=int, help="steps of this stage (its learning rate schedule follows)")
     parser.add_argument("--batch", type=int, help="batch size of this stage")
@@ -362,6 +381,8 @@ def main() -> None:
             encode_training_set(device)
         elif stage == "export":
             export()
+        elif stage == "restore":
+            restore()
         else:
             run = Run(device, args.steps or DEFAULT_STEPS[stage], args.batch or DEFAULT_BATCH[stage], args.minutes, workers=args.workers)
             train(stage, run)
