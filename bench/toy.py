@@ -61,7 +61,7 @@ class Toy:
         return comfy.sample.sample(model, noise, steps, cfg, "euler", "ddim_uniform", positive, empty, latent, disable_pbar=True, seed=0)
 
     def watch(self, prompt: str, phrases: Sequence[str]) -> tuple[Any, Any, LayoutRecord]:
-        return MagicSemanticLayout.execute(self.model, self.clip, prompt, ", ".join(phrases), 0.6).args
+        return MagicSemanticLayout.execute(self.model, self.clip, prompt, ", ".join(phrases), 1.0).args
 
 
 def held_out(count: int, wanted: Callable[[Portrait], bool] = lambda portrait: True) -> list[Portrait]:

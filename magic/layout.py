@@ -101,9 +101,12 @@ def semantic_layout(maps: Tensor, foreground: Tensor, spans: Sequence[Sequence[i
 def layout_downscales(available: Sequence[int], latent_tokens: int) -> tuple[int, ...]:
     """Which attention levels (latent size / 1, 2, 4, 8) the layout is read from: three of them, from /2 on as in the official code.
 
-    On a latent so small that /2 has fewer than 16x16 tokens full size is taken in too (coarser maps cannot tell a scarf from a shirt);
-    on one so large that a level has more than 64x64 tokens that level is left out (its map alone would take a gigabyte).
+    On a latent so small that /2 has fewer than 16x16 tokens full size is taken in too, and what has fewer than 8x8 is left out (such maps
+    cannot tell a scarf from a shirt); on one so large that a level has more than 64x64 tokens that level is left out (its map alone would
+    take a gigabyte).
     """
     finest = 2 if latent_tokens >= 4 * 16 * 16 else 1
     usable = sorted(level for level in set(available) if level >= finest and latent_tokens <= level**2 * 64 * 64)
+    if finest == 1:
+        usable = [level for level in usable if latent_tokens >= level**2 * 8 * 8]
     return tuple((usable or [max(available)])[:3])

@@ -41,7 +41,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_reads_the_yaml_file_in_its_order(folder):
     (folder / "config_stable_diffusion.yaml").write_text(YAML)
     concepts, prompt, negative, ca_scale = MagicFaceConceptFolder.execute("set/Vintage").args
-    assert [concept.phrase for concept in concepts] == ["woman", "clothes", "hair"], "token indices became words; 'photorealistic' is two tokens"
+    assert [concept.phrase for concept in concepts] == ["woman", "clothes", "hair"], (
+        "token indices became words; 'photorealistic' is two tokens"
+    )
     assert [concept.prompt for concept in concepts] == ["a woman", "a woman in clothes", "a woman"]
     assert [concept.strength for concept in concepts] == [2.5, 2.0, 1.2]
     assert concepts[0].images.shape == (1, 64, 48, 3) and concepts[0].mask.shape == (1, 64, 48)
