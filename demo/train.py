@@ -76,6 +76,8 @@ class Run:
     minutes: float = 0
     rank: int = 0
     workers: int = 1
+    peak: float = 1.0
+    """Factor on the learning rates."""
 
     @property
     def share(self) -> slice:
@@ -125,7 +127,7 @@ def train_autoencoder(run: Run, decoder_only: bool = False) -> None:
         if not decoder_only:
             mean, std = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
             loss = loss + 0.002 * (mean.square() + (std - 1).square()).mean()
-        rate = cosine_rate(step, run.steps, 1.0, warmup=20)
+        rate = cosine_rate(step, run.steps, run.peak, warmup=20)
         descend(model, optimizers, loss, {"muon": 0.012 * rate, "adam": 1e-3 * rate}, run)
         return -10 * math.log10(squared.item())
 
@@ -253,6 +255,27 @@ def localisation_loss(maps: list[Tensor], masks: Tensor, tokens: Tensor, parts: 
     return torch.stack(losses).mean()
 
 
+def ownership_loss(maps: list[Tensor], masks: Tensor, tokens: Tensor, parts: Tensor, sharpness: float = 4.0) -> Tensor:
+    """Cross-entropy between the part that owns each place in a semantic layout and the part that is there, averaged over layers.
+
+    As in the layout, each token's map is divided by its mean and the largest owns the place; here a softmax of `sharpness` stands in for
+    the argmax. Arguments as in `localisation_loss`. Places of parts that the caption does not name do not count.
+    """
+    named = torch.zeros(*masks.shape[:2], maps[0].shape[-1], device=masks.device)  # B P 77
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
+    # Token 0 is the start token: unused entries point there.
+    named[rows[tokens > 0], parts[tokens > 0], tokens[tokens > 0]] = 1
+    losses = []
+    for attention in maps:
+        side = math.isqrt(attention.shape[1])
+        there = F.adaptive_avg_pool2d(masks, side).flatten(2) * (named.sum(-1, keepdim=True) > 0)  # B P N
+        relative = (attention + 1e-6).log() - (attention.mean(1, keepdim=True) + 1e-6).log()
+        share = (sharpness * relative).softmax(-1)  # B N 77
+        owned = torch.einsum("bnt,bpt->bpn", share, named)
+        losses.append(-(there * (owned + 1e-4).log()).sum() / there.sum().clamp(min=1))
+    return torch.stack(losses).mean()
+
+
 def average_gradients(model: nn.Module) -> None:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
@@ -290,7 +313,8 @@ def train_diffusion(run: Run) -> None:
         squared = (eps - noise).square().mean((1, 2, 3))
         # min-SNR-5 (arXiv 2303.09556)
         loss = (squared * snr.clamp(max=5) / snr).mean() + 0.03 * localisation_loss(maps, masks, tokens, named_parts, weights)
-        rate = cosine_rate(step, run.steps, 1.0, warmup=100)
+        loss = loss + 0.03 * ownership_loss(maps, masks, tokens, named_parts)
+        rate = cosine_rate(step, run.steps, run.peak, warmup=100)
         descend(model, optimizers, loss, {"muon": 0.01 * rate, "adam": 1.5e-3 * rate}, run)
         decay = min(0.9985, (step + 1) / (step + 20))
         with torch.no_grad():
@@ -369,6 +393,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="batch size of this stage")
     parser.add_argument("--minutes", type=float, default=0, help="stop at a checkpoint after this long")
     parser.add_argument("--workers", type=int, default=1, help="processes that share each batch (CPU only)")
+    parser.add_argument("--peak", type=float, default=1.0, help="factor on the learning rates: .5 to train on from `restore`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -384,7 +409,7 @@ def main() -> None:
         elif stage == "restore":
             restore()
         else:
-            run = Run(device, args.steps or DEFAULT_STEPS[stage], args.batch or DEFAULT_BATCH[stage], args.minutes, workers=args.workers)
+            run = Run(device, args.steps or DEFAULT_STEPS[stage], args.batch or DEFAULT_BATCH[stage], args.minutes, workers=args.workers, peak=args.peak)
             train(stage, run)
 
 

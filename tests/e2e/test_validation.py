@@ -75,7 +75,7 @@ def test_missing_link(server: ComfyServer, prompt: Prompt) -> None:
     ("kind", "name", "source", "value"),
     [
         ("MagicFaceConcept", "phrase", "PrimitiveString", "hat"),
-        ("MagicFaceApply", "prompt", "PrimitiveString", "a man wearing a hat"),
+        ("MagicFaceApply", "prompt", "PrimitiveString", "a man wearing a green top hat"),
         ("MagicFaceApply", "start", "PrimitiveFloat", 0.1),
         ("MagicFaceApply", "end", "PrimitiveFloat", 0.9),
     ],
@@ -101,7 +101,7 @@ def test_phrase_not_in_the_prompt(server: ComfyServer, prompt: Prompt) -> None:
 
 def test_empty_mask(server: ComfyServer, prompt: Prompt) -> None:
     the(prompt, "MagicToyPortrait")["inputs"]["seed"] = NO_HAT_SEED
-    assert "mask of concept 'hat' is empty: paint over the part of the image to take" in failure(server, prompt, "MagicFaceConcept")
+    assert "mask of concept 'green top hat' is empty: paint over the part of the image to take" in failure(server, prompt, "MagicFaceConcept")
 
 
 def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:
@@ -111,7 +111,7 @@ def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:
     prompt["mask"] = {"class_type": "MaskComposite", "inputs": pasted}
     the(prompt, "MagicFaceConcept")["inputs"]["mask"] = ["mask", 0]
     message = failure(server, prompt, "MagicFaceApply")
-    assert "mask of concept 'hat' is empty after scaling to" in message
+    assert "mask of concept 'green top hat' is empty after scaling to" in message
     assert "paint a larger region, or crop the image closer" in message
 
 
