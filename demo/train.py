@@ -409,7 +409,14 @@ def main() -> None:
         elif stage == "restore":
             restore()
         else:
-            run = Run(device, args.steps or DEFAULT_STEPS[stage], args.batch or DEFAULT_BATCH[stage], args.minutes, workers=args.workers, peak=args.peak)
+            run = Run(
+                device,
+                args.steps or DEFAULT_STEPS[stage],
+                args.batch or DEFAULT_BATCH[stage],
+                args.minutes,
+                workers=args.workers,
+                peak=args.peak,
+            )
             train(stage, run)
 
 

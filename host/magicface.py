@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from ..magic.guidance import guide_by_region
 from ..magic.layout import SemanticLayout
 from ..magic.reference_attention import ReferenceTokens, RegionTokens, group_tokens, place_concepts, reference_attention, region_attention
 from .attention import AttentionPatch, attend_chunks, biased_attention, token_grid, wrap_attention
+from .feature_store import Bank, FeatureStore
 from .layout_record import LayoutRecord, Run, layout_step
 from .layout_tracker import LayoutTracker
 from .prompts import TaggedPrompt
@@ -41,19 +41,6 @@ class SigmaRange:
     start: float
     inject: float
     end: float
-
-
-@dataclass(eq=False)
-class FeatureStore:
-    """Feature banks kept between runs in main memory, by all that they depend on. Only filled when the user asks for it."""
-
-    LIMIT: ClassVar[int] = 100
-    banks: OrderedDict[tuple[Any, ...], FeatureBank] = field(default_factory=OrderedDict)
-
-    def keep(self, key: tuple[Any, ...], bank: FeatureBank) -> None:
-        self.banks[key] = {layer: [tokens.to("cpu") for tokens in concepts] for layer, concepts in bank.items()}
-        if len(self.banks) > self.LIMIT:
-            self.banks.popitem(last=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +163,13 @@ class _MagicFaceRun:
         if self._bank is not None and self._bank[0] == sigma and not self._patch.noise_per_step:
             return self._bank[1]
         store, key = self._patch.kept, self._store_key(sigma, model_options)
-        if store is not None and key in store.banks:
-            bank = store.banks[key]
-        else:
+        stored = None if store is None else store.get(key)
+        if stored is None:
             bank = self._run_references(timestep, model_options)
             if store is not None:
-                store.keep(key, bank)
+                store.keep(key, _flat(bank))
+        else:
+            bank = _nested(stored)
         self._bank = (sigma, bank)
         return bank
 
@@ -258,6 +246,22 @@ class _MagicFaceRun:
             return patch
 
         return make
+
+
+def _flat(bank: FeatureBank) -> Bank:
+    return {
+        (layer, concept, name): getattr(tokens, name)
+        for layer, concepts in bank.items()
+        for concept, tokens in enumerate(concepts)
+        for name in ("k", "v", "bias")
+    }
+
+
+def _nested(flat: Bank) -> FeatureBank:
+    parts: dict[LayerKey, dict[int, dict[str, Tensor]]] = {}
+    for (layer, concept, name), tensor in flat.items():  # type: ignore[misc]
+        parts.setdefault(layer, {}).setdefault(concept, {})[name] = tensor
+    return {layer: [ReferenceTokens(**concepts[i]) for i in range(len(concepts))] for layer, concepts in parts.items()}
 
 
 def _joined(tokens: Sequence[ReferenceTokens]) -> ReferenceTokens:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..magic.blocks import Block
 from .attention import plain_attention, token_grid
-from .references import Reference, alike, batched_conditioning
+from .references import ReferenceImage, alike, batched_conditioning
 
 Collect = Callable[[int, Block, int, tuple[int, int], Tensor, Tensor, Tensor], None]
 """(reference, block, depth, token grid, q, k, v), the last three N C."""
@@ -48,7 +48,7 @@ class Renoised:
 class ReferencePass:
     """Reference passes of one sampling run."""
 
-    def __init__(self, references: Sequence[Reference], source: LatentSource, blocks: Sequence[Block]):
+    def __init__(self, references: Sequence[ReferenceImage], source: LatentSource, blocks: Sequence[Block]):
         self._references, self._source, self._blocks = references, source, blocks
         self._groups = alike(references)
         self._clean: list[Tensor] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -74,21 +74,33 @@ def check_masks(
                 )
 
 
-def batched_conditioning(references: Sequence[Reference]) -> list[Any]:
-    """One conditioning whose rows are the prompts of several references (of equal length)."""
-    first = references[0].conditioning[0]
-    if len(references) == 1:
-        return [first]
+class ReferenceImage(Protocol):
+    """What the reference pass needs to know of a picture. latent: 1 C h w as the VAE gives it; conditioning: under which it is denoised."""
+
+    @property
+    def latent(self) -> Tensor: ...
+
+    @property
+    def conditioning(self) -> list[Any]: ...
+
+
+def batched_conditioning(references: Sequence[ReferenceImage]) -> list[Any]:
+    """One conditioning for several references (`alike`): theirs when they share it, else one whose rows are theirs."""
+    conditioning = references[0].conditioning
+    if all(reference.conditioning is conditioning for reference in references):
+        return conditioning
     tensor = torch.cat([reference.conditioning[0][0] for reference in references])
-    options = dict(first[1])
+    options = dict(conditioning[0][1])
     if options.get("pooled_output") is not None:
         options["pooled_output"] = torch.cat([reference.conditioning[0][1]["pooled_output"] for reference in references])
     return [[tensor, options]]
 
 
-def alike(references: Sequence[Reference]) -> list[list[int]]:
-    """Indices of references that can run as one batch: same latent size, same length of prompt."""
+def alike(references: Sequence[ReferenceImage]) -> list[list[int]]:
+    """Indices of references that can run as one batch: same latent size, and the same conditioning or plain ones of equal length."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, reference in enumerate(references):
-        groups.setdefault((reference.latent.shape, reference.conditioning[0][0].shape), []).append(index)
+        conditioning = reference.conditioning
+        is_plain = len(conditioning) == 1 and set(conditioning[0][1]) <= {"pooled_output"}
+        groups.setdefault((reference.latent.shape, conditioning[0][0].shape if is_plain else id(conditioning)), []).append(index)
     return list(groups.values())

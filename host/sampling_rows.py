@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,11 @@ def identify_rows(guider: Any, tag: str, holders: set[str]) -> SamplingRows:
         partial=frozenset(cond["uuid"] for cond in ours if "area" in cond),
         negative=frozenset(cond["uuid"] for cond in negative),
     )
+
+
+def rows_of(guider: Any, names: Iterable[str]) -> frozenset[Any]:
+    """The ids of all conds of some of the guider's lists, once the host has processed them."""
+    return frozenset(cond["uuid"] for name in names for cond in guider.conds.get(name) or ())
 
 
 def chunk_slices(extra_options: dict[str, Any], rows: int) -> list[tuple[Any, slice]]:

@@ -24,9 +24,6 @@ class ReferenceTokens:
     v: Tensor
     bias: Tensor
 
-    def to(self, device: torch.device | str) -> ReferenceTokens:
-        return ReferenceTokens(self.k.to(device), self.v.to(device), self.bias.to(device))
-
 
 @dataclass(frozen=True)
 class RegionTokens:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
+from .magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
+from .portrait_crop import MagicPortraitCrop, MagicPortraitPaste
 from .toy import MagicToyCheckpoint, MagicToyPortrait
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -15,6 +18,14 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicFaceApply,
     MagicSemanticLayout,
     MagicLayoutMasks,
+    MagicStyleInvert,
+    MagicInversionSave,
+    MagicInversionLoad,
+    MagicStyleReference,
+    MagicStyleApply,
+    MagicStyleSampler,
+    MagicPortraitCrop,
+    MagicPortraitPaste,
     MagicToyCheckpoint,
     MagicToyPortrait,
 )

@@ -9,6 +9,9 @@ from comfy_api.latest import io
 
 Concepts = io.Custom("MAGIC_CONCEPTS")
 Layout = io.Custom("MAGIC_LAYOUT")
+InversionType = io.Custom("MAGIC_INVERSION")
+Styles = io.Custom("MAGIC_STYLES")
+CropType = io.Custom("MAGIC_CROP")
 
 _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)

@@ -9,8 +9,9 @@ import torch
 from comfy_api.latest import io
 
 from ..host import concept_folder
+from ..host.feature_store import FeatureStore
 from ..host.layout_record import LayoutRecord
-from ..host.magicface import FeatureStore, MagicFacePatch, SigmaRange
+from ..host.magicface import MagicFacePatch, SigmaRange
 from ..host.prompts import tagged_prompt
 from ..host.references import check_masks, prepare_references
 from ..host.unet import attention_blocks, native_side
@@ -245,7 +246,7 @@ class MagicFaceApply(io.ComfyNode):
                         default="off",
                         tooltip=(
                             "'memory': what the references showed is kept for the next run with the same steps, which then costs little "
-                            "more than plain sampling. About 20 MB a reference and step for SD1.5."
+                            "more than plain sampling. About 20 MB a reference and step for SD1.5; above 2 GB on disk."
                         ),
                     )
                 ),

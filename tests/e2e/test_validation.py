@@ -101,7 +101,9 @@ def test_phrase_not_in_the_prompt(server: ComfyServer, prompt: Prompt) -> None:
 
 def test_empty_mask(server: ComfyServer, prompt: Prompt) -> None:
     the(prompt, "MagicToyPortrait")["inputs"]["seed"] = NO_HAT_SEED
-    assert "mask of concept 'green top hat' is empty: paint over the part of the image to take" in failure(server, prompt, "MagicFaceConcept")
+    assert "mask of concept 'green top hat' is empty: paint over the part of the image to take" in failure(
+        server, prompt, "MagicFaceConcept"
+    )
 
 
 def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:

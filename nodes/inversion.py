@@ -1,0 +1,323 @@
+"""DDIM inversion (arXiv 2010.02502): a picture as the noise that a sampler turns into it again, with the whole way between."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..host import inversion_files
+from ..host.inversion import (
+    METHODS,
+    Inversion,
+    Recipe,
+    check_noise_model,
+    inversion_key,
+    invert,
+    resample,
+    sampler_for,
+    start_latent,
+    zero_conditioning,
+)
+from ..host.prompts import encode
+from ..magic.inversion import psnr
+from .declare import InversionType, advanced, schema
+
+_NO_FILE = "(no inversions saved yet)"
+
+
+def steps_and_scheduler() -> list[io.Input]:
+    """The inputs from which the sigmas of an inversion are made."""
+    import comfy.samplers
+
+    return [
+        io.Int.Input(
+            "steps", default=30, min=2, max=1000, tooltip="Steps of the inversion, and of sampling later. More is closer: 20 to 50 works."
+        ),
+        advanced(
+            io.Combo.Input(
+                "scheduler",
+                options=list(comfy.samplers.SCHEDULER_NAMES),
+                default="ddim_uniform",
+                tooltip="How the steps are spread over the noise levels. 'ddim_uniform' is the papers' choice.",
+            )
+        ),
+    ]
+
+
+def sigmas_of(model: Any, scheduler: str, steps: int) -> torch.Tensor:
+    """Falling to 0."""
+    import comfy.samplers
+
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+    return _checked(sigmas)
+
+
+def _checked(sigmas: torch.Tensor) -> torch.Tensor:
+    if len(sigmas) < 3 or float(sigmas[-1]) != 0 or not bool((sigmas[:-1] > sigmas[1:]).all()):
+        raise ValueError(
+            f"sigmas must fall to 0 in two steps or more, got {[round(value, 3) for value in sigmas.tolist()[:8]]}: "
+            "take the low part of SplitSigmas, or leave the input open"
+        )
+    return sigmas.float()
+
+
+def invert_cached(model: Any, samples: torch.Tensor, conds: dict[str, list[Any]], sigmas: torch.Tensor, recipe: Recipe, cache_mb: int,
+                  measures: bool) -> tuple[Inversion, bool]:  # fmt: skip
+    """(the inversion, whether it was there already). No model call when it was."""
+    import latent_preview
+
+    check_noise_model(model)
+    steps = len(sigmas) - 1
+    key = inversion_key(model, samples, conds, sigmas, recipe)
+    cache = inversion_files.InversionCache(inversion_files.cache_folder(), cache_mb * 1024**2) if cache_mb else None
+    inversion = cache.find(key[1]) if cache else None
+    is_known = inversion is not None
+    if inversion is None:
+        inversion = invert(model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key)
+    if measures and inversion.resampled is None:
+        again = resample(model, inversion, conds, recipe.cfg, latent_preview.prepare_callback(model, steps))
+        inversion, is_known = dataclasses.replace(inversion, resampled=again), False
+    if cache and not is_known:
+        cache.keep(inversion)
+    return inversion, is_known
+
+
+def _report(inversion: Inversion, is_known: bool, samples: torch.Tensor, vae: Any, image: torch.Tensor | None) -> str:
+    steps = len(inversion.sigmas) - 1
+    lines = [f"{inversion.method}, {steps} steps up to sigma {float(inversion.sigmas[0]):.2f}"]
+    lines.append(f"{inversion.model_calls} model calls, {inversion.seconds:.1f} s{', from the cache: none now' if is_known else ''}")
+    if inversion.resampled is not None:
+        span = float(samples.max() - samples.min())
+        lines.append(f"latent sampled again: {psnr(inversion.resampled, samples, span):.1f} dB")
+        if vae is not None:
+            limit, again = vae.decode(samples), vae.decode(inversion.resampled)
+            lines.append(f"picture sampled again: {psnr(again, limit, 1.0):.1f} dB to what the VAE alone gives")
+            if image is not None:
+                original = _cropped(image, limit)
+                lines.append(f"to the image: {psnr(again, original, 1.0):.1f} dB; the VAE alone: {psnr(limit, original, 1.0):.1f} dB")
+    return "\n".join(lines)
+
+
+def _cropped(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The part of an image that the VAE took: it cuts the rest of 8 off on both sides."""
+    top, left = ((image.shape[i] - like.shape[i]) // 2 for i in (1, 2))
+    return image[:, top : top + like.shape[1], left : left + like.shape[2], :3]
+
+
+class MagicStyleInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicStyleInvert",
+            display_name="MagicStyle Invert (DDIM inversion)",
+            category="MagicPortrait/MagicStyle",
+            description=(
+                "Finds the noise that sampling turns into this picture again, and remembers the way. For MagicStyle Apply, "
+                "or for editing with any prompt. The same picture, model and settings are computed once only, also after a restart."
+            ),
+            search_aliases=["ddim inversion", "unsample", "unsampler", "invert", "inversion", "noise", "reconstruct", "null text", "belm"],
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.5, SD2.1 or SDXL, eps or v prediction. LoRAs and other patches take part."),
+                io.Latent.Input("latent", optional=True, tooltip="The picture as a latent. Either this, or image and vae."),
+                io.Image.Input("image", optional=True, tooltip="The picture. A batch is inverted together."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes the image; with it the report also says how close the picture comes."),
+                io.Clip.Input("clip", optional=True, tooltip="Gives the empty prompt when no conditioning is connected."),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="What the picture shows. Default: the empty prompt of the CLIP, or zeros without one. For styles leave it.",
+                ),
+                io.Conditioning.Input("negative", optional=True, tooltip="Only used with CFG above 1."),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="Own noise levels instead of steps and scheduler: falling to 0."),
+                *steps_and_scheduler(),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="fixed-point",
+                    tooltip=(
+                        "'fixed-point' comes very close at 2 to 3 model calls a step; 'ddim' is the plain one, one call; 'o-belm' is exact "
+                        "at one call, with its own sampler (SAMPLER output), but its noise is further from real noise."
+                    ),
+                ),
+                advanced(
+                    io.Float.Input(
+                        "cfg",
+                        default=1.0,
+                        min=1.0,
+                        max=20.0,
+                        step=0.1,
+                        tooltip="Guidance during inversion. Above 1 it is much less stable.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "iterations", default=2, min=1, max=20, tooltip="Most corrections of a fixed-point step, one model call each."
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "tolerance",
+                        default=0.0001,
+                        min=0.0,
+                        max=0.1,
+                        step=0.0001,
+                        round=False,
+                        tooltip="A fixed-point step ends early when a correction changes less than this share. 0: never.",
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "measure",
+                        default=True,
+                        tooltip="Samples the picture again to report how close it comes: one more model call a step, once.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "cache_mb",
+                        default=512,
+                        min=0,
+                        max=1_000_000,
+                        tooltip="Room for remembered inversions on disk, in MB (3 MB each for SD1.5 at 512 px). 0: do not remember.",
+                    )
+                ),
+            ],
+            outputs=[
+                InversionType.Output(display_name="inversion", tooltip="The whole way to noise: for MagicStyle, or to save."),
+                io.Latent.Output(display_name="noise", tooltip="Where sampling starts: connect to SamplerCustom with add_noise off."),
+                io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise levels to sample over."),
+                io.Sampler.Output(display_name="SAMPLER", tooltip="The sampler that fits the method: Euler, or O-BELM's own."),
+                io.Conditioning.Output(display_name="positive", tooltip="The conditioning that was used: sample with it at CFG 1."),
+                io.String.Output(display_name="report", tooltip="Model calls, time and how close the picture comes, in dB."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        steps: int,
+        scheduler: str,
+        method: Any,
+        cfg: float,
+        iterations: int,
+        tolerance: float,
+        measure: bool,
+        cache_mb: int,
+        latent: dict[str, Any] | None = None,
+        image: torch.Tensor | None = None,
+        vae: Any = None,
+        clip: Any = None,
+        positive: list[Any] | None = None,
+        negative: list[Any] | None = None,
+        sigmas: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        samples = picture_latent(latent, image, vae)
+        if positive is None:
+            positive = empty_conditioning(model, clip)
+        conds = {"positive": positive, "negative": negative or positive}
+        levels = sigmas_of(model, scheduler, steps) if sigmas is None else _checked(sigmas)
+        recipe = Recipe(method, iterations, tolerance, cfg)
+        inversion, is_known = invert_cached(model, samples, conds, levels, recipe, cache_mb, measure)
+        report = _report(inversion, is_known, samples, vae, image if latent is None else None)
+        noise = {"samples": start_latent(model, inversion)}
+        return io.NodeOutput(inversion, noise, inversion.sigmas, sampler_for(inversion), positive, report)
+
+
+def picture_latent(latent: dict[str, Any] | None, image: torch.Tensor | None, vae: Any) -> torch.Tensor:
+    """B C h w."""
+    if latent is not None:
+        samples: torch.Tensor = latent["samples"]
+        if not samples.any():
+            raise ValueError("the latent is empty (all zeros): connect a picture (VAE Encode), not an Empty Latent Image")
+        return samples
+    if image is None or vae is None:
+        raise ValueError("there is nothing to invert: connect latent, or both image and vae")
+    encoded: torch.Tensor = vae.encode(image[..., :3])
+    return encoded
+
+
+def empty_conditioning(model: Any, clip: Any) -> list[Any]:
+    return zero_conditioning(model) if clip is None else encode(clip, "")
+
+
+class MagicInversionSave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicInversionSave",
+            display_name="Save Inversion",
+            category="MagicPortrait/MagicStyle",
+            description="Writes an inversion to output/inversions, where Load Inversion finds it.",
+            search_aliases=["inversion file", "export inversion"],
+            inputs=[
+                InversionType.Input("inversion", tooltip="What MagicStyle Invert found."),
+                io.String.Input("name", default="inversion", tooltip="The file's name; a number is added."),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name of the file, as Load Inversion lists it.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, inversion: Inversion, name: str) -> io.NodeOutput:
+        import folder_paths
+
+        # The host refuses names that lead out of the output folder.
+        folder, stem, counter, *_ = folder_paths.get_save_image_path(f"inversions/{name}", folder_paths.get_output_directory())
+        path = Path(folder) / f"{stem}_{counter:05}_.safetensors"
+        while path.exists():
+            counter += 1
+            path = Path(folder) / f"{stem}_{counter:05}_.safetensors"
+        inversion_files.write_inversion(path, inversion)
+        return io.NodeOutput(str(path.relative_to(Path(folder_paths.get_output_directory()) / "inversions")))
+
+
+class MagicInversionLoad(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicInversionLoad",
+            display_name="Load Inversion",
+            category="MagicPortrait/MagicStyle",
+            description="Reads an inversion from output/inversions or models/inversions.",
+            search_aliases=["inversion file", "import inversion"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that it was made with: another one is refused."),
+                io.Combo.Input("file", options=inversion_files.list_files() or [_NO_FILE], tooltip="A file that Save Inversion wrote."),
+            ],
+            outputs=[
+                InversionType.Output(display_name="inversion", tooltip="The whole way to noise."),
+                io.Latent.Output(display_name="noise", tooltip="Where sampling starts: connect to SamplerCustom with add_noise off."),
+                io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise levels to sample over."),
+                io.Sampler.Output(display_name="SAMPLER", tooltip="The sampler that fits the method."),
+                io.Conditioning.Output(display_name="positive", tooltip="The conditioning under which it was inverted."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        if file is None or file in inversion_files.list_files():
+            return True
+        return f"inversion file '{file}' is not there: save one with Save Inversion, or put it into models/inversions"
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None, **_: Any) -> float:
+        import folder_paths
+
+        path = folder_paths.get_full_path(inversion_files.FOLDER_KIND, file) if file else None
+        return Path(path).stat().st_mtime if path else 0.0
+
+    @classmethod
+    def execute(cls, model: Any, file: str) -> io.NodeOutput:
+        import folder_paths
+
+        if file not in inversion_files.list_files():
+            raise ValueError(f"inversion file '{file}' is not there")
+        inversion = inversion_files.read_inversion(Path(folder_paths.get_full_path_or_raise(inversion_files.FOLDER_KIND, file)))
+        inversion.check_model(model, f"'{file}'")
+        noise = {"samples": start_latent(model, inversion)}
+        return io.NodeOutput(inversion, noise, inversion.sigmas, sampler_for(inversion), inversion.conditioning)

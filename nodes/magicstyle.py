@@ -1,0 +1,304 @@
+"""MagicStyle (arXiv 2409.08156): a portrait in the style of another picture, without training. The fusion rule is our reconstruction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..host.feature_store import FeatureStore
+from ..host.inversion import Inversion, Recipe, resample_with
+from ..host.magicstyle import MagicStylePatch, Style
+from ..host.unet import attention_blocks
+from ..magic.blocks import parse_blocks
+from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
+from .declare import InversionType, Styles, advanced, schema
+from .inversion import empty_conditioning, invert_cached, sigmas_of, steps_and_scheduler
+
+_CUSTOM = "custom"
+
+
+def _patch(
+    model: Any, content: Inversion, styles: tuple[Style, ...], preset: Preset, layers: str, fuses_negative: bool, is_kept: bool
+) -> MagicStylePatch:
+    """ValueError when content, styles and model do not belong together."""
+    content.check_model(model, "the content")
+    for number, style in enumerate(styles, start=1):
+        name = f"style {number}"
+        style.inversion.check_model(model, name)
+        style.inversion.check_sigmas(content.sigmas.tolist(), name)
+        if style.inversion.batch != 1:
+            raise ValueError(f"{name} holds {style.inversion.batch} pictures: invert one at a time and chain MagicStyle Reference nodes")
+    sampling = model.get_model_object("model_sampling")
+    start, end = (float(sampling.percent_to_sigma(percent)) for percent in (preset.start, preset.end))
+    blocks = parse_blocks(layers, attention_blocks(model))
+    kept = FeatureStore() if is_kept else None
+    return MagicStylePatch(content, styles, preset.fusion, blocks, start, end, fuses_negative, kept)
+
+
+class MagicStyleReference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicStyleReference",
+            display_name="MagicStyle Reference",
+            category="MagicPortrait/MagicStyle",
+            description="A style to draw in. Chain several: each with its weight, and where in the picture it acts.",
+            search_aliases=["style transfer", "style image", "style reference"],
+            inputs=[
+                InversionType.Input("inversion", tooltip="The style picture after MagicStyle Invert. Any size."),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the picture it gives: less leaves more of the content's own look. Styles that overlap share.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Where in the content's picture it acts. Default: everywhere. May be soft."),
+                Styles.Input("styles", optional=True, tooltip="Styles before this one."),
+            ],
+            outputs=[Styles.Output(display_name="styles", tooltip="All styles so far: to the next reference, or to MagicStyle Apply.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, inversion: Inversion, weight: float, mask: torch.Tensor | None = None, styles: tuple[Style, ...] = ()
+    ) -> io.NodeOutput:
+        region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0]
+        if region is not None and float(region.max()) <= 0:
+            raise ValueError("the mask of a style is empty: paint where it acts, or disconnect it to use it everywhere")
+        return io.NodeOutput((*styles, Style(inversion, weight, region)))
+
+
+class MagicStyleApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        default = PRESETS["balanced"]
+        return schema(
+            node_id="MagicStyleApply",
+            display_name="MagicStyle Apply",
+            category="MagicPortrait/MagicStyle",
+            description=(
+                "Makes a model draw the content in the look of the styles. Sample with SamplerCustom: add_noise off, CFG 1, the SAMPLER, "
+                "SIGMAS and positive of the content's MagicStyle Invert, and the LATENT of this node."
+            ),
+            search_aliases=["style transfer", "stylize", "stylise", "ffa", "styleid", "visual style prompting"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that content and styles were inverted with."),
+                InversionType.Input("content", tooltip="The picture to draw anew, after MagicStyle Invert. A batch is drawn together."),
+                Styles.Input("styles", tooltip="One or more MagicStyle Reference nodes."),
+                io.Combo.Input(
+                    "preset",
+                    options=[*PRESETS, _CUSTOM],
+                    default="balanced",
+                    tooltip="How far the style goes. 'custom' uses the values below; the others have their own.",
+                ),
+                advanced(
+                    io.Float.Input(
+                        "alpha",
+                        default=default.fusion.alpha,
+                        min=0.0,
+                        max=1.0,
+                        step=0.05,
+                        tooltip="Custom: weight of the content's queries, which keep its structure. The paper: .8.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "beta",
+                        default=default.fusion.beta,
+                        min=0.0,
+                        max=1.0,
+                        step=0.05,
+                        tooltip=(
+                            "Custom: weight of the style's queries: more is more style and less structure. The paper: .2. "
+                            "What alpha and beta leave of 1 is the picture's own."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "keys",
+                        options=list(KEYS),
+                        default=default.fusion.keys,
+                        tooltip=(
+                            "Custom: whose keys and values the queries meet. 'blend': both apart, mixed by alpha and beta; "
+                            "'content': none of the style's."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "style_scale",
+                        default=default.fusion.style_scale,
+                        min=-5.0,
+                        max=10.0,
+                        step=0.1,
+                        tooltip="Custom, with 'content+style': added to the logits of style tokens. 0 is neutral, 1 to 2 is more style.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "temperature",
+                        default=default.fusion.temperature,
+                        min=0.1,
+                        max=5.0,
+                        step=0.05,
+                        tooltip="Custom: above 1 each place looks at fewer, more similar ones: sharper. StyleID uses 1.5.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "adain",
+                        default=default.adain,
+                        min=0.0,
+                        max=1.0,
+                        step=0.05,
+                        tooltip="Custom: how far the start takes the style's mean and contrast: the strongest single lever for colour.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "start",
+                        default=default.start,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="Custom: when fusion begins. Later keeps structure.",
+                    )
+                ),
+                advanced(io.Float.Input("end", default=default.end, min=0.0, max=1.0, step=0.01, tooltip="Custom: when fusion ends.")),
+                advanced(
+                    io.String.Input(
+                        "layers",
+                        default="decoder",
+                        tooltip="Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as 'o6-11'.",
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "fuse_negative",
+                        default=False,
+                        tooltip="With CFG above 1: fuses the unconditional rows too, which weakens the prompt.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "keep_features",
+                        options=["off", "memory"],
+                        default="off",
+                        tooltip=(
+                            "'memory': what content and styles showed is kept for the next run, which then costs little more than plain "
+                            "sampling. About 35 MB a picture and step for SD1.5; above 2 GB on disk."
+                        ),
+                    )
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The patched model."),
+                io.Latent.Output(display_name="LATENT", tooltip="Where sampling starts: the content's noise, with the styles' statistics."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start: float | None, end: float | None, alpha: float | None, beta: float | None) -> bool | str:
+        if start is not None and end is not None and start > end:
+            return f"start ({start}) is after end ({end})"
+        if alpha is not None and beta is not None and alpha + beta > 1.0001:
+            return f"alpha ({alpha}) and beta ({beta}) add up to more than 1"
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        content: Inversion,
+        styles: tuple[Style, ...],
+        preset: str,
+        alpha: float,
+        beta: float,
+        keys: Any,
+        style_scale: float,
+        temperature: float,
+        adain: float,
+        start: float,
+        end: float,
+        layers: str,
+        fuse_negative: bool,
+        keep_features: str,
+    ) -> io.NodeOutput:
+        own = Preset(Fusion(alpha, beta, keys, style_scale, temperature), adain, start, end)
+        chosen = own if preset == _CUSTOM else PRESETS[preset]
+        patch = _patch(model, content, styles, chosen, layers, fuse_negative, keep_features == "memory")
+        latent = model.model.process_latent_out(patch.start_latent(chosen.adain))
+        return io.NodeOutput(patch.add_to(model), {"samples": latent})
+
+
+class MagicStyleSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicStyleSampler",
+            display_name="MagicStyle Sampler (image + style)",
+            category="MagicPortrait/MagicStyle",
+            description="A portrait in the style of another picture, in one node: inverts both, fuses, samples.",
+            search_aliases=["style transfer", "stylize", "stylise portrait", "image to image style"],
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.5, SD2.1 or SDXL."),
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                io.Image.Input("content", tooltip="The picture to draw anew. A batch is drawn together."),
+                io.Image.Input("style", tooltip="The picture whose look it takes. Any size."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder of the model: gives the empty prompt. Zeros without it."),
+                io.Combo.Input("preset", options=list(PRESETS), default="balanced", tooltip="How far the style goes."),
+                *steps_and_scheduler(),
+                advanced(
+                    io.String.Input(
+                        "layers",
+                        default="decoder",
+                        tooltip="Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as 'o6-11'.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "cache_mb",
+                        default=512,
+                        min=0,
+                        max=1_000_000,
+                        tooltip="Room for remembered inversions on disk, in MB. 0: do not remember.",
+                    )
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="The stylised picture: to VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        content: torch.Tensor,
+        style: torch.Tensor,
+        preset: str,
+        steps: int,
+        scheduler: str,
+        layers: str,
+        cache_mb: int,
+        clip: Any = None,
+    ) -> io.NodeOutput:
+        import latent_preview
+
+        parse_blocks(layers, attention_blocks(model))
+        empty = empty_conditioning(model, clip)
+        conds = {"positive": empty, "negative": empty}
+        sigmas, recipe = sigmas_of(model, scheduler, steps), Recipe("fixed-point", 2, 1e-4, 1.0)
+        found = [
+            invert_cached(model, vae.encode(picture[..., :3]), conds, sigmas, recipe, cache_mb, measures=False)[0]
+            for picture in (content, style[:1])
+        ]
+        chosen = PRESETS[preset]
+        patch = _patch(model, found[0], (Style(found[1], 1.0),), chosen, layers, False, False)
+        start = model.model.process_latent_out(patch.start_latent(chosen.adain))
+        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        return io.NodeOutput({"samples": resample_with(patch.add_to(model), found[0], start, conds, 1.0, callback)})
