@@ -83,15 +83,15 @@ def patched(model: Any, references: int, inject_sigma: float, keep: bool) -> tup
     return patch.add_to(model), positive
 
 
-def sample(model: Any, positive: list[Any], sigmas: Tensor, repeats: int = 1) -> float:
-    """Seconds a step, the least of some runs over `sigmas`."""
+def sample(model: Any, positive: list[Any], sigmas: Tensor, repeats: int = 1, cfg: float = 7.5) -> float:
+    """Seconds a step, the median of all but the first of a run."""
     import comfy.samplers
 
     times = []
     for _ in range(repeats):
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, conditioning(2))
-        guider.set_cfg(7.5)
+        guider.set_cfg(cfg)
         marks: list[float] = []
 
         def mark(*_: Any, marks: list[float] = marks) -> None:

@@ -276,6 +276,19 @@ def ownership_loss(maps: list[Tensor], masks: Tensor, tokens: Tensor, parts: Ten
     return torch.stack(losses).mean()
 
 
+def foreground_loss(maps: list[Tensor], background: Tensor, is_empty: Tensor, sharpness: float = 4.0) -> Tensor:
+    """Cross-entropy between the background and where, under an empty prompt, the start token is looked at more than all others together,
+    each relative to its mean: what the layout takes the foreground from. background: B H W coverage; is_empty: B."""
+    losses = [maps[0].new_zeros(())]
+    for attention in (m[is_empty] for m in maps if is_empty.any()):
+        side = math.isqrt(attention.shape[1])
+        there = F.adaptive_avg_pool2d(background[is_empty], side).flatten(1)
+        start = attention[..., 0]
+        first, rest = ((x + 1e-6).log() - (x.mean(1, keepdim=True) + 1e-6).log() for x in (start, 1 - start))
+        losses.append(F.binary_cross_entropy_with_logits(sharpness * (first - rest), there))
+    return torch.stack(losses).mean()
+
+
 def average_gradients(model: nn.Module) -> None:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
@@ -314,6 +327,8 @@ def train_diffusion(run: Run) -> None:
         # min-SNR-5 (arXiv 2303.09556)
         loss = (squared * snr.clamp(max=5) / snr).mean() + 0.03 * localisation_loss(maps, masks, tokens, named_parts, weights)
         loss = loss + 0.03 * ownership_loss(maps, masks, tokens, named_parts)
+        is_empty = weights.sum(1) == 0
+        loss = loss + 0.03 * foreground_loss(maps, masks[:, PARTS.index("background")], is_empty)
         rate = cosine_rate(step, run.steps, run.peak, warmup=100)
         descend(model, optimizers, loss, {"muon": 0.01 * rate, "adam": 1.5e-3 * rate}, run)
         decay = min(0.9985, (step + 1) / (step + 20))
