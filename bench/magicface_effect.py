@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from magicportrait.demo.portraits import Garment, Portrait, Pose, render
+from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
 
 PROMPT = "a man with black hair wearing a green hat, a white scarf and a blue shirt, pink background, cartoon style"
@@ -26,17 +27,6 @@ CONCEPTS = ("hat", "scarf", "shirt")
 PHRASES = {"hat": "green hat", "scarf": "white scarf", "shirt": "blue shirt"}
 BYSTANDERS = ("black hair", "man", "pink background")
 SKIN = (198, 140, 98)
-DEFAULTS: dict[str, Any] = {
-    "inject_at": 0.4,
-    "semantic_cfg": True,
-    "start": 0.0,
-    "end": 1.0,
-    "layers": "fine",
-    "ca_scale": 0.0,
-    "reference_noise": "fixed",
-    "noise_seed": 0,
-    "keep_features": "off",
-}
 
 
 def reference_sets() -> list[dict[str, Portrait]]:
@@ -85,8 +75,8 @@ def magic_pictures(checkpoint: toy.Toy, noise: Tensor, references: dict[str, Por
         chained = MagicFaceConcept.execute(
             toy.picture(drawn), part, strength, mask, f"a {portrait.gender} wearing a {part}", None, chained
         ).args[0]
-    arguments = {**DEFAULTS, **options}
-    model, positive, record = MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, chained, PROMPT, **arguments).args
+    arguments = {**defaults_of(MagicFaceApply), **options, "prompt": PROMPT}
+    model, positive, record = MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, chained, **arguments).args
     samples = checkpoint.sample(model, positive, noise)
     return Pictures(checkpoint.decode(samples), toy.regions(record, samples, list(references)))
 
@@ -118,6 +108,9 @@ SETTINGS: list[tuple[str, float, dict[str, Any]]] = [
     ("strength 3", 3.0, {}),
     ("strength 4", 4.0, {}),
     ("RSA only, strength 4", 4.0, {"inject_at": 1.0}),
+    ("strength 3, inject_at .2", 3.0, {"inject_at": 0.2}),
+    ("strength 4, inject_at .2", 4.0, {"inject_at": 0.2}),
+    ("strength 4, inject_at 0", 4.0, {"inject_at": 0.0}),
     ("inject_at 0", 2.5, {"inject_at": 0.0}),
     ("inject_at .2", 2.5, {"inject_at": 0.2}),
     ("inject_at .6", 2.5, {"inject_at": 0.6}),

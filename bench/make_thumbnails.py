@@ -1,4 +1,8 @@
-"""Runs the toy workflows and writes their thumbnails, workflows/<name>.jpg: references first, then pictures, then layouts."""
+"""Runs the toy workflows and writes their thumbnails, workflows/<name>.jpg.
+
+References first, then pictures, then layouts and cut-outs. A picture that is alone with its references is shown large, with them set in;
+a strip of pictures without the references.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
@@ -18,40 +22,63 @@ import dev  # noqa: E402 (lies in the project's folder)
 from workflow_format import to_api_prompt  # noqa: E402
 
 SIDE = 400
+INSET, BORDER, GAP = 100, 3, 8
 WORKFLOWS = ROOT / "workflows"
 # These need models that cannot come with the pack.
-BORROWERS = {"magicface_three_concepts": ("magicface_three_concepts_sd15", "magicface_three_concepts_sdxl")}
+BORROWERS = {
+    "magicface_three_concepts": ("magicface_three_concepts_sd15", "magicface_three_concepts_sdxl"),
+    "magicstyle_portrait": ("magicstyle_sd15",),
+}
 
 
 def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
-    """The references, pictures and layouts that a workflow shows and saves, told apart by their file names."""
+    """The references, pictures and layouts (or cut-outs) that a workflow shows and saves, told apart by their file names."""
     prompt = to_api_prompt(workflow, server.object_info())
     prompt = {node: data for node, data in prompt.items() if data["class_type"] != "MaskPreview"}
     references, pictures, layouts = [], [], []
     for file in dev.run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
         kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
-        kind = layouts if name.endswith(("_concepts_layout", "_overlay")) else kind
+        kind = layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout")) else kind
         kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))
     return references, pictures, layouts
 
 
 def squares(images: list[Image.Image]) -> list[Image.Image]:
     """Cuts what is wide into squares, and the legend off what is high."""
-    side = min(images[0].size) if images else 0
-    return [image.crop((left, 0, left + side, side)) for image in images for left in range(0, image.width, side)]
+    tiles = []
+    for image in images:
+        side = min(image.size)
+        # The last tile of a strip whose tiles are not quite square reaches to its end.
+        count = round(image.width / side)
+        tiles += [image.crop((round(i * image.width / count), 0, round((i + 1) * image.width / count), side)) for i in range(count)]
+    return tiles
 
 
 def thumbnail(references: list[Image.Image], pictures: list[Image.Image], layouts: list[Image.Image]) -> Image.Image:
-    """A square of 2 x 2 or 3 x 3 tiles."""
-    first = squares(references)
-    columns = 2 if len(first) < 3 else 3
+    """A square of 2 x 2 or 3 x 3 tiles, or one large picture."""
+    first, drawn = squares(references), squares(pictures)
+    if len(pictures) == 1 and not layouts:
+        if len(drawn) > 1:
+            first = []
+        elif len(first) == 2:
+            return with_insets(drawn[0], *first)
+    columns = 2 if len(first) + len(drawn) == 4 or len(first) < 3 else 3
     each = (columns**2 - len(first)) // (2 if layouts else 1)
-    tiles = [*first, *squares(pictures)[:each], *squares(layouts)[:each]]
+    tiles = [*first, *drawn[:each], *squares(layouts)[:each]]
     side = SIDE // columns
     sheet = Image.new("RGB", (side * columns, side * columns), "white")
     for i, tile in enumerate(tiles):
         sheet.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (i % columns * side, i // columns * side))
+    return sheet
+
+
+def with_insets(picture: Image.Image, left: Image.Image, right: Image.Image) -> Image.Image:
+    """The picture, with two small ones in its upper corners."""
+    sheet = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    for tile, x in ((left, GAP), (right, SIDE - INSET - GAP)):
+        inner = INSET - 2 * BORDER
+        sheet.paste(ImageOps.expand(tile.resize((inner, inner), Image.Resampling.LANCZOS), BORDER, "white"), (x, GAP))
     return sheet
 
 

@@ -58,8 +58,8 @@ class Toy:
         latent = torch.zeros_like(noise)
         return comfy.sample.sample(model, noise, steps, cfg, "euler", "ddim_uniform", positive, empty, latent, disable_pbar=True, seed=0)
 
-    def watch(self, prompt: str, phrases: Sequence[str]) -> tuple[Any, Any, LayoutRecord]:
-        return MagicSemanticLayout.execute(self.model, self.clip, prompt, ", ".join(phrases), 1.0).args
+    def watch(self, prompt: str, phrases: Sequence[str], ca_scale: float = 1.0) -> tuple[Any, Any, LayoutRecord]:
+        return MagicSemanticLayout.execute(self.model, self.clip, prompt, ", ".join(phrases), ca_scale).args
 
 
 def held_out(count: int, wanted: Callable[[Portrait], bool] = lambda portrait: True) -> list[Portrait]:
@@ -78,12 +78,24 @@ def picture(rendering: Rendering) -> Tensor:  # 1 H W 3
     return torch.from_numpy(rendering.image)[None]
 
 
+def owned_cells(record: LayoutRecord, samples: Tensor) -> Tensor:
+    """The index of the phrase that owns each cell in the layout of a run's last step, -1 for none: B rows columns."""
+    run = record.run_of(samples)
+    return torch.from_numpy(run[max(run)].concepts)
+
+
 def regions(record: LayoutRecord, samples: Tensor, phrases: Sequence[str]) -> dict[str, Tensor]:
     """Where each phrase is in the layout of a run's last step, at picture size: B H W, bool."""
-    run = record.run_of(samples)
-    owned = torch.from_numpy(run[max(run)].concepts)[:, None].float()
+    owned = owned_cells(record, samples)[:, None].float()
     enlarged = F.interpolate(owned, size=(checkpoint.IMAGE_SIDE,) * 2, mode="nearest")[:, 0]
     return {phrase: enlarged == i for i, phrase in enumerate(phrases)}
+
+
+def foreground(record: LayoutRecord, samples: Tensor) -> Tensor:
+    """The same for the layout's foreground: B H W, bool."""
+    run = record.run_of(samples)
+    found = torch.from_numpy(run[max(run)].foreground)[:, None].float()
+    return F.interpolate(found, size=(checkpoint.IMAGE_SIDE,) * 2, mode="nearest")[:, 0] > 0
 
 
 def mean_colour(image: Tensor, mask: Tensor) -> Tensor:

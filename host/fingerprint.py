@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import os
 import types
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 
 _MOST_THINGS = 200_000
 _SAMPLES = 256
-_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum, type(None))
-_NAMED = (type, types.ModuleType, types.BuiltinFunctionType)
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum, slice, type(None), type(...))
 
 
 def fingerprint(*things: Any) -> str:
@@ -30,7 +30,7 @@ def fingerprint(*things: Any) -> str:
 
 
 def model_fingerprint(model: Any) -> str:
-    """What MODEL computes with: its weights and the patches (LoRA, merges) on them.
+    """What MODEL computes with: its weights, the patches (LoRA, merges) on them, and what its output means (eps, v, noise levels).
 
     Weights are sampled, 256 numbers of each: models that differ, differ in almost every number.
     """
@@ -40,7 +40,7 @@ def model_fingerprint(model: Any) -> str:
     for name, weight in sorted(model.model.diffusion_model.state_dict().items()):
         flat = originals.get(f"diffusion_model.{name}", weight).detach().reshape(-1)
         result.add_all((name, tuple(weight.shape), flat[:: max(1, flat.numel() // _SAMPLES)]))
-    result.add_all((model.patches, type(model.model.model_config), model.model.model_type))
+    result.add_all((model.patches, type(model.model.model_config), model.get_model_object("model_sampling")))
     return result.hexdigest()
 
 
@@ -63,7 +63,7 @@ class _Hash:
         self._digest.update(f"<{type(thing).__name__}".encode())
         if isinstance(thing, _PLAIN):
             self._digest.update(repr(thing).encode())
-        elif isinstance(thing, _NAMED):
+        elif _is_found_by_name(thing):
             self._digest.update(f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing.__name__)}".encode())
         elif isinstance(thing, Tensor):
             self._add_tensor(thing)
@@ -94,21 +94,39 @@ class _Hash:
             self.add_all(thing)
         elif isinstance(thing, types.MethodType):
             self.add_all((thing.__func__, thing.__self__))
+        elif isinstance(thing, types.BuiltinFunctionType):
+            self.add_all((thing.__qualname__, thing.__self__))
+        elif isinstance(thing, functools.partial):
+            self.add_all((thing.func, thing.args, thing.keywords))
         elif isinstance(thing, types.FunctionType):
             self._add_function(thing)
+        elif isinstance(thing, types.CodeType):
+            self.add_all((thing.co_code, thing.co_names, thing.co_consts))
+        elif isinstance(thing, type):
+            body = {name: value for name, value in vars(thing).items() if name not in ("__dict__", "__weakref__")}
+            self.add_all((thing.__qualname__, thing.__bases__, body))
         elif isinstance(thing, nn.Module):
-            self.add_all((type(thing), thing.state_dict()))
+            self.add_all((type(thing), thing.state_dict(), {name: value for name, value in vars(thing).items() if name[0] != "_"}))
         elif dataclasses.is_dataclass(thing):
             self.add_all((type(thing), {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}))
-        # Anything that holds a model is more than data.
-        elif hasattr(thing, "__dict__") and not hasattr(thing, "load_device"):
+        # Anything that holds a model is more than data, and slots are out of sight.
+        elif hasattr(thing, "__dict__") and not hasattr(thing, "load_device") and not _has_slots(type(thing)):
             self.add_all((type(thing), vars(thing)))
         else:
             self._digest.update(os.urandom(16))
 
     def _add_function(self, function: types.FunctionType) -> None:
-        code = function.__code__
-        constants = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
         cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
-        self.add_all((function.__module__, function.__qualname__, code.co_code, code.co_names, constants))
+        self.add_all((function.__module__, function.__qualname__, function.__code__, vars(function)))
         self.add_all((function.__defaults__, function.__kwdefaults__, cells))
+
+
+def _is_found_by_name(thing: Any) -> bool:
+    """Whether a module and a name say all: not for methods of some object, and classes that a function makes anew in each call."""
+    if isinstance(thing, types.BuiltinFunctionType):
+        return thing.__self__ is None or isinstance(thing.__self__, types.ModuleType)
+    return isinstance(thing, types.ModuleType) or (isinstance(thing, type) and "<locals>" not in thing.__qualname__)
+
+
+def _has_slots(kind: type) -> bool:
+    return any(vars(cls).get("__slots__") for cls in kind.__mro__)

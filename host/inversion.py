@@ -121,17 +121,19 @@ class _InversionSampler:
 
 
 class _BelmSampler:
-    """The sampler that undoes an O-BELM inversion. From any other start than the inversion's it takes a DDIM step first."""
+    """The sampler that undoes an O-BELM inversion. From another latent, or over other sigmas, it takes a DDIM step first."""
 
     __name__ = "magic_belm"
 
     def __init__(self, inversion: Inversion):
         self._first, self._second = inversion.latents[0], inversion.latents[1]
+        self._sigmas = inversion.sigmas[:2]
 
     def __call__(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool) -> Tensor:
         eps, falling = _CountedDenoiser(model, extra_args), sigmas.tolist()
         first, second = self._first.to(x), self._second.to(x)
         is_inverted = first.shape == x.shape and torch.allclose(first, x, rtol=1e-3, atol=1e-4 * falling[0])
+        is_inverted = is_inverted and torch.allclose(self._sigmas.to(sigmas), sigmas[:2], rtol=1e-4)
         start, next_one = (first, second) if is_inverted else (x, None)
         return steppers.sample_belm(eps, start, next_one, falling, eps.reporter(falling, callback))
 
@@ -148,8 +150,9 @@ def sampler_for(inversion: Inversion) -> Any:
 def inversion_key(model: Any, latent: Tensor, conds: dict[str, list[Any]], sigmas: Tensor, recipe: Recipe) -> tuple[str, str]:
     """(the model's fingerprint, the fingerprint of all that an inversion depends on)."""
     weights = model_fingerprint(model)
-    patches = (model.model_options, model.wrappers, model.object_patches, model.attachments, model.hook_patches)
-    return weights, fingerprint(_FORMAT, weights, patches, latent, conds, sigmas, recipe)
+    patches = (model.model_options, model.wrappers, model.callbacks, model.object_patches, model.attachments, model.hook_patches)
+    others = (model.injections, model.additional_models)
+    return weights, fingerprint(_FORMAT, weights, patches, others, latent, conds, sigmas, recipe)
 
 
 def invert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -29,7 +30,11 @@ class UnstorableInversion(ValueError):
 
 
 def write_inversion(path: Path, inversion: Inversion) -> None:
-    """Writes a file completely or not at all. UnstorableInversion when its conditioning carries more than tensors and plain values."""
+    """Writes a file completely or not at all.
+
+    UnstorableInversion when its conditioning carries more than tensors and plain values, OSError when the disk is full or read-only.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {"sigmas": inversion.sigmas, "latents": inversion.latents}
@@ -47,6 +52,8 @@ def write_inversion(path: Path, inversion: Inversion) -> None:
     try:
         save_file(tensors, part, metadata)
         os.replace(part, path)
+    except SafetensorError as error:
+        raise OSError(f"{path.name} could not be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -119,7 +126,9 @@ class InversionCache:
         if inversion.key != key:
             logging.warning("MagicPortrait: an inversion in the cache is computed again: %s belongs to another picture", path.name)
             return None
-        os.utime(path)
+        # Another process may have thrown it out, another user may own it.
+        with contextlib.suppress(OSError):
+            os.utime(path)
         return inversion
 
     def keep(self, inversion: Inversion) -> None:

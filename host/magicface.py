@@ -25,7 +25,7 @@ from .feature_store import Bank, FeatureStore
 from .layout_record import LayoutRecord, Run, layout_step
 from .layout_tracker import LayoutTracker
 from .prompts import TaggedPrompt
-from .reference_pass import ReferencePass, Renoised
+from .reference_pass import ReferencePass, Renoised, foreign_parts
 from .references import Reference
 from .sampling_rows import SamplingRows, chunk_slices, holders_of, identify_rows
 
@@ -162,7 +162,7 @@ class _MagicFaceRun:
     def _features(self, sigma: float, timestep: Tensor, model_options: dict[str, Any]) -> FeatureBank:
         if self._bank is not None and self._bank[0] == sigma and not self._patch.noise_per_step:
             return self._bank[1]
-        store, key = self._patch.kept, self._store_key(sigma, model_options)
+        store, key = self._patch.kept, (sigma, self._guider.model_patcher.patches_uuid, *foreign_parts(model_options))
         stored = None if store is None else store.get(key)
         if stored is None:
             bank = self._run_references(timestep, model_options)
@@ -172,10 +172,6 @@ class _MagicFaceRun:
             bank = _nested(stored)
         self._bank = (sigma, bank)
         return bank
-
-    def _store_key(self, sigma: float, model_options: dict[str, Any]) -> tuple[Any, ...]:
-        patches = model_options.get("transformer_options", {}).get("patches", {})
-        return (sigma, self._guider.model_patcher.patches_uuid, *(patch for name in sorted(patches) for patch in patches[name]))
 
     def _run_references(self, timestep: Tensor, model_options: dict[str, Any]) -> FeatureBank:
         found: dict[LayerKey, dict[int, list[ReferenceTokens]]] = {}

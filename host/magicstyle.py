@@ -18,7 +18,7 @@ from ..magic.feature_fusion import Area, Features, Fusion, adapt_statistics, are
 from .attention import AttentionPatch, attend_chunks, biased_attention, token_grid, wrap_attention
 from .feature_store import Bank, FeatureStore
 from .inversion import Inversion
-from .reference_pass import ReferencePass
+from .reference_pass import ReferencePass, foreign_parts
 from .sampling_rows import chunk_slices, rows_of
 
 FeatureBank = dict[tuple[Block, int], dict[int, Features]]
@@ -148,7 +148,7 @@ class _MagicStyleRun:
     def _features(self, sigma: float, timestep: Tensor, model_options: dict[str, Any]) -> FeatureBank:
         if self._bank is not None and self._bank[0] == sigma:
             return self._bank[1]
-        store, key = self._patch.kept, (sigma, self._guider.model_patcher.patches_uuid)
+        store, key = self._patch.kept, (sigma, self._guider.model_patcher.patches_uuid, *foreign_parts(model_options))
         stored = None if store is None else store.get(key)
         if stored is None:
             bank = self._run_references(timestep, model_options)

@@ -18,6 +18,8 @@ from .references import ReferenceImage, alike, batched_conditioning
 
 Collect = Callable[[int, Block, int, tuple[int, int], Tensor, Tensor, Tensor], None]
 """(reference, block, depth, token grid, q, k, v), the last three N C."""
+_TAKEN = ("input_", "output_")
+"""Patches of these kinds act in a reference pass too, such as FreeU's."""
 
 
 class LatentSource(Protocol):
@@ -43,6 +45,17 @@ class Renoised:
             noise = torch.randn(latent.shape, generator=self._generators[reference])
             self._fixed[reference] = noise.to(latent)
         return model_sampling.noise_scaling(sigma.reshape(-1, *[1] * (latent.ndim - 1)), self._fixed[reference], latent, False)
+
+
+def foreign_parts(model_options: dict[str, Any]) -> tuple[Any, ...]:
+    """What other nodes have put into a reference pass: features that were found with other parts are others."""
+    import comfy.patcher_extension as extension
+
+    transformer_options = model_options.get("transformer_options", {})
+    wrappers = transformer_options.get("wrappers", {}).get(extension.WrappersMP.APPLY_MODEL, {})
+    patches = transformer_options.get("patches", {})
+    lists = [*wrappers.values(), *(patches[name] for name in sorted(patches) if name.startswith(_TAKEN))]
+    return (model_options.get("model_function_wrapper"), *(part for parts in lists for part in parts))
 
 
 class ReferencePass:
@@ -83,7 +96,7 @@ class ReferencePass:
         kept = dict(model_options.get("transformer_options", {}))
         apply_model = extension.WrappersMP.APPLY_MODEL
         kept["wrappers"] = {apply_model: kept.get("wrappers", {}).get(apply_model, {})}
-        kept["patches"] = {name: patches for name, patches in kept.get("patches", {}).items() if name.startswith(("input_", "output_"))}
+        kept["patches"] = {name: patches for name, patches in kept.get("patches", {}).items() if name.startswith(_TAKEN)}
 
         def capture(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
             grid, block = token_grid(q, extra_options), Block(*extra_options["block"])

@@ -23,8 +23,8 @@ def invert_ddim(eps: Eps, x: Tensor, sigmas: Sequence[float], on_step: OnStep, i
     """The latents of the inversion, one for each of `sigmas`.
 
     x: B C h w, the clean latent; sigmas: rising, from 0. The step that has to be undone is x = y + (sigma - sigma') * eps(y, sigma'), which
-    names y on both sides. With no iterations eps is taken at x instead (the usual DDIM inversion, as in arXiv 2211.09794); each iteration puts the last y in its
-    place (fixed-point inversion: arXiv 2309.04907), until y changes by less than `tolerance` of its norm.
+    names y on both sides. With no iterations eps is taken at x instead (the usual DDIM inversion, as in arXiv 2211.09794); each iteration
+    puts the last y in its place (fixed-point inversion, arXiv 2309.04907), until y changes by less than `tolerance` of its norm.
     """
     latents = [x]
     for i in range(len(sigmas) - 1):
@@ -45,7 +45,7 @@ def invert_ddim(eps: Eps, x: Tensor, sigmas: Sequence[float], on_step: OnStep, i
 def belm_step(before: Tensor, x: Tensor, noise: Tensor, sigma_before: float, sigma: float, sigma_after: float) -> Tensor:
     """The latent at `sigma_after` from those at `sigma_before` and `sigma`, and noise = eps(x, sigma).
 
-    O-BELM (arXiv 2410.07273, equation 17) in this form: the parabola through both latents with the slope at the second. It works in
+    O-BELM (arXiv 2410.07273) in this form: the parabola through both latents with the slope at the second. It works in
     both directions, and one direction undoes the other exactly, whatever eps is.
     """
     ratio = (sigma_after - sigma) / (sigma_before - sigma)

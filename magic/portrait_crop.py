@@ -94,7 +94,14 @@ def feathered(height: int, width: int, feather: float, open_sides: tuple[bool, b
 
 
 def paste(picture: Tensor, patch: Tensor, crop: Crop, feather: float, mask: Tensor | None = None) -> Tensor:
-    """`patch` back into `picture` where it was cut out. Both B H W C (one of them may be a single image); mask: B H W on the patch."""
+    """`patch` back into `picture` where it was cut out. Both B H W C, mask: B H W on the patch; each may be a single one for all.
+
+    ValueError when there are several of two of them, and not equally many.
+    """
+    counts = (len(picture), len(patch), 1 if mask is None else len(mask))
+    batch = max(counts)
+    if not set(counts) <= {1, batch}:
+        raise ValueError(f"{counts[0]} pictures, {counts[1]} patches and {counts[2]} masks: expected one or equally many of each")
     box = crop.box
     size = (box.height, box.width)
     fitted = resize(patch, size)
@@ -102,7 +109,6 @@ def paste(picture: Tensor, patch: Tensor, crop: Crop, feather: float, mask: Tens
     if mask is not None:
         share = share * F.interpolate(mask[:, None].float(), size=size, mode="bilinear", align_corners=False)[:, 0].cpu()
     share = share[..., None].to(picture)
-    batch = max(picture.shape[0], fitted.shape[0])
     out = picture.expand(batch, -1, -1, -1).clone()
     under = out[:, box.top : box.bottom, box.left : box.right]
     out[:, box.top : box.bottom, box.left : box.right] = torch.lerp(under, fitted.to(picture).expand(batch, -1, -1, -1), share)

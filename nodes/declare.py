@@ -21,6 +21,12 @@ def schema(**fields: Any) -> io.Schema:
     return io.Schema(**{name: value for name, value in fields.items() if name in _KNOWN_FIELDS})
 
 
+def defaults_of(node: type[io.ComfyNode]) -> dict[str, Any]:
+    """What the widgets of a node start with, by name: to call a node from code as an untouched node in a graph would be."""
+    declared = ((item.id, getattr(item, "default", None)) for item in node.define_schema().inputs)
+    return {name: default for name, default in declared if default is not None}
+
+
 def advanced(declared: _Input) -> _Input:
     """An input that is rarely turned: folded away where the host can fold."""
     declared.extra_dict["advanced"] = True

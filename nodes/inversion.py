@@ -266,14 +266,15 @@ class MagicInversionSave(io.ComfyNode):
     def execute(cls, inversion: Inversion, name: str) -> io.NodeOutput:
         import folder_paths
 
-        # The host refuses names that lead out of the output folder.
-        folder, stem, counter, *_ = folder_paths.get_save_image_path(f"inversions/{name}", folder_paths.get_output_directory())
+        root = Path(folder_paths.get_output_directory()) / "inversions"
+        # Against that folder, not all of output: the host refuses names that lead out of what it is given.
+        folder, stem, counter, *_ = folder_paths.get_save_image_path(name.strip() or "inversion", str(root))
         path = Path(folder) / f"{stem}_{counter:05}_.safetensors"
         while path.exists():
             counter += 1
             path = Path(folder) / f"{stem}_{counter:05}_.safetensors"
         inversion_files.write_inversion(path, inversion)
-        return io.NodeOutput(str(path.relative_to(Path(folder_paths.get_output_directory()) / "inversions")))
+        return io.NodeOutput(str(path.relative_to(root)))
 
 
 class MagicInversionLoad(io.ComfyNode):

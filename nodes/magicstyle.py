@@ -203,7 +203,14 @@ class MagicStyleApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float | None, end: float | None, alpha: float | None, beta: float | None) -> bool | str:
+    def validate_inputs(
+        cls, preset: str | None, start: float | None, end: float | None, alpha: float | None, beta: float | None
+    ) -> bool | str:
+        if preset in PRESETS:
+            # It has values of its own.
+            return True
+        if preset not in (_CUSTOM, None):
+            return f"preset '{preset}' is not known: choose {', '.join([*PRESETS, _CUSTOM])}"
         if start is not None and end is not None and start > end:
             return f"start ({start}) is after end ({end})"
         if alpha is not None and beta is not None and alpha + beta > 1.0001:

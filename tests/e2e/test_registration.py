@@ -25,8 +25,16 @@ IDS = {
     "MagicFaceApply",
     "MagicFaceConcept",
     "MagicFaceConceptFolder",
+    "MagicInversionLoad",
+    "MagicInversionSave",
     "MagicLayoutMasks",
+    "MagicPortraitCrop",
+    "MagicPortraitPaste",
     "MagicSemanticLayout",
+    "MagicStyleApply",
+    "MagicStyleInvert",
+    "MagicStyleReference",
+    "MagicStyleSampler",
     "MagicToyCheckpoint",
     "MagicToyPortrait",
 }
@@ -73,7 +81,7 @@ def test_nothing_changed_for_saved_workflows(nodes: dict[str, Any]) -> None:
 def test_the_log_of_the_start_is_clean(server: ComfyServer) -> None:
     start, ready, _ = server.log.partition("To see the GUI go to")
     assert ready
-    ours = [line for line in start.splitlines() if re.search(r"MagicPortrait|Magic(Face|Layout|Semantic|Toy)", line)]
+    ours = [line for line in start.splitlines() if re.search(r"MagicPortrait|Magic(Face|Inversion|Layout|Semantic|Style|Toy)", line)]
     assert any("seconds" in line and line.endswith(PACK_NAME) for line in ours), "the host lists the pack among its import times"
     assert [line for line in ours if re.search(r"warning|error|traceback|failed|cannot|^\s+File ", line, re.IGNORECASE)] == []
 

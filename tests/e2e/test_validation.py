@@ -18,6 +18,14 @@ def prompt(object_info: dict[str, Any]) -> Prompt:
     return prompt_of("magicface_one_concept", object_info, outputs={"SaveImage"}, steps=2)
 
 
+@pytest.fixture
+def stylise(server: ComfyServer, object_info: dict[str, Any]) -> Prompt:
+    """A portrait in a style, in two steps. Both pictures are inverted already, so that what still counts steps is sampling."""
+    found = prompt_of("magicstyle_portrait", object_info, outputs={"SaveImage"}, steps=2, measure=False)
+    server.queue(found)
+    return found
+
+
 def refusal(server: ComfyServer, prompt: Prompt) -> str:
     """All complaints about a prompt that ComfyUI must refuse."""
     with pytest.raises(ValidationFailed) as refused:
@@ -88,6 +96,26 @@ def test_checked_values_may_come_from_other_nodes(
     assert server.queue(prompt).images
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"alpha": 0.9, "beta": 0.5}, "alpha (0.9) and beta (0.5) add up to more than 1"),
+        ({"start": 0.8, "end": 0.2}, "start (0.8) is after end (0.2)"),
+    ],
+)
+def test_values_that_do_not_fit_together(server: ComfyServer, stylise: Prompt, changes: dict[str, Any], complaint: str) -> None:
+    the(stylise, "MagicStyleApply")["inputs"].update(preset="custom", **changes)
+    assert complaint in refusal(server, stylise)
+
+
+@pytest.mark.parametrize("file", ["nowhere.safetensors", "../nowhere.safetensors", ""])
+def test_missing_inversion_file(server: ComfyServer, stylise: Prompt, file: str) -> None:
+    [toy] = ids(stylise, "MagicToyCheckpoint")
+    stylise["load"] = {"class_type": "MagicInversionLoad", "inputs": {"model": [toy, 0], "file": file}}
+    the(stylise, "MagicStyleApply")["inputs"]["content"] = ["load", 0]
+    assert f"inversion file '{file}' is not there: save one with Save Inversion" in refusal(server, stylise)
+
+
 # ---- seen during the execution ----
 
 
@@ -141,3 +169,20 @@ def test_the_server_works_on_after_a_failure(server: ComfyServer, prompt: Prompt
     the(broken, "MagicFaceApply")["inputs"]["layers"] = "nonsense"
     failure(server, broken, "MagicFaceApply")
     assert server.queue(prompt).images
+
+
+# ---- MagicStyle, before its sampling ----
+
+
+def title(kind: str, prompt: Prompt, of: str) -> Prompt:
+    """The inputs of the node of type `kind` whose image comes from the portrait in the style `of`."""
+    [portrait] = [node for node in ids(prompt, "MagicToyPortrait") if prompt[node]["inputs"]["style"] == of]
+    [found] = [prompt[node]["inputs"] for node in ids(prompt, kind) if prompt[node]["inputs"].get("image") == [portrait, 0]]
+    return found
+
+
+def another_model(prompt: Prompt) -> list[Any]:
+    """The toy checkpoint, told that it predicts something else."""
+    [toy] = ids(prompt, "MagicToyCheckpoint")
+    prompt["other"] = {"class_type": "ModelSamplingDiscrete", "inputs": {"model": [toy, 0], "sampling": "v_prediction", "zsnr": False}}
+    return ["other", 0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from workflow_files import ids, prompt_of, the
 
 STEPS = 8
 SIDE = 128
+SMALL = 96
+"""Side of a person in the picture of several."""
 LEGEND = {3: 46, 4: 60}
 """Height of the overlay's legend by its number of phrases."""
 # For every workflow: what each SaveImage writes, as prefix -> (number, width, height).
@@ -24,8 +27,15 @@ EXPECTED = {
         "magicface_three_concepts_layout": (4, SIDE, SIDE + LEGEND[3]),
         "magicface_three_concepts_references": (1, 3 * SIDE, SIDE),
     },
+    "magicstyle_one_node": {"magicstyle_one_node": (1, SIDE, SIDE)},
+    "magicstyle_portrait": {"magicstyle_portrait": (1, SIDE, SIDE)},
+    "magicstyle_small_face": {"magicstyle_small_face": (1, 3 * SMALL, SMALL), "magicstyle_small_face_cutout": (1, 3 * SIDE, SIDE)},
+    "magicstyle_sweep": {"magicstyle_sweep": (1, 4 * SIDE, SIDE)},
+    "magicstyle_two_styles": {"magicstyle_two_styles": (1, SIDE, SIDE)},
     "semantic_layout": {"semantic_layout": (4, SIDE, SIDE), "semantic_layout_overlay": (4, SIDE, SIDE + LEGEND[4])},
 }
+SEEDED = [name for name in workflow_files.TOY if not name.startswith("magicstyle")]
+"""MagicStyle has no seed: its pictures follow from the two that go in."""
 RUN_AGAIN = {"KSampler", "VAEDecode", "SaveImage", "MagicLayoutMasks", "MaskPreview"}
 
 
@@ -45,9 +55,16 @@ def test_gives_its_pictures(server: ComfyServer, object_info: dict[str, Any], na
         assert len(legend_colours(overlay, picture)) >= 2
     for preview in ids(prompt, "MaskPreview"):
         assert any(np.asarray(server.fetch_image(mask)).any() for mask in result.outputs[preview]["images"])
+    for shown in ids(prompt, "PreviewAny"):
+        [report] = result.outputs[shown]["text"]
+        assert f"fixed-point, {STEPS} steps" in report
+        assert "to what the VAE alone gives" in report
+    if name in LOOKS:
+        [shown] = [server.fetch_image(picture) for node in ids(prompt, "PreviewImage") for picture in result.outputs[node]["images"]]
+        LOOKS[name](shown, pictures)
 
 
-@pytest.mark.parametrize("name", workflow_files.TOY)
+@pytest.mark.parametrize("name", SEEDED)
 def test_another_seed_runs_only_the_sampler_and_what_follows(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
     server.queue(prompt_of(name, object_info, steps=2, seed=100))
     prompt = prompt_of(name, object_info, steps=2, seed=101)
@@ -100,6 +117,70 @@ def test_holds_nothing_of_the_machine_it_was_made_on(name: str) -> None:
     assert workflow["extra"] == {}
     assert [group["title"] for group in workflow["groups"]][-2:] == ["sampling", "result"]
     assert [node["type"] for node in workflow["nodes"]].count("MarkdownNote") == 1
+
+
+# ---- what a stylised picture must look like ----
+
+
+def takes_the_style(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    content, style = tiles(shown)
+    [[picture]] = pictures.values()
+    assert colour_distance(picture, style) < 0.8 * colour_distance(content, style)
+    assert likeness(picture, content) > 0.4
+
+
+def each_half_takes_its_own_style(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    content, *styles = tiles(shown)
+    [[picture]] = pictures.values()
+    for style, box in zip(styles, ((0, 0, SIDE // 2, SIDE), (SIDE // 2, 0, SIDE, SIDE)), strict=True):
+        assert colour_distance(picture.crop(box), style) < 0.9 * colour_distance(content.crop(box), style)
+    assert likeness(picture, content) > 0.3
+
+
+def more_beta_is_more_style(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    content, style = tiles(shown)
+    [[picture]] = pictures.values()
+    first, *_, last = tiles(picture)
+    assert colour_distance(first, style) < colour_distance(content, style)
+    assert likeness(first, content) > likeness(last, content)
+    assert likeness(first, style) < likeness(last, style)
+
+
+def only_the_person_in_the_middle_changes(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    picture, cut_outs = pictures["magicstyle_small_face"][0], pictures["magicstyle_small_face_cutout"][0]
+    before, after = (np.asarray(image.convert("RGB"), np.int16) for image in (shown, picture))
+    changed = abs(after - before).max(-1) > 0
+    assert not changed[:, :SMALL].any() and not changed[:, 2 * SMALL :].any()
+    assert changed[:, SMALL : 2 * SMALL].mean() > 0.3
+    assert not changed[:, SMALL : SMALL + 4].any(), "the background stays, also beside the person"
+    takes_the_style(cut_outs.crop((0, 0, 2 * SIDE, SIDE)), {"": [cut_outs.crop((2 * SIDE, 0, 3 * SIDE, SIDE))]})
+
+
+LOOKS: dict[str, Callable[[Image.Image, dict[str, list[Image.Image]]], None]] = {
+    "magicstyle_one_node": takes_the_style,
+    "magicstyle_portrait": takes_the_style,
+    "magicstyle_small_face": only_the_person_in_the_middle_changes,
+    "magicstyle_sweep": more_beta_is_more_style,
+    "magicstyle_two_styles": each_half_takes_its_own_style,
+}
+"""What goes in, side by side, and what comes out."""
+
+
+def tiles(strip: Image.Image) -> list[Image.Image]:
+    return [strip.crop((left, 0, left + SIDE, SIDE)) for left in range(0, strip.width, SIDE)]
+
+
+def colour_distance(image: Image.Image, other: Image.Image) -> float:
+    """Between mean and deviation of the colours."""
+    found = [np.asarray(picture.convert("RGB"), np.float64).reshape(-1, 3) for picture in (image, other)]
+    a, b = (np.concatenate([rgb.mean(0), rgb.std(0)]) for rgb in found)
+    return float(np.linalg.norm(a - b))
+
+
+def likeness(image: Image.Image, other: Image.Image) -> float:
+    """Correlation of the brightness's gradients: whether edges lie in the same places."""
+    found = [np.hypot(*np.gradient(np.asarray(picture.convert("L"), np.float64))) for picture in (image, other)]
+    return float(np.corrcoef(*(edges.ravel() for edges in found))[0, 1])
 
 
 def is_drawn(image: Image.Image) -> bool:

@@ -14,6 +14,8 @@ FOLDER = dev.ROOT / "workflows"
 ALL = sorted(path.stem for path in FOLDER.glob("*.json"))
 NEED_FILES = [name for name in ALL if name.endswith(("_sd15", "_sdxl"))]
 TOY = [name for name in ALL if name not in NEED_FILES]
+STEPPING = ("KSampler", "MagicStyleInvert", "MagicStyleSampler")
+"""Nodes that decide how many steps a workflow takes."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -22,9 +24,12 @@ def read(name: str) -> dict[str, Any]:
 
 
 def prompt_of(name: str, object_info: dict[str, Any], *, outputs: set[str] | None = None, **sampler: Any) -> Prompt:
-    """`sampler` replaces values of the KSampler; of the nodes that show or save pictures only those of the types `outputs` stay."""
+    """`sampler` replaces values of the nodes that sample or invert, as far as they have such an input; of the nodes that show or save
+    pictures only those of the types `outputs` stay."""
     prompt = to_api_prompt(read(name), object_info)
-    the(prompt, "KSampler")["inputs"].update(sampler)
+    for node in [node for kind in STEPPING for node in ids(prompt, kind)]:
+        inputs = prompt[node]["inputs"]
+        inputs.update({name: value for name, value in sampler.items() if name in inputs})
     dropped = {node for node, data in prompt.items() if outputs and object_info[data["class_type"]]["output_node"]}
     dropped -= {node for kind in outputs or () for node in ids(prompt, kind)}
     return {node: data for node, data in prompt.items() if node not in dropped}

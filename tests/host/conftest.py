@@ -11,6 +11,15 @@ dev.use_host()
 
 
 @pytest.fixture(autouse=True)
+def in_folders_of_its_own(tmp_path, monkeypatch):
+    """What is cached goes to a folder of the test, not to the user's."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+
+
+@pytest.fixture(autouse=True)
 def as_the_host_runs_nodes():
     with torch.inference_mode():
         yield

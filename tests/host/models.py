@@ -100,3 +100,18 @@ def call_node(node: Any, **inputs: Any) -> tuple[Any, ...]:
     """Runs a node class as the host does, old style or new, and returns its outputs."""
     output = node.execute(**inputs) if hasattr(node, "define_schema") else getattr(node(), node.FUNCTION)(**inputs)
     return getattr(output, "args", output)
+
+
+def structure_of(value: Any) -> Any:
+    """A model's options with the identity of everything in them."""
+    if isinstance(value, dict):
+        return {key: structure_of(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [structure_of(item) for item in value]
+    return id(value) if callable(value) else repr(value)
+
+
+def state_of(model: Any) -> tuple[Any, ...]:
+    """All that a patch could leave behind in a MODEL."""
+    weights = [(name, tensor.double().sum().item()) for name, tensor in model.model.state_dict().items()]
+    return structure_of(model.model_options), structure_of(model.wrappers), structure_of(model.callbacks), list(model.object_patches), weights

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from magicportrait.demo import portraits
+from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
 from magicportrait.tests.host import models
@@ -40,24 +41,12 @@ def concepts(count: int = 2, size: tuple[int, int] = (128, 128), region: Tensor 
     return chained
 
 
-APPLY_DEFAULTS: dict[str, Any] = {
-    "prompt": PROMPT,
-    "inject_at": 0.4,
-    "semantic_cfg": True,
-    "start": 0.0,
-    "end": 1.0,
-    "layers": "fine",
-    "ca_scale": 0.0,
-    "reference_noise": "fixed",
-    "noise_seed": 0,
-    "keep_features": "off",
-}
-
-
 def apply(model: Any, shape: str = "sd15", chained: tuple[Any, ...] | None = None, **options: Any) -> tuple[Any, Any, Any]:
     """MODEL, CONDITIONING, MAGIC_LAYOUT of MagicFaceApply."""
     _, clip, vae = parts(shape)
-    return MagicFaceApply.execute(model, clip, vae, chained or concepts(), **{**APPLY_DEFAULTS, **options}).args
+    return MagicFaceApply.execute(
+        model, clip, vae, chained or concepts(), **{**defaults_of(MagicFaceApply), "prompt": PROMPT, **options}
+    ).args
 
 
 def watch(model: Any, phrases: str = "hat, scarf") -> tuple[Any, Any, Any]:

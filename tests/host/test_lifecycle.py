@@ -10,36 +10,23 @@ import pytest
 import torch
 
 from magicportrait.host import magicface
+from magicportrait.tests.host.models import state_of, structure_of
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode, parts, watch
-
-
-def _structure(value: Any) -> Any:
-    """A model's options with the identity of everything in them."""
-    if isinstance(value, dict):
-        return {key: _structure(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_structure(item) for item in value]
-    return id(value) if callable(value) else repr(value)
-
-
-def _state(model: Any) -> tuple[Any, ...]:
-    weights = [(name, tensor.double().sum().item()) for name, tensor in model.model.state_dict().items()]
-    return _structure(model.model_options), _structure(model.wrappers), _structure(model.callbacks), list(model.object_patches), weights
 
 
 def test_three_runs_leave_the_upstream_model_as_it_was():
     model = parts()[0]
-    before = _state(model)
+    before = state_of(model)
     for _ in range(3):
         patched, positive, _ = apply(model)
         Sampling(steps=2).run(patched, positive)
-    assert _state(model) == before
+    assert state_of(model) == before
 
 
 def test_patched_model_carries_one_wrapper_and_nothing_else():
     model = parts()[0]
     patched, *_ = apply(model)
-    assert _structure(patched.model_options) == _structure(model.model_options)
+    assert structure_of(patched.model_options) == structure_of(model.model_options)
     assert sum(len(by_key) for by_key in patched.wrappers.values()) == 1
 
 
@@ -89,13 +76,13 @@ def test_nothing_is_held_after_a_cancel_in_mid_sampling(tracked_features):
             raise management.InterruptProcessingException()
 
     model = parts()[0]
-    before = _state(model)
+    before = state_of(model)
     patched, positive, record = apply(model)
     with pytest.raises(management.InterruptProcessingException):
         Sampling(callback=cancel).run(patched, positive)
     gc.collect()
     assert tracked_features and not [ref for ref in tracked_features if ref() is not None]
-    assert _state(model) == before
+    assert state_of(model) == before
     with pytest.raises(ValueError, match="has not been sampled"):
         record.run_of(torch.zeros(1))
 

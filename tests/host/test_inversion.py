@@ -1,0 +1,607 @@
+"""Inversion through the host's sampling loop, and what is remembered of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from magicportrait.host import inversion_files
+from magicportrait.host.inversion import Inversion, Recipe, inversion_key, sampler_for, zero_conditioning
+from magicportrait.host.inversion_files import InversionCache, UnreadableInversion, read_inversion, write_inversion
+from magicportrait.magic.inversion import psnr
+from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
+from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
+from magicportrait.tests.host.models import call_node, random_model, state_of
+from magicportrait.tests.host.sampling import encode, parts
+
+ROOT = Path(__file__).resolve().parents[2]
+LOW = torch.tensor([0.8, 0.5, 0.2, 0.0])
+"""Noise levels at which the random model is as tame as a trained one."""
+
+
+@pytest.fixture
+def model_calls(monkeypatch) -> list[int]:
+    """The rows of every call of a model."""
+    import comfy.model_base
+
+    calls: list[int] = []
+    original = comfy.model_base.BaseModel.apply_model
+    monkeypatch.setattr(
+        comfy.model_base.BaseModel, "apply_model", lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1]
+    )
+    return calls
+
+
+def quality(out: Tensor, truth: Tensor) -> float:
+    return psnr(out, truth, float(truth.max() - truth.min()))
+
+
+# In all the ways in which a host may run it
+
+COMBINATIONS = [
+    ("sd15", torch.float32, "ddim", 3, (8, 8)),
+    ("sd15", torch.float16, "fixed-point", 1, (9, 13)),
+    ("sd15", torch.bfloat16, "o-belm", 2, (8, 15)),
+    ("sd21v", torch.float32, "fixed-point", 2, (11, 8)),
+    ("sd21v", torch.float16, "o-belm", 1, (8, 8)),
+    ("sd21v", torch.bfloat16, "ddim", 1, (9, 9)),
+    ("sdxl", torch.float32, "o-belm", 2, (13, 8)),
+    ("sdxl", torch.float16, "ddim", 1, (8, 9)),
+    ("sdxl", torch.bfloat16, "fixed-point", 1, (8, 8)),
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "method", "batch", "size"), COMBINATIONS)
+def test_runs_and_is_finite(shape, dtype, method, batch, size, model_calls):
+    model, samples = parts(shape, dtype)[0], latent(batch, size)
+    inversion, noise, sigmas, _, positive, report = invert(
+        model, samples, shape, method=method, measure=False, iterations=1, tolerance=0.0, cache_mb=0
+    )
+    assert inversion.latents.shape == (4, batch, 4, *size) and inversion.latents.isfinite().all() and inversion.batch == batch
+    assert sigmas.tolist() == sorted(sigmas.tolist(), reverse=True) and sigmas[-1] == 0 and sigmas is inversion.sigmas
+    torch.testing.assert_close(inversion.latents[-1], model.model.process_latent_in(samples))
+    assert torch.equal(noise["samples"], model.model.process_latent_out(inversion.latents[0]))
+    assert inversion.resampled is None and "sampled again" not in report and positive is inversion.conditioning
+    expected = 6 if method == "fixed-point" else 3
+    assert (inversion.model_calls, model_calls) == (expected, [batch] * expected)
+
+
+@pytest.mark.parametrize(("shape", "dtype", "least"), [("sd15", torch.float32, 90), ("sdxl", torch.float32, 90), ("sd21v", torch.float16, 45)])
+def test_belm_round_trip(shape, dtype, least):
+    model, samples = parts(shape, dtype)[0], latent(2)
+    inverted = invert(model, samples, shape, method="o-belm")
+    assert quality(inverted[0].resampled, samples) >= least
+    assert torch.equal(sample_again(model, inverted), inverted[0].resampled), "the outputs are wired as the report measured"
+
+
+def test_belm_over_other_sigmas_does_not_use_the_latents_of_its_own():
+    model = parts()[0]
+    inversion, noise, sigmas, sampler, positive, _ = invert(model, method="o-belm", measure=False)
+    other = sigmas.clone()
+    other[1] *= 0.5
+    poisoned = dataclasses.replace(inversion, latents=torch.cat([inversion.latents[:1], torch.full_like(inversion.latents[1:], 1e3)]))
+    results = [sample(model, noise, levels, chosen, positive) for levels in (sigmas, other) for chosen in (sampler, sampler_for(poisoned))]
+    assert not torch.equal(results[0], results[1]), "over its own sigmas it takes its second latent"
+    assert torch.equal(results[2], results[3])
+
+
+@pytest.mark.parametrize(("shape", "sigmas"), [("sd15", LOW), ("sd21v", None)])
+def test_the_methods_differ_in_how_close_they_come(shape, sigmas):
+    model, samples = parts(shape)[0], latent(1, (8, 8))
+    found = {method: invert(model, samples, shape, method=method, sigmas=sigmas)[0] for method in ("ddim", "fixed-point", "o-belm")}
+    reached = {method: quality(inversion.resampled, samples) for method, inversion in found.items()}
+    assert reached["fixed-point"] > reached["ddim"] + 6
+    assert reached["o-belm"] > reached["fixed-point"] + 20 and reached["o-belm"] > 90
+
+
+@pytest.mark.parametrize("method", ["ddim", "fixed-point", "o-belm"])
+def test_images_of_a_batch_do_not_see_each_other(method):
+    model = parts()[0]
+    options = {"method": method, "sigmas": LOW, "tolerance": 0.0, "measure": False}
+    together = invert(model, latent(3), **options)[0].latents
+    for i in range(3):
+        alone = invert(model, latent(1, seed=i), **options)[0].latents
+        torch.testing.assert_close(alone[:, 0], together[:, i], rtol=1e-3, atol=1e-3)
+
+
+def test_guidance_takes_part(model_calls):
+    model = parts()[0]
+    plain, guided, other = (
+        invert(model, cfg=cfg, negative=negative, measure=False, method="ddim")[0].latents[0]
+        for cfg, negative in ((1.0, None), (3.0, encode("blurry")), (3.0, encode("a red hat")))
+    )
+    assert model_calls == [1, 1, 1] + [2] * 6
+    assert not torch.equal(plain, guided) and not torch.equal(guided, other)
+
+
+def test_without_a_text_encoder_the_conditioning_is_zero():
+    model = parts()[0]
+    inversion, *_, positive, _ = invert(model, clip=None, measure=False)
+    assert not positive[0][0].any() and positive[0][0].shape[-1] == model.model.model_config.unet_config["context_dim"]
+    assert not torch.equal(inversion.latents[0], invert(model, measure=False)[0].latents[0])
+
+
+def test_the_report_measures_latent_and_picture():
+    model, _, vae = parts()
+    image = torch.rand(1, 64, 72, 4, generator=torch.Generator().manual_seed(0))
+    report = invert(model, None, latent=None, image=image, vae=vae, sigmas=LOW)[-1].splitlines()
+    assert report[0] == "fixed-point, 3 steps up to sigma 0.80"
+    assert report[1].endswith(" s") and "model calls" in report[1]
+    assert [line.split(":")[0] for line in report[2:]] == ["latent sampled again", "picture sampled again", "to the image"]
+
+
+def test_every_step_is_reported_to_the_host(monkeypatch):
+    import latent_preview
+
+    steps: list[tuple[int, int, tuple[int, ...]]] = []
+    monkeypatch.setattr(
+        latent_preview, "prepare_callback", lambda model, count: lambda i, x0, x, total: steps.append((i, total, tuple(x0.shape)))
+    )
+    invert(parts()[0], method="fixed-point", measure=True)
+    assert steps == [(i, 3, (1, 4, 8, 8)) for i in (0, 1, 2, 0, 1, 2)]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent": None}, "connect latent, or both image and vae"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "the latent is empty"),
+        ({"sigmas": torch.tensor([3.0, 1.0, 0.5])}, "sigmas must fall to 0 in two steps or more, got"),
+        ({"sigmas": torch.tensor([1.0, 2.0, 0.0])}, "sigmas must fall to 0"),
+        ({"sigmas": torch.tensor([1.0, 0.0])}, "two steps or more"),
+    ],
+)
+def test_bad_input_is_refused_before_any_model_call(options, message, model_calls):
+    with pytest.raises(ValueError, match=message):
+        invert(parts()[0], **options)
+    assert not model_calls
+
+
+def test_a_flow_model_is_refused(monkeypatch, model_calls):
+    import comfy.model_base
+
+    model = parts()[0]
+    monkeypatch.setattr(model.model, "model_type", comfy.model_base.ModelType.FLOW)
+    with pytest.raises(ValueError, match="needs a model with eps or v prediction .* got one of type FLOW"):
+        invert(model)
+    assert not model_calls
+
+
+def test_cancelling_leaves_the_model_clean_and_nothing_cached(monkeypatch):
+    import comfy.model_management as management
+    import latent_preview
+
+    def cancel(step: int, *_: Any) -> None:
+        if step == 1:
+            raise management.InterruptProcessingException()
+
+    model = parts()[0]
+    before = state_of(model)
+    with monkeypatch.context() as patched, pytest.raises(management.InterruptProcessingException):
+        patched.setattr(latent_preview, "prepare_callback", lambda *_: cancel)
+        invert(model)
+    assert state_of(model) == before
+    assert not list(Path(folder_paths.get_user_directory()).rglob("*.safetensors"))
+    assert invert(model)[0].latents.isfinite().all()
+
+
+# The cache
+
+
+def same(one: Inversion, other: Inversion) -> bool:
+    tensors = [(one.sigmas, other.sigmas), (one.latents, other.latents), (one.conditioning[0][0], other.conditioning[0][0])]
+    if one.resampled is not None and other.resampled is not None:
+        tensors.append((one.resampled, other.resampled))
+    plain = ("method", "model", "key", "model_calls", "seconds")
+    return all(torch.equal(*pair) for pair in tensors) and all(getattr(one, name) == getattr(other, name) for name in plain)
+
+
+def test_the_second_time_makes_no_model_call(model_calls):
+    first = invert(parts()[0])
+    assert model_calls and "from the cache" not in first[-1]
+    model_calls.clear()
+    second = invert(parts()[0])
+    assert not model_calls and "from the cache: none now" in second[-1]
+    assert second[0] is not first[0] and same(second[0], first[0])
+    assert torch.equal(second[1]["samples"], first[1]["samples"])
+    assert folder_paths.get_user_directory() in str(inversion_files.cache_folder())
+
+
+def test_the_same_weights_loaded_anew_are_known(model_calls):
+    invert(parts()[0], measure=False)
+    model_calls.clear()
+    assert "from the cache" in invert(random_model(), measure=False)[-1] and not model_calls
+    assert "from the cache" not in invert(random_model(seed=1), measure=False)[-1] and model_calls
+
+
+def test_measuring_is_made_up_for(model_calls):
+    plain = invert(parts()[0], measure=False, method="ddim")[0]
+    model_calls.clear()
+    measured = invert(parts()[0], measure=True, method="ddim")[0]
+    assert len(model_calls) == 3, "only the resampling"
+    assert same(plain, measured) and plain.resampled is None and measured.resampled is not None
+    model_calls.clear()
+    assert invert(parts()[0], measure=True, method="ddim")[0].resampled is not None and not model_calls
+
+
+def test_no_cache_when_there_is_no_room_for_it(model_calls):
+    for _ in range(2):
+        model_calls.clear()
+        invert(parts()[0], cache_mb=0, measure=False)
+        assert model_calls
+    assert not inversion_files.cache_folder().exists()
+
+
+# The key
+
+
+def lora(model: Any, strength: float, value: float = 0.05) -> Any:
+    name = "diffusion_model.output_blocks.8.1.transformer_blocks.0.attn1.to_v.weight"
+    patched = model.clone()
+    patched.add_patches({name: ("diff", (torch.full_like(model.model.state_dict()[name], value),))}, strength)
+    return patched
+
+
+def core(module: str, node: str, model: Any, **options: Any) -> Any:
+    return call_node(getattr(importlib.import_module(f"comfy_extras.{module}"), node), model=model, **options)[0]
+
+
+def free_u(model: Any, b1: float) -> Any:
+    return core("nodes_freelunch", "FreeU_V2", model, b1=b1, b2=1.4, s1=0.9, s2=0.2)
+
+
+def sampling_type(model: Any, kind: str) -> Any:
+    return core("nodes_model_advanced", "ModelSamplingDiscrete", model, sampling=kind, zsnr=False)
+
+
+def scaled(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], strength: float) -> Tensor:
+    return v * strength
+
+
+def attention(model: Any, strength: float) -> Any:
+    patched = model.clone()
+    patched.set_model_attn1_replace(functools.partial(scaled, strength=strength), "output", 8)
+    return patched
+
+
+def key_of(model: Any = None, samples: Tensor | None = None, text: str = "", levels: Tensor = LOW, **recipe: Any) -> tuple[str, str]:
+    chosen = Recipe(**{"method": "fixed-point", "iterations": 2, "tolerance": 1e-4, "cfg": 1.0, **recipe})
+    conds = {"positive": encode(text), "negative": encode("")}
+    return inversion_key(model or parts()[0], latent() if samples is None else samples, conds, levels, chosen)
+
+
+def one_weight_changed(model: Any) -> Any:
+    changed = random_model()
+    changed.model.diffusion_model.out[2].bias.data[1] += 1e-3
+    return changed
+
+
+OTHER_INPUTS: dict[str, dict[str, Any]] = {
+    "latent": {"samples": latent() + 1e-6},
+    "conditioning": {"text": "a hat"},
+    "sigmas": {"levels": LOW * 1.001},
+    "steps": {"levels": LOW[1:]},
+    "method": {"method": "ddim"},
+    "iterations": {"iterations": 3},
+    "tolerance": {"tolerance": 1e-3},
+    "cfg": {"cfg": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_INPUTS)
+def test_another_input_is_another_key(name):
+    model, key = key_of()
+    other_model, other = key_of(**OTHER_INPUTS[name])
+    assert other != key and other_model == model
+
+
+OTHER_MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    # Each with a partner that differs in a number only.
+    "LoRA": (lambda model: lora(model, 1.0), lambda model: lora(model, 0.9)),
+    "LoRA's values": (lambda model: lora(model, 1.0), lambda model: lora(model, 1.0, 0.04)),
+    "FreeU": (lambda model: free_u(model, 1.3), lambda model: free_u(model, 1.31)),
+    "PAG": (
+        lambda model: core("nodes_pag", "PerturbedAttentionGuidance", model, scale=3.0),
+        lambda model: core("nodes_pag", "PerturbedAttentionGuidance", model, scale=3.5),
+    ),
+    "RescaleCFG": (
+        lambda model: core("nodes_model_advanced", "RescaleCFG", model, multiplier=0.7),
+        lambda model: core("nodes_model_advanced", "RescaleCFG", model, multiplier=0.6),
+    ),
+    "attention patch": (lambda model: attention(model, 1.0), lambda model: attention(model, 0.5)),
+    "sampling type": (lambda model: sampling_type(model, "eps"), lambda model: sampling_type(model, "v_prediction")),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_another_patch_is_another_key_and_the_same_one_the_same(name):
+    one, other = OTHER_MODELS[name]
+    key, plain = key_of(one(parts()[0]))[1], key_of()[1]
+    assert key_of(one(parts()[0]))[1] == key
+    assert len({key, plain, key_of(other(parts()[0]))[1]}) == 3
+
+
+def test_one_changed_weight_is_another_model():
+    assert key_of(one_weight_changed(None))[0] != key_of()[0]
+    assert key_of(one_weight_changed(None)) == key_of(one_weight_changed(None))
+
+
+def test_where_the_weights_are_does_not_matter():
+    import comfy.model_management as management
+
+    base = random_model()
+    patched = lora(base, 1.0)
+    plain, with_lora = key_of(base), key_of(patched)
+    assert plain == key_of(base.clone()) == key_of() and with_lora == key_of(patched.clone())
+    value = base.model.diffusion_model.output_blocks[8][1].transformer_blocks[0].attn1.to_v
+    before = value.weight.clone()
+    management.load_models_gpu([patched])
+    assert not torch.equal(value.weight, before), "the LoRA is in the weights now"
+    assert key_of(base) == plain and key_of(patched) == with_lora
+    management.load_models_gpu([base])
+    assert torch.equal(value.weight, before) and key_of(base) == plain and key_of(patched) == with_lora
+
+
+# Files
+
+
+def made_up(key: str, seed: int = 0) -> Inversion:
+    generator = torch.Generator().manual_seed(seed)
+    cond = [[torch.randn(1, 77, 8, generator=generator), {"pooled_output": torch.randn(1, 8, generator=generator), "strength": 0.5, "n": None}]]
+    latents = torch.randn(4, 1, 4, 8, 8, generator=generator)
+    return Inversion(LOW, latents, cond, "ddim", "model", key, 3, 1.5, latents[-1] + 0.1)
+
+
+def test_a_file_holds_everything(tmp_path):
+    written = made_up("key")
+    write_inversion(tmp_path / "new" / "one.safetensors", written)
+    read = read_inversion(tmp_path / "new" / "one.safetensors")
+    assert same(read, written)
+    options, original = read.conditioning[0][1], written.conditioning[0][1]
+    assert torch.equal(options.pop("pooled_output"), original["pooled_output"]) and options == {"strength": 0.5, "n": None}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["one.safetensors"]
+
+
+def damage(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    if kind in ("empty", "truncated", "cut by one"):
+        path.write_bytes(content[: {"empty": 0, "truncated": len(content) // 2, "cut by one": len(content) - 1}[kind]])
+    elif kind == "noise":
+        path.write_bytes(b"\x93PNG" * 500)
+    elif kind == "foreign":
+        safetensors.torch.save_file({"latents": torch.zeros(3)}, path, {"format": "pt"})
+    elif kind == "edited latents":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif kind == "edited header":
+        path.write_bytes(content.replace(b"model_calls", b"model_cells"))
+    else:
+        assert kind == "another's"
+        write_inversion(path, made_up("another key"))
+
+
+KINDS = {
+    "empty": "damaged or no safetensors file",
+    "truncated": "damaged or no safetensors file",
+    "cut by one": "damaged or no safetensors file",
+    "noise": "damaged or no safetensors file",
+    "foreign": "not an inversion of this version",
+    "edited latents": "changed after it was written",
+    "edited header": "changed after it was written",
+    "another's": "belongs to another picture",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_reported_and_replaced(kind, tmp_path, caplog):
+    cache, inversion = InversionCache(tmp_path, 10**6), made_up("key")
+    cache.keep(inversion)
+    assert same(cache.find("key"), inversion)
+    [path] = tmp_path.iterdir()
+    damage(path, kind)
+    with caplog.at_level(logging.WARNING):
+        assert cache.find("key") is None
+    assert f"computed again: {path.name} " in caplog.text and KINDS[kind] in caplog.text
+    cache.keep(inversion)
+    assert same(cache.find("key"), inversion)
+
+
+def test_a_damaged_file_costs_one_computation(model_calls, caplog):
+    first = invert(parts()[0], measure=False)[0]
+    [path] = inversion_files.cache_folder().iterdir()
+    damage(path, "truncated")
+    model_calls.clear()
+    second = invert(parts()[0], measure=False)
+    assert model_calls and "from the cache" not in second[-1] and torch.equal(second[0].latents, first.latents)
+    assert "computed again" in caplog.text
+    model_calls.clear()
+    assert "from the cache" in invert(parts()[0], measure=False)[-1] and not model_calls
+
+
+def test_nothing_is_said_of_what_was_never_there(tmp_path, caplog):
+    assert InversionCache(tmp_path / "missing", 1).find("key") is None
+    assert not caplog.text
+
+
+def test_the_least_recently_used_goes_first(tmp_path):
+    InversionCache(tmp_path, 10**6).keep(made_up("a"))
+    size = next(tmp_path.iterdir()).stat().st_size
+    cache = InversionCache(tmp_path, 3 * size)
+    for age, key in enumerate("cba"):
+        cache.keep(made_up(key))
+        os.utime(tmp_path / f"{key}.safetensors", (10**9 - age, 10**9 - age))
+    assert all(cache.find(key) is not None for key in "ac"), "now b is the oldest"
+    cache.keep(made_up("d"))
+    assert {path.stem for path in tmp_path.iterdir()} == {"a", "c", "d"}
+    InversionCache(tmp_path, 1).keep(made_up("e"))
+    assert {path.stem for path in tmp_path.iterdir()} == {"e"}, "the newest stays, even when it alone is too large"
+
+
+def test_a_full_disk_costs_the_cache_and_no_more(tmp_path, monkeypatch, caplog):
+    def fail(*_: Any) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    InversionCache(tmp_path, 10**6).keep(made_up("key"))
+    assert "could not be cached" in caplog.text and "No space left" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_touched_is_still_read(tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise PermissionError("not yours")
+
+    cache = InversionCache(tmp_path, 10**6)
+    cache.keep(made_up("key"))
+    monkeypatch.setattr(os, "utime", fail)
+    assert cache.find("key") is not None
+
+
+def test_what_a_file_cannot_hold_is_not_cached(tmp_path, caplog):
+    odd = made_up("key")
+    odd.conditioning[0][1]["control"] = object()
+    InversionCache(tmp_path, 10**6).keep(odd)
+    assert not list(tmp_path.iterdir()) and not caplog.text
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+import dev
+dev.load_pack()
+import safetensors.torch, torch
+from magicportrait.host.inversion import Inversion
+from magicportrait.host.inversion_files import InversionCache
+
+def killed_in_the_middle(tensors, path, metadata):
+    content = safetensors.torch.save(tensors, metadata)
+    with open(path, "wb") as file:
+        file.write(content[: len(content) // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+latents = torch.randn(4, 1, 4, 8, 8)
+made = lambda key: Inversion(torch.tensor([0.8, 0.5, 0.2, 0.0]), latents, [[torch.zeros(1, 77, 8), {}]], "ddim", "model", key, 3, 1.5)
+cache = InversionCache(Path(sys.argv[2]), 10**6)
+cache.keep(made("whole"))
+cache.keep(made("again"))
+safetensors.torch.save_file = killed_in_the_middle
+cache.keep(made(sys.argv[3]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill like that")
+def test_a_process_killed_while_it_writes_leaves_a_usable_cache(tmp_path, caplog):
+    for key in ("fresh", "again"):
+        child = subprocess.run([sys.executable, "-c", CHILD, str(ROOT), str(tmp_path), key], capture_output=True, text=True)
+        assert child.returncode == -signal.SIGKILL, child.stderr
+    parts_left = list(tmp_path.glob("*.part"))
+    assert len(parts_left) == 2
+    cache = InversionCache(tmp_path, 10**6)
+    assert cache.find("fresh") is None and cache.find("whole") is not None
+    assert cache.find("again") is not None, "the old file stays until the new one is whole"
+    cache.keep(made_up("fresh"))
+    assert same(cache.find("fresh"), made_up("fresh")) and not caplog.text
+    for part in parts_left:
+        os.utime(part, (10**9, 10**9))
+    cache.keep(made_up("fresh"))
+    assert not list(tmp_path.glob("*.part"))
+
+
+# Save and load
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch) -> Path:
+    """The output folder, with output/inversions and models/inversions as the only places of inversions."""
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    # So that what the test registers goes with it.
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {**folder_paths.folder_names_and_paths})
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    folder_paths.folder_names_and_paths.pop(inversion_files.FOLDER_KIND, None)
+    inversion_files.register_folders()
+    return tmp_path / "output"
+
+
+def test_saving_and_loading(folders):
+    model = parts()[0]
+    inverted = invert(model, method="o-belm", cache_mb=0)
+    names = [MagicInversionSave.execute(inverted[0], name).args[0] for name in ("face", "face", "sub/face")]
+    assert names == ["face_00001_.safetensors", "face_00002_.safetensors", os.path.join("sub", "face_00001_.safetensors")]
+    assert sorted(inversion_files.list_files()) == sorted(names)
+    assert MagicInversionLoad.validate_inputs(names[0]) is True
+    loaded = MagicInversionLoad.execute(model, names[2]).args
+    assert same(loaded[0], inverted[0])
+    assert torch.equal(sample_again(model, (*loaded, "")), sample_again(model, inverted))
+    before = MagicInversionLoad.fingerprint_inputs(names[0])
+    os.utime(folders / "inversions" / names[0], (10**9, 10**9))
+    assert MagicInversionLoad.fingerprint_inputs(names[0]) != before
+
+
+def test_files_in_the_models_folder_are_found(folders):
+    write_inversion(folders.parent / "models" / "inversions" / "mine.safetensors", made_up("key"))
+    assert inversion_files.list_files() == ["mine.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["../face", "../../face", "sub/../../face", "/face"])
+def test_nothing_is_written_outside(name, folders):
+    before = {path for path in folders.parent.rglob("*") if path.is_file()}
+    with pytest.raises(Exception, match="outside the output folder is not allowed"):
+        MagicInversionSave.execute(made_up("key"), name)
+    assert {path for path in folders.parent.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_without_a_name_there_is_one(name, folders):
+    assert MagicInversionSave.execute(made_up("key"), name).args[0] == "inversion_00001_.safetensors"
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "secret.safetensors", "/etc/passwd", "sub/../../secret.safetensors"])
+def test_nothing_is_read_outside(name, folders):
+    write_inversion(folders / "secret.safetensors", made_up("key"))
+    MagicInversionSave.execute(made_up("key"), "sub/face")
+    assert "is not there" in str(MagicInversionLoad.validate_inputs(name))
+    with pytest.raises(ValueError, match="is not there"):
+        MagicInversionLoad.execute(parts()[0], name)
+
+
+def test_a_damaged_file_of_the_users_is_refused_with_the_reason(folders):
+    name = MagicInversionSave.execute(made_up("key"), "face").args[0]
+    damage(folders / "inversions" / name, "edited latents")
+    with pytest.raises(UnreadableInversion, match=r"face_00001_\.safetensors was changed after it was written"):
+        MagicInversionLoad.execute(parts()[0], name)
+
+
+@pytest.mark.parametrize("other", ["another LoRA", "another sampling type"])
+def test_another_model_is_refused_with_both_named(other, folders):
+    model = parts()[0]
+    inversion = invert(model, measure=False)[0]
+    name = MagicInversionSave.execute(inversion, "face").args[0]
+    changed = lora(model, 0.5) if other == "another LoRA" else sampling_type(model, "v_prediction")
+    with pytest.raises(ValueError, match="was inverted with another model") as caught:
+        MagicInversionLoad.execute(changed, name)
+    assert f"'{name}'" in str(caught.value)
+    assert inversion.model[:8] in str(caught.value) and key_of(changed)[0][:8] in str(caught.value)
+
+
+def test_zeros_fit_sdxls_pooled_embedding():
+    assert zero_conditioning(parts("sdxl")[0])[0][1]["pooled_output"] is not None
+    assert zero_conditioning(parts()[0])[0][1]["pooled_output"] is None

@@ -1,0 +1,497 @@
+"""MagicStyle in the host: what it must reproduce, what it must leave alone, and whom it must get along with."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import weakref
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from torch import Tensor
+
+from magicportrait.host import magicstyle
+from magicportrait.host.feature_store import FeatureStore
+from magicportrait.magic.inversion import psnr
+from magicportrait.nodes import magicstyle as nodes
+from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
+from magicportrait.tests.host.inverting import invert, latent, sample
+from magicportrait.tests.host.models import call_node, state_of
+from magicportrait.tests.host.sampling import encode, parts
+
+FP32 = torch.float32
+
+
+@cache
+def inverted(
+    seed: int = 0, size: tuple[int, int] = (8, 8), batch: int = 1, shape: str = "sd15", dtype: torch.dtype = FP32, method: str = "o-belm"
+) -> tuple[Any, ...]:
+    """All outputs of MagicStyleInvert, computed once for all tests."""
+    return invert(parts(shape, dtype)[0], latent(batch, size, seed), shape, method=method, measure=False, cache_mb=0)
+
+
+def style(seed: int = 50, weight: float = 1.0, mask: Tensor | None = None, styles: tuple[Any, ...] = (), **options: Any) -> Any:
+    """MAGIC_STYLES with one more."""
+    return MagicStyleReference.execute(inverted(seed, **options)[0], weight, mask, styles).args[0]
+
+
+def apply(model: Any = None, content: tuple[Any, ...] | None = None, styles: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """MODEL and LATENT of MagicStyleApply. Any option beside the preset makes it a custom one."""
+    preset = "custom" if options.keys() - {"keep_features", "fuse_negative", "layers"} else "balanced"
+    chosen = {**defaults_of(MagicStyleApply), "preset": preset, **options}
+    content = content or inverted()
+    return MagicStyleApply.execute(model or parts()[0], content[0], styles or style(), **chosen).args
+
+
+def run(patched: tuple[Any, dict[str, Any]], content: tuple[Any, ...] | None = None, **options: Any) -> Tensor:
+    """The picture, sampled with core's SamplerCustom."""
+    _, _, sigmas, sampler, positive, _ = content or inverted()
+    model, noise = patched
+    return sample(model, noise, sigmas, sampler, **{"positive": positive, **options})
+
+
+def close(out: Tensor, expected: Tensor, tolerance: float = 2e-3) -> None:
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance * expected.std().item())
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """One entry for each reference pass."""
+    seen: list[int] = []
+    original = magicstyle.ReferencePass.run
+    monkeypatch.setattr(magicstyle.ReferencePass, "run", lambda self, *args: (seen.append(1), original(self, *args))[1])
+    return seen
+
+
+@pytest.fixture
+def model_calls(monkeypatch) -> list[int]:
+    import comfy.model_base
+
+    calls: list[int] = []
+    original = comfy.model_base.BaseModel.apply_model
+    monkeypatch.setattr(
+        comfy.model_base.BaseModel, "apply_model", lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1]
+    )
+    return calls
+
+
+# In all the ways in which a host may run it
+
+COMBINATIONS = [
+    # shape, dtype, batch, cfg, content, style, keys
+    ("sd15", torch.float32, 2, 1.0, (9, 13), (8, 8), "content+style"),
+    ("sd15", torch.float16, 1, 7.0, (8, 8), (8, 11), "blend"),
+    ("sd15", torch.bfloat16, 1, 1.0, (15, 8), (9, 9), "style"),
+    ("sd21v", torch.float32, 1, 7.0, (8, 8), (13, 8), "style"),
+    ("sd21v", torch.bfloat16, 2, 1.0, (8, 9), (8, 9), "content"),
+    ("sdxl", torch.float32, 1, 1.0, (8, 8), (9, 16), "blend"),
+    ("sdxl", torch.float16, 2, 7.0, (11, 8), (8, 8), "content+style"),
+    ("sdxl", torch.bfloat16, 1, 1.0, (9, 9), (8, 8), "style"),
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "batch", "cfg", "size", "style_size", "keys"), COMBINATIONS)
+def test_runs_and_is_finite(shape, dtype, batch, cfg, size, style_size, keys):
+    of_model = {"shape": shape, "dtype": dtype, "method": "ddim"}
+    content, model = inverted(0, size, batch, **of_model), parts(shape, dtype)[0]
+    # Three quarters of the queries, so that the picture's own take part too.
+    patched = apply(model, content, style(size=style_size, **of_model), keys=keys, alpha=0.5, beta=0.25)
+    samples = run(patched, content, cfg=cfg)
+    assert samples.shape == (batch, 4, *size) and samples.isfinite().all()
+    assert not torch.equal(samples, run((model, patched[1]), content, cfg=cfg))
+
+
+# What must come out
+
+
+@pytest.mark.parametrize(("shape", "method"), [("sd15", "o-belm"), ("sd21v", "fixed-point"), ("sd21v", "o-belm")])
+def test_content_alone_is_reproduced_as_well_as_the_inverter_can(shape, method):
+    model, samples = parts(shape)[0], latent()
+    content = invert(model, samples, shape, method=method, cache_mb=0)
+    patched = apply(
+        model, content, style(shape=shape), alpha=1.0, beta=0.0, keys="content", adain=0.0, temperature=1.0, layers="all"
+    )
+    span = float(samples.max() - samples.min())
+    limit = psnr(content[0].resampled, samples, span)
+    reached = psnr(run(patched, content), samples, span)
+    assert limit > 30
+    assert reached > min(limit - 1, 80), f"{reached:.1f} dB, the inverter alone {limit:.1f} dB"
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+@pytest.mark.parametrize("moment", [0.0, 1.0])
+def test_out_of_range_is_bit_identical_to_no_patch(moment, cfg):
+    patched, noise = apply(start=moment, end=moment, adain=0.0)
+    assert torch.equal(noise["samples"], inverted()[1]["samples"])
+    assert torch.equal(run((patched, noise), cfg=cfg), run((parts()[0], noise), cfg=cfg))
+
+
+def test_a_range_acts_in_its_steps_only(passes):
+    run(apply(start=0.0, end=1.0))
+    assert len(passes) == 3
+    run(apply(start=0.5, end=1.0))
+    assert 3 < len(passes) < 6
+
+
+def test_without_weight_and_mask_a_style_changes_nothing():
+    alone = run(apply())
+    close(run(apply(styles=style(60, weight=0.0, styles=style()))), alone, 1e-5)
+    assert not torch.equal(run(apply(styles=style(weight=0.5))), alone)
+
+
+def test_two_masks_of_one_style_are_that_style_everywhere():
+    left = torch.zeros(1, 64, 64)
+    left[..., :24] = 1
+    left[..., 24:40] = 0.25
+    both = style(mask=1 - left, styles=style(mask=left))
+    close(run(apply(styles=both)), run(apply()), 1e-3)
+
+
+def test_each_half_takes_after_the_style_of_its_mask():
+    left = torch.zeros(1, 8, 8)
+    left[..., :4] = 1
+    options = {"keys": "style", "alpha": 1.0, "beta": 0.0, "adain": 1.0}
+    both = apply(styles=style(60, mask=1 - left, styles=style(50, mask=left)), **options)[1]["samples"]
+    first, second = (apply(styles=style(seed), **options)[1]["samples"] for seed in (50, 60))
+    torch.testing.assert_close(both[..., :4], first[..., :4])
+    torch.testing.assert_close(both[..., 4:], second[..., 4:])
+    results = [run(apply(styles=styles, **options)) for styles in (style(60, mask=1 - left, styles=style(50, mask=left)), style(50), style(60))]
+    apart = [[float((results[0] - other)[..., half].norm()) for half in (slice(0, 3), slice(5, 8))] for other in results[1:]]
+    assert apart[0][0] < apart[1][0] and apart[1][1] < apart[0][1]
+
+
+def test_contents_of_a_batch_do_not_see_each_other():
+    content = inverted(0, batch=3)
+    together = run(apply(content=content), content)
+    for i in range(3):
+        alone = inverted(i)
+        close(run(apply(content=alone), alone)[0], together[i])
+
+
+def test_the_single_node_is_the_graph():
+    model, clip, vae = parts()
+    pictures = [torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    samples = MagicStyleSampler.execute(
+        model=model, vae=vae, content=pictures[0], style=pictures[1], clip=clip, **{**defaults_of(MagicStyleSampler), "steps": 3}
+    ).args[0]["samples"]
+    content, other = (invert(model, vae.encode(picture), measure=False) for picture in pictures)
+    patched = apply(model, content, MagicStyleReference.execute(other[0], 1.0).args[0])
+    assert torch.equal(samples, run(patched, content))
+
+
+# Guidance
+
+
+def rows_seen_by_another_patch(model: Any, **options: Any) -> list[list[int]]:
+    seen: list[list[int]] = []
+
+    def foreign(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        seen.append(list(extra_options["cond_or_uncond"]))
+        return v
+
+    patched = model.clone()
+    patched.set_model_attn1_replace(foreign, "output", 8)
+    styled, noise = apply(patched, **options)
+    assert run((styled, noise), cfg=7.0).isfinite().all()
+    return seen
+
+
+def test_another_attention_patch_keeps_the_rows_that_are_not_ours():
+    # An attention patch is no part of the weights: the inversion stays valid.
+    seen = rows_seen_by_another_patch(parts()[0])
+    assert seen and all(chunks == [1] for chunks in seen)
+    assert not rows_seen_by_another_patch(parts()[0], fuse_negative=True)
+
+
+def test_fusing_the_negative_rows_changes_them_only_with_guidance():
+    plain, fused = apply(), apply(fuse_negative=True)
+    assert torch.equal(run(plain, cfg=1.0), run(fused, cfg=1.0))
+    assert not torch.equal(run(plain, cfg=7.0), run(fused, cfg=7.0))
+
+
+@pytest.mark.parametrize("fuse_negative", [False, True])
+def test_low_memory_splitting_changes_nothing(fuse_negative, monkeypatch, model_calls):
+    content = inverted(0, batch=2)
+    patched = apply(content=content, fuse_negative=fuse_negative)
+    joined = run(patched, content, cfg=7.0)
+    # The reference pass, content and style together, and the picture's rows.
+    assert set(model_calls) == {3, 4}
+    model_calls.clear()
+    monkeypatch.setattr(type(patched[0].model), "memory_required", lambda *args, **kwargs: 1e30)
+    split = run(patched, content, cfg=7.0)
+    assert set(model_calls) == {3, 2}, "conditional and unconditional rows ran apart"
+    close(split, joined)
+
+
+# Features
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
+def test_kept_features_give_the_same_picture_without_a_reference_pass(dtype, tolerance, passes):
+    model, content = parts("sd15", dtype)[0], inverted(dtype=dtype)
+    live = run(apply(model, content, style(dtype=dtype)), content)
+    kept = apply(model, content, style(dtype=dtype), keep_features="memory")
+    passes.clear()
+    for expected in (3, 0):
+        close(run(kept, content), live, tolerance)
+        assert len(passes) == expected
+        passes.clear()
+    run(kept, content, cfg=7.0, positive=encode("a hat"))
+    assert not passes, "the picture's own prompt and guidance do not matter to the references"
+
+
+def test_features_above_the_budget_go_to_disk_and_leave_with_the_patch(monkeypatch, passes):
+    monkeypatch.setattr(nodes, "FeatureStore", functools.partial(FeatureStore, budget=1000))
+    live = run(apply())
+    kept = apply(keep_features="memory")
+    passes.clear()
+    assert torch.equal(run(kept), live) and len(passes) == 3
+    files = list(Path(folder_paths.get_temp_directory()).rglob("*.safetensors"))
+    assert len(files) == 3
+    assert torch.equal(run(kept), live) and len(passes) == 3
+    del kept
+    gc.collect()
+    assert not any(path.exists() for path in files)
+
+
+def test_kept_features_are_those_of_the_same_weights_and_patches(passes):
+    model, noise = apply(keep_features="memory")
+    run((model, noise))
+    passes.clear()
+    for change in (free_u, functools.partial(free_u, b1=1.6), with_lora):
+        kept = run((change(model), noise))
+        assert len(passes) == 3
+        close(kept, run((change(apply()[0]), noise)), 1e-5)
+        passes.clear()
+
+
+def test_one_reference_pass_a_sigma_serves_the_whole_batch(passes):
+    content = inverted(0, batch=3)
+    run(apply(content=content), content, cfg=7.0)
+    assert len(passes) == 3
+
+
+# Without a trace
+
+
+def test_three_runs_leave_the_upstream_model_as_it_was():
+    model = parts()[0]
+    before = state_of(model)
+    for _ in range(3):
+        patched, noise = apply(model)
+        run((patched, noise), cfg=7.0)
+    assert state_of(model) == before
+    assert sum(len(by_key) for by_key in patched.wrappers.values()) == 1
+    assert state_of(patched)[0] == before[0]
+
+
+@pytest.fixture
+def tracked_features(monkeypatch) -> list[Any]:
+    """Weak references to all features that a run makes."""
+    made: list[Any] = []
+    original = magicstyle.Features
+
+    def tracked(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Any:
+        made.extend(weakref.ref(tensor) for tensor in (q, k, v))
+        return original(q, k, v, grid)
+
+    monkeypatch.setattr(magicstyle, "Features", tracked)
+    return made
+
+
+def test_nothing_is_held_after_sampling(tracked_features):
+    patched = apply()
+    run(patched)
+    gc.collect()
+    assert tracked_features and not [ref for ref in tracked_features if ref() is not None]
+
+
+def test_nothing_is_held_after_a_cancel_in_mid_sampling(tracked_features, monkeypatch):
+    import comfy.model_management as management
+    import latent_preview
+
+    def cancel(step: int, *_: Any) -> None:
+        if step == 1:
+            raise management.InterruptProcessingException()
+
+    model = parts()[0]
+    before = state_of(model)
+    patched = apply(model)
+    with monkeypatch.context() as changed, pytest.raises(management.InterruptProcessingException):
+        changed.setattr(latent_preview, "prepare_callback", lambda *_: cancel)
+        run(patched)
+    gc.collect()
+    assert tracked_features and not [ref for ref in tracked_features if ref() is not None]
+    assert state_of(model) == before
+    assert run(patched).isfinite().all()
+
+
+# Together with others
+
+
+def core(module: str, node: str, **options: Any) -> Any:
+    return call_node(getattr(importlib.import_module(f"comfy_extras.{module}"), node), **options)[0]
+
+
+def free_u(model: Any, b1: float = 1.3) -> Any:
+    return core("nodes_freelunch", "FreeU_V2", model=model, b1=b1, b2=1.4, s1=0.9, s2=0.2)
+
+
+def with_lora(model: Any) -> Any:
+    name = "diffusion_model.output_blocks.8.1.transformer_blocks.0.attn1.to_v.weight"
+    patched = model.clone()
+    patched.add_patches({name: ("diff", (torch.full_like(model.model.state_dict()[name], 0.05),))}, 1.0)
+    return patched
+
+
+OTHERS = {
+    "freeu": free_u,
+    "pag": lambda model: core("nodes_pag", "PerturbedAttentionGuidance", model=model, scale=3.0),
+    "sag": lambda model: core("nodes_sag", "SelfAttentionGuidance", model=model, scale=0.5, blur_sigma=2.0),
+    "rescale_cfg": lambda model: core("nodes_model_advanced", "RescaleCFG", model=model, multiplier=0.7),
+}
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_works_together_in_any_order(name, order):
+    other = OTHERS[name]
+    if order == "before":
+        patched, noise = apply(other(parts()[0]))
+    else:
+        patched, noise = apply()
+        patched = other(patched)
+    samples = run((patched, noise), cfg=7.0)
+    assert samples.isfinite().all()
+    assert not torch.equal(samples, run((other(parts()[0]), noise), cfg=7.0)), "MagicStyle had no effect"
+    assert not torch.equal(samples, run((apply()[0], noise), cfg=7.0)), f"{name} had no effect"
+
+
+def test_a_lora_takes_part_in_inversion_and_stylisation():
+    model = with_lora(parts()[0])
+    content, other = (invert(model, latent(seed=seed), method="o-belm", measure=False) for seed in (0, 50))
+    styles = MagicStyleReference.execute(other[0], 1.0).args[0]
+    samples = run(apply(model, content, styles), content)
+    assert samples.isfinite().all() and not torch.equal(samples, run(apply()))
+
+
+def test_regional_masks_on_the_prompt():
+    import nodes as core_nodes
+
+    mask = torch.zeros(1, 64, 64)
+    mask[..., 32:] = 1
+    left = core_nodes.ConditioningSetMask().append(encode("a hat"), 1 - mask, "default", 1.0)[0]
+    right = core_nodes.ConditioningSetMask().append(encode("a wall"), mask, "default", 1.0)[0]
+    both = core_nodes.ConditioningCombine().combine(left, right)[0]
+    patched = apply()
+    samples = run(patched, positive=both, cfg=7.0)
+    assert samples.isfinite().all()
+    assert not torch.equal(samples, run((parts()[0], patched[1]), positive=both, cfg=7.0))
+    assert not torch.equal(samples, run(patched, positive=encode("a hat"), cfg=7.0))
+
+
+def test_two_of_them_on_one_model():
+    first, noise = apply(start=0.0, end=0.5)
+    second, _ = apply(first, styles=style(60), start=0.5, end=1.0)
+    samples = run((second, noise))
+    assert samples.isfinite().all() and not torch.equal(samples, run((first, noise)))
+
+
+def test_it_works_with_samplers_that_call_between_the_sigmas(passes):
+    import comfy.samplers
+
+    _, _, sigmas, _, positive, _ = inverted()
+    patched, noise = apply()
+    samples = sample(patched, noise, sigmas, comfy.samplers.sampler_object("dpm_2"), positive)
+    assert samples.isfinite().all() and len(passes) > 3
+
+
+# What is refused
+
+
+def test_areas_are_refused_with_the_way_out():
+    import nodes as core_nodes
+
+    area = core_nodes.ConditioningSetArea().append(encode("a hat"), 32, 64, 0, 0, 1.0)[0]
+    with pytest.raises(ValueError, match="the content has .* tokens, this call .* use ConditioningSetMask, not areas"):
+        run(apply(), positive=area)
+
+
+def test_other_sigmas_are_refused_before_sampling(model_calls):
+    sigmas = inverted()[2]
+    patched, noise = apply()
+    model_calls.clear()
+    with pytest.raises(ValueError, match=r"the content was inverted over 3 steps from sigma .*, the sampler runs 3 steps from .* SIGMAS output"):
+        sample(patched, noise, sigmas * 0.9, inverted()[3], inverted()[4])
+    assert not model_calls
+    # A part of the inversion's own is fine.
+    assert sample(patched, noise, sigmas[1:], inverted()[3], inverted()[4]).isfinite().all()
+
+
+def test_another_latent_size_is_refused_before_sampling(model_calls):
+    patched, _ = apply()
+    with pytest.raises(ValueError, match="inverted at 64x64, the sampler runs at 96x72: connect the LATENT output of MagicStyle Apply"):
+        sample(patched, {"samples": torch.zeros(1, 4, 9, 12)}, inverted()[2], inverted()[3], inverted()[4])
+    assert not model_calls
+
+
+def test_another_number_of_pictures_is_refused_before_sampling(model_calls):
+    content = inverted(0, batch=3)
+    patched, noise = apply(content=content)
+    model_calls.clear()
+    with pytest.raises(ValueError, match="the content holds 3 pictures, the sampler runs 2"):
+        run((patched, {"samples": noise["samples"][:2]}), content)
+    assert not model_calls
+
+
+def test_one_content_serves_a_larger_batch():
+    patched, noise = apply()
+    twice = run((patched, {"samples": noise["samples"].expand(2, -1, -1, -1).clone()}))
+    close(twice[0], twice[1], 1e-5)
+
+
+@pytest.mark.parametrize("which", ["content", "style"])
+def test_an_inversion_of_another_model_is_refused(which):
+    model = with_lora(parts()[0])
+    theirs = invert(model, method="o-belm", measure=False)
+    inversion = (theirs if which == "style" else inverted())[0]
+    name = "style 1" if which == "style" else "the content"
+    used = parts()[0] if which == "style" else model
+    styles = MagicStyleReference.execute(theirs[0] if which == "style" else inverted(50)[0], 1.0).args[0]
+    with pytest.raises(ValueError, match=f"{name} was inverted with another model") as caught:
+        apply(used, inverted(), styles)
+    assert inversion.model[:8] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("styles", "options", "message"),
+    [
+        (lambda: style(batch=2), {}, "style 1 holds 2 pictures: invert one at a time"),
+        (
+            lambda: MagicStyleReference.execute(invert(parts()[0], steps=5, measure=False)[0], 1.0, None, style()).args[0],
+            {},
+            "style 2 was inverted over 5 steps",
+        ),
+        (lambda: style(mask=torch.zeros(1, 8, 8)), {}, "the mask of a style is empty"),
+        (lambda: style(), {"layers": "o99"}, "'o99' has no self-attention in this model"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused_by_the_node(styles, options, message):
+    with pytest.raises(ValueError, match=message):
+        apply(styles=styles(), **options)
+
+
+def test_values_that_contradict_each_other_are_refused_where_they_count():
+    check = MagicStyleApply.validate_inputs
+    assert check(preset="custom", start=0.2, end=0.8, alpha=0.8, beta=0.2) is True
+    assert "is after end" in str(check(preset="custom", start=0.9, end=0.8, alpha=0.8, beta=0.2))
+    assert "add up to more than 1" in str(check(preset="custom", start=0.0, end=1.0, alpha=0.8, beta=0.3))
+    assert check(preset="gentle", start=0.9, end=0.8, alpha=0.8, beta=0.3) is True, "a preset has values of its own"
+    assert check(preset=None, start=None, end=None, alpha=None, beta=None) is True, "linked inputs are not known yet"
+    assert "'weird' is not known" in str(check(preset="weird", start=0.0, end=1.0, alpha=0.8, beta=0.2))
