@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
+from .masks import MagicConceptMask, MagicMaskRefine
 from .toy import MagicToyCheckpoint, MagicToyPortrait
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -15,6 +16,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicFaceApply,
     MagicSemanticLayout,
     MagicLayoutMasks,
+    MagicConceptMask,
+    MagicMaskRefine,
     MagicToyCheckpoint,
     MagicToyPortrait,
 )

@@ -9,6 +9,8 @@ from comfy_api.latest import io
 
 Concepts = io.Custom("MAGIC_CONCEPTS")
 Layout = io.Custom("MAGIC_LAYOUT")
+# The host's own type, which the oldest supported host does not name yet.
+Boxes = io.Custom("BOUNDING_BOX")
 
 _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)
