@@ -8,6 +8,7 @@ from typing_extensions import override
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
 from .masks import MagicConceptMask, MagicMaskRefine
+from .metrics import MagicCompareGrid, MagicPortraitMetrics
 from .toy import MagicToyCheckpoint, MagicToyPortrait
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -18,6 +19,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicLayoutMasks,
     MagicConceptMask,
     MagicMaskRefine,
+    MagicPortraitMetrics,
+    MagicCompareGrid,
     MagicToyCheckpoint,
     MagicToyPortrait,
 )

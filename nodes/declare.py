@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 Concepts = io.Custom("MAGIC_CONCEPTS")
 Layout = io.Custom("MAGIC_LAYOUT")
+Identity = io.Custom("MAGIC_IDENTITY")
 # The host's own type, which the oldest supported host does not name yet.
 Boxes = io.Custom("BOUNDING_BOX")
 

@@ -22,12 +22,14 @@ never rename or remove an id, an input or an output, never change a type, append
 If this change keeps every saved workflow working, record it: run the test once with {UPDATE}=1 and commit the file.
 """
 IDS = {
+    "MagicCompareGrid",
     "MagicConceptMask",
     "MagicFaceApply",
     "MagicFaceConcept",
     "MagicFaceConceptFolder",
     "MagicLayoutMasks",
     "MagicMaskRefine",
+    "MagicPortraitMetrics",
     "MagicSemanticLayout",
     "MagicToyCheckpoint",
     "MagicToyPortrait",
