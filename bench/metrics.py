@@ -63,9 +63,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="for CLIP-T: a line for each picture, in the order of their names")
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="a folder of networks, before ComfyUI's models/metrics")
     for name in ("clip", "dino", "aesthetic", "lpips"):
-        parser.add_argument(
-            f"--{name}", default=AUTO, metavar="NAME", help=f"which network for {name}, or '{OFF}'; default: the first found"
-        )
+        parser.add_argument(f"--{name}", default=AUTO, metavar="NAME", help=f"which network, or '{OFF}'; default: the first found")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
     args = parser.parse_args()

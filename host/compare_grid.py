@@ -17,8 +17,8 @@ _INK, _PAPER, _BLANK = (24, 24, 28), (255, 255, 255), (236, 236, 240)
 
 @dataclass(frozen=True)
 class CompareGrid:
-    """cells: rows of pictures (H W 3 in 0..1, of any size; None leaves a place blank). cell: side of a place, gap: between places, font: height
-    of letters, all in pixels."""
+    """cells: rows of pictures (H W 3 in 0..1, of any size; None leaves a place blank). In pixels: cell, the side of a place; gap, between
+    places; font, the height of letters."""
 
     cells: Sequence[Sequence[Tensor | None]]
     row_captions: Sequence[str] = ()

@@ -245,7 +245,8 @@ def _dino(comparison: Comparison) -> Tensor:
     references = comparison.needed_references()
     folder = _transformers_folder(comparison.dino, DINO_KINDS, "DINO model")
     images, wanted = (
-        _pictures_through(AutoModel, folder, x, lambda out: out.last_hidden_state[:, 0]) for x in (comparison.images, references)
+        _pictures_through(AutoModel, folder, pictures, lambda out: out.last_hidden_state[:, 0])
+        for pictures in (comparison.images, references)
     )
     return mean_cosine(images, wanted)
 

@@ -21,6 +21,12 @@ def schema(**fields: Any) -> io.Schema:
     return io.Schema(**{name: value for name, value in fields.items() if name in _KNOWN_FIELDS})
 
 
+def link_only(declared: _Input) -> _Input:
+    """An input without a widget, where the host's type has one of its own."""
+    declared.extra_dict["forceInput"] = True
+    return declared
+
+
 def advanced(declared: _Input) -> _Input:
     """An input that is rarely turned: folded away where the host can fold."""
     declared.extra_dict["advanced"] = True

@@ -14,7 +14,7 @@ from ..host.model_folders import DETECTORS, SAMS
 from ..host.segmentation import detector_names
 from ..magic.boxes import CHOICES, FACE_AREAS, parse_boxes, parse_points
 from ..magic.mask_shapes import feather, grow, threshold
-from .declare import Boxes, advanced, schema
+from .declare import Boxes, advanced, link_only, schema
 
 NO_SAM = "none (rectangles and ellipses)"
 NO_MODEL = "none"
@@ -99,8 +99,12 @@ class MagicConceptMask(io.ComfyNode):
                         "box", default="", tooltip="For points: boxes around the thing as x,y,width,height in pixels; several with ';'."
                     )
                 ),
-                Boxes.Input(
-                    "boxes", optional=True, tooltip="For points: boxes from ComfyUI's bounding box nodes, beside or instead of typed ones."
+                link_only(
+                    Boxes.Input(
+                        "boxes",
+                        optional=True,
+                        tooltip="For points: boxes from ComfyUI's bounding box nodes, beside or instead of typed ones.",
+                    )
                 ),
             ],
             outputs=[

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..host.compare_grid import CompareGrid
 from ..host.concept_masks import from_host_boxes
 from ..host.metrics import AUTO, OFF, Comparison, MetricTable, aesthetic_heads, clip_folders, dino_folders, lpips_trunks, measure
-from .declare import Boxes, Identity, advanced, schema
+from .declare import Boxes, Identity, advanced, link_only, schema
 
 _GRID_ROWS = 8
 
@@ -45,10 +45,14 @@ class MagicPortraitMetrics(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision", optional=True, tooltip="For CLIP-I and aesthetics: used instead of a CLIP folder in models/metrics."
                 ),
-                Boxes.Input(
-                    "boxes", optional=True, tooltip="For CSIM: the pictures' face boxes, from Concept Mask. Default: whole pictures."
+                link_only(
+                    Boxes.Input(
+                        "boxes", optional=True, tooltip="For CSIM: face boxes of the pictures, from Concept Mask. Default: all of each."
+                    )
                 ),
-                Boxes.Input("reference_boxes", optional=True, tooltip="For CSIM: the references' face boxes. Default: whole references."),
+                link_only(
+                    Boxes.Input("reference_boxes", optional=True, tooltip="For CSIM: face boxes of the references. Default: all of each.")
+                ),
                 _choice("clip", clip_folders(), "For CLIP-I and CLIP-T: a transformers folder of CLIP."),
                 _choice("dino", dino_folders(), "For DINO: a transformers folder of DINO or DINOv2."),
                 _choice("lpips", lpips_trunks(), "For LPIPS: torchvision's AlexNet file; needs the package lpips."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -97,7 +98,7 @@ def aesthetic(unit: torch.Tensor, folder: Path) -> torch.Tensor:
     from safetensors.torch import load_file
 
     widths, layers = (24, 16, 8, 6, 4, 1), []
-    for i, (before, after) in enumerate(zip(widths, widths[1:])):
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
         layers += [torch.nn.Linear(before, after), *([torch.nn.Dropout()] if i < 3 else [])]
     head = torch.nn.Module()
     head.layers = torch.nn.Sequential(*layers)
@@ -187,12 +188,8 @@ def test_every_network_missing(no_models):
     table = measure(Comparison(pictures(2, 0), pictures(1, 1), ("a hat",)))
     assert list(table.columns) == ["style distance"]
     assert list(table.missing) == [name for name in ALL if name != "style distance"]
-    for name, word in (
-        ("CLIP-I", "no CLIP model in models/metrics"),
-        ("LPIPS", "alexnet-owt"),
-        ("CSIM", "MAGIC_IDENTITY"),
-        ("DINO", "DINO model"),
-    ):
+    expected = {"CLIP-I": "no CLIP model in models/metrics", "LPIPS": "alexnet-owt", "CSIM": "MAGIC_IDENTITY", "DINO": "DINO model"}
+    for name, word in expected.items():
         assert word in table.missing[name]
 
 
