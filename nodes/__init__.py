@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
 from .masks import MagicConceptMask, MagicMaskRefine
@@ -21,6 +22,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicMaskRefine,
     MagicPortraitMetrics,
     MagicCompareGrid,
+    MagicAttentionMap,
+    MagicAttentionHeatmap,
+    MagicCorrespondence,
+    MagicCorrespondenceMap,
     MagicToyCheckpoint,
     MagicToyPortrait,
 )

@@ -10,6 +10,8 @@ from comfy_api.latest import io
 Concepts = io.Custom("MAGIC_CONCEPTS")
 Layout = io.Custom("MAGIC_LAYOUT")
 Identity = io.Custom("MAGIC_IDENTITY")
+Attention = io.Custom("MAGIC_ATTENTION")
+Correspondences = io.Custom("MAGIC_CORRESPONDENCE")
 # The host's own type, which the oldest supported host does not name yet.
 Boxes = io.Custom("BOUNDING_BOX")
 
