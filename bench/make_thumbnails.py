@@ -20,7 +20,10 @@ from workflow_format import to_api_prompt  # noqa: E402
 SIDE = 400
 WORKFLOWS = ROOT / "workflows"
 # These need models that cannot come with the pack.
-BORROWERS = {"magicface_three_concepts": ("magicface_three_concepts_sd15", "magicface_three_concepts_sdxl")}
+BORROWERS = {
+    "magicface_three_concepts": ("magicface_three_concepts_sd15", "magicface_three_concepts_sdxl"),
+    "concept_to_comparison": ("concept_mask_sam_sd15", "concept_mask_sam3_sd15"),
+}
 
 
 def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
@@ -30,6 +33,8 @@ def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Im
     references, pictures, layouts = [], [], []
     for file in dev.run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
+        if name.endswith("_grid"):
+            continue
         kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
         kind = layouts if name.endswith(("_concepts_layout", "_overlay")) else kind
         kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))
