@@ -92,6 +92,8 @@ def find_comfyui(chosen: Path | None = None) -> Path:
 
 def load_pack() -> None:
     """Makes this folder importable as the package `magicportrait`, whatever it is called: for tests and benchmarks."""
+    if "magicportrait" in sys.modules:
+        return
     spec = importlib.util.spec_from_file_location("magicportrait", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec and spec.loader
     package = importlib.util.module_from_spec(spec)

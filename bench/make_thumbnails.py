@@ -28,6 +28,7 @@ WORKFLOWS = ROOT / "workflows"
 BORROWERS = {
     "magicface_three_concepts": ("magicface_three_concepts_sd15", "magicface_three_concepts_sdxl"),
     "magicstyle_portrait": ("magicstyle_sd15",),
+    "concept_to_comparison": ("concept_mask_sam_sd15", "concept_mask_sam3_sd15"),
 }
 
 
@@ -38,6 +39,8 @@ def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Im
     references, pictures, layouts = [], [], []
     for file in dev.run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
+        if name.endswith("_grid"):
+            continue
         kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
         kind = layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout")) else kind
         kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))

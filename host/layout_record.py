@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..magic.layout import SemanticLayout
-
-_RUNS_KEPT = 4
+from .run_record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -29,30 +26,11 @@ Run = dict[int, LayoutStep]
 """Step number -> layout."""
 
 
-def fingerprint(latent: Tensor) -> str:
-    data = latent.detach().to("cpu", torch.float32).contiguous().numpy()
-    return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
-
-
 @dataclass(eq=False)
-class LayoutRecord:
-    """Filled by sampling runs, read by nodes that get the sampled latent: by it the right run is found."""
+class LayoutRecord(RunRecord[Run]):
+    """The layouts of the last sampling runs."""
 
-    phrases: tuple[str, ...]
-    _runs: OrderedDict[str, Run] = field(default_factory=OrderedDict)
-
-    def store(self, latent: Tensor, run: Run) -> None:
-        self._runs[fingerprint(latent)] = run
-        while len(self._runs) > _RUNS_KEPT:
-            self._runs.popitem(last=False)
-
-    def run_of(self, latent: Tensor) -> Run:
-        """The run that made `latent`; the last one if the latent was changed on the way. ValueError when nothing was sampled."""
-        if not self._runs:
-            raise ValueError(
-                "the layout is empty: the MODEL that came with it has not been sampled. Connect the LATENT of a sampler that used it"
-            )
-        return self._runs.get(fingerprint(latent)) or next(reversed(self._runs.values()))
+    what = "layout"
 
 
 def layout_step(layout: SemanticLayout, concepts: Tensor) -> LayoutStep:

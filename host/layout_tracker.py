@@ -117,7 +117,7 @@ class LayoutTracker:
             within = measurement.self_attention.pop(cond_id)
             cross = maths.head_mean_attention(q[rows], k[rows], extra_options["n_heads"])
             if cond_id in self._rows.ours:
-                cross = _fold_repeats(cross, self._length)
+                cross = fold_repeats(cross, self._length)
             starts = range(0, cross.shape[-1], CHUNK_TOKENS)
             if cond_id in self._rows.ours:
                 propagated = maths.propagate(within, cross)
@@ -128,7 +128,7 @@ class LayoutTracker:
             measurement.foreground.setdefault(cond_id, _Mean()).add(maths.token_maps(columns, grid, self._size))
 
 
-def _fold_repeats(cross_attention: Tensor, length: int) -> Tensor:
+def fold_repeats(cross_attention: Tensor, length: int) -> Tensor:
     """Undoes what the host does to prompts of different lengths in one batch: it repeats the shorter one until both are as long."""
     tokens = cross_attention.shape[-1]
     if tokens == length or tokens % length:

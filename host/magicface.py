@@ -21,6 +21,7 @@ from ..magic.guidance import guide_by_region
 from ..magic.layout import SemanticLayout
 from ..magic.reference_attention import ReferenceTokens, RegionTokens, group_tokens, place_concepts, reference_attention, region_attention
 from .attention import AttentionPatch, attend_chunks, biased_attention, token_grid, wrap_attention
+from .correspondence import CorrespondenceRun, CorrespondenceWatch
 from .feature_store import Bank, FeatureStore
 from .layout_record import LayoutRecord, Run, layout_step
 from .layout_tracker import LayoutTracker
@@ -59,6 +60,7 @@ class MagicFacePatch:
     noise_seed: int = 0
     noise_per_step: bool = False
     kept: FeatureStore | None = None
+    correspondence: CorrespondenceWatch | None = None
 
     def add_to(self, model: Any) -> Any:
         """A clone of MODEL with this patch."""
@@ -76,12 +78,16 @@ class MagicFacePatch:
 
         guider = executor.class_obj
         run = _MagicFaceRun(self, guider, sigmas)
+        if self.correspondence:
+            run.watching = CorrespondenceRun(self.correspondence, self.references, (noise.shape[-2], noise.shape[-1]))
         transformer_options = guider.model_options.setdefault("transformer_options", {})
         extension.add_wrapper_with_key(extension.WrappersMP.PREDICT_NOISE, "magicface", run.predict_noise, transformer_options)
         try:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             if run.steps:
                 self.record.store(samples, run.steps)
+            if self.correspondence and run.watching and (seen := run.watching.result()):
+                self.correspondence.record.store(samples, seen)
             return samples
         finally:
             run.close()
@@ -99,11 +105,12 @@ class _MagicFaceRun:
         self._references = ReferencePass(patch.references, Renoised(patch.noise_seed, patch.noise_per_step), patch.blocks)
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
         self._bank: tuple[float, FeatureBank] | None = None
+        self.watching: CorrespondenceRun | None = None
         self.steps: Run = {}
 
     def close(self) -> None:
         """Lets go of every tensor, also when the run was cancelled."""
-        self._guider = self._references = self._tracker = self._bank = self._rows = None
+        self._guider = self._references = self._tracker = self._bank = self._rows = self.watching = None
         self._visible = {}
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -198,10 +205,13 @@ class _MagicFaceRun:
         """The attention patch of this model call, for every block."""
         by_region = sigma < self._patch.sigmas.inject
         assert self._rows is not None
-        ours, tracker = self._rows.ours, self._tracker
+        ours, partial, tracker = self._rows.ours, self._rows.partial, self._tracker
+        downscales = {layer.block: layer.downscale for layer in self._patch.available}
         groups: dict[tuple[Any, tuple[int, int]], list[RegionTokens]] = {}
         # The layouts of the call before this one: finishing this call's measurement replaces them in mid-call.
         layouts = {cond_id: tracker.layout_of(cond_id) for cond_id in ours}
+
+        watching = self.watching if self.watching and self.watching.watch.covers(sigma) else None
 
         def regions_of(cond_id: Any, batch: int, grid: tuple[int, int]) -> list[RegionTokens]:
             if (cond_id, grid) not in groups:
@@ -233,10 +243,13 @@ class _MagicFaceRun:
                         out[rows] = part
                 for cond_id, rows in mine:
                     batch = rows.stop - rows.start
-                    if by_region and has_regions(cond_id, batch):
-                        out[rows] = region_attention(q[rows], k[rows], v[rows], references, regions_of(cond_id, batch, grid), attend)
+                    regions = regions_of(cond_id, batch, grid) if by_region and has_regions(cond_id, batch) else None
+                    if regions is not None:
+                        out[rows] = region_attention(q[rows], k[rows], v[rows], references, regions, attend)
                     else:
                         out[rows] = reference_attention(q[rows], k[rows], v[rows], references, attend)
+                    if watching and cond_id not in partial:
+                        watching.see(q[rows], k[rows], references, regions, grid, downscales[block], extra_options["n_heads"])
                 return out
 
             return patch

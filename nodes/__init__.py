@@ -5,10 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
 from .magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
+from .masks import MagicConceptMask, MagicMaskRefine
+from .metrics import MagicCompareGrid, MagicPortraitMetrics
 from .portrait_crop import MagicPortraitCrop, MagicPortraitPaste
 from .toy import MagicToyCheckpoint, MagicToyPortrait
 
@@ -26,6 +29,14 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicStyleSampler,
     MagicPortraitCrop,
     MagicPortraitPaste,
+    MagicConceptMask,
+    MagicMaskRefine,
+    MagicPortraitMetrics,
+    MagicCompareGrid,
+    MagicAttentionMap,
+    MagicAttentionHeatmap,
+    MagicCorrespondence,
+    MagicCorrespondenceMap,
     MagicToyCheckpoint,
     MagicToyPortrait,
 )

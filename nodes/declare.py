@@ -12,6 +12,11 @@ Layout = io.Custom("MAGIC_LAYOUT")
 InversionType = io.Custom("MAGIC_INVERSION")
 Styles = io.Custom("MAGIC_STYLES")
 CropType = io.Custom("MAGIC_CROP")
+Identity = io.Custom("MAGIC_IDENTITY")
+Attention = io.Custom("MAGIC_ATTENTION")
+Correspondences = io.Custom("MAGIC_CORRESPONDENCE")
+# The host's own type, which the oldest supported host does not name yet.
+Boxes = io.Custom("BOUNDING_BOX")
 
 _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)
@@ -25,6 +30,12 @@ def defaults_of(node: type[io.ComfyNode]) -> dict[str, Any]:
     """What the widgets of a node start with, by name: to call a node from code as an untouched node in a graph would be."""
     declared = ((item.id, getattr(item, "default", None)) for item in node.define_schema().inputs)
     return {name: default for name, default in declared if default is not None}
+
+
+def link_only(declared: _Input) -> _Input:
+    """An input without a widget, where the host's type has one of its own."""
+    declared.extra_dict["forceInput"] = True
+    return declared
 
 
 def advanced(declared: _Input) -> _Input:

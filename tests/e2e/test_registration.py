@@ -22,6 +22,12 @@ never rename or remove an id, an input or an output, never change a type, append
 If this change keeps every saved workflow working, record it: run the test once with {UPDATE}=1 and commit the file.
 """
 IDS = {
+    "MagicAttentionHeatmap",
+    "MagicAttentionMap",
+    "MagicCompareGrid",
+    "MagicConceptMask",
+    "MagicCorrespondence",
+    "MagicCorrespondenceMap",
     "MagicFaceApply",
     "MagicFaceConcept",
     "MagicFaceConceptFolder",
@@ -30,6 +36,8 @@ IDS = {
     "MagicLayoutMasks",
     "MagicPortraitCrop",
     "MagicPortraitPaste",
+    "MagicMaskRefine",
+    "MagicPortraitMetrics",
     "MagicSemanticLayout",
     "MagicStyleApply",
     "MagicStyleInvert",

@@ -1,0 +1,90 @@
+"""The metrics of Portrait Metrics over folders of pictures: `python -m bench.metrics PICTURES --references FOLDER`
+
+Networks are looked for in --models (default: ComfyUI's models/metrics): transformers folders of CLIP and DINO, LAION's aesthetic head,
+torchvision's AlexNet for LPIPS. What is missing is named below the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import toy  # noqa: F401 (makes the pack and ComfyUI importable)
+
+# ruff: isort: split
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from magicportrait.host.metrics import AUTO, OFF, Comparison, MetricTable, measure
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """In the order of their names, folders within included."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+
+
+def read_pictures(paths: Iterable[Path]) -> Tensor:
+    """B H W 3 in 0..1, all scaled to the size of the first."""
+    images: list[Tensor] = []
+    for path in paths:
+        pixels = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), np.float32) / 255
+        image = torch.from_numpy(pixels)[None]
+        if images and image.shape != images[0].shape:
+            size = images[0].shape[1:3]
+            image = F.interpolate(image.movedim(-1, 1), size=size, mode="bicubic", antialias=True).clamp(0, 1).movedim(1, -1)
+        images.append(image)
+    return torch.cat(images)
+
+
+def use_models(folder: Path) -> None:
+    """Adds a folder to the places where networks for metrics are looked for."""
+    import folder_paths
+
+    folder_paths.add_model_folder_path("metrics", str(folder.resolve()), is_default=True)
+
+
+@torch.inference_mode()
+def measure_files(paths: list[Path], references: list[Path], prompts: tuple[str, ...], **networks: str) -> MetricTable:
+    wanted = read_pictures(references) if references else None
+    return measure(Comparison(read_pictures(paths), wanted, prompts, **networks))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path, help="a folder of pictures")
+    parser.add_argument("--references", type=Path, metavar="FOLDER", help="what they are compared with")
+    parser.add_argument("--prompt", help="for CLIP-T: one prompt for all pictures")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="for CLIP-T: a line for each picture, in the order of their names")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="a folder of networks, before ComfyUI's models/metrics")
+    for name in ("clip", "dino", "aesthetic", "lpips"):
+        parser.add_argument(f"--{name}", default=AUTO, metavar="NAME", help=f"which network, or '{OFF}'; default: the first found")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
+    args = parser.parse_args()
+    paths = pictures_in(args.pictures)
+    references = pictures_in(args.references) if args.references else []
+    if not paths or (args.references and not references):
+        parser.error(f"no pictures in {args.references if paths else args.pictures}")
+    if args.models:
+        use_models(args.models)
+    lines = args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else []
+    prompts = tuple(line.strip() for line in lines if line.strip()) or ((args.prompt,) if args.prompt else ())
+    try:
+        table = measure_files(paths, references, prompts, clip=args.clip, dino=args.dino, aesthetic=args.aesthetic, lpips=args.lpips)
+    except ValueError as error:
+        parser.error(str(error))
+    labels = [path.relative_to(args.pictures).as_posix() for path in paths]
+    print(table.markdown(labels))
+    for file, text in ((args.csv, table.csv(labels)), (args.json, table.json(labels))):
+        if file:
+            file.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

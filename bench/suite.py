@@ -1,0 +1,309 @@
+"""Compares methods: concepts x prompts x seeds x methods through a ComfyUI server: `python -m bench.suite bench/suites/toy.yaml`
+
+A suite is a YAML file (see bench/suites/). `methods` are workflows in ComfyUI's API or editor format and what is set in them; `set` holds
+for all of them. '#id.input' names the input of a node, 'Type.input' that of all nodes of a type; $concept, $prompt and $seed stand for the
+cell's own. `nodes` are added to every workflow. A run that was interrupted goes on where it ended; a cell whose workflow or concept changed
+is drawn again. Into the output folder go the pictures, results.md, results.csv and a grid for every concept and prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import toy
+
+# ruff: isort: split
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+import dev
+from magicportrait.demo.portraits import render
+from magicportrait.host.compare_grid import CompareGrid
+from magicportrait.host.metrics import ARROWS
+from workflow_format import to_api_prompt
+
+from .magicface_effect import reference_sets
+from .metrics import measure_files, pictures_in, read_pictures, use_models
+
+COLOUR = "colour distance"
+_NEAREST = 0.02
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A folder of the official format, its prompts, and its name on the server."""
+
+    name: str
+    folder: Path
+    prompts: tuple[str, ...]
+    remote: str
+
+    @property
+    def images(self) -> list[Path]:
+        return pictures_in(self.folder / "image")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """methods: name -> (workflow, changes); changes: of all methods."""
+
+    name: str
+    concepts: tuple[Concept, ...]
+    seeds: tuple[int, ...]
+    methods: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+    nodes: dict[str, Any]
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture."""
+
+    method: str
+    concept: Concept
+    prompt: str
+    seed: int
+
+    def path(self, output: Path) -> Path:
+        number = self.concept.prompts.index(self.prompt) + 1
+        return output / "pictures" / self.method.replace(" ", "_") / f"{self.concept.name}_prompt{number}_seed{self.seed}.png"
+
+
+def read_suite(path: Path, output: Path) -> Suite:
+    """ValueError says which entry is not understood."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or not all(config.get(key) for key in ("concepts", "seeds", "methods")):
+        raise ValueError(f"{path.name}: concepts, seeds and methods are needed")
+    concepts = tuple(_read_concept(entry, config, path, output) for entry in config["concepts"])
+    methods = {}
+    for name, entry in config["methods"].items():
+        workflow = json.loads((path.parent / entry["workflow"]).read_text(encoding="utf-8"))
+        methods[name] = (workflow, entry.get("set") or {})
+    return Suite(path.stem, concepts, tuple(config["seeds"]), methods, config.get("nodes") or {}, config.get("set") or {})
+
+
+def _read_concept(entry: dict[str, Any], config: dict[str, Any], path: Path, output: Path) -> Concept:
+    name = str(entry["name"])
+    if "draw" in entry:
+        folder = output / "concepts" / name
+        draw_concept(int(entry["draw"]), folder)
+    else:
+        folder = (path.parent / entry["folder"]).resolve()
+    prompts = tuple(entry.get("prompts") or config.get("prompts") or _own_prompt(folder))
+    if not pictures_in(folder / "image") or not prompts:
+        raise ValueError(f"concept {name}: {folder} needs pictures in image/ and mask/, and a prompt here or in its config*.yaml")
+    return Concept(name, folder, prompts, f"suite_{path.stem}/{name}")
+
+
+def _own_prompt(folder: Path) -> list[str]:
+    configs = sorted(folder.glob("config*.y*ml"))
+    return [yaml.safe_load(configs[0].read_text(encoding="utf-8"))["target_prompt"]] if configs else []
+
+
+def draw_concept(index: int, folder: Path) -> None:
+    """A reference set of the toy world as a concept folder."""
+    for part, portrait in reference_sets()[index].items():
+        drawn = render(portrait)
+        for kind, pixels in (("image", drawn.image), ("mask", drawn.masks[part])):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels * 255).round().astype("uint8")).save(folder / kind / f"{part}.png")
+
+
+# ---- running ----
+
+
+def cells(suite: Suite) -> Iterator[Cell]:
+    for concept in suite.concepts:
+        for prompt in concept.prompts:
+            for seed in suite.seeds:
+                for method in suite.methods:
+                    yield Cell(method, concept, prompt, seed)
+
+
+def prompt_of(suite: Suite, cell: Cell, object_info: dict[str, Any]) -> dict[str, Any]:
+    """What is sent to the server. ValueError when a method sets what its workflow does not have."""
+    workflow, own = suite.methods[cell.method]
+    workflow = to_api_prompt(workflow, object_info) if "nodes" in workflow else json.loads(json.dumps(workflow))
+    nodes: dict[str, Any] = {**workflow, **json.loads(json.dumps(suite.nodes))}
+    values = {"$concept": cell.concept.remote, "$prompt": cell.prompt, "$seed": cell.seed}
+    for changes, must_fit in ((suite.changes, False), (own, True)):
+        for address, value in changes.items():
+            where, _, name = address.rpartition(".")
+            found = [node for key, node in nodes.items() if where in (f"#{key}", node["class_type"])]
+            if must_fit and not found:
+                raise ValueError(f"method '{cell.method}' sets {address}, but its workflow has no such node")
+            for node in found:
+                node["inputs"][name] = values.get(value, value) if isinstance(value, str) else value
+    return nodes
+
+
+def digest_of(cell: Cell, prompt: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode())
+    for path in sorted(path for path in cell.concept.folder.rglob("*") if path.is_file()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class RunningServer(dev.Server):
+    """A ComfyUI that somebody else started on this machine."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.url, self.log_path = port, f"http://127.0.0.1:{port}", None
+
+    def __enter__(self) -> RunningServer:
+        self.object_info()
+        return self
+
+    def stop(self) -> None:
+        pass
+
+
+def upload(server: dev.Server, concept: Concept) -> None:
+    """Copies a concept folder into the server's input folder."""
+    for path in sorted(path for path in concept.folder.rglob("*") if path.is_file()):
+        subfolder = f"{concept.remote}/{path.parent.relative_to(concept.folder).as_posix()}".removesuffix("/.")
+        boundary = uuid.uuid4().hex
+        fields = {"type": "input", "subfolder": subfolder, "overwrite": "true"}
+        parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n\r\n'
+        body = b"".join([*parts, head.encode(), path.read_bytes(), f"\r\n--{boundary}--\r\n".encode()])
+        request = urllib.request.Request(f"{server.url}/upload/image", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        with dev.http.open(request, timeout=60) as answer:
+            answer.read()
+
+
+def draw_cells(suite: Suite, server: dev.Server, output: Path) -> None:
+    """Draws what is not there yet."""
+    object_info, everything = server.object_info(), list(cells(suite))
+    for concept in suite.concepts:
+        upload(server, concept)
+    for number, cell in enumerate(everything, 1):
+        path, prompt = cell.path(output), prompt_of(suite, cell, object_info)
+        stamp, digest = path.with_suffix(".sha256"), digest_of(cell, prompt)
+        if path.exists() and stamp.exists() and stamp.read_text() == digest:
+            continue
+        print(f"{number} of {len(everything)}: {path.relative_to(output)}", flush=True)
+        saved = [picture for picture in dev.run_prompt(server, prompt) if picture["type"] == "output"]
+        if not saved:
+            raise dev.DevError(f"the workflow of '{cell.method}' saved no picture")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(server.fetch(saved[0]))
+        os.replace(unfinished, path)
+        stamp.write_text(digest)
+
+
+# ---- results ----
+
+
+def colour_distance(picture: Tensor, references: Tensor, masks: Tensor) -> float:
+    """How far a concept's own colours are from those of a picture: for each reference the distance (RGB, 0..1) of its mean colour inside
+    the mask to the nearest 2 % of the picture's pixels. Knows nothing of shapes; needs no network. picture: H W 3; masks: B H W."""
+    found = []
+    for reference, mask in zip(references, masks, strict=True):
+        distances = (picture - toy.mean_colour(reference, mask)).norm(dim=-1).flatten()
+        found.append(distances.topk(max(1, round(len(distances) * _NEAREST)), largest=False).values.mean())
+    return torch.stack(found).mean().item()
+
+
+@torch.inference_mode()
+def results(suite: Suite, output: Path) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
+    """method -> metric -> a value for each cell; and what could not be measured."""
+    table: dict[str, dict[str, list[float]]] = {}
+    missing: dict[str, str] = {}
+    for method in suite.methods:
+        columns: dict[str, list[float]] = {}
+        for concept in suite.concepts:
+            own = [cell for cell in cells(suite) if cell.method == method and cell.concept is concept]
+            paths = [cell.path(output) for cell in own]
+            measured = measure_files(paths, concept.images, tuple(cell.prompt for cell in own))
+            missing |= measured.missing
+            references, masks = read_pictures(concept.images), read_pictures(pictures_in(concept.folder / "mask"))[..., 0]
+            colours = [colour_distance(picture, references, masks) for picture in read_pictures(paths)]
+            for name, values in {COLOUR: colours, **measured.columns}.items():
+                columns.setdefault(name, []).extend(values)
+        table[method] = columns
+    return table, missing
+
+
+def write_results(suite: Suite, output: Path) -> None:
+    table, missing = results(suite, output)
+    names = list(next(iter(table.values())))
+    count = len(list(cells(suite))) // len(suite.methods)
+    arrows = {**ARROWS, COLOUR: "↓"}
+    lines = [f"# {suite.name}", "", f"{count} pictures a method; mean and standard error.", ""]
+    lines += ["| method | " + " | ".join(f"{name} {arrows[name]}" for name in names) + " |", "| --- |" + " --- |" * len(names)]
+    for method, columns in table.items():
+        lines.append(f"| {method} | " + " | ".join(_mean_and_error(columns[name]) for name in names) + " |")
+    lines += ["", *(f"- {name}: {reason}" for name, reason in missing.items())]
+    (output / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    with (output / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "concept", "prompt", "seed", *names])
+        for method in suite.methods:
+            own = [cell for cell in cells(suite) if cell.method == method]
+            for i, cell in enumerate(own):
+                writer.writerow([method, cell.concept.name, cell.prompt, cell.seed, *(f"{table[method][name][i]:.6g}" for name in names)])
+
+
+def _mean_and_error(values: list[float]) -> str:
+    known = torch.tensor(values)
+    known = known[~known.isnan()]
+    if not len(known):
+        return "-"
+    error = known.std().item() / len(known) ** 0.5 if len(known) > 1 else 0.0
+    return f"{known.mean().item():.4f} ± {error:.4f}"
+
+
+def write_grids(suite: Suite, output: Path) -> None:
+    """References above, then a row for each method and a column for each seed."""
+    for concept in suite.concepts:
+        references = [read_pictures([path])[0] for path in concept.images]
+        for number, prompt in enumerate(concept.prompts, 1):
+            rows: list[list[Tensor | None]] = [list(references)]
+            for method in suite.methods:
+                rows.append([read_pictures([Cell(method, concept, prompt, seed).path(output)])[0] for seed in suite.seeds])
+            captions = [f"seed {seed}" for seed in suite.seeds] if len(suite.seeds) >= len(references) else []
+            grid = CompareGrid(rows, ["references", *suite.methods], captions, prompt, cell=192)
+            picture = Image.fromarray((grid.draw()[0] * 255).round().byte().numpy())
+            picture.save(output / f"grid_{concept.name}_prompt{number}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", type=Path, help="a YAML file")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: output/suites/<name of the suite>")
+    parser.add_argument("--port", type=int, help="of a ComfyUI that runs on this machine with this pack; default: start one of its own")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="networks for the metrics, as for bench.metrics")
+    args = parser.parse_args()
+    output = (args.output or dev.ROOT / "output" / "suites" / args.suite.stem).resolve()
+    try:
+        suite = read_suite(args.suite, output)
+        if args.models:
+            use_models(args.models)
+        python = Path(sys.executable)
+        own = None if args.port else dev.Server(dev.find_comfyui(), python, dev.CACHE / "suite", cpu=dev.needs_cpu_flag(python))
+        with own or RunningServer(args.port) as server:
+            draw_cells(suite, server, output)
+        write_results(suite, output)
+        write_grids(suite, output)
+    except (ValueError, OSError, dev.DevError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""A network of another library on the host's device, under the host's memory management."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class LoadedModel:
+    """Moves a network to the device when it is used. Its memory goes when this object does, or earlier when the host needs it."""
+
+    def __init__(self, network: torch.nn.Module):
+        import comfy.model_management as management
+        import comfy.model_patcher
+
+        self.device = management.get_torch_device()
+        # The host sets attributes of its own, such as 'device', which other libraries' networks refuse: hence the holder.
+        holder = torch.nn.Sequential(network.eval())
+        self._patcher = comfy.model_patcher.ModelPatcher(holder, load_device=self.device, offload_device=torch.device("cpu"))
+
+    @property
+    def network(self) -> Any:
+        import comfy.model_management as management
+
+        management.load_models_gpu([self._patcher])
+        return self._patcher.model[0]

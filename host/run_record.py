@@ -1,0 +1,42 @@
+"""Small results of the last sampling runs, on the CPU, for nodes after the sampler: they find a run by the latent that it made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+_RUNS_KEPT = 4
+_Result = TypeVar("_Result")
+
+
+def fingerprint(latent: Tensor) -> str:
+    data = latent.detach().to("cpu", torch.float32).contiguous().numpy()
+    return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
+
+
+@dataclass(eq=False)
+class RunRecord(Generic[_Result]):
+    """Filled by sampling runs, read by nodes that get the sampled latent: by it the right run is found."""
+
+    what: ClassVar[str] = "record"
+    phrases: tuple[str, ...]
+    _runs: OrderedDict[str, _Result] = field(default_factory=OrderedDict)
+
+    def store(self, latent: Tensor, run: _Result) -> None:
+        self._runs[fingerprint(latent)] = run
+        while len(self._runs) > _RUNS_KEPT:
+            self._runs.popitem(last=False)
+
+    def run_of(self, latent: Tensor) -> _Result:
+        """The run that made `latent`; the last one if the latent was changed on the way. ValueError when nothing was sampled."""
+        if not self._runs:
+            raise ValueError(
+                f"the {self.what} is empty: the MODEL that came with it has not been sampled. Connect the LATENT of a sampler that used it"
+            )
+        found = self._runs.get(fingerprint(latent))
+        return next(reversed(self._runs.values())) if found is None else found

@@ -1,0 +1,97 @@
+"""Boxes and points in a picture: reading what a user typed, clipping, expanding, choosing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+Point = tuple[float, float]
+"""x, y in pixels."""
+
+FACE_AREAS: dict[str, tuple[float, float, float, float]] = {
+    "face": (0.0, 0.0, 0.0, 0.0),
+    "face+hair": (0.2, 0.45, 0.2, 0.05),
+    "head": (0.3, 0.6, 0.3, 0.2),
+}
+"""What is added to a face box at its left, top, right and bottom, in parts of its width and height. Face boxes end at brows and chin."""
+
+CHOICES = ("all", "largest", "index")
+
+
+@dataclass(frozen=True)
+class Box:
+    """x, y: its top left corner, all in pixels; score: 0..1."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str = ""
+    score: float = 1.0
+
+    @property
+    def area(self) -> float:
+        return self.width * self.height
+
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom."""
+        return self.x, self.y, self.x + self.width, self.y + self.height
+
+    def clipped(self, size: tuple[int, int]) -> Box | None:
+        """The part inside a picture of `size` (rows, columns); None when nothing is."""
+        left, top, right, bottom = self.corners
+        left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, float(size[1])), min(bottom, float(size[0]))
+        if right <= left or bottom <= top:
+            return None
+        return replace(self, x=left, y=top, width=right - left, height=bottom - top)
+
+    def expanded(self, left: float, top: float, right: float, bottom: float) -> Box:
+        """Grown at each side by a part of its width or height."""
+        return replace(
+            self,
+            x=self.x - left * self.width,
+            y=self.y - top * self.height,
+            width=self.width * (1 + left + right),
+            height=self.height * (1 + top + bottom),
+        )
+
+
+def choose(boxes: Sequence[Box], which: str, index: int) -> list[Box]:
+    """Some of the boxes, left to right. which: 'all', 'largest', or 'index' (counted from 0; none where there are not so many)."""
+    ordered = sorted(boxes, key=lambda box: (box.x + box.width / 2, box.y))
+    if which == "largest":
+        return [max(ordered, key=lambda box: box.area)] if ordered else []
+    return ordered[index : index + 1] if which == "index" else ordered
+
+
+def parse_points(text: str) -> list[Point]:
+    """'120,80; 64,200', or JSON such as [{"x": 120, "y": 80}]. ValueError says what is not understood."""
+    return [(x, y) for x, y in _numbers(text, ("x", "y"), "points", "120,80; 64,200")]
+
+
+def parse_boxes(text: str) -> list[Box]:
+    """'x,y,width,height; ...', or JSON such as [{"x": 0, "y": 0, "width": 64, "height": 64}]. ValueError says what is not understood."""
+    numbers = _numbers(text, ("x", "y", "width", "height"), "box", "40,20,200,260")
+    boxes = [Box(x, y, width, height) for x, y, width, height in numbers]
+    for box in boxes:
+        if box.width <= 0 or box.height <= 0:
+            raise ValueError(f"box: width and height must be above 0, got {box.width:g} and {box.height:g}")
+    return boxes
+
+
+def _numbers(text: str, names: tuple[str, ...], what: str, example: str) -> list[tuple[float, ...]]:
+    text = text.strip()
+    try:
+        if text.startswith(("[", "{")):
+            entries = json.loads(text)
+            found = [tuple(float(entry[name]) for name in names) for entry in (entries if isinstance(entries, list) else [entries])]
+        else:
+            found = [tuple(float(number) for number in part.split(",")) for part in re.split(r"[;\n]", text) if part.strip()]
+    except (ValueError, KeyError, TypeError):
+        found = [()]
+    if any(len(entry) != len(names) for entry in found):
+        raise ValueError(f"{what}: '{text}' is not understood: expected {','.join(names)} in pixels, such as '{example}', or a JSON list")
+    return found

@@ -1,0 +1,253 @@
+"""Looking into a sampling run: where words are in the picture, and where in the references the picture looks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+
+from ..host.attention_maps import AttentionMapPatch, AttentionRecord
+from ..host.correspondence import Correspondence, CorrespondenceRecord, watched
+from ..host.prompts import TAG, tagged_prompt
+from ..host.unet import attention_blocks
+from ..magic.blocks import parse_blocks
+from ..magic.boxes import parse_points
+from ..magic.concepts import Concept
+from ..magic.heat import over_picture, unit_range
+from .declare import Attention, Concepts, Correspondences, advanced, schema
+
+_FRONTEND_SIDE = 32
+_LATENT_CELL = 8
+
+
+def _range_inputs() -> list[Any]:
+    return [
+        advanced(io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="When watching begins, in parts of sampling.")),
+        advanced(io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="When watching ends, in parts of sampling.")),
+    ]
+
+
+def _check_range(start: float | None, end: float | None) -> bool | str:
+    if start is not None and end is not None and start > end:
+        return f"start ({start}) is after end ({end})"
+    return True
+
+
+class MagicAttentionMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicAttentionMap",
+            display_name="Attention Map (MagicPortrait)",
+            category="MagicPortrait/analysis",
+            description=(
+                "Watches how much each place of the picture looks at a phrase of the prompt, without changing the picture. "
+                "Connect MODEL and CONDITIONING to a sampler, then use Attention Heatmap."
+            ),
+            search_aliases=["cross attention", "daam", "heatmap", "explain", "visualize attention"],
+            inputs=[
+                io.Model.Input("model", tooltip="A UNet model, patched or not: SD1.5, SD2.1, SDXL or a fine-tune."),
+                io.Clip.Input("clip", tooltip="The text encoder of the model."),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip="The picture in words."),
+                io.String.Input("phrases", default="hat, scarf", tooltip="Words of the prompt to watch, separated by commas."),
+                advanced(
+                    io.String.Input(
+                        "layers",
+                        default="all",
+                        tooltip="Which layers count: 'all', 'decoder', 'fine' (its two finest levels), or blocks such as 'o6-11,m0,i7-8'.",
+                    )
+                ),
+                *_range_inputs(),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="The conditioning to watch instead of a new one, such as MagicFace Apply's, made from the same prompt.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The watched model; its pictures are those of the model that came in."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt, for the sampler's positive input."),
+                Attention.Output(display_name="attention", tooltip="For Attention Heatmap, after sampling."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
+        return _check_range(start, end)
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, prompt: str, phrases: str, layers: str, start: float, end: float, positive: list[Any] | None = None
+    ) -> io.NodeOutput:
+        wanted = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
+        if not wanted:
+            raise ValueError("phrases is empty: write words of the prompt, separated by commas, such as 'hat, scarf'")
+        tagged = tagged_prompt(clip, prompt, wanted, uuid.uuid4().hex)
+        if positive is not None:
+            # Another node of ours may know this conditioning by its tag: it stays.
+            tag = positive[0][1].get(TAG, tagged.tag)
+            tagged = dataclasses.replace(tagged, conditioning=[[t, {**options, TAG: tag}] for t, options in positive], tag=tag)
+        available = attention_blocks(model)
+        blocks = parse_blocks(layers, available)
+        sampling = model.get_model_object("model_sampling")
+        sigmas = (float(sampling.percent_to_sigma(percent)) for percent in (start, end))
+        chosen = tuple(layer for layer in available if layer.block in blocks)
+        patch = AttentionMapPatch(tagged, AttentionRecord(tagged.phrases), chosen, *sigmas)
+        return io.NodeOutput(patch.add_to(model), tagged.conditioning, patch.record)
+
+
+class MagicAttentionHeatmap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicAttentionHeatmap",
+            display_name="Attention Heatmap (MagicPortrait)",
+            category="MagicPortrait/analysis",
+            description="The attention that a finished picture paid to each phrase: as colours over the picture, and as soft masks.",
+            search_aliases=["cross attention", "daam", "heatmap", "attention mask"],
+            inputs=[
+                Attention.Input("attention", tooltip="From Attention Map."),
+                io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),
+                io.Image.Input("image", optional=True, tooltip="The decoded picture: gives maps their size and lies under the colours."),
+                io.Float.Input(
+                    "strength", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="How much the colours cover the picture; 0 hides them."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="heatmaps", is_output_list=True, tooltip="One batch for each phrase, in their order."),
+                io.Mask.Output(
+                    display_name="masks", is_output_list=True, tooltip="The same as masks: 0 where the phrase gets least, 1 where most."
+                ),
+                io.String.Output(display_name="legend", tooltip="The share of all attention that each phrase got, on average and at most."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, attention: AttentionRecord, samples: dict[str, Any], strength: float, image: torch.Tensor | None = None
+    ) -> io.NodeOutput:
+        latent = samples["samples"]
+        maps = attention.run_of(latent).float()
+        size = tuple(side * _LATENT_CELL for side in latent.shape[-2:]) if image is None else tuple(image.shape[1:3])
+        enlarged = F.interpolate(maps, size=size, mode="bicubic", align_corners=False).clamp(min=0)
+        base = torch.full((len(maps), *size, 3), 0.5) if image is None else image[..., :3].cpu().expand(len(maps), -1, -1, -1)
+        masks = [unit_range(enlarged[:, i]) for i in range(maps.shape[1])]
+        shares = [f"{phrase}: {maps[:, i].mean():.1%} (at most {maps[:, i].max():.1%})" for i, phrase in enumerate(attention.phrases)]
+        return io.NodeOutput([over_picture(mask, base, strength) for mask in masks], masks, ", ".join(shares))
+
+
+class MagicCorrespondence(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicCorrespondence",
+            display_name="Correspondence (MagicPortrait)",
+            category="MagicPortrait/analysis",
+            description=(
+                "Watches where in the references a place of the new picture looks. Put it between MagicFace Apply and the sampler, "
+                "then use Correspondence Map. Pictures stay as they are."
+            ),
+            search_aliases=["attention visualization", "reference attention", "explain magicface"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of MagicFace Apply."),
+                io.String.Input(
+                    "points",
+                    default="64,40",
+                    tooltip="Places of the new picture in pixels, such as '256,120' or '256,120; 300,90'. They count together.",
+                ),
+                *_range_inputs(),
+                io.Mask.Input("mask", optional=True, tooltip="A region of the new picture, used instead of the points."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The watched model, for the sampler."),
+                Correspondences.Output(display_name="correspondence", tooltip="For Correspondence Map, after sampling."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, points: str | None, start: float | None, end: float | None) -> bool | str:
+        try:
+            parse_points(points or "")
+        except ValueError as error:
+            return str(error)
+        return _check_range(start, end)
+
+    @classmethod
+    def execute(cls, model: Any, points: str, start: float, end: float, mask: torch.Tensor | None = None) -> io.NodeOutput:
+        places = tuple(parse_points(points))
+        if not places and mask is None:
+            raise ValueError("points is empty: write a place of the new picture, such as '256,120', or connect a mask")
+        region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0]
+        if region is not None and not region.any():
+            raise ValueError("the mask is empty: paint a region of the new picture, or disconnect it and use points")
+        return io.NodeOutput(*watched(model, places, region, start, end))
+
+
+class MagicCorrespondenceMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicCorrespondenceMap",
+            display_name="Correspondence Map (MagicPortrait)",
+            category="MagicPortrait/analysis",
+            description="Where in each reference the watched place looked: colours over the reference, and numbers.",
+            search_aliases=["attention visualization", "reference heatmap"],
+            inputs=[
+                Correspondences.Input("correspondence", tooltip="From Correspondence."),
+                io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),
+                Concepts.Input("concepts", optional=True, tooltip="The concepts of MagicFace Apply: their images lie under the colours."),
+                io.Float.Input(
+                    "strength", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="How much the colours cover the reference; 0 hides them."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="heatmaps",
+                    is_output_list=True,
+                    tooltip="For each reference a batch: a map for each picture of the run.",
+                ),
+                io.String.Output(
+                    display_name="json",
+                    tooltip="For each picture and reference: its share of the attention, and the place seen most (0..1).",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, correspondence: CorrespondenceRecord, samples: dict[str, Any], strength: float, concepts: tuple[Concept, ...] = ()
+    ) -> io.NodeOutput:
+        found = correspondence.run_of(samples["samples"])
+        images = [image for concept in concepts for image in concept.images[..., :3]]
+        if images and len(images) != len(found.maps):
+            raise ValueError(f"concepts have {len(images)} images, but the run had {len(found.maps)}: connect those of MagicFace Apply")
+        pictures = []
+        for i, maps in enumerate(found.maps):
+            size = tuple(images[i].shape[:2]) if images else tuple(side * _LATENT_CELL for side in maps.shape[-2:])
+            enlarged = F.interpolate(maps[:, None], size=size, mode="bicubic", align_corners=False)[:, 0].clamp(min=0)
+            base = images[i].cpu().expand(len(maps), -1, -1, -1) if images else torch.full((len(maps), *size, 3), 0.5)
+            pictures.append(over_picture(unit_range(enlarged), base, strength))
+        data = _as_data(found, correspondence.phrases)
+        text = json.dumps([[{k: v for k, v in entry.items() if k != "map"} for entry in entries] for entries in data], indent=1)
+        return io.NodeOutput(pictures, text, ui={"magic_correspondence": data})
+
+
+def _as_data(found: Correspondence, phrases: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+    """For each picture and reference: phrase, share (0..1), peak (x, y in 0..1), and the map in rows of 0..255."""
+    pictures = []
+    for image, shares in enumerate(found.shares.tolist()):
+        entries = []
+        for maps, share, concept in zip(found.maps, shares, found.concepts, strict=True):
+            height, width = maps.shape[-2:]
+            row, column = divmod(int(maps[image].argmax()), width)
+            small = F.interpolate(maps[None, image : image + 1], size=[min(side, _FRONTEND_SIDE) for side in (height, width)], mode="area")
+            levels = (unit_range(small[0, 0]) * 255).round().int().tolist()
+            peak = [round((column + 0.5) / width, 4), round((row + 0.5) / height, 4)]
+            entries.append({"phrase": phrases[concept], "share": round(share, 6), "peak": peak, "map": levels})
+        pictures.append(entries)
+    return pictures

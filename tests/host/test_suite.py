@@ -1,0 +1,186 @@
+"""The benchmark runner, with a stand-in for the server: what it sends, what it repeats, what it writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dev
+from bench import metrics, suite
+
+SUITES = dev.ROOT / "bench" / "suites"
+YAML = """
+nodes: {model: {class_type: MagicToyCheckpoint, inputs: {}}}
+concepts: [{name: one, draw: 0}]
+prompts: [a man wearing a hat, a woman wearing a hat]
+seeds: [1, 2]
+set: {"#positive.text": $prompt, MagicFaceApply.prompt: $prompt, MagicFaceConceptFolder.folder: $concept, KSampler.seed: $seed}
+methods:
+  plain: {workflow: plain.json}
+  RSA only: {workflow: magicface.json, set: {MagicFaceApply.inject_at: 1.0}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("plain.json", "magicface.json"):
+        (tmp_path / name).write_text((SUITES / name).read_text())
+    (tmp_path / "small.yaml").write_text(YAML)
+    return tmp_path
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def read(folder, output) -> suite.Suite:
+    return suite.read_suite(folder / "small.yaml", output)
+
+
+class StandIn:
+    """Answers every prompt with a picture whose gray tells the seed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.fails_at = 0
+        monkeypatch.setattr(dev, "run_prompt", self.run_prompt)
+        monkeypatch.setattr(suite, "upload", lambda server, concept: None)
+
+    def object_info(self) -> dict[str, Any]:
+        return {}
+
+    def run_prompt(self, server: Any, prompt: dict[str, Any]) -> list[dict[str, str]]:
+        if self.fails_at == len(self.sent) + 1:
+            raise dev.DevError("the server ended")
+        self.sent.append(prompt)
+        return [{"type": "temp", "filename": "preview"}, {"type": "output", "filename": str(prompt["sampler"]["inputs"]["seed"])}]
+
+    def fetch(self, picture: dict[str, str]) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(np.full((64, 64, 3), 40 * int(picture["filename"]), np.uint8)).save(file, "png")
+        return file.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch) -> StandIn:
+    return StandIn(monkeypatch)
+
+
+def test_every_cell_gets_its_own_values(read):
+    everything = list(suite.cells(read))
+    assert len(everything) == 1 * 2 * 2 * 2 and len({cell.path(Path()) for cell in everything}) == 8
+    last = suite.prompt_of(read, everything[-1], {})
+    assert everything[-1].method == "RSA only"
+    assert last["apply"]["inputs"]["inject_at"] == 1.0 and last["apply"]["inputs"]["prompt"] == "a woman wearing a hat"
+    assert last["concepts"]["inputs"]["folder"] == "suite_small/one"
+    assert last["sampler"]["inputs"]["seed"] == 2 and last["model"]["class_type"] == "MagicToyCheckpoint"
+    plain = suite.prompt_of(read, everything[0], {})
+    assert (plain["positive"]["inputs"]["text"], plain["negative"]["inputs"]["text"]) == ("a man wearing a hat", "")
+
+
+def test_what_a_method_sets_must_be_there(folder, output):
+    (folder / "small.yaml").write_text(YAML.replace("{workflow: plain.json}", "{workflow: plain.json, set: {MagicFaceApply.start: 0.1}}"))
+    wrong = suite.read_suite(folder / "small.yaml", output)
+    with pytest.raises(ValueError, match=r"method 'plain' sets MagicFaceApply\.start, but its workflow has no such node"):
+        suite.prompt_of(wrong, next(suite.cells(wrong)), {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [("seeds: [1, 2]", "seeds: []", "concepts, seeds and methods are needed"), ("draw: 0", "folder: nowhere", "needs pictures in image/")],
+)
+def test_a_suite_that_is_incomplete_is_refused(folder, output, old, new, message):
+    (folder / "small.yaml").write_text(YAML.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        suite.read_suite(folder / "small.yaml", output)
+
+
+def test_a_folder_brings_its_own_prompt(folder, output, read):
+    own = output / "concepts" / "one"
+    (own / "config.yaml").write_text("target_prompt: a man in a hat\n")
+    text = YAML.replace("draw: 0", f"folder: {own}").replace("prompts: [a man wearing a hat, a woman wearing a hat]", "")
+    (folder / "small.yaml").write_text(text)
+    [concept] = suite.read_suite(folder / "small.yaml", output).concepts
+    assert concept.prompts == ("a man in a hat",)
+
+
+def test_an_interrupted_run_goes_on_where_it_ended(read, output, server):
+    server.fails_at = 4
+    with pytest.raises(dev.DevError, match="the server ended"):
+        suite.draw_cells(read, server, output)
+    assert len(server.sent) == 3 and len(list(output.rglob("pictures/**/*.png"))) == 3
+    server.fails_at = 0
+    suite.draw_cells(read, server, output)
+    assert len(server.sent) == 8
+    suite.draw_cells(read, server, output)
+    assert len(server.sent) == 8, "nothing is drawn twice"
+
+
+def test_what_changed_is_drawn_again(folder, read, output, server):
+    suite.draw_cells(read, server, output)
+    (folder / "small.yaml").write_text(YAML.replace("inject_at: 1.0", "inject_at: 0.9"))
+    suite.draw_cells(suite.read_suite(folder / "small.yaml", output), server, output)
+    assert len(server.sent) == 8 + 4
+    Image.new("L", (128, 128), 255).save(output / "concepts" / "one" / "mask" / "hat.png")
+    suite.draw_cells(read, server, output)
+    assert len(server.sent) == 12 + 8
+
+
+def test_results_and_grids(read, output, server):
+    suite.draw_cells(read, server, output)
+    suite.write_results(read, output)
+    suite.write_grids(read, output)
+    rows = list(csv.DictReader((output / "results.csv").open()))
+    assert len(rows) == 8 and {row["method"] for row in rows} == {"plain", "RSA only"}
+    report = (output / "results.md").read_text()
+    assert "| plain |" in report and "style distance ↓" in report and "- CSIM: no identity network" in report
+    grid = Image.open(output / "grid_one_prompt1.png")
+    assert grid.width > 3 * 192 and grid.height > 3 * 192
+
+
+def test_colour_distance_by_hand():
+    picture = torch.zeros(10, 10, 3)
+    picture[0, :2, 0] = 1
+    red, mask = torch.zeros(1, 4, 4, 3), torch.zeros(1, 4, 4)
+    red[0, :2, :, 0], mask[0, :2] = 1, 1
+    assert suite.colour_distance(picture, red, mask) == pytest.approx(0)
+    assert suite.colour_distance(picture * 0, red, mask) == pytest.approx(1)
+
+
+def test_shipped_suites_fit_their_workflows(tmp_path, read):
+    for path in sorted(SUITES.glob("*.yaml")):
+        text = path.read_text()
+        if "draw:" not in text:
+            text = text.replace("folder: data/", f"folder: {read.concepts[0].folder}, was: ").replace("seeds:", "prompts: [a hat]\nseeds:")
+        for name in ("plain.json", "magicface.json"):
+            (tmp_path / name).write_text((SUITES / name).read_text())
+        (tmp_path / path.name).write_text(text)
+        shipped = suite.read_suite(tmp_path / path.name, tmp_path / "shipped")
+        for cell in suite.cells(shipped):
+            prompt = suite.prompt_of(shipped, cell, {})
+            links = [value[0] for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
+            assert set(links) <= prompt.keys()
+            assert "$" not in json.dumps(prompt)
+
+
+def test_metrics_of_a_folder(tmp_path, monkeypatch, capsys):
+    for i, name in enumerate(("b.png", "a.jpg", "sub/c.png")):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + 8 * i, 40), (80 * i, 40, 20)).save(tmp_path / "pictures" / name)
+    (tmp_path / "pictures" / "note.txt").write_text("not a picture")
+    table = tmp_path / "table.csv"
+    arguments = ["metrics", str(tmp_path / "pictures"), "--references", str(tmp_path / "pictures" / "sub"), "--csv", str(table)]
+    monkeypatch.setattr("sys.argv", arguments)
+    metrics.main()
+    assert [line.split(",")[0] for line in table.read_text().splitlines()] == ["picture", "a.jpg", "b.png", "sub/c.png"]
+    assert "| sub/c.png |" in capsys.readouterr().out
