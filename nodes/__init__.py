@@ -6,8 +6,18 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from .layout import MagicLayoutMasks, MagicSemanticLayout
+from .magicapture import (
+    MagiCaptureApply,
+    MagiCaptureStyle,
+    MagiCaptureSubject,
+    MagiCaptureTrain,
+    MagicEmbeddingLoad,
+    MagicEmbeddingSave,
+    MagicIdentityLoader,
+)
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
-from .toy import MagicToyCheckpoint, MagicToyPortrait
+from .restore import MagicPortraitRestore
+from .toy import MagicToyCapture, MagicToyCheckpoint, MagicToyPortrait
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     MagicFaceConcept,
@@ -17,6 +27,15 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicLayoutMasks,
     MagicToyCheckpoint,
     MagicToyPortrait,
+    MagiCaptureSubject,
+    MagiCaptureStyle,
+    MagicIdentityLoader,
+    MagiCaptureTrain,
+    MagiCaptureApply,
+    MagicEmbeddingSave,
+    MagicEmbeddingLoad,
+    MagicPortraitRestore,
+    MagicToyCapture,
 )
 
 
