@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ _SUBJECT, _STYLE, _COMPOSED = "subject", "style", "composed"
 _LORA_TIMESTEPS = 800
 """The official code trains LoRA on the lower four fifths of the noise levels."""
 _INVERSION, _LORA = 0, 1
+_AROUND_FACE = 3
+"""Latent pixels that are decoded around a face."""
 PREVIEW_STRENGTHS = (0.6, 0.9)
 """UNet and text encoder, as the paper samples."""
 
@@ -376,10 +379,10 @@ class CaptureTraining:
         clean = losses.clean_estimate(noisy, output, self.unet.alpha_bars[timesteps], self.unet.v_prediction)
         samples = [batch.samples[i] for i in shown]
         boxes = torch.stack([self._box(sample) for sample in samples])
-        crops = losses.face_crops(self._decode(clean), boxes, self.identity.side)
-        return losses.identity(
-            self.identity.embed(crops), torch.stack([sample.identity for sample in samples if sample.identity is not None])
-        )
+        faces, boxes = _around_faces(clean, boxes)
+        crops = losses.face_crops(self._decode(faces), boxes, self.identity.side)
+        references = torch.stack([sample.identity for sample in samples if sample.identity is not None])
+        return losses.identity(self.identity.embed(crops), references)
 
     def _box(self, sample: _Sample) -> Tensor:
         """The face of the picture that is being denoised, as wide as the identity network wants it."""
@@ -503,6 +506,23 @@ class CaptureTraining:
             prompts += [self.style.prompt(i), self.style.prompt(i, self.subject.person)]
         for prompt in prompts:
             self.text.prompt(prompt)
+
+
+def _around_faces(latents: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of each latent that shows the face, one size for all, and the boxes (see face_box) in it.
+
+    Decoding is the dear part of the identity loss, and a decoder sees hardly further than the few latent pixels that are left around.
+    """
+    limits = latents.shape[-2:]
+    side = math.ceil(boxes[:, 2].max().item() / 4) + 2 * _AROUND_FACE
+    height, width = min(side, limits[0]), min(side, limits[1])
+    parts, corners = [], []
+    for latent, (x, y, _) in zip(latents, (boxes / 8).tolist(), strict=True):
+        top = min(max(0, round(y - height / 2)), limits[0] - height)
+        left = min(max(0, round(x - width / 2)), limits[1] - width)
+        parts.append(latent[:, top : top + height, left : left + width])
+        corners.append([8.0 * left, 8.0 * top, 0.0])
+    return torch.stack(parts), boxes - torch.tensor(corners, device=boxes.device)
 
 
 @contextlib.contextmanager

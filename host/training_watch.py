@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,9 +53,8 @@ class TrainingWatch:
         self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
 
     def _say(self, text: str) -> None:
-        from server import PromptServer
-
-        server = getattr(PromptServer, "instance", None)
+        # Asked for rather than imported: without a running server there is nobody to tell.
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if self._node is not None and hasattr(server, "send_progress_text"):
             server.send_progress_text(text, self._node)
 

@@ -284,6 +284,19 @@ def test_the_identity_loss_reaches_the_lora():
     assert max(adapter.up.grad.abs().max() for adapter in with_it.unet.adapters.values()) > 0
 
 
+def test_decoding_the_face_only_shows_the_same_face():
+    run = training(identity=recogniser(), inversion_steps=0)
+    latents = torch.randn(2, 4, 24, 20, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[70.0, 90.0, 20.0], [140.0, 30.0, 24.0]])
+    parts, moved = capture_training._around_faces(latents, boxes)
+    assert parts.shape[-1] < latents.shape[-1]
+    with training_mode(), torch.no_grad():
+        whole = capture_training.losses.face_crops(run._decode(latents), boxes, 32)
+        cut = capture_training.losses.face_crops(run._decode(parts), moved, 32)
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0.02)
+    assert (whole - whole.mean()).abs().max() > 0.05
+
+
 def test_a_batch_costs_the_mean_of_its_samples():
     run = training(batch=3, inversion_steps=0, identity=None, seed=5)
     with training_mode(), torch.no_grad():
@@ -374,7 +387,7 @@ def test_a_model_for_inpainting_is_refused(monkeypatch):
         CaptureTraining(model, clip, vae, *sets(), None, QUICK)
 
 
-def test_only_the_mask_of_a_checkpoint_folder_is_written(tmp_path):
+def test_a_checkpoint_is_one_file(tmp_path):
     run = training()
     step(run)
     run.save(tmp_path / "deep" / "state.pt")
