@@ -29,6 +29,15 @@ IDS = {
     "MagicSemanticLayout",
     "MagicToyCheckpoint",
     "MagicToyPortrait",
+    "MagiCaptureApply",
+    "MagiCaptureStyle",
+    "MagiCaptureSubject",
+    "MagiCaptureTrain",
+    "MagicEmbeddingLoad",
+    "MagicEmbeddingSave",
+    "MagicIdentityLoader",
+    "MagicPortraitRestore",
+    "MagicToyCapture",
 }
 
 
@@ -73,7 +82,11 @@ def test_nothing_changed_for_saved_workflows(nodes: dict[str, Any]) -> None:
 def test_the_log_of_the_start_is_clean(server: ComfyServer) -> None:
     start, ready, _ = server.log.partition("To see the GUI go to")
     assert ready
-    ours = [line for line in start.splitlines() if re.search(r"MagicPortrait|Magic(Face|Layout|Semantic|Toy)", line)]
+    ours = [
+        line
+        for line in start.splitlines()
+        if re.search(r"MagicPortrait|Magi(Capture|c(Embedding|Face|Identity|Layout|Portrait|Semantic|Toy))", line)
+    ]
     assert any("seconds" in line and line.endswith(PACK_NAME) for line in ours), "the host lists the pack among its import times"
     assert [line for line in ours if re.search(r"warning|error|traceback|failed|cannot|^\s+File ", line, re.IGNORECASE)] == []
 

@@ -10,7 +10,7 @@ from PIL import Image
 import workflow_files
 from comfy_server import ComfyServer, Picture, ValidationFailed
 from magicportrait.host.layout_masks import PALETTE
-from workflow_files import ids, prompt_of, the
+from workflow_files import ids, prompt_of
 
 STEPS = 8
 SIDE = 128
@@ -18,6 +18,7 @@ LEGEND = {3: 46, 4: 60}
 """Height of the overlay's legend by its number of phrases."""
 # For every workflow: what each SaveImage writes, as prefix -> (number, width, height).
 EXPECTED = {
+    "magicapture": {"magicapture": (4, SIDE, SIDE)},
     "magicface_one_concept": {"magicface_one_concept": (4, SIDE, SIDE)},
     "magicface_three_concepts": {
         "magicface_three_concepts": (4, SIDE, SIDE),
@@ -25,6 +26,12 @@ EXPECTED = {
         "magicface_three_concepts_references": (1, 3 * SIDE, SIDE),
     },
     "semantic_layout": {"semantic_layout": (4, SIDE, SIDE), "semantic_layout_overlay": (4, SIDE, SIDE + LEGEND[4])},
+}
+FILE_INPUTS = {
+    "CheckpointLoaderSimple": "ckpt_name",
+    "LoraLoader": "lora_name",
+    "MagicEmbeddingLoad": "file",
+    "UpscaleModelLoader": "model_name",
 }
 RUN_AGAIN = {"KSampler", "VAEDecode", "SaveImage", "MagicLayoutMasks", "MaskPreview"}
 
@@ -55,7 +62,9 @@ def test_another_seed_runs_only_the_sampler_and_what_follows(server: ComfyServer
     result = server.queue(prompt)
 
     assert {prompt[node]["class_type"] for node in result.executed} == RUN_AGAIN & {node["class_type"] for node in prompt.values()}
-    sources = {node for kind in ("MagicToyCheckpoint", "MagicToyPortrait", "MagicFaceConcept") for node in ids(prompt, kind)}
+    sources = {
+        node for kind in ("MagicToyCheckpoint", "MagicToyPortrait", "MagicFaceConcept", "MagiCaptureTrain") for node in ids(prompt, kind)
+    }
     assert sources <= result.cached
 
 
@@ -71,7 +80,7 @@ def test_the_same_seed_gives_the_same_pictures(server: ComfyServer, object_info:
 
 
 @pytest.mark.parametrize("name", workflow_files.NEED_FILES)
-def test_lacks_nothing_but_the_checkpoint(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
+def test_lacks_nothing_but_model_files(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
     Image.new("RGB", (64, 64)).save(server.input_dir / "example.png")
     prompt = prompt_of(name, object_info)
 
@@ -79,10 +88,12 @@ def test_lacks_nothing_but_the_checkpoint(server: ComfyServer, object_info: dict
         server.queue(prompt)
 
     complaints = refusal.value.body["node_errors"]
-    assert list(complaints) == ids(prompt, "CheckpointLoaderSimple")
-    [complaint] = [error for node in complaints.values() for error in node["errors"]]
-    assert (complaint["type"], complaint["extra_info"]["input_name"]) == ("value_not_in_list", "ckpt_name")
-    assert the(prompt, "CheckpointLoaderSimple")["inputs"]["ckpt_name"] in complaint["details"]
+    assert set(complaints) == {node for kind in FILE_INPUTS for node in ids(prompt, kind)}
+    for node, found in complaints.items():
+        [complaint] = found["errors"]
+        name = FILE_INPUTS[prompt[node]["class_type"]]
+        assert (complaint["type"], complaint["extra_info"]["input_name"]) == ("value_not_in_list", name)
+        assert prompt[node]["inputs"][name] in complaint["details"]
 
 
 @pytest.mark.parametrize("name", workflow_files.ALL)
