@@ -42,7 +42,8 @@ PREVIEW_STRENGTHS = (0.6, 0.9)
 @dataclass(frozen=True)
 class CaptureSettings:
     """What a training is. Rates are those of the first step; they decay linearly. identity_until: timesteps (of 1000) below which the
-    identity loss looks; versions: of each picture (see prepare_pictures); side: in pixels, 0 for the model's own."""
+    identity loss looks, where a denoiser's estimate shows a face; versions: of each picture (see prepare_pictures); side: in pixels, 0
+    for the model's own."""
 
     inversion_steps: int = 1200
     lora_steps: int = 1500
@@ -180,6 +181,10 @@ class CaptureTraining:
                 if every and checkpoint is not None and self.step:
                     self.save(checkpoint)
                 raise
+            finally:
+                if self.identity:
+                    # It belongs to the graph, which may keep it for long.
+                    self.identity.network.to("cpu")
             if every and checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
             return Trained(self.lora(), self.text.learned(), self.history, self.summary())
@@ -332,10 +337,10 @@ class CaptureTraining:
             targets = losses.refocusing_targets(weights, composed)
             terms["refocusing"] = settings.refocus_weight * losses.refocusing(maps, targets, present).mean()
         if self._phase == _LORA and self.identity:
-            shown = [i for i, sample in enumerate(batch.samples) if sample.identity is not None]
+            early = (batch.timesteps < settings.identity_until).tolist()
+            shown = [i for i, sample in enumerate(batch.samples) if sample.identity is not None and early[i]]
             if shown:
-                distances = self._identity(batch, shown, noisy, output, context, vector)
-                terms["identity"] = settings.identity_weight * distances.sum() / len(batch.samples)
+                terms["identity"] = settings.identity_weight * self._identity(batch, shown, noisy, output).sum() / len(batch.samples)
         return terms
 
     def _columns(self, samples: Sequence[_Sample]) -> tuple[Tensor, Tensor]:
@@ -354,29 +359,14 @@ class CaptureTraining:
         alpha_bar = self.unet.alpha_bars[batch.timesteps].reshape(-1, 1, 1, 1)
         return alpha_bar.sqrt() * batch.noise - (1 - alpha_bar).sqrt() * batch.latents
 
-    def _identity(self, batch: _Batch, shown: list[int], noisy: Tensor, output: Tensor, context: Tensor, vector: Tensor | None) -> Tensor:
-        """Identity distances of the samples `shown`, at timesteps uniform below the limit.
+    def _identity(self, batch: _Batch, shown: list[int], noisy: Tensor, output: Tensor) -> Tensor:
+        """Identity distances of the samples `shown`, from what the reconstruction's forward has predicted.
 
-        A sample whose timestep is below it already is distributed just so, and its prediction serves; the others get a second forward, as
-        all do in the official code.
+        The official code runs the UNet a second time, at timesteps of the same distribution.
         """
         assert self.identity is not None and self._decode is not None
-        index = torch.tensor(shown, device=self.device)
-        limit = self.settings.identity_until
-        timesteps = batch.timesteps[index]
-        # Drawn in any case, so that what is random does not depend on what was drawn before.
-        others = torch.randint(limit, (len(shown),), generator=self._generator).to(self.device)
-        late = timesteps >= limit
-        noisy, output = noisy[index], output[index]
-        if late.any():
-            timesteps = torch.where(late, others, timesteps)
-            again = _Batch(batch.samples, batch.latents[index], batch.faces, batch.noise[index], timesteps)
-            fresh = self._noisy(again, timesteps)
-            rows = index[late]
-            second, _ = self.unet.predict(fresh[late], timesteps[late], context[rows], None if vector is None else vector[rows])
-            noisy = fresh
-            output = output.index_put((late.nonzero().flatten(),), second)
-        clean = losses.clean_estimate(noisy, output, self.unet.alpha_bars[timesteps], self.unet.v_prediction)
+        alpha_bars = self.unet.alpha_bars[batch.timesteps[shown]]
+        clean = losses.clean_estimate(noisy[shown], output[shown], alpha_bars, self.unet.v_prediction)
         samples = [batch.samples[i] for i in shown]
         boxes = torch.stack([self._box(sample) for sample in samples])
         faces, boxes = _around_faces(clean, boxes)
@@ -398,7 +388,8 @@ class CaptureTraining:
         text = [self.style.prompt(0, self.subject.person)]
         before = [adapter.strength for adapter in self._adapters()]
         try:
-            for adapters, strength in zip((self.unet.adapters, *(e.adapters for e in self.text.encoders.values())), (0.6, *[0.9] * 2)):
+            unet, text_encoders = PREVIEW_STRENGTHS
+            for adapters, strength in ((self.unet.adapters, unet), *((e.adapters, text_encoders) for e in self.text.encoders.values())):
                 for adapter in adapters.values():
                     adapter.strength *= strength
             context, pooled = self.text.encode([self.text.prompt(""), *(self.text.prompt(prompt) for prompt in text)])

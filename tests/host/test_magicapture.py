@@ -273,6 +273,14 @@ def test_the_identity_network_runs_only_where_its_loss_is_used():
     assert kinds.count("style") > 0
 
 
+def test_the_identity_loss_looks_at_small_noise_only():
+    run = training(identity=recogniser(), inversion_steps=0, identity_until=0)
+    encoded = len(run.identity.network.calls)
+    for _ in range(4):
+        step(run)
+    assert len(run.identity.network.calls) == encoded
+
+
 def test_the_identity_loss_reaches_the_lora():
     with_it = training(identity=recogniser(), inversion_steps=0, lora_steps=1, refocus_weight=0.0, style_weight=0.0, seed=2)
     with training_mode():
