@@ -29,13 +29,16 @@ BORROWERS = {
     "magicface_three_concepts": ("magicface_three_concepts_sd15", "magicface_three_concepts_sdxl"),
     "magicstyle_portrait": ("magicstyle_sd15",),
     "concept_to_comparison": ("concept_mask_sam_sd15", "concept_mask_sam3_sd15"),
+    "magicapture": ("magicapture_train_sd15", "magicapture_apply_sd15", "portrait_restore_sd15"),
 }
+PICTURES_OF_A_SET = 5
+"""Of the subject and of the style in the training workflow: one of each is shown."""
 
 
 def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
     """The references, pictures and layouts (or cut-outs) that a workflow shows and saves, told apart by their file names."""
     prompt = to_api_prompt(workflow, server.object_info())
-    prompt = {node: data for node, data in prompt.items() if data["class_type"] != "MaskPreview"}
+    prompt = {node: data for node, data in prompt.items() if data["class_type"] not in ("MaskPreview", "LossGraphNode")}
     references, pictures, layouts = [], [], []
     for file in dev.run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
@@ -44,6 +47,8 @@ def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Im
         kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
         kind = layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout")) else kind
         kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))
+    if any(data["class_type"] == "MagiCaptureTrain" for data in prompt.values()):
+        references = references[: 2 * PICTURES_OF_A_SET : PICTURES_OF_A_SET]
     return references, pictures, layouts
 
 

@@ -402,7 +402,8 @@ def second_colour(name: str) -> tuple[int, int, int]:
 
 def _region_colours(portrait: Portrait) -> dict[int, tuple[tuple[int, int, int], tuple[int, int, int], str]]:
     """First colour, second colour and pattern of every region, before the style."""
-    skin, hair = portrait.skin, HAIR_COLOURS[portrait.hair]
+    # Hair may be dyed in any colour of cloth; captions and the training set know the natural ones only.
+    skin, hair = portrait.skin, {**GARMENT_COLOURS, **HAIR_COLOURS}[portrait.hair]
     flat = {
         _BACKGROUND: BACKGROUND_COLOURS[portrait.background],
         _HAIR_BACK: _mix(hair, (0, 0, 0), 0.12),

@@ -35,13 +35,13 @@ class ConceptFolder:
 
 def list_folders() -> list[str]:
     """Folders in the input folder, up to two levels down, that have image/ and mask/ in them."""
-    root = _input_root()
+    root = input_root()
     found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if (path / "image").is_dir() and (path / "mask").is_dir())
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def missing_message(folder: str) -> str:
-    return f"concept folder '{folder}' is not there: put a folder with image/ and mask/ in it into {_input_root()}"
+    return f"concept folder '{folder}' is not there: put a folder with image/ and mask/ in it into {input_root()}"
 
 
 def fingerprint(folder: str) -> str:
@@ -55,8 +55,8 @@ def fingerprint(folder: str) -> str:
 def read_folder(folder: str, default_strength: float) -> ConceptFolder:
     """ValueError names the file when something is missing or does not fit."""
     root = _resolve(folder)
-    images = {path.stem: path for path in _pictures(root / "image")}
-    masks = {path.stem: path for path in _pictures(root / "mask")}
+    images = {path.stem: path for path in pictures_in(root / "image")}
+    masks = {path.stem: path for path in pictures_in(root / "mask")}
     if not images:
         raise ValueError(f"concept folder '{folder}': image/ has no pictures in it")
     if missing := sorted(set(images) - set(masks)):
@@ -82,7 +82,7 @@ def read_folder(folder: str, default_strength: float) -> ConceptFolder:
                 f"and {len(strengths)} mask_weights: as many of each are needed"
             )
     concepts = tuple(
-        Concept(phrase, _read_image(images[name]), _read_mask(masks[name]), prompt, strength)
+        Concept(phrase, read_image(images[name]), read_mask(masks[name]), prompt, strength)
         for name, prompt, phrase, strength in zip(names, prompts, phrases, strengths, strict=True)
     )
     config = config or {}
@@ -104,7 +104,7 @@ def words_at(prompt: str, indices: list[int]) -> list[str]:
     return [owners[index - 1] for index in indices]
 
 
-def _input_root() -> Path:
+def input_root() -> Path:
     import folder_paths
 
     return Path(folder_paths.get_input_directory())
@@ -113,10 +113,10 @@ def _input_root() -> Path:
 def _resolve(folder: str) -> Path:
     if folder not in list_folders():
         raise ValueError(missing_message(folder))
-    return _input_root() / folder
+    return input_root() / folder
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
 
 
@@ -132,11 +132,11 @@ def _read_config(root: Path) -> dict[str, Any] | None:
     return config
 
 
-def _read_image(path: Path) -> Tensor:  # 1 H W 3
+def read_image(path: Path) -> Tensor:  # 1 H W 3
     picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
 
 
-def _read_mask(path: Path) -> Tensor:  # 1 H W
+def read_mask(path: Path) -> Tensor:  # 1 H W
     picture = ImageOps.exif_transpose(Image.open(path)).convert("L")
     return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]

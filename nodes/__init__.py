@@ -8,12 +8,22 @@ from typing_extensions import override
 from .analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
+from .magicapture import (
+    MagiCaptureApply,
+    MagiCaptureStyle,
+    MagiCaptureSubject,
+    MagiCaptureTrain,
+    MagicEmbeddingLoad,
+    MagicEmbeddingSave,
+    MagicIdentityLoader,
+)
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
 from .magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
 from .masks import MagicConceptMask, MagicMaskRefine
 from .metrics import MagicCompareGrid, MagicPortraitMetrics
 from .portrait_crop import MagicPortraitCrop, MagicPortraitPaste
-from .toy import MagicToyCheckpoint, MagicToyPortrait
+from .restore import MagicPortraitRestore
+from .toy import MagicToyCapture, MagicToyCheckpoint, MagicToyPortrait
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     MagicFaceConcept,
@@ -37,8 +47,17 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicAttentionHeatmap,
     MagicCorrespondence,
     MagicCorrespondenceMap,
+    MagiCaptureSubject,
+    MagiCaptureStyle,
+    MagicIdentityLoader,
+    MagiCaptureTrain,
+    MagiCaptureApply,
+    MagicEmbeddingSave,
+    MagicEmbeddingLoad,
+    MagicPortraitRestore,
     MagicToyCheckpoint,
     MagicToyPortrait,
+    MagicToyCapture,
 )
 
 

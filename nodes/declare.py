@@ -12,7 +12,7 @@ Layout = io.Custom("MAGIC_LAYOUT")
 InversionType = io.Custom("MAGIC_INVERSION")
 Styles = io.Custom("MAGIC_STYLES")
 CropType = io.Custom("MAGIC_CROP")
-Identity = io.Custom("MAGIC_IDENTITY")
+IdentityType = io.Custom("MAGIC_IDENTITY")
 Attention = io.Custom("MAGIC_ATTENTION")
 Correspondences = io.Custom("MAGIC_CORRESPONDENCE")
 # The host's own type, which the oldest supported host does not name yet.

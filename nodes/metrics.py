@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..host.compare_grid import CompareGrid
 from ..host.concept_masks import from_host_boxes
 from ..host.metrics import AUTO, OFF, Comparison, MetricTable, aesthetic_heads, clip_folders, dino_folders, lpips_trunks, measure
-from .declare import Boxes, Identity, advanced, link_only, schema
+from .declare import Boxes, IdentityType, advanced, link_only, schema
 
 _GRID_ROWS = 8
 
@@ -41,7 +41,7 @@ class MagicPortraitMetrics(io.ComfyNode):
                     default="",
                     tooltip="For CLIP-T: the prompt of the pictures, or one line for each picture.",
                 ),
-                Identity.Input("identity", optional=True, tooltip="For CSIM: a network that tells people apart."),
+                IdentityType.Input("identity", optional=True, tooltip="For CSIM: a network that tells people apart."),
                 io.ClipVision.Input(
                     "clip_vision", optional=True, tooltip="For CLIP-I and aesthetics: used instead of a CLIP folder in models/metrics."
                 ),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io
 
-from ..demo import checkpoint, portraits
+from ..demo import captures, checkpoint, portraits
 from .declare import schema
 
 _AS_DRAWN = "by seed"
@@ -79,3 +79,46 @@ class MagicToyPortrait(io.ComfyNode):
             portrait = replace(portrait, style=style)
         drawn = portraits.render(portrait, size)
         return io.NodeOutput(torch.from_numpy(drawn.image)[None], torch.from_numpy(drawn.masks[part])[None], portraits.caption(portrait))
+
+
+class MagicToyCapture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicToyCapture",
+            display_name="Toy Subject and Style (MagicPortrait)",
+            category="MagicPortrait/toy",
+            description=(
+                "Pictures to train MagiCapture with, drawn on the fly: one person in several poses, other people in one style, "
+                "and the truth: the same person drawn in that style."
+            ),
+            search_aliases=["demo data", "training images", "procedural portrait"],
+            inputs=[
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, tooltip="Who is drawn."),
+                io.Combo.Input(
+                    "style",
+                    options=list(portraits.STYLES),
+                    default="neon",
+                    tooltip="The style to learn; the person comes in cartoon style.",
+                ),
+                io.Int.Input("count", default=5, min=1, max=30, tooltip="How many pictures of each."),
+                io.Int.Input(
+                    "size", default=128, min=64, max=1024, step=8, tooltip="Side in pixels. The toy checkpoint was trained at 128."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="subject", tooltip="The person: for MagiCapture Subject."),
+                io.Mask.Output(display_name="subject_faces", tooltip="Face and hair of the person, exact."),
+                io.Image.Output(display_name="style", tooltip="Other people in the style: for MagiCapture Style."),
+                io.Mask.Output(display_name="style_faces", tooltip="Their faces and hair, exact."),
+                io.Image.Output(display_name="truth", tooltip="The person in the style: what a perfect training would make."),
+                io.String.Output(display_name="class_word", tooltip="'woman' or 'man', for both class_word inputs."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, style: portraits.Style, count: int, size: int) -> io.NodeOutput:
+        capture = captures.sample_capture(seed, style, count)
+        pictures = [torch.from_numpy(array) for part in (capture.subject, capture.style) for array in captures.draw(part, size)]
+        truth, _ = captures.draw(capture.truth, size)
+        return io.NodeOutput(*pictures, torch.from_numpy(truth), capture.class_word)

@@ -45,6 +45,15 @@ IDS = {
     "MagicStyleSampler",
     "MagicToyCheckpoint",
     "MagicToyPortrait",
+    "MagiCaptureApply",
+    "MagiCaptureStyle",
+    "MagiCaptureSubject",
+    "MagiCaptureTrain",
+    "MagicEmbeddingLoad",
+    "MagicEmbeddingSave",
+    "MagicIdentityLoader",
+    "MagicPortraitRestore",
+    "MagicToyCapture",
 }
 
 
@@ -89,7 +98,7 @@ def test_nothing_changed_for_saved_workflows(nodes: dict[str, Any]) -> None:
 def test_the_log_of_the_start_is_clean(server: ComfyServer) -> None:
     start, ready, _ = server.log.partition("To see the GUI go to")
     assert ready
-    ours = [line for line in start.splitlines() if re.search(r"MagicPortrait|Magic(Face|Inversion|Layout|Semantic|Style|Toy)", line)]
+    ours = [line for line in start.splitlines() if re.search(r"MagicPortrait|Magi(c|Capture)[A-Z]", line)]
     assert any("seconds" in line and line.endswith(PACK_NAME) for line in ours), "the host lists the pack among its import times"
     assert [line for line in ours if re.search(r"warning|error|traceback|failed|cannot|^\s+File ", line, re.IGNORECASE)] == []
 

@@ -22,6 +22,7 @@ LEGEND = {3: 46, 4: 60}
 # For every workflow: what each SaveImage writes, as prefix -> (number, width, height).
 EXPECTED = {
     "concept_to_comparison": {"concept_to_comparison": (4, SIDE, SIDE), "concept_to_comparison_grid": (1,)},
+    "magicapture": {"magicapture": (4, SIDE, SIDE)},
     "magicface_one_concept": {"magicface_one_concept": (4, SIDE, SIDE)},
     "magicface_three_concepts": {
         "magicface_three_concepts": (4, SIDE, SIDE),
@@ -40,7 +41,13 @@ SEEDED = [name for name in workflow_files.TOY if not name.startswith("magicstyle
 RUN_AGAIN = {"KSampler", "VAEDecode", "SaveImage", "MagicLayoutMasks", "MaskPreview", "MagicPortraitMetrics", "MagicCompareGrid"}
 BEFORE_THE_SAMPLER = {"concept_to_comparison": {"MaskPreview"}}
 """What a workflow has before its KSampler of the types above."""
-LOADERS = ("CheckpointLoaderSimple", "MagicConceptMask")
+FILE_INPUTS = {
+    "CheckpointLoaderSimple": "ckpt_name",
+    "LoraLoader": "lora_name",
+    "MagicEmbeddingLoad": "file",
+    "MagicConceptMask": "sam",
+    "UpscaleModelLoader": "model_name",
+}
 
 
 @pytest.mark.parametrize("name", workflow_files.TOY)
@@ -80,7 +87,9 @@ def test_another_seed_runs_only_the_sampler_and_what_follows(server: ComfyServer
 
     expected = RUN_AGAIN & {node["class_type"] for node in prompt.values()} - BEFORE_THE_SAMPLER.get(name, set())
     assert {prompt[node]["class_type"] for node in result.executed} == expected
-    sources = {node for kind in ("MagicToyCheckpoint", "MagicToyPortrait", "MagicFaceConcept") for node in ids(prompt, kind)}
+    sources = {
+        node for kind in ("MagicToyCheckpoint", "MagicToyPortrait", "MagicFaceConcept", "MagiCaptureTrain") for node in ids(prompt, kind)
+    }
     assert sources <= result.cached
 
 
@@ -96,7 +105,7 @@ def test_the_same_seed_gives_the_same_pictures(server: ComfyServer, object_info:
 
 
 @pytest.mark.parametrize("name", workflow_files.NEED_FILES)
-def test_lacks_nothing_but_the_models(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
+def test_lacks_nothing_but_model_files(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
     Image.new("RGB", (64, 64)).save(server.input_dir / "example.png")
     prompt = prompt_of(name, object_info)
 
@@ -104,14 +113,15 @@ def test_lacks_nothing_but_the_models(server: ComfyServer, object_info: dict[str
         server.queue(prompt)
 
     complaints = refusal.value.body["node_errors"]
-    assert sorted(complaints) == sorted(node for kind in LOADERS for node in ids(prompt, kind))
-    for node, complaint in [(node, error) for node, complained in complaints.items() for error in complained["errors"]]:
-        inputs = prompt[node]["inputs"]
+    assert set(complaints) == {node for kind in FILE_INPUTS for node in ids(prompt, kind)}
+    for node, found in complaints.items():
+        [complaint] = found["errors"]
+        name = FILE_INPUTS[prompt[node]["class_type"]]
         if prompt[node]["class_type"] == "MagicConceptMask":
-            assert f"'{inputs['sam']}' is not among the models in sams: put a SAM checkpoint" in complaint["details"]
+            assert f"'{prompt[node]['inputs'][name]}' is not among the models in sams: put a SAM checkpoint" in complaint["details"]
         else:
-            assert (complaint["type"], complaint["extra_info"]["input_name"]) == ("value_not_in_list", "ckpt_name")
-            assert inputs["ckpt_name"] in complaint["details"]
+            assert (complaint["type"], complaint["extra_info"]["input_name"]) == ("value_not_in_list", name)
+            assert prompt[node]["inputs"][name] in complaint["details"]
 
 
 @pytest.mark.parametrize("name", workflow_files.ALL)

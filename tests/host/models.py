@@ -11,6 +11,8 @@ from magicportrait.demo.autoencoder import Autoencoder
 from magicportrait.demo.networks import TEXT_CONFIG, TextEncoder
 
 CONTEXT = TEXT_CONFIG["hidden_size"]
+POOLED = 64
+"""Width of the second of SDXL's small text encoders, whose output is pooled."""
 _COMMON = {
     "image_size": 32,
     "in_channels": 4,
@@ -46,8 +48,8 @@ _SDXL = {
 }
 
 
-def random_model(shape: str = "sd15", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """MODEL of a shape: 'sd15', 'sd21v' (v prediction) or 'sdxl'."""
+def random_model(shape: str = "sd15", dtype: torch.dtype = torch.float32, seed: int = 0, pooled: int = CONTEXT) -> Any:
+    """MODEL of a shape: 'sd15', 'sd21v' (v prediction) or 'sdxl'. pooled: width of SDXL's pooled text."""
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
@@ -61,7 +63,7 @@ def random_model(shape: str = "sd15", dtype: torch.dtype = torch.float32, seed: 
         def model_type(self, state_dict: Any, prefix: str = "") -> Any:
             return comfy.model_base.ModelType.V_PREDICTION if shape == "sd21v" else comfy.model_base.ModelType.EPS
 
-    config = Config(_SDXL if shape == "sdxl" else _SD15)
+    config = Config({**_SDXL, "adm_in_channels": pooled + 6 * 256} if shape == "sdxl" else _SD15)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, device="cpu")
     generator = torch.Generator().manual_seed(seed)
@@ -89,6 +91,34 @@ def random_clip(seed: int = 0) -> Any:
     state["token_embedding.weight"] = torch.randn(49409, CONTEXT) * 0.5
     state["token_ids"] = torch.arange(49408)
     return checkpoint.build_clip(state)
+
+
+def random_text_encoders(shape: str, seed: int = 0) -> Any:
+    """CLIP of a shape, 'sd15', 'sd21v' or 'sdxl', with small random text encoders: hidden layer, norms and pooling are the shape's own."""
+    import comfy.sd
+    import comfy.sd1_clip
+    import comfy.sdxl_clip
+    import comfy.supported_models_base
+    import comfy.text_encoders.sd2_clip as sd2_clip
+
+    tokenizer, encoder = {
+        "sd15": (comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+        "sd21v": (sd2_clip.SD2Tokenizer, sd2_clip.SD2ClipModel),
+        "sdxl": (comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel),
+    }[shape]
+    # SDXL puts its two encoders side by side.
+    widths = {"clip_l": CONTEXT - POOLED, "clip_g": POOLED} if shape == "sdxl" else {"clip_l": CONTEXT, "clip_h": CONTEXT}
+    options: dict[str, Any] = {"dtype": torch.float32}
+    for name, width in widths.items():
+        small = {"num_hidden_layers": 3, "hidden_size": width, "num_attention_heads": 2, "intermediate_size": 2 * width}
+        options[f"{name}_model_config"] = {**small, "hidden_act": "quick_gelu" if name == "clip_l" else "gelu"}
+    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(tokenizer, encoder), model_options=options)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in clip.cond_stage_model.named_parameters():
+        is_norm = parameter.ndim == 1 and name.endswith("weight")
+        noise = torch.randn(parameter.shape, generator=generator) * (0.5 if "embedding" in name else 0.1)
+        parameter.data.copy_(noise + (1.0 if is_norm else 0.0))
+    return clip
 
 
 def random_vae(seed: int = 0) -> Any:

@@ -1,0 +1,335 @@
+"""What MagiCapture's parts are worth, on the toy checkpoint: `python -m bench.magicapture_effect`
+
+Eight subject-style pairs. The subject is one person in five cartoon pictures, the style five pictures of other people; the truth, which no
+photograph has, is the person drawn in that style. Every method gets the same pictures and the same number of steps and samples the same
+noise. Figures, all against the truth, lower is better but for likeness:
+hair, face: distance of the mean colour where hair and face are in every picture of the truth (RGB in 0..1).
+style: distance of Gram matrices of the autoencoder's features, over that of the subject's cartoon pictures (1: no style learned).
+likeness: cosine of face embeddings. The network is the one that the identity loss uses, so it speaks for what uses that.
+
+Every result is kept in bench/results/magicapture_effect.json as soon as it is there; a second start goes on. The table is of the pairs that
+have all methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import toy
+
+# ruff: isort: split
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magicportrait.demo import captures, checkpoint, face_network
+from magicportrait.demo.autoencoder import Autoencoder
+from magicportrait.demo.captures import Capture
+from magicportrait.demo.portraits import STYLES
+from magicportrait.host.capture_training import CaptureSettings, CaptureTraining, training_mode
+from magicportrait.host.identity import Identity
+from magicportrait.host.placeholders import Embedding, with_placeholders
+from magicportrait.magic.capture_losses import face_box, face_crops
+from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
+from magicportrait.nodes.magicapture import MagiCaptureApply
+
+TABLE = tuple((seed, STYLES[1 + seed % 3]) for seed in range(200, 208))
+TUNING = tuple((seed, STYLES[1 + seed % 3]) for seed in range(100, 103))
+"""Pairs that steps and weights were chosen on; none of them is in the table."""
+SETTINGS = CaptureSettings(
+    inversion_steps=200,
+    lora_steps=300,
+    inversion_rate=2e-2,
+    unet_rate=2e-3,
+    text_rate=2e-4,
+    embedding_rate=2e-3,
+    batch=2,
+    versions=8,
+)
+METHODS: dict[str, dict[str, Any]] = {
+    "core TrainLoraNode": {},
+    "textual inversion only": {"inversion_steps": SETTINGS.steps, "lora_steps": 0},
+    "full": {},
+    "without refocusing": {"refocus_weight": 0.0},
+    "without composed prompts": {"composed": False},
+    "without identity loss": {"identity_weight": 0.0},
+    "without masks": {"masked": False},
+}
+BASE = "base model, style by name"
+RESULTS = toy.ROOT / "bench" / "results" / "magicapture_effect.json"
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Words:
+    """A model that knows the subject and the style, and the prompt for both."""
+
+    model: Any
+    clip: Any
+    prompt: str
+
+
+def sets(capture: Capture) -> tuple[Subject, StyleSet]:
+    def pictures(name: str, portraits: Any) -> Any:
+        images, masks = captures.draw(portraits)
+        return capture_pictures(
+            [*map(torch.from_numpy, images)], [*map(torch.from_numpy, masks)], [f"{name} {i}" for i in range(len(images))]
+        )
+
+    return (
+        Subject(pictures("subject", capture.subject), "<subject>", capture.class_word, ("a {person}, cartoon style",)),
+        StyleSet(pictures("style", capture.style), "<style>", capture.class_word, ("a {person}, {style} style",)),
+    )
+
+
+def prompt_of(capture: Capture) -> str:
+    return f"a <subject> {capture.class_word}, <style> style"
+
+
+class Pair:
+    """All methods on one subject and one style."""
+
+    def __init__(self, loaded: toy.Toy, seed: int, style: Any, settings: CaptureSettings = SETTINGS):
+        self.toy, self.settings = loaded, settings
+        self.capture = captures.sample_capture(seed, style)
+        self.subject, self.style = sets(self.capture)
+        self.truth, self.truth_faces = (torch.from_numpy(array) for array in captures.draw(self.capture.truth))
+        self._inversions: dict[bool, tuple[list[Tensor], Tensor]] = {}
+        self.identity = Identity("toy", face_network.load(), face_network.SIDE, face_network.MARGIN)
+
+    def words(self, method: str) -> Words:
+        if method == BASE:
+            return Words(self.toy.model, self.toy.clip, f"a {self.capture.class_word}, {self.capture.style[0].style} style")
+        if method == "core TrainLoraNode":
+            return self._core()
+        training = self.trained(method)
+        lora = training.lora() if training.settings.lora_steps else None
+        # The paper's strengths, for all of ours.
+        model, clip = MagiCaptureApply.execute(self.toy.model, self.toy.clip, training.text.learned(), 0.6, 0.9, lora).args
+        return Words(model, clip, prompt_of(self.capture))
+
+    def trained(self, method: str) -> CaptureTraining:
+        settings = replace(self.settings, **METHODS[method])
+        training = CaptureTraining(self.toy.model, self.toy.clip, self.toy.vae, self.subject, self.style, self.identity, settings)
+        if settings.lora_steps:
+            self._after_inversion(training)
+        with training_mode():
+            while training.step < settings.steps:
+                training.train_step()
+        return training
+
+    def _after_inversion(self, training: CaptureTraining) -> None:
+        """Puts a training behind its first phase, which methods that differ only in the second share."""
+        masked = training.settings.masked
+        if masked not in self._inversions:
+            with training_mode():
+                while training.step < training.settings.inversion_steps:
+                    training.train_step()
+            self._inversions[masked] = [rows.detach().clone() for rows in training.text.rows], training._generator.get_state()
+            return
+        learned, state = self._inversions[masked]
+        with torch.no_grad():
+            for rows, values in zip(training.text.rows, learned, strict=True):
+                rows.copy_(values)
+        training._generator.set_state(state)
+        training.step = training.settings.inversion_steps
+
+    def _core(self) -> Words:
+        """The host's own trainer, with rare words for the subject and the style as one would choose them there."""
+        from comfy_extras.nodes_train import TrainLoraNode
+
+        generator = torch.Generator().manual_seed(0)
+        rare = [
+            Embedding(word, {"clip_l": F.normalize(torch.randn(1, 96, generator=generator)) * 2.2}) for word in ("<subject>", "<style>")
+        ]
+        clip = with_placeholders(self.toy.clip, rare)
+        latents, positive = [], []
+        for pictures, text in (
+            (self.subject.pictures, self.subject.prompt(0)),
+            (self.style.pictures, self.style.prompt(0)),
+        ):
+            for picture in pictures:
+                latents.append({"samples": self.toy.vae.encode(picture.image[None])})
+                positive.append(clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+        latents = [{"samples": torch.cat([latent["samples"] for latent in latents])}]
+        options = {
+            "batch_size": self.settings.batch, "grad_accumulation_steps": 1, "steps": self.settings.steps, "learning_rate": 1e-3,
+            "rank": self.settings.rank, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32",
+            "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1,
+            "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+        }  # fmt: skip
+        known = inspect.signature(TrainLoraNode.execute).parameters
+        torch.manual_seed(0)
+        lora = TrainLoraNode.execute(
+            model=[self.toy.model],
+            latents=latents,
+            positive=positive,
+            **{name: [value] for name, value in options.items() if name in known},
+        ).args[0]
+        import comfy.sd
+
+        model, clip = comfy.sd.load_lora_for_models(self.toy.model, clip, lora, 1.0, 1.0)
+        return Words(model, clip, prompt_of(self.capture))
+
+    def pictures(self, words: Words) -> Tensor:  # B H W 3
+        positive = words.clip.encode_from_tokens_scheduled(words.clip.tokenize(words.prompt))
+        return self.toy.decode(self.toy.sample(words.model, positive, self.toy.noise(range(PICTURES))))
+
+    def score(self, pictures: Tensor) -> dict[str, float]:
+        masks = captures_masks(self.capture)
+        cartoons = torch.stack([picture.image for picture in self.subject.pictures])
+        found = {}
+        for part in ("hair", "face"):
+            wanted = toy.mean_colour(self.truth.mean(0), masks[part])
+            found[part] = torch.stack([(toy.mean_colour(image, masks[part]) - wanted).norm() for image in pictures]).mean().item()
+        truth = grams(self.truth)
+        found["style"] = (distance(grams(pictures), truth) / distance(grams(cartoons), truth)).item()
+        box = face_box(self.truth_faces.mean(0), face_network.MARGIN).expand(len(pictures), -1)
+        with torch.no_grad():
+            ours = self.identity.embed_crops(face_crops(pictures.movedim(-1, 1), box, self.identity.side))
+            boxes = torch.stack([face_box(mask, face_network.MARGIN) for mask in self.truth_faces])
+            theirs = F.normalize(self.identity.embed_crops(face_crops(self.truth.movedim(-1, 1), boxes, self.identity.side)).mean(0), dim=0)
+        found["likeness"] = (ours @ theirs).mean().item()
+        return found
+
+
+def captures_masks(capture: Capture) -> dict[str, Tensor]:
+    """Where hair and face are in (nearly) every picture of the truth."""
+    from magicportrait.demo.portraits import render
+
+    drawn = [render(portrait) for portrait in capture.truth]
+    found = {}
+    for part in ("hair", "face"):
+        share = torch.stack([torch.from_numpy(picture.masks[part]) for picture in drawn]).mean(0)
+        found[part] = share >= min(0.9, share.max().item())
+    return found
+
+
+def encoder() -> torch.nn.Module:
+    network = Autoencoder()
+    network.load_state_dict({name: tensor.float() for name, tensor in checkpoint.read_parts()["autoencoder"].items()})
+    return network.encoder.eval()
+
+
+def grams(images: Tensor) -> list[Tensor]:
+    """Mean Gram matrices of the autoencoder's features, at full, half and a quarter of the size. images: B H W 3."""
+    x, found = images.movedim(-1, 1).float(), []
+    with torch.no_grad():
+        for layer in list(encoder())[:6]:
+            x = layer(x)
+            features = x.flatten(2)
+            found.append((features @ features.transpose(1, 2) / features.shape[2]).mean(0))
+    return found
+
+
+def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Mean over the layers, each relative to the second's size."""
+    return torch.stack([(x - y).norm() / y.norm() for x, y in zip(a, b, strict=True)]).mean()
+
+
+def fingerprint(settings: CaptureSettings) -> str:
+    """Results of another checkpoint or other settings are other results."""
+    digest = hashlib.sha256(checkpoint.PATH.read_bytes() + repr(settings).encode() + face_network.PATH.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def table(results: dict[str, dict[str, float]], pairs: Any, methods: list[str]) -> list[str]:
+    whole = [pair for pair in pairs if all(key(pair, method) in results for method in methods)]
+    lines = [f"{len(whole)} pairs: " + ", ".join(f"{seed} {style}" for seed, style in whole), ""]
+    lines += ["| | hair | face | style | likeness |", "| --- | --- | --- | --- | --- |"]
+    for method in methods:
+        rows = [results[key(pair, method)] for pair in whole]
+        if rows:
+            cells = [f"{sum(row[name] for row in rows) / len(rows):.3f}" for name in ("hair", "face", "style", "likeness")]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def key(pair: tuple[int, str], method: str) -> str:
+    return f"{pair[0]} {pair[1]} {method}"
+
+
+def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> None:
+    """For each of some pictures of the truth: the picture, then where subject and style word look before and after the second phase."""
+    rows = []
+    with training_mode(), torch.no_grad():
+        prompt = training.text.prompt(training.style.prompt(0, training.subject.person))
+        columns = torch.tensor([prompt.positions])
+        timestep = torch.tensor([400])
+        for image in truth[:4]:
+            latent = training._vae.encode(image[None]).clone()
+            latent = training.unet._host.process_latent_in(latent)
+            alpha_bar = training.unet.alpha_bars[timestep].reshape(-1, 1, 1, 1)
+            noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+            noisy = alpha_bar.sqrt() * latent + (1 - alpha_bar).sqrt() * noise
+            shown = [image]
+            for strength in (0.0, 1.0):
+                for adapter in training._adapters():
+                    adapter.strength = strength
+                context, _ = training.text.encode([prompt])
+                _, maps = training.unet.predict(noisy, timestep, context, None, columns)
+                for token in range(2):
+                    mean = F.interpolate(maps[:, :, token].mean(1, keepdim=True), size=image.shape[:2], mode="bilinear")[0, 0]
+                    mean = (mean - mean.min()) / (mean.max() - mean.min())
+                    shown.append(image * 0.25 + 0.75 * mean[..., None].expand(-1, -1, 3))
+            rows.append(shown)
+    toy.contact_sheet(rows, path)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=len(TABLE), help="only the first so many pairs")
+    parser.add_argument("--tuning", action="store_true", help="the tuning pairs instead of the table's; nothing is written")
+    parser.add_argument("--only", nargs="*", help="only these methods, by name")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings (with --tuning)")
+    parser.add_argument("--figure", type=Path, help="also writes subject, truth and a picture of every method, a row a pair")
+    parser.add_argument("--attention", type=Path, help="only writes where both words look before and after the second phase")
+    args = parser.parse_args()
+    changes = {name: type(getattr(SETTINGS, name))(json.loads(value)) for name, value in (item.split("=") for item in args.set)}
+    settings = replace(SETTINGS, **changes)
+    pairs = (TUNING if args.tuning else TABLE)[: args.pairs]
+    loaded = toy.Toy.load()
+    if args.attention:
+        pair = Pair(loaded, *TUNING[0], settings)
+        attention_figure(pair.trained("full"), pair.truth, args.attention)
+        return
+    methods = [BASE, *METHODS]
+    chosen = [method for method in methods if not args.only or method in args.only]
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() and not args.tuning else {}
+    results = stored.setdefault(fingerprint(settings), {})
+    rows = []
+    for number, (seed, style) in enumerate(pairs):
+        missing = [method for method in chosen if args.figure or key((seed, style), method) not in results]
+        pair = Pair(loaded, seed, style, settings) if missing else None
+        shown = []
+        for method in missing:
+            assert pair is not None
+            started = time.perf_counter()
+            pictures = pair.pictures(pair.words(method))
+            results[key((seed, style), method)] = found = pair.score(pictures)
+            shown.append(pictures[0])
+            numbers = " ".join(f"{name} {value:.3f}" for name, value in found.items())
+            print(f"pair {number + 1}/{len(pairs)} {seed} {style}: {method}: {numbers} ({time.perf_counter() - started:.0f} s)", flush=True)
+            if not args.tuning:
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        if args.figure and pair is not None:
+            rows.append([pair.subject.pictures[0].image, pair.style.pictures[0].image, pair.truth[0], *shown])
+            toy.contact_sheet(rows, args.figure)
+    lines = ["# MagiCapture on the toy checkpoint", "", "`python -m bench.magicapture_effect`", "", *table(results, pairs, chosen)]
+    if args.tuning or args.only or len(pairs) < len(TABLE):
+        print("\n".join(lines))
+    else:
+        toy.write_report("magicapture_effect", lines)
+
+
+if __name__ == "__main__":
+    main()

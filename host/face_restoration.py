@@ -1,0 +1,113 @@
+"""Faces restored one by one with a spandrel model, and pasted back with a soft edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_INPUT_SIDE = 512
+"""GFPGAN, RestoreFormer and CodeFormer were trained on faces of this size."""
+_SMALLEST_FACE = 8
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels; right and bottom are past the last."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def boxes_of_mask(mask: Tensor) -> list[Box]:
+    """One box for each separate area of a mask (H W, above one half), from left to right. Specks are left out."""
+    from scipy import ndimage
+
+    labels, _ = ndimage.label((mask > 0.5).cpu().numpy(), structure=np.ones((3, 3)))
+    boxes = []
+    for rows, columns in ndimage.find_objects(labels):
+        if min(rows.stop - rows.start, columns.stop - columns.start) >= _SMALLEST_FACE:
+            boxes.append(Box(columns.start, rows.start, columns.stop, rows.stop))
+    return sorted(boxes)
+
+
+def restore_face(image: Tensor, box: Box, model: Callable[[Tensor], Tensor], margin: float, strength: float, feather: float) -> Tensor:
+    """image: 1 3 H W -> the same with one face restored. model: 1 3 512 512 in 0..1 -> the same, at any scale.
+
+    margin: side of the crop over side of the box; feather: width of the soft edge over side of the crop.
+    """
+    height, width = image.shape[-2:]
+    side = max(box.right - box.left, box.bottom - box.top) * margin
+    left, top = round((box.left + box.right - side) / 2), round((box.top + box.bottom - side) / 2)
+    side = max(_SMALLEST_FACE, round(side))
+    beyond = (max(0, -left), max(0, left + side - width), max(0, -top), max(0, top + side - height))
+    padded = F.pad(image, beyond, mode="replicate")
+    place = (slice(None), slice(None), slice(top + beyond[2], top + beyond[2] + side), slice(left + beyond[0], left + beyond[0] + side))
+    crop = padded[place]
+    enlarged = F.interpolate(crop, size=(_INPUT_SIDE, _INPUT_SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+    restored = F.interpolate(model(enlarged).to(crop), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    weight = strength * _soft_square(side, feather).to(crop)
+    padded = padded.clone()
+    padded[place] = crop + weight * (restored - crop)
+    return padded[..., beyond[2] : beyond[2] + height, beyond[0] : beyond[0] + width]
+
+
+def _soft_square(side: int, feather: float) -> Tensor:
+    """1 inside, falling to 0 at the border: side side."""
+    distance = (torch.arange(side) + 0.5).minimum(side - torch.arange(side) - 0.5)
+    ramp = (distance / max(feather * side, 0.5)).clamp(0, 1)
+    ramp = ramp * ramp * (3 - 2 * ramp)
+    return ramp[:, None] * ramp[None]
+
+
+def spandrel_model(descriptor: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A loaded spandrel model as a function, on its device and in the precision that it supports."""
+
+    def run(image: Tensor) -> Tensor:
+        parameter = next(descriptor.model.parameters())
+        output: Tensor = descriptor(image.to(device, parameter.dtype))
+        return output.float()
+
+    return run
+
+
+def load_onto_device(descriptor: Any) -> torch.device:
+    """The host's memory management where the loader set it up (newer hosts), a plain move elsewhere."""
+    import comfy.model_management as management
+
+    device = management.get_torch_device()
+    patcher = getattr(descriptor, "patcher", None)
+    if patcher is not None:
+        management.load_models_gpu([patcher], force_full_load=True)
+        return torch.device(patcher.load_device)
+    descriptor.to(device)
+    return device
+
+
+def upscaled(image: Tensor, descriptor: Any) -> Tensor:
+    """image: 1 3 H W -> 1 3 sH sW, in tiles that become smaller when memory runs out."""
+    import comfy.model_management as management
+    import comfy.utils
+
+    device = load_onto_device(descriptor)
+    model = spandrel_model(descriptor, device)
+    tile = 512
+    while True:
+        try:
+            scaled: Tensor = comfy.utils.tiled_scale(
+                image.to(device), model, tile_x=tile, tile_y=tile, overlap=32, upscale_amount=descriptor.scale, output_device="cpu"
+            )
+            return scaled.clamp(0, 1)
+        except management.OOM_EXCEPTION:
+            tile //= 2
+            if tile < 128:
+                raise
+
+
+def scaled_boxes(boxes: Sequence[Box], factor: float) -> list[Box]:
+    return [Box(*(value * factor for value in box)) for box in boxes]

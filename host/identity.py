@@ -1,0 +1,77 @@
+"""Face embeddings through which a gradient can pass."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..magic.iresnet import SIDE, load_iresnet
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """A face-embedding network. side: of its input in pixels; margin: side of the crop over side of the face's box."""
+
+    name: str
+    network: nn.Module
+    side: int
+    margin: float
+
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        """Crops B 3 side side in 0..1 -> unit vectors B D."""
+        return F.normalize(self.network(crops * 2 - 1).float(), dim=1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pictures of faces, B H W 3 in 0..1 of any size -> unit vectors B D."""
+        size = (self.side, self.side)
+        crops = F.interpolate(images.movedim(-1, 1).float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+        return self.embed_crops(crops)
+
+
+_FOLDER = "face_identity"
+ENDINGS = (".safetensors", ".onnx")
+
+
+def list_files() -> list[str]:
+    """Identity networks in models/face_identity and, where other packs keep them, models/insightface."""
+    import folder_paths
+
+    for place in (_FOLDER, "insightface"):
+        folder_paths.add_model_folder_path(_FOLDER, os.path.join(folder_paths.models_dir, place))
+    return [name for name in folder_paths.get_filename_list(_FOLDER) if name.endswith(ENDINGS)]
+
+
+def load_identity(name: str) -> Identity:
+    """ArcFace or AdaFace (IResNet) from safetensors; onnx files through onnx2torch when that is installed. ValueError says what to do."""
+    import folder_paths
+
+    path = folder_paths.get_full_path(_FOLDER, name) if name in list_files() else None
+    if path is None:
+        raise ValueError(
+            f"identity network '{name}' is not there: put ArcFace or AdaFace weights (safetensors, onnx) into models/{_FOLDER}"
+        )
+    # Parameters made under inference_mode could not take part in a training.
+    with torch.inference_mode(False):
+        network = _from_onnx(path) if name.endswith(".onnx") else _from_safetensors(path)
+    return Identity(name, network.eval().requires_grad_(False), SIDE, 1.0)
+
+
+def _from_safetensors(path: str) -> nn.Module:
+    from safetensors.torch import load_file
+
+    return load_iresnet({key: tensor.float() for key, tensor in load_file(path).items()})
+
+
+def _from_onnx(path: str) -> nn.Module:
+    try:
+        from onnx2torch import convert
+    except ImportError as error:
+        raise ValueError(
+            "onnx files need the optional package onnx2torch (pip install onnx2torch), or use the same network as safetensors"
+        ) from error
+    network: nn.Module = convert(path)
+    return network

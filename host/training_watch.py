@@ -1,0 +1,83 @@
+"""What a user sees of a training while it runs, and the memory it runs in."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .capture_training import CaptureSettings
+
+_PREVIEW_SIDE = 512
+
+
+class TrainingWatch:
+    """Progress bar with loss and previews. Its methods are the training's callbacks; a cancel of the user is raised from them."""
+
+    def __init__(self, settings: CaptureSettings, pictures: int, node: str | None):
+        import comfy.utils
+
+        # Encoding is quick beside the training: it moves the bar, so that a cancel is seen, but has no share in it.
+        self._total = settings.steps
+        self._bar = comfy.utils.ProgressBar(self._total)
+        self._encodings, self._encoded = pictures * settings.versions, 0
+        self._node = node
+        self._average: float | None = None
+        self.previews: list[Tensor] = []
+
+    def encoded(self) -> None:
+        import comfy.model_management as management
+
+        management.throw_exception_if_processing_interrupted()
+        self._encoded += 1
+        self._say(f"encoding pictures: {self._encoded}/{self._encodings}")
+
+    def stepped(self, step: int, loss: float) -> None:
+        import comfy.model_management as management
+
+        self._average = loss if self._average is None else 0.95 * self._average + 0.05 * loss
+        self._bar.update_absolute(step, self._total)
+        if step % 10 == 0 or step == self._total:
+            self._say(f"step {step}/{self._total}, loss {self._average:.4f}")
+        management.throw_exception_if_processing_interrupted()
+
+    def previewed(self, step: int, pictures: Tensor) -> None:
+        from PIL import Image
+
+        self.previews.append(pictures)
+        picture = Image.fromarray((pictures[0].clamp(0, 1).numpy() * 255).round().astype(np.uint8))
+        self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
+
+    def _say(self, text: str) -> None:
+        # Asked for rather than imported: without a running server there is nobody to tell.
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        if self._node is not None and hasattr(server, "send_progress_text"):
+            server.send_progress_text(text, self._node)
+
+
+@contextlib.contextmanager
+def memory_freed() -> Iterator[None]:
+    """Other models leave the GPU before, and what the block held leaves it after, an exception included."""
+    import comfy.model_management as management
+
+    management.unload_all_models()
+    try:
+        yield
+    finally:
+        management.soft_empty_cache()
+
+
+def chosen_precision(choice: str) -> str:
+    """'auto' becomes what the device does best: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    import comfy.model_management as management
+
+    if choice != "auto":
+        return choice
+    device = management.get_torch_device()
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if management.should_use_bf16(device) and torch.cuda.is_available() else "fp16"

@@ -1,0 +1,535 @@
+"""MagiCapture (arXiv 2309.06895): learn a person and a style from a handful of pictures."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..demo import face_network
+from ..host import capture_folder
+from ..host.capture_pictures import masked_previews
+from ..host.capture_training import DTYPES, CaptureSettings, CaptureTraining
+from ..host.identity import Identity, list_files, load_identity
+from ..host.placeholders import Embedding, load_embedding, save_embedding, with_placeholders
+from ..host.training_watch import TrainingWatch, chosen_precision, memory_freed
+from ..magic.capture_sets import CapturePicture, StyleSet, Subject, capture_pictures, check_placeholder, check_templates
+from .declare import IdentityType, advanced, schema
+
+CATEGORY = "MagicPortrait/MagiCapture"
+SubjectType = io.Custom("MAGIC_SUBJECT")
+StyleType = io.Custom("MAGIC_STYLE")
+EmbeddingsType = io.Custom("MAGIC_EMBEDDINGS")
+LoraModel = io.Custom("LORA_MODEL")
+LossMap = io.Custom("LOSS_MAP")
+
+SUBJECT_TEMPLATES = "\n".join(
+    (
+        "a photo of a {person}",
+        "a portrait photo of a {person}",
+        "a close photo of a {person}",
+        "a bright photo of a {person}",
+        "a snapshot of a {person}",
+        "a photo of one {person}",
+    )
+)
+STYLE_TEMPLATES = "\n".join(
+    (
+        "a picture of a {person} in the style of {style}",
+        "a portrait of a {person} in the style of {style}",
+        "a close portrait of a {person} in the style of {style}",
+        "a {person} in {style} style",
+        "one {person}, made in the style of {style}",
+    )
+)
+
+
+TOY_IDENTITY = "toy (comes with the pack)"
+
+
+def _picture_inputs(what: str, templates: str, slots: str, placeholder: str) -> list[io.Input]:
+    return [
+        io.Image.Input("images", optional=True, tooltip=f"Pictures of the {what}: a batch, or a list of different sizes and aspects."),
+        io.Mask.Input(
+            "faces",
+            optional=True,
+            tooltip="The face in every picture, one mask each. Without masks the whole picture counts as face, which binds less well.",
+        ),
+        io.Combo.Input(
+            "folder",
+            options=[capture_folder.NO_FOLDER, *capture_folder.list_folders()],
+            tooltip="Instead of images: a folder in ComfyUI's input folder. Masks of the same names may lie in its subfolder mask.",
+        ),
+        io.String.Input(
+            "placeholder",
+            default=placeholder,
+            tooltip=f"The new word that will mean this {what} in prompts. One word, better none that exists already.",
+        ),
+        io.String.Input(
+            "class_word", default="person", tooltip="What is on the pictures, in a word that the model knows: person, woman, man, dog."
+        ),
+        advanced(
+            io.String.Input(
+                "templates",
+                multiline=True,
+                default=templates,
+                tooltip=f"Training prompts, one a line, each with {slots} in it once. Every step draws one.",
+            )
+        ),
+    ]
+
+
+def _first(value: Any) -> Any:
+    """These nodes take lists, so that pictures may differ in size: all other inputs are lists of one."""
+    return value[0] if isinstance(value, list) else value
+
+
+def _read(images: list[torch.Tensor] | None, faces: list[torch.Tensor] | None, folder: str, what: str) -> tuple[CapturePicture, ...]:
+    if folder != capture_folder.NO_FOLDER:
+        found, masks, names = capture_folder.read_folder(folder)
+    else:
+        found = [image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])]
+        masks = [mask for batch in faces or () for mask in batch.reshape(-1, *batch.shape[-2:])] or None
+        names = [f"{what} picture {i + 1}" for i in range(len(found))]
+    if masks is None:
+        logging.warning("MagicPortrait: no face masks for the %s: every picture counts as face from edge to edge", what)
+    return capture_pictures(found, masks, names)
+
+
+def _check(placeholder: str | None, templates: str | None, slots: tuple[str, ...]) -> bool | str:
+    # The host passes None for an input that is linked: its value is not known yet.
+    try:
+        if placeholder is not None:
+            check_placeholder(placeholder.strip())
+        if templates is not None:
+            check_templates(_lines(templates), slots)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+class MagiCaptureSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagiCaptureSubject",
+            display_name="MagiCapture Subject",
+            category=CATEGORY,
+            description="The person to learn: a handful of pictures with face masks, the new word for them, and training prompts.",
+            search_aliases=["dreambooth", "training images", "person", "face"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=_picture_inputs("subject", SUBJECT_TEMPLATES, "{person}", "<subject>"),
+            outputs=[SubjectType.Output(display_name="subject", tooltip="For MagiCapture Train.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, placeholder: Any = None, templates: Any = None) -> bool | str:
+        return _check(_first(placeholder), _first(templates), ("{person}",))
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: Any = None, **_: Any) -> str:
+        return capture_folder.fingerprint(_first(folder) or capture_folder.NO_FOLDER)
+
+    @classmethod
+    def execute(
+        cls,
+        folder: list[str],
+        placeholder: list[str],
+        class_word: list[str],
+        templates: list[str],
+        images: list[torch.Tensor] | None = None,
+        faces: list[torch.Tensor] | None = None,
+    ) -> io.NodeOutput:
+        pictures = _read(images, faces, _first(folder), "subject")
+        subject = Subject(pictures, _first(placeholder).strip(), _first(class_word).strip() or "person", _lines(_first(templates)))
+        return io.NodeOutput(subject, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
+
+
+class MagiCaptureStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagiCaptureStyle",
+            display_name="MagiCapture Style",
+            category=CATEGORY,
+            description="The style to learn: a handful of pictures of other people in it, with face masks, and the new word for it.",
+            search_aliases=["dreambooth", "training images", "style"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=_picture_inputs("style", STYLE_TEMPLATES, "{person} and {style}", "<style>"),
+            outputs=[StyleType.Output(display_name="style", tooltip="For MagiCapture Train.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, placeholder: Any = None, templates: Any = None) -> bool | str:
+        return _check(_first(placeholder), _first(templates), ("{person}", "{style}"))
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: Any = None, **_: Any) -> str:
+        return capture_folder.fingerprint(_first(folder) or capture_folder.NO_FOLDER)
+
+    @classmethod
+    def execute(
+        cls,
+        folder: list[str],
+        placeholder: list[str],
+        class_word: list[str],
+        templates: list[str],
+        images: list[torch.Tensor] | None = None,
+        faces: list[torch.Tensor] | None = None,
+    ) -> io.NodeOutput:
+        pictures = _read(images, faces, _first(folder), "style")
+        style = StyleSet(pictures, _first(placeholder).strip(), _first(class_word).strip() or "person", _lines(_first(templates)))
+        return io.NodeOutput(style, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
+
+
+class MagicIdentityLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicIdentityLoader",
+            display_name="Load Identity Network (MagicPortrait)",
+            category=CATEGORY,
+            description=(
+                "A network that tells faces apart, for the identity loss: ArcFace or AdaFace weights from models/face_identity or "
+                "models/insightface (safetensors, or onnx with the optional package onnx2torch)."
+            ),
+            search_aliases=["arcface", "adaface", "insightface", "face embedding"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=[TOY_IDENTITY, *list_files()],
+                    tooltip="The toy network knows drawn faces only; for photographs choose a file.",
+                )
+            ],
+            outputs=[IdentityType.Output(display_name="identity", tooltip="For MagiCapture Train.")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        if file == TOY_IDENTITY:
+            return io.NodeOutput(Identity(file, face_network.load(), face_network.SIDE, face_network.MARGIN))
+        return io.NodeOutput(load_identity(file))
+
+
+class MagiCaptureTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        default = CaptureSettings()
+        return schema(
+            node_id="MagiCaptureTrain",
+            display_name="MagiCapture Train",
+            category=CATEGORY,
+            description=(
+                "Learns a subject and a style: first two new words (textual inversion), then LoRA of the UNet and the text encoders. "
+                "Gives what Save LoRA, LoRA loaders and the loss graph understand."
+            ),
+            search_aliases=["train lora", "dreambooth", "textual inversion", "finetune", "personalize"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.5, SD2.1, SDXL or a fine-tune. It is not changed."),
+                io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                SubjectType.Input("subject", tooltip="Who to learn."),
+                StyleType.Input("style", tooltip="The style to learn."),
+                IdentityType.Input(
+                    "identity", optional=True, tooltip="A face-embedding network: draws the learned face towards the subject's. Slower."
+                ),
+                io.Int.Input(
+                    "inversion_steps",
+                    default=default.inversion_steps,
+                    min=0,
+                    max=100_000,
+                    tooltip="Steps of the first phase, which learns the two words only. More: the words fit better.",
+                ),
+                io.Int.Input(
+                    "lora_steps",
+                    default=default.lora_steps,
+                    min=0,
+                    max=100_000,
+                    tooltip="Steps of the second phase. More: closer to the pictures, less free.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=default.rank,
+                    min=1,
+                    max=128,
+                    tooltip="Size of the LoRA. The paper's 4 is enough for a face and a style.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=default.batch,
+                    min=1,
+                    max=64,
+                    tooltip="Pictures a step. More is steadier, slower and takes more memory.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFF, tooltip="On a CPU the same seed gives the same training, bit for bit."
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", *DTYPES],
+                    tooltip="What the frozen model computes in; what is trained is fp32. auto: half precision on a GPU, fp32 on a CPU.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=250,
+                    min=0,
+                    max=100_000,
+                    tooltip="A picture of the subject in the style after so many steps; 0: none.",
+                ),
+                io.Int.Input(
+                    "checkpoint_every",
+                    default=250,
+                    min=0,
+                    max=100_000,
+                    tooltip=(
+                        "Keeps the state after so many steps, and when you cancel, in output/magicapture. "
+                        "The same training started again goes on from there; 0: no."
+                    ),
+                ),
+                advanced(_rate("inversion_rate", default.inversion_rate, "Learning rate of the words in the first phase.")),
+                advanced(_rate("unet_rate", default.unet_rate, "Learning rate of the UNet's LoRA.")),
+                advanced(_rate("text_rate", default.text_rate, "Learning rate of the text encoders' LoRA.")),
+                advanced(_rate("embedding_rate", default.embedding_rate, "Learning rate of the words in the second phase.")),
+                advanced(
+                    io.Boolean.Input(
+                        "masked",
+                        default=True,
+                        tooltip="Learn the subject inside the masks and the style outside. Off: everything everywhere, as DreamBooth does.",
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "composed_prompts",
+                        default=True,
+                        tooltip="Also train prompts with both words, with the style pictures as stand-ins for all but the face.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "refocus_weight",
+                        default=default.refocus_weight,
+                        min=0.0,
+                        max=100.0,
+                        step=0.1,
+                        tooltip="Keeps the attention of each word in its own region. 0: off; the paper's value is 2.5.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "style_weight",
+                        default=default.style_weight,
+                        min=0.0,
+                        max=10.0,
+                        step=0.1,
+                        tooltip="How much style pictures count more than the subject's in the first half of each phase.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "identity_weight",
+                        default=default.identity_weight,
+                        min=0.0,
+                        max=10.0,
+                        step=0.05,
+                        tooltip="How much likeness counts, with an identity network connected. 0: off.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "versions",
+                        default=default.versions,
+                        min=1,
+                        max=64,
+                        tooltip="Encoded versions of each picture: mirrored, brighter, darker. Every step draws one. 1: as it is.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "resolution",
+                        default=0,
+                        min=0,
+                        max=2048,
+                        step=64,
+                        tooltip="Side of a square of the training pictures' area; their aspect is kept. 0: what the model was made for.",
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "gradient_checkpointing", default=False, tooltip="Less memory, a third slower. The result is the same."
+                    )
+                ),
+            ],
+            outputs=[
+                LoraModel.Output(display_name="lora", tooltip="LoRA of UNet and text encoders: for MagiCapture Apply or Save LoRA."),
+                EmbeddingsType.Output(display_name="embeddings", tooltip="The two words: for MagiCapture Apply or Save Embedding."),
+                LossMap.Output(display_name="loss_map", tooltip="The loss of every step: for Plot Loss Graph."),
+                io.String.Output(display_name="report", tooltip="What was trained, how fast, and how each term of the loss went."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, inversion_steps: int | None, lora_steps: int | None) -> bool | str:
+        return inversion_steps is None or lora_steps is None or inversion_steps + lora_steps > 0 or "no steps: give at least one phase some"
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        subject: Subject,
+        style: StyleSet,
+        preview_every: int,
+        checkpoint_every: int,
+        precision: str,
+        composed_prompts: bool,
+        resolution: int,
+        identity: Identity | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        chosen = CaptureSettings(precision=chosen_precision(precision), composed=composed_prompts, side=resolution, **settings)
+        node = cls.hidden.unique_id if cls.hidden else None
+        watch = TrainingWatch(chosen, len(subject.pictures) + len(style.pictures), node)
+        with memory_freed():
+            training = CaptureTraining(model, clip, vae, subject, style, identity, chosen, watch.encoded)
+            trained = training.run(watch.stepped, _checkpoint(training.fingerprint), checkpoint_every, watch.previewed, preview_every)
+        logging.info("MagiCapture: %s", trained.report)
+        shown = ui.PreviewImage(torch.cat(watch.previews), cls=cls) if watch.previews else None
+        return io.NodeOutput(trained.lora, trained.embeddings, {"loss": trained.history}, trained.report, ui=shown)
+
+
+def _rate(name: str, default: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=1e-6, round=False, tooltip=tooltip)
+
+
+def _checkpoint(fingerprint: str) -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory()) / "magicapture" / f"{fingerprint}.pt"
+
+
+class MagiCaptureApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagiCaptureApply",
+            display_name="MagiCapture Apply",
+            category=CATEGORY,
+            description="A model and a text encoder that know the subject and the style: write the new words in any prompt.",
+            search_aliases=["load lora", "embedding", "textual inversion"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that was trained, or a relative of it."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                EmbeddingsType.Input("embeddings", tooltip="The new words, from MagiCapture Train or Load Embedding."),
+                LoraModel.Input(
+                    "lora",
+                    optional=True,
+                    tooltip="From MagiCapture Train. A saved one can be loaded with a LoRA loader before this node instead.",
+                ),
+                io.Float.Input(
+                    "strength_model",
+                    default=0.6,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How strongly the UNet's LoRA acts. The paper samples with .6: likeness without copying the pictures.",
+                ),
+                io.Float.Input(
+                    "strength_clip",
+                    default=0.9,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How strongly the text encoders' LoRA acts (paper: .9).",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="For the sampler."),
+                io.Clip.Output(display_name="CLIP", tooltip="For prompts with the new words in them."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        embeddings: tuple[Embedding, ...],
+        strength_model: float,
+        strength_clip: float,
+        lora: dict[str, torch.Tensor] | None = None,
+    ) -> io.NodeOutput:
+        import comfy.sd
+
+        clip = with_placeholders(clip, embeddings)
+        if lora is not None:
+            model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength_model, strength_clip)
+        return io.NodeOutput(model, clip)
+
+
+class MagicEmbeddingSave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicEmbeddingSave",
+            display_name="Save Embedding (MagicPortrait)",
+            category=CATEGORY,
+            description="Writes each learned word as a safetensors file into the embeddings folder, where 'embedding:name' finds it.",
+            search_aliases=["textual inversion", "export embedding"],
+            is_output_node=True,
+            inputs=[
+                EmbeddingsType.Input("embeddings", tooltip="Learned words, from MagiCapture Train."),
+                io.String.Input("name", default="magicapture", tooltip="The files are named after this and the placeholder."),
+            ],
+            outputs=[
+                io.String.Output(display_name="names", tooltip="The names to write in prompts, one a line: embedding:magicapture_subject.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, embeddings: tuple[Embedding, ...], name: str) -> io.NodeOutput:
+        words = ["".join(character for character in embedding.placeholder if character.isalnum()) for embedding in embeddings]
+        paths = [save_embedding(embedding, f"{name.strip()}_{word or i}") for i, (embedding, word) in enumerate(zip(embeddings, words))]
+        return io.NodeOutput("\n".join(f"embedding:{path.stem}" for path in paths))
+
+
+class MagicEmbeddingLoad(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        import folder_paths
+
+        files = [name for name in folder_paths.get_filename_list("embeddings") if name.endswith(".safetensors")]
+        return schema(
+            node_id="MagicEmbeddingLoad",
+            display_name="Load Embedding (MagicPortrait)",
+            category=CATEGORY,
+            description="Reads a learned word from the embeddings folder, to be used under its placeholder with MagiCapture Apply.",
+            search_aliases=["textual inversion", "import embedding"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=files or ["(no safetensors file in the embeddings folder)"],
+                    tooltip="A file of ComfyUI's embeddings folder.",
+                ),
+                io.String.Input(
+                    "placeholder", default="", tooltip="The word to write in prompts. Empty: the one that the file was saved with."
+                ),
+                EmbeddingsType.Input("embeddings", optional=True, tooltip="Words before this one."),
+            ],
+            outputs=[EmbeddingsType.Output(display_name="embeddings", tooltip="All words so far.")],
+        )
+
+    @classmethod
+    def execute(cls, file: str, placeholder: str, embeddings: tuple[Embedding, ...] = ()) -> io.NodeOutput:
+        return io.NodeOutput((*embeddings, load_embedding(file, placeholder.strip())))

@@ -1,0 +1,138 @@
+"""After generation: restored faces and more pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..host.face_restoration import Box, boxes_of_mask, load_onto_device, restore_face, scaled_boxes, spandrel_model, upscaled
+from .declare import advanced, schema
+
+
+class MagicPortraitRestore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicPortraitRestore",
+            display_name="Portrait Restore (MagicPortrait)",
+            category="MagicPortrait/restore",
+            description=(
+                "Restores faces with GFPGAN, RestoreFormer or (with spandrel_extra_arches installed) CodeFormer, and optionally upscales "
+                "the whole picture first. Load the models with Load Upscale Model."
+            ),
+            search_aliases=["gfpgan", "codeformer", "restoreformer", "face restore", "face fix", "upscale"],
+            inputs=[
+                io.Image.Input("image", tooltip="The pictures."),
+                io.UpscaleModel.Input("face_model", tooltip="A face restoration model, from Load Upscale Model."),
+                io.Mask.Input(
+                    "faces",
+                    optional=True,
+                    tooltip="Where the faces are: one mask a picture, or one for all. Separate areas are separate faces.",
+                ),
+                io.BBOX.Input(
+                    "boxes",
+                    optional=True,
+                    tooltip="Instead of a mask: x, y, width and height of each face in pixels, the same for every picture.",
+                ),
+                io.UpscaleModel.Input(
+                    "upscale_model",
+                    optional=True,
+                    tooltip="Enlarges the whole picture before the faces are restored: sharper than afterwards.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the restored face shows. Lower keeps more likeness.",
+                ),
+                io.Combo.Input(
+                    "on_no_face",
+                    options=["skip", "error"],
+                    tooltip="A picture without a face: pass it on (only upscaled), or stop with a message.",
+                ),
+                advanced(
+                    io.Float.Input(
+                        "margin",
+                        default=1.6,
+                        min=1.0,
+                        max=4.0,
+                        step=0.05,
+                        tooltip="How much around the face the model sees: these models were trained on whole heads.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "feather",
+                        default=0.1,
+                        min=0.0,
+                        max=0.5,
+                        step=0.01,
+                        tooltip="Width of the soft edge, as a share of the pasted square.",
+                    )
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The pictures with restored faces.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: torch.Tensor,
+        face_model: Any,
+        strength: float,
+        on_no_face: str,
+        margin: float,
+        feather: float,
+        faces: torch.Tensor | None = None,
+        boxes: Any = None,
+        upscale_model: Any = None,
+    ) -> io.NodeOutput:
+        import comfy.utils
+
+        if faces is None and boxes is None:
+            raise ValueError("no faces given: connect a mask of the faces, or boxes")
+        found = [_boxes(i, image, faces, boxes) for i in range(len(image))]
+        if on_no_face == "error" and [] in found:
+            raise ValueError(f"picture {found.index([]) + 1} has no face in its mask: paint one, or set on_no_face to skip")
+        bar = comfy.utils.ProgressBar(sum(map(len, found)) + len(image) * (upscale_model is not None))
+        pictures = [picture.movedim(-1, 0)[None, :3].float() for picture in image]
+        factor = 1.0
+        if upscale_model is not None:
+            factor = float(upscale_model.scale)
+            for i, picture in enumerate(pictures):
+                pictures[i] = upscaled(picture, upscale_model)
+                bar.update(1)
+        model = spandrel_model(face_model, load_onto_device(face_model))
+        for i, places in enumerate(found):
+            if not places:
+                logging.warning("MagicPortrait: picture %d has no face in its mask: left as it is", i + 1)
+            for box in scaled_boxes(places, factor):
+                pictures[i] = restore_face(pictures[i], box, model, margin, strength, feather)
+                bar.update(1)
+        return io.NodeOutput(torch.cat(pictures).movedim(1, -1).cpu())
+
+
+def _boxes(index: int, image: torch.Tensor, faces: torch.Tensor | None, boxes: Any) -> list[Box]:
+    height, width = image.shape[1:3]
+    found: list[Box] = []
+    if faces is not None:
+        masks = faces.reshape(-1, *faces.shape[-2:])
+        if len(masks) not in (1, len(image)):
+            raise ValueError(f"{len(image)} pictures but {len(masks)} masks: give one for each, or one for all")
+        mask = masks[index if len(masks) > 1 else 0]
+        if abs(width * mask.shape[0] - height * mask.shape[1]) > 8 * max(width, height, *mask.shape):
+            raise ValueError(f"picture and mask differ in aspect: {width}x{height} and {mask.shape[1]}x{mask.shape[0]}")
+        found += scaled_boxes(boxes_of_mask(mask), width / mask.shape[1])
+    for x, y, box_width, box_height in [boxes] if _is_box(boxes) else boxes or ():
+        found.append(Box(x, y, x + box_width, y + box_height))
+    return found
+
+
+def _is_box(boxes: Any) -> bool:
+    return isinstance(boxes, Sequence) and len(boxes) == 4 and all(isinstance(value, (int, float)) for value in boxes)

@@ -1,0 +1,261 @@
+"""MagiCapture's nodes: what they give is understood by core nodes, and the other way round."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from PIL import Image
+
+from magicportrait.demo import captures
+from magicportrait.host import placeholders
+from magicportrait.host.capture_folder import NO_FOLDER
+from magicportrait.host.capture_training import CaptureSettings
+from magicportrait.host.placeholders import Embedding, with_placeholders
+from magicportrait.nodes import magicapture as nodes
+from magicportrait.nodes.toy import MagicToyCapture
+from magicportrait.tests.host import models
+from magicportrait.tests.host.models import call_node
+from magicportrait.tests.host.sampling import Sampling
+from magicportrait.tests.host.test_coexistence import core_node
+from magicportrait.tests.host.test_magicapture import models_of
+
+SIDE = 64
+PROMPT = "a portrait of a <anna> woman in the style of <ink>"
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch) -> Path:
+    for kind in ("output", "input", "temp"):
+        (tmp_path / kind).mkdir()
+        monkeypatch.setattr(folder_paths, f"get_{kind}_directory", lambda kind=kind: str(tmp_path / kind))
+    for kind in ("loras", "embeddings"):
+        (tmp_path / kind).mkdir()
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors"}))
+        folder_paths.filename_list_cache.pop(kind, None)
+    return tmp_path
+
+
+def subject_and_style(count: int = 2) -> tuple[Any, Any]:
+    subject, subject_faces, style, style_faces, _, word = MagicToyCapture.execute(3, "neon", count, SIDE).args
+    common = {"folder": [NO_FOLDER], "class_word": [word]}
+    return (
+        nodes.MagiCaptureSubject.execute(
+            images=[subject], faces=[subject_faces], placeholder=["<anna>"], templates=["a photo of a {person}"], **common
+        ).args[0],
+        nodes.MagiCaptureStyle.execute(
+            images=[style], faces=[style_faces], placeholder=["<ink>"], templates=[nodes.STYLE_TEMPLATES], **common
+        ).args[0],
+    )
+
+
+TRAIN: dict[str, Any] = {
+    "inversion_steps": 2, "lora_steps": 4, "rank": 2, "batch": 1, "seed": 1, "precision": "auto", "preview_every": 3, "checkpoint_every": 2,
+    "inversion_rate": 0.01, "unet_rate": 0.01, "text_rate": 0.01, "embedding_rate": 0.01, "masked": True, "composed_prompts": True,
+    "refocus_weight": 2.5, "style_weight": 2.0, "identity_weight": 0.5, "versions": 2, "resolution": SIDE, "gradient_checkpointing": False,
+}  # fmt: skip
+
+
+@cache
+def trained() -> Any:
+    """(lora, embeddings, loss map, report) and the pictures that the node shows."""
+    subject, style = subject_and_style()
+    output = nodes.MagiCaptureTrain.execute(*models_of(), subject, style, **TRAIN)
+    return output
+
+
+def encode(clip: Any, text: str) -> torch.Tensor:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
+
+
+def test_the_node_defaults_are_the_settings():
+    """Every setting can be reached from the node, and starts as the settings do."""
+    default = CaptureSettings()
+    found = {item.id: item.default for item in nodes.MagiCaptureTrain.define_schema().inputs if hasattr(item, "default")}
+    names = {"composed_prompts": "composed", "resolution": "side"}
+    for name, value in found.items():
+        if name not in ("precision", "preview_every", "checkpoint_every"):
+            assert getattr(default, names.get(name, name)) == value, name
+
+
+def test_training_gives_the_hosts_own_types(folders):
+    lora, embeddings, loss_map, report = trained().args
+    assert len(loss_map["loss"]) == 6 and all(isinstance(value, float) for value in loss_map["loss"])
+    assert {embedding.placeholder for embedding in embeddings} == {"<anna>", "<ink>"}
+    assert "LoRA: 4 steps" in report and "refocusing" in report
+    assert len(trained().ui.as_dict()["images"]) == 2
+    assert not list((folders / "output").rglob("*.pt"))
+    output = call_node(core_node("nodes_train", "LossGraphNode"), loss=loss_map, filename_prefix="loss")
+    assert output is not None or lora
+
+
+def test_apply_leaves_its_inputs_alone():
+    model, clip, _ = models_of()
+    lora, embeddings, *_ = trained().args
+    before = encode(clip, PROMPT)
+    patched, words = nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
+    assert not torch.equal(encode(words, PROMPT), before)
+    assert torch.equal(encode(clip, PROMPT), before)
+    assert not model.patches and not clip.patcher.patches and patched.patches and words.patcher.patches
+
+
+def test_strength_zero_is_the_model_that_came_in():
+    model, clip, _ = models_of()
+    lora, embeddings, *_ = trained().args
+    patched, words = nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.0, 0.0, lora).args
+    positive = words.encode_from_tokens_scheduled(words.tokenize("a woman"))
+    sampling = Sampling(size=(8, 8), steps=2, negative=positive)
+    assert torch.equal(sampling.run(patched, positive), sampling.run(model, positive))
+    assert torch.equal(positive[0][0], encode(clip, "a woman"))
+
+
+def test_saved_files_give_the_same_picture_with_core_nodes(folders):
+    import nodes as core
+
+    model, clip, _ = models_of()
+    lora, embeddings, *_ = trained().args
+    call_node(core_node("nodes_train", "SaveLoRA"), lora=lora, prefix="loras/test", steps=6)
+    [saved] = (folders / "output" / "loras").glob("*.safetensors")
+    saved.rename(folders / "loras" / "test.safetensors")
+    names = nodes.MagicEmbeddingSave.execute(embeddings, "test").args[0].split()
+    assert names == ["embedding:test_anna", "embedding:test_ink"]
+
+    ours, words = nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
+    theirs, plain = core.LoraLoader().load_lora(model, clip, "test.safetensors", 0.6, 0.9)
+    plain.tokenizer.clip_l.embedding_directory, kept = [str(folders / "embeddings")], plain.tokenizer.clip_l.embedding_directory
+    try:
+        prompt = PROMPT.replace("<anna>", names[0]).replace("<ink>", names[1])
+        with_core = plain.encode_from_tokens_scheduled(plain.tokenize(prompt))
+    finally:
+        plain.tokenizer.clip_l.embedding_directory = kept
+    with_ours = words.encode_from_tokens_scheduled(words.tokenize(PROMPT))
+    assert torch.equal(with_ours[0][0], with_core[0][0])
+    sampling = Sampling(size=(8, 8), steps=2, negative=with_core)
+    one, two = sampling.run(ours, with_ours), sampling.run(theirs, with_core)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, sampling.run(model, with_ours)), "the LoRA has no effect"
+
+
+def test_saved_words_can_be_loaded_under_any_name(folders):
+    clip = models_of()[1]
+    _, embeddings, *_ = trained().args
+    nodes.MagicEmbeddingSave.execute(embeddings, "test")
+    folder_paths.filename_list_cache.pop("embeddings", None)
+    same = nodes.MagicEmbeddingLoad.execute("test_anna.safetensors", "").args[0]
+    assert same[0].placeholder == "<anna>"
+    both = nodes.MagicEmbeddingLoad.execute("test_ink.safetensors", "charcoal", same).args[0]
+    again = with_placeholders(clip, both)
+    expected = encode(with_placeholders(clip, embeddings), PROMPT)
+    assert torch.equal(encode(again, PROMPT.replace("<ink>", "charcoal")), expected)
+    nodes.MagicEmbeddingSave.execute(embeddings, "test")
+    assert len(list((folders / "embeddings").iterdir())) == 4, "nothing is written over"
+
+
+@pytest.mark.parametrize("name", ["../test", "/etc/passwd", "missing.safetensors", "a/../b.safetensors"])
+def test_only_files_of_the_embeddings_folder_are_read(folders, name):
+    with pytest.raises(ValueError, match="is not among the safetensors files"):
+        placeholders.load_embedding(name, "")
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", ""])
+def test_only_plain_file_names_are_written(folders, name):
+    with pytest.raises(ValueError, match="must consist of"):
+        placeholders.save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), name)
+
+
+# ---- placeholders in prompts ----
+
+
+@pytest.mark.parametrize("shape", ["sd15", "sd21v", "sdxl"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_placeholder_is_its_vectors_in_any_prompt(shape, count):
+    clip = models.random_text_encoders(shape)
+    generator = torch.Generator().manual_seed(0)
+    widths = {name: getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
+              for name in placeholders.encoder_tokenizers(clip.tokenizer)}  # fmt: skip
+    learned = Embedding("<anna>", {name: torch.randn(count, width, generator=generator) for name, width in widths.items()})
+    words = with_placeholders(clip, [learned])
+    text = "a photo of (<anna>:1.3), smiling, and some more words " * 9 + "<anna>"
+    found, plain = words.tokenize(text), clip.tokenize(text.replace("<anna>", "cat " * count))
+    for name, chunks in found.items():
+        assert len(chunks) == len(plain[name]) == 2
+        vectors = [token for chunk in chunks for token in chunk if isinstance(token[0], torch.Tensor)]
+        assert len(vectors) == 10 * count
+        assert [weight for _, weight in vectors] == [pytest.approx(1.3)] * 9 * count + [1.0] * count
+        assert all(torch.equal(vectors[i][0], learned.vectors[f"clip_{name}"][i % count]) for i in range(len(vectors)))
+        assert [w for chunk in chunks for _, w in chunk] == pytest.approx([w for chunk in plain[name] for _, w in chunk])
+    assert encode(words, text).isfinite().all()
+    assert torch.equal(encode(words, "a cat"), encode(clip, "a cat"))
+
+
+def test_a_placeholder_is_no_part_of_other_words():
+    clip = models_of()[1]
+    words = with_placeholders(clip, [Embedding("sks", {"clip_l": torch.ones(1, 96)}), Embedding("sks2", {"clip_l": torch.zeros(1, 96)})])
+    tokens = words.tokenize("risks, sks, sks2, sksx and asks")["l"][0]
+    assert [token[0].sum().item() for token in tokens if isinstance(token[0], torch.Tensor)] == [96, 0]
+
+
+def test_words_of_another_model_are_refused():
+    with pytest.raises(ValueError, match="was made for another model: text encoder clip_l needs vectors of 96 numbers, it has 768"):
+        with_placeholders(models_of()[1], [Embedding("<a>", {"clip_l": torch.zeros(1, 768)})])
+
+
+@pytest.mark.parametrize("placeholder", ["two words", "a,b", "(a)", "", "a:b"])
+def test_bad_placeholders_are_refused_before_the_execution(placeholder):
+    for node, template in ((nodes.MagiCaptureSubject, "{person}"), (nodes.MagiCaptureStyle, "{person} {style}")):
+        message = node.validate_inputs([placeholder], [template])
+        assert message is not True and "must be one word" in message
+        assert node.validate_inputs([None], [None]) is True
+
+
+@pytest.mark.parametrize("templates", ["", "a photo", "{person} and {person}"])
+def test_bad_templates_are_refused_before_the_execution(templates):
+    assert nodes.MagiCaptureSubject.validate_inputs(["<a>"], [templates]) is not True
+    assert nodes.MagiCaptureStyle.validate_inputs(["<a>"], [templates + "{person} {style} {style}"]) is not True
+
+
+# ---- folders ----
+
+
+def test_pictures_and_masks_from_a_folder(folders):
+    root = folders / "input" / "anna"
+    (root / "mask").mkdir(parents=True)
+    images, masks = captures.draw(captures.sample_capture(1, "neon", 2).subject, 64)
+    for i, (image, mask) in enumerate(zip(images, masks)):
+        Image.fromarray((image * 255).astype("uint8")).resize((64 + 8 * i, 64)).save(root / f"{i}.png")
+        Image.fromarray((mask * 255).astype("uint8")).resize((64 + 8 * i, 64)).save(root / "mask" / f"{i}.png")
+    output = nodes.MagiCaptureSubject.execute(["anna"], ["<anna>"], ["woman"], ["{person}"])
+    subject = output.args[0]
+    assert [picture.image.shape for picture in subject.pictures] == [(64, 64, 3), (64, 72, 3)]
+    assert [picture.name for picture in subject.pictures] == ["0.png", "1.png"]
+    assert len(output.ui.as_dict()["images"]) == 2
+    before = nodes.MagiCaptureSubject.fingerprint_inputs(folder=["anna"])
+    (root / "mask" / "1.png").unlink()
+    assert nodes.MagiCaptureSubject.fingerprint_inputs(folder=["anna"]) != before
+    with pytest.raises(ValueError, match=r"1\.png has no mask"):
+        nodes.MagiCaptureSubject.execute(["anna"], ["<anna>"], ["woman"], ["{person}"])
+
+
+@pytest.mark.parametrize("name", ["../anna", "/etc", "link"])
+def test_no_other_folder_is_read(folders, name):
+    (folders / "elsewhere").mkdir()
+    Image.new("RGB", (8, 8)).save(folders / "elsewhere" / "a.png")
+    (folders / "input" / "link").symlink_to(folders / "elsewhere")
+    with pytest.raises(ValueError, match="is not there"):
+        nodes.MagiCaptureSubject.execute([name], ["<anna>"], ["woman"], ["{person}"])
+
+
+def test_without_pictures():
+    with pytest.raises(ValueError, match="no pictures: connect images, or choose a folder"):
+        nodes.MagiCaptureSubject.execute([NO_FOLDER], ["<anna>"], ["woman"], ["{person}"])
+
+
+def test_lists_of_pictures_of_different_sizes():
+    images = [torch.rand(2, 64, 64, 3), torch.rand(1, 80, 64, 4)]
+    faces = [torch.ones(2, 64, 64), torch.ones(1, 80, 64)]
+    output = nodes.MagiCaptureStyle.execute([NO_FOLDER], ["<ink>"], ["woman"], [nodes.STYLE_TEMPLATES], images, faces)
+    assert [picture.image.shape for picture in output.args[0].pictures] == [(64, 64, 3)] * 2 + [(80, 64, 3)]

@@ -1,0 +1,405 @@
+"""MagiCapture's training in the real ComfyUI: what changes, what does not, and that it can be stopped, resumed, saved and loaded."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from magicportrait.demo import captures, checkpoint
+from magicportrait.host import capture_training, capture_unet
+from magicportrait.host.capture_pictures import DifferentiableDecoder
+from magicportrait.host.capture_training import CaptureSettings, CaptureTraining, training_mode
+from magicportrait.host.identity import Identity
+from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
+from magicportrait.tests.host import models
+
+SIDE = 64
+QUICK = CaptureSettings(inversion_steps=3, lora_steps=4, unet_rate=1e-3, text_rate=1e-3, rank=2, versions=2, side=SIDE)
+
+
+@cache
+def models_of(shape: str = "sd15") -> tuple[Any, Any, Any]:
+    return models.random_model(shape, pooled=models.POOLED), models.random_text_encoders(shape), models.random_vae()
+
+
+def sets(count: int = 2, size: int = SIDE) -> tuple[Subject, StyleSet]:
+    capture = captures.sample_capture(3, "neon", count)
+    subject, style = (
+        capture_pictures([*map(torch.from_numpy, images)], [*map(torch.from_numpy, masks)], [f"{name} {i}" for i in range(count)])
+        for name, (images, masks) in (("subject", captures.draw(capture.subject, size)), ("style", captures.draw(capture.style, size)))
+    )
+    return (
+        Subject(subject, "<anna>", "woman", ("a photo of a {person}", "one {person}")),
+        StyleSet(style, "<ink>", "woman", ("a picture of a {person} in the style of {style}",)),
+    )
+
+
+def training(shape: str = "sd15", identity: Identity | None = None, **settings: Any) -> CaptureTraining:
+    return CaptureTraining(*models_of(shape), *sets(), identity, replace(QUICK, **settings))
+
+
+def step(run: CaptureTraining) -> float:
+    with training_mode():
+        return run.train_step()
+
+
+def ignore(*_: Any) -> None:
+    pass
+
+
+def state(run: CaptureTraining) -> dict[str, torch.Tensor]:
+    """Everything that a step could change, under the name of the kind of thing it is."""
+    tensors = {f"unet.{name}": tensor for name, tensor in run.unet.unet.state_dict().items()}
+    for name, encoder in run.text.encoders.items():
+        tensors |= {f"text.{key}": tensor for key, tensor in encoder.model.state_dict().items() if not key.endswith("rows")}
+        tensors |= {f"words.{name}": encoder.vocabulary.rows, f"table.{name}": encoder.vocabulary.weight}
+        tensors |= {f"text_lora.{key}.{part}": getattr(lora, part) for key, lora in encoder.adapters.items() for part in ("up", "down")}
+    tensors |= {f"unet_lora.{key}.{part}": getattr(lora, part) for key, lora in run.unet.adapters.items() for part in ("up", "down")}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def checksum(module: torch.nn.Module) -> list[tuple[str, float]]:
+    return [(name, tensor.double().sum().item()) for name, tensor in module.state_dict().items()]
+
+
+class Recognise(torch.nn.Module):
+    """A face network that is no more than it needs to be: some random features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.calls: list[int] = []
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(crops))
+        return torch.nn.functional.conv2d(crops, self.weight, stride=3).flatten(1)
+
+
+def recogniser() -> Identity:
+    with torch.inference_mode(False):
+        return Identity("test", Recognise(), 32, 1.2)
+
+
+# ---- what a step changes ----
+
+
+@pytest.mark.parametrize("shape", ["sd15", "sd21v", "sdxl"])
+def test_each_phase_changes_exactly_what_it_should(shape):
+    run = training(shape, inversion_steps=1, lora_steps=1)
+    start = state(run)
+    assert step(run) > 0
+    after_words = state(run)
+    words = {name for name in start if name.startswith("words.")}
+    assert changed(start, after_words) == words and len(words) == (2 if shape == "sdxl" else 1)
+    step(run)
+    after_lora = state(run)
+    found = changed(after_words, after_lora)
+    adapters = {name for name in start if "_lora." in name}
+    assert words < found <= adapters | words
+    # The downs get no gradient while the ups are zero; weight decay moves them in the first step.
+    assert adapters - found == unused(run, adapters)
+
+
+def unused(run: CaptureTraining, names: set[str]) -> set[str]:
+    """Text layers behind the one that the model takes its conditioning from: no gradient, so not even decay."""
+    behind = [name for name, encoder in run.text.encoders.items() if encoder.layer is not None and name != "clip_g"]
+    return {name for name in names for encoder in behind if f"{encoder}." in name and ".layers.2." in name}
+
+
+def test_the_models_that_came_in_are_left_alone():
+    model, clip, vae = models_of()
+    before = [checksum(part) for part in (model.model, clip.cond_stage_model, vae.first_stage_model)]
+    patches = dict(model.patches), dict(clip.patcher.patches), dict(model.model_options["transformer_options"])
+    run = training(identity=recogniser())
+    run.run(ignore)
+    assert [checksum(part) for part in (model.model, clip.cond_stage_model, vae.first_stage_model)] == before
+    assert (dict(model.patches), dict(clip.patcher.patches), dict(model.model_options["transformer_options"])) == patches
+
+
+def test_patches_of_the_model_are_part_of_what_is_trained_on():
+    model, clip, vae = models_of()
+    name = "diffusion_model.output_blocks.8.1.transformer_blocks.0.attn1.to_v.weight"
+    patched = model.clone()
+    patched.add_patches({name: ("diff", (torch.ones_like(model.model.state_dict()[name]),))}, 0.5)
+    run = CaptureTraining(patched, clip, vae, *sets(), None, QUICK)
+    difference = run.unet.unet.state_dict()[name.removeprefix("diffusion_model.")] - model.model.state_dict()[name]
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.5))
+
+
+@pytest.mark.parametrize("shape", ["sd15", "sd21v", "sdxl"])
+def test_the_trainable_model_is_the_hosts(shape):
+    """The text encoders are checked by every training itself; here the UNet, against the host's own forward."""
+    model = models_of(shape)[0]
+    run = training(shape)
+    noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
+    with training_mode(), torch.no_grad():
+        context, pooled = run.text.encode([run.text.prompt("a photo of a woman")] * 2)
+        vector = run.unet.size_condition(pooled, SIDE, SIDE)
+        output, maps = run.unet.predict(noisy, timesteps, context, vector, torch.tensor([[1, 2]] * 2))
+    sigma = model.model.model_sampling.sigmas[timesteps]
+    scale = (1 + sigma**2).sqrt()[:, None, None, None]
+    extra = {} if vector is None else {"y": vector}
+    expected = model.model.apply_model(noisy * scale, sigma, c_crossattn=context, **extra)
+    ours = capture_training.losses.clean_estimate(noisy, output, run.unet.alpha_bars[timesteps], run.unet.v_prediction)
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+    assert maps is not None and maps.shape[2] == 2 and maps.sum(2).max() <= 1
+
+
+# ---- reproducible, resumable, cancellable ----
+
+
+def test_the_same_seed_gives_the_same_training():
+    one, two, other = (training(seed=seed).run(ignore) for seed in (1, 1, 2))
+    assert one.history == two.history != other.history
+    assert all(torch.equal(one.lora[name], two.lora[name]) for name in one.lora)
+
+
+@pytest.mark.parametrize("cancel_after", [2, 3, 5])
+@pytest.mark.parametrize("with_identity", [False, True])
+def test_a_cancelled_training_ends_as_an_uninterrupted_one(tmp_path, cancel_after, with_identity):
+    import comfy.model_management as management
+
+    def cancel(done: int, loss: float) -> None:
+        if done == cancel_after:
+            raise management.InterruptProcessingException()
+
+    identity = recogniser() if with_identity else None
+    whole = training(identity=identity).run(ignore)
+    path = tmp_path / "state.pt"
+    with pytest.raises(management.InterruptProcessingException):
+        training(identity=identity).run(cancel, path, every=100)
+    second = training(identity=identity)
+    resumed = second.run(ignore, path, every=100)
+    assert resumed.history == whole.history
+    assert all(torch.equal(resumed.lora[name], whole.lora[name]) for name in whole.lora)
+    for ours, theirs in zip(resumed.embeddings, whole.embeddings, strict=True):
+        assert all(torch.equal(ours.vectors[name], theirs.vectors[name]) for name in theirs.vectors)
+    assert not path.exists(), "a finished training leaves no checkpoint"
+
+
+def test_an_error_in_mid_step_loses_only_that_step(tmp_path, monkeypatch):
+    whole = training().run(ignore)
+    path = tmp_path / "state.pt"
+    run = training()
+    original = CaptureTraining._losses
+
+    def fails(self: CaptureTraining, batch: Any, progress: float) -> Any:
+        if self.step == 5:
+            raise MemoryError
+        return original(self, batch, progress)
+
+    monkeypatch.setattr(CaptureTraining, "_losses", fails)
+    with pytest.raises(MemoryError):
+        run.run(ignore, path, every=100)
+    monkeypatch.setattr(CaptureTraining, "_losses", original)
+    assert training().run(ignore, path, every=100).history == whole.history
+
+
+def test_previews_do_not_change_the_training():
+    pictures: list[torch.Tensor] = []
+    watched = training().run(ignore, preview=lambda done, images: pictures.append(images), previews=3)
+    assert watched.history == training().run(ignore).history
+    assert [image.shape for image in pictures] == [(1, SIDE, SIDE, 3)] * 3 and all(image.isfinite().all() for image in pictures)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    run = training()
+    step(run)
+    run.save(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="belongs to a training with other pictures, settings or models"):
+        training(rank=3).load(tmp_path / "state.pt")
+
+
+def test_nothing_is_held_after_a_cancel(monkeypatch):
+    made: list[weakref.ref] = []
+    original = capture_unet.TrainableUNet.__init__
+
+    def tracked(self: Any, *args: Any) -> None:
+        original(self, *args)
+        made.append(weakref.ref(self.unet))
+
+    monkeypatch.setattr(capture_unet.TrainableUNet, "__init__", tracked)
+
+    def cancel(done: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training().run(cancel)
+    gc.collect()
+    assert made and made[0]() is None
+    assert torch.is_inference_mode_enabled(), "the host's mode is as it was"
+
+
+# ---- options ----
+
+
+def test_gradient_checkpointing_gives_the_same_loss():
+    plain, saving = (training(gradient_checkpointing=on).run(ignore) for on in (False, True))
+    assert plain.history == pytest.approx(saving.history, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(precision):
+    exact, half = training(seed=4).run(ignore), training(seed=4, precision=precision, identity=recogniser()).run(ignore)
+    assert half.history[0] == pytest.approx(exact.history[0], rel=0.1)
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in half.lora.values())
+
+
+def test_the_identity_network_runs_only_where_its_loss_is_used():
+    identity = recogniser()
+    run = training(identity=identity, inversion_steps=4, lora_steps=12)
+    encoded = len(identity.network.calls)
+    for _ in range(4):
+        step(run)
+    assert len(identity.network.calls) == encoded, "textual inversion does not need it"
+    kinds: list[str] = []
+    draw = run._draw
+    run._draw = lambda: (batch := draw(), kinds.extend(sample.kind for sample in batch.samples))[0]
+    for _ in range(12):
+        step(run)
+    assert len(identity.network.calls) - encoded == len(kinds) - kinds.count("style") > 0
+    assert kinds.count("style") > 0
+
+
+def test_the_identity_loss_looks_at_small_noise_only():
+    run = training(identity=recogniser(), inversion_steps=0, identity_until=0)
+    encoded = len(run.identity.network.calls)
+    for _ in range(4):
+        step(run)
+    assert len(run.identity.network.calls) == encoded
+
+
+def test_the_identity_loss_reaches_the_lora():
+    with_it = training(identity=recogniser(), inversion_steps=0, lora_steps=1, refocus_weight=0.0, style_weight=0.0, seed=2)
+    with training_mode():
+        with_it._enter_phase()
+        batch = with_it._draw()
+        while batch.samples[0].kind == "style":
+            batch = with_it._draw()
+        terms = with_it._losses(batch, 0.0)
+        terms["identity"].backward()
+    assert max(adapter.up.grad.abs().max() for adapter in with_it.unet.adapters.values()) > 0
+
+
+def test_decoding_the_face_only_shows_the_same_face():
+    vae = checkpoint.load()[2]
+    images, _ = captures.draw(captures.sample_capture(1, "neon", 2).subject, 192)
+    boxes = torch.tensor([[90.0, 90.0, 30.0], [150.0, 40.0, 34.0]])
+    with training_mode(), torch.no_grad():
+        latents = vae.encode(torch.from_numpy(images)).clone()
+        parts, moved = capture_training._around_faces(latents, boxes)
+        decode = DifferentiableDecoder(vae, lambda latent: latent, torch.device("cpu"))
+        whole = capture_training.losses.face_crops(decode(latents), boxes, 32)
+        cut = capture_training.losses.face_crops(decode(parts), moved, 32)
+    assert parts.shape[-1] < latents.shape[-1] / 1.5
+    assert whole.std() > 0.1
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0.05)
+
+
+def test_a_batch_costs_the_mean_of_its_samples():
+    run = training(batch=3, inversion_steps=0, identity=None, seed=5)
+    with training_mode(), torch.no_grad():
+        run._enter_phase()
+        batch = run._draw()
+        together = run._losses(batch, 0.0)
+        alone = []
+        for i in range(3):
+            single = replace(
+                batch,
+                samples=[batch.samples[i]],
+                latents=batch.latents[i : i + 1],
+                faces=batch.faces[i : i + 1],
+                noise=batch.noise[i : i + 1],
+                timesteps=batch.timesteps[i : i + 1],
+            )
+            alone.append(run._losses(single, 0.0))
+    for name, value in together.items():
+        assert value.item() == pytest.approx(sum(terms[name].item() for terms in alone) / 3, rel=1e-4)
+
+
+# ---- pictures of all kinds ----
+
+
+def picture_sets(images: list[torch.Tensor], masks: list[torch.Tensor] | None) -> tuple[Subject, StyleSet]:
+    pictures = capture_pictures(images, masks, [f"picture {i}" for i in range(len(images))])
+    subject, style = sets()
+    return replace(subject, pictures=pictures), style
+
+
+def portrait(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    return torch.rand(height, width, channels, generator=torch.Generator().manual_seed(height))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        [portrait(64, 64)],
+        [portrait(64 + i, 80) for i in range(30)],
+        [portrait(4000, 3000)],
+        [portrait(64, 64, 1), portrait(64, 64, 4)],
+        [portrait(40, 200), portrait(200, 40), portrait(33, 77)],
+    ],
+    ids=["one", "thirty", "large", "gray and alpha", "mixed aspects"],
+)
+def test_pictures_of_all_kinds(images):
+    masks = [torch.zeros(image.shape[:2]) for image in images]
+    for mask in masks:
+        mask[: mask.shape[0] // 2] = 1
+    run = CaptureTraining(*models_of(), *picture_sets(images, masks), None, replace(QUICK, versions=1, batch=2))
+    areas = [picture.latents.shape[-1] * picture.latents.shape[-2] * 64 for picture in run._subjects]
+    assert all(0.5 * SIDE**2 <= area <= 2.5 * SIDE**2 for area in areas)
+    assert all(torch.tensor(run.run(ignore).history).isfinite())
+
+
+def test_pictures_without_masks():
+    run = CaptureTraining(*models_of(), *picture_sets([portrait(64, 64)], None), None, QUICK)
+    assert torch.equal(run._subjects[0].faces, torch.ones_like(run._subjects[0].faces))
+    assert torch.tensor(run.run(ignore).history).isfinite().all()
+
+
+def test_an_empty_mask_names_its_picture():
+    masks = [torch.ones(64, 64), torch.zeros(64, 64)]
+    with pytest.raises(ValueError, match="face mask of picture 1 is empty"):
+        picture_sets([portrait(64, 64)] * 2, masks)
+
+
+# ---- refusals before any training ----
+
+
+def test_equal_placeholders_are_refused():
+    subject, style = sets()
+    with pytest.raises(ValueError, match="same placeholder '<anna>'"):
+        CaptureTraining(*models_of(), subject, replace(style, placeholder="<anna>"), None, QUICK)
+
+
+def test_a_template_that_is_too_long_is_refused():
+    subject, style = sets()
+    with pytest.raises(ValueError, match="must fit into 77 tokens"):
+        CaptureTraining(*models_of(), replace(subject, templates=("{person} " + "very " * 80,)), style, None, QUICK)
+
+
+def test_a_model_for_inpainting_is_refused(monkeypatch):
+    model, clip, vae = models_of()
+    config = {**model.model.model_config.unet_config, "in_channels": 9}
+    monkeypatch.setattr(model.model.model_config, "unet_config", config)
+    with pytest.raises(ValueError, match="4 latent channels, this one takes 9"):
+        CaptureTraining(model, clip, vae, *sets(), None, QUICK)
+
+
+def test_a_checkpoint_is_one_file(tmp_path):
+    run = training()
+    step(run)
+    run.save(tmp_path / "deep" / "state.pt")
+    assert [path.name for path in Path(tmp_path / "deep").iterdir()] == ["state.pt"]

@@ -1,0 +1,98 @@
+"""Face restoration with models that can be checked: real spandrel models are trained weights, which cannot ship with the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from magicportrait.nodes.restore import MagicPortraitRestore
+
+
+class Inverts:
+    """Stands for a spandrel model: takes 0..1 and gives the negative, enlarged by `scale`."""
+
+    def __init__(self, scale: int = 1) -> None:
+        self.scale, self.seen = scale, []
+        self.model = torch.nn.Linear(1, 1)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        self.seen.append(tuple(image.shape[-2:]))
+        return torch.nn.functional.interpolate(1 - image, scale_factor=self.scale, mode="nearest")
+
+    def to(self, device: torch.device) -> Inverts:
+        return self
+
+
+class Enlarges(Inverts):
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(image, scale_factor=self.scale, mode="nearest")
+
+
+DEFAULTS: dict[str, Any] = {"strength": 1.0, "on_no_face": "skip", "margin": 1.0, "feather": 0.0}
+
+
+def gray(batch: int = 1, height: int = 96, width: int = 128) -> torch.Tensor:
+    return torch.full((batch, height, width, 3), 0.2)
+
+
+def spots(*places: tuple[int, int, int, int], size: tuple[int, int] = (96, 128)) -> torch.Tensor:
+    mask = torch.zeros(1, *size)
+    for left, top, right, bottom in places:
+        mask[0, top:bottom, left:right] = 1
+    return mask
+
+
+def restored(image: torch.Tensor, model: Inverts | None = None, **inputs: Any) -> torch.Tensor:
+    return MagicPortraitRestore.execute(image, model or Inverts(), **{**DEFAULTS, **inputs}).args[0]
+
+
+def test_only_the_faces_change():
+    model = Inverts()
+    found = restored(gray(), model, faces=spots((10, 20, 42, 52), (80, 30, 112, 62)))
+    changed = (found - 0.2).abs().amax(-1)[0] > 0.01
+    assert model.seen == [(512, 512)] * 2
+    assert torch.equal(changed, spots((10, 20, 42, 52), (80, 30, 112, 62))[0] > 0)
+    torch.testing.assert_close(found[0, 30, 20], torch.full((3,), 0.8))
+
+
+def test_a_box_is_the_same_as_a_mask():
+    by_mask = restored(gray(), faces=spots((10, 20, 42, 52)))
+    for boxes in ([(10, 20, 32, 32)], (10, 20, 32, 32)):
+        assert torch.equal(restored(gray(), boxes=boxes), by_mask)
+
+
+def test_strength_margin_and_feather():
+    half = restored(gray(), faces=spots((32, 32, 64, 64)), strength=0.5)
+    assert half[0, 48, 48, 0].item() == pytest.approx(0.5, abs=1e-4)
+    wide = restored(gray(), faces=spots((32, 32, 64, 64)), margin=1.5)
+    assert ((wide - 0.2).abs() > 0.01).any(-1).sum().item() == 48 * 48
+    soft = restored(gray(), faces=spots((32, 32, 64, 64)), feather=0.25)[0, 48, 32:64, 0]
+    assert (soft[:16].diff() > -1e-5).all() and soft[0] < 0.25 and soft[15].item() == pytest.approx(0.8, abs=1e-3)
+
+
+def test_a_face_at_the_border():
+    found = restored(gray(), faces=spots((0, 0, 30, 30)), margin=2.0)
+    assert found.shape == (1, 96, 128, 3) and ((found - 0.2).abs() > 0.01).any(-1)[0, :45, :45].all()
+
+
+def test_the_picture_is_enlarged_first():
+    found = restored(gray(2), faces=spots((10, 20, 42, 52)), upscale_model=Enlarges(2))
+    assert found.shape == (2, 192, 256, 3)
+    changed = (found - 0.2).abs().amax(-1) > 0.01
+    assert changed.sum().item() == 2 * 64 * 64 and changed[:, 40:104, 20:84].all()
+
+
+def test_masks_of_another_size():
+    found = restored(gray(), faces=spots((5, 10, 21, 26), size=(48, 64)))
+    assert ((found - 0.2).abs() > 0.01).any(-1)[0, 20:52, 10:42].all()
+
+
+def test_no_face():
+    nothing = spots()
+    assert torch.equal(restored(gray(), faces=nothing), gray())
+    with pytest.raises(ValueError, match="picture 1 has no face in its mask"):
+        restored(gray(), faces=nothing, on_no_face="error")
+    with pytest.raises(ValueError, match="connect a mask of the faces, or boxes"):
+        restored(gray())
