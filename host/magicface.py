@@ -24,6 +24,7 @@ from .attention import AttentionPatch, attend_chunks, biased_attention, token_gr
 from .feature_store import Bank, FeatureStore
 from .layout_record import LayoutRecord, Run, layout_step
 from .layout_tracker import LayoutTracker
+from .live_layout import LayoutView, LiveLayout
 from .prompts import TaggedPrompt
 from .reference_pass import ReferencePass, Renoised
 from .references import Reference
@@ -59,6 +60,7 @@ class MagicFacePatch:
     noise_seed: int = 0
     noise_per_step: bool = False
     kept: FeatureStore | None = None
+    view: LayoutView | None = None
 
     def add_to(self, model: Any) -> Any:
         """A clone of MODEL with this patch."""
@@ -99,12 +101,15 @@ class _MagicFaceRun:
         self._references = ReferencePass(patch.references, Renoised(patch.noise_seed, patch.noise_per_step), patch.blocks)
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
         self._bank: tuple[float, FeatureBank] | None = None
+        self._live: LiveLayout | None = patch.view.open(len(self._sigmas) - 1) if patch.view else None
         self.steps: Run = {}
 
     def close(self) -> None:
         """Lets go of every tensor, also when the run was cancelled."""
         self._guider = self._references = self._tracker = self._bank = self._rows = None
         self._visible = {}
+        if self._live:
+            self._live.close(self.steps)
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The wrapper around a model call: conditional, unconditional and whatever guidance adds."""
@@ -153,7 +158,10 @@ class _MagicFaceRun:
         layout = self._tracker.whole or self._tracker.layout_of(None)
         if layout is not None:
             concepts = self._placed(layout, layout.regions.shape[0], tuple(layout.regions.shape[-2:]))
-            self.steps[self._step_of(sigma)] = layout_step(layout, concepts)
+            step = self._step_of(sigma)
+            self.steps[step] = layout_step(layout, concepts)
+            if self._live:
+                self._live.show(step, self.steps[step])
 
     def _placed(self, layout: SemanticLayout | None, batch: int, grid: tuple[int, ...]) -> Tensor:
         found = None if layout is None else layout.concepts(self._patch.prompt.spans)

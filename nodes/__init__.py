@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from ..host.live_layout import accept_listeners
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
@@ -32,6 +33,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 
 class MagicPortraitExtension(ComfyExtension):
+    @override
+    async def on_load(self) -> None:
+        accept_listeners()
+
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)
