@@ -77,7 +77,7 @@ class MagicLayoutMasks(io.ComfyNode):
             display_name="Layout Masks (MagicPortrait)",
             category="MagicPortrait/layout",
             description="The layout of a finished picture as masks, one for each phrase, and as a coloured overlay.",
-            search_aliases=["mask from attention", "segmentation", "region masks"],
+            search_aliases=["mask", "mask from attention", "segmentation", "region masks"],
             inputs=[
                 Layout.Input("layout", tooltip="From MagicFace Apply or Semantic Layout."),
                 io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),
