@@ -6,14 +6,10 @@ base64 without a prefix: references JPEG, layouts PNG with a palette (0 and tran
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,55 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..magic.concepts import Concept
+from .audience import Audience, audience, encoded
 from .layout_masks import PALETTE
 from .layout_record import LayoutStep, Run
 
 RUN_EVENT, LAYOUT_EVENT = "magicportrait.run", "magicportrait.layout"
-LISTEN_ROUTE = "/magicportrait/listen"
-_LISTENS = "magicportrait"
 _SECONDS_BETWEEN = 0.25
 _THUMBNAIL_SIDE = 96
-
-
-@dataclass(frozen=True)
-class Audience:
-    """A browser page that shows our events."""
-
-    server: Any
-    client: str
-
-    def send(self, event: str, data: dict[str, Any]) -> None:
-        self.server.send_sync(event, data, self.client)
-
-
-def _running_server() -> Any:
-    """The host's server; None in tests and scripts, which have not imported it."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-
-
-def audience() -> Audience | None:
-    """The page that queued what is running; None when it was not a page, or one without our frontend."""
-    server = _running_server()
-    client = getattr(server, "client_id", None)
-    if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
-        return None
-    return Audience(server, client)
-
-
-def accept_listeners() -> None:
-    """Lets pages say that they listen, by POST of {"client_id"}: for as long as their websocket is open."""
-    server = _running_server()
-    if server is None:
-        return
-    from aiohttp import web
-
-    @server.routes.post(LISTEN_ROUTE)
-    async def listen(request: web.Request) -> web.Response:
-        socket = server.sockets_metadata.get((await request.json()).get("client_id"))
-        if socket is None:
-            return web.Response(status=404)
-        socket[_LISTENS] = True
-        return web.Response(status=204)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +80,7 @@ def indexed_png(concepts: np.ndarray) -> str:
     picture = Image.fromarray((concepts + 1).astype(np.uint8), "P")
     colours = [(0, 0, 0), *(PALETTE[i % len(PALETTE)][1] for i in range(phrases))]
     picture.putpalette([value for colour in colours for value in colour])
-    return _base64(picture, "PNG", transparency=0)
+    return encoded(picture, "PNG", transparency=0)
 
 
 def _thumbnails(concept: Concept) -> Sequence[str]:
@@ -138,14 +92,8 @@ def _thumbnails(concept: Concept) -> Sequence[str]:
     if concept.mask is not None:
         images = images * (0.25 + 0.75 * _resized(concept.mask[:, None], size))
     pictures = (images.movedim(1, -1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    return [_base64(Image.fromarray(picture), "JPEG", quality=80) for picture in pictures]
+    return [encoded(Image.fromarray(picture), "JPEG", quality=80) for picture in pictures]
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images.float().cpu(), size=size, mode="area")
-
-
-def _base64(picture: Image.Image, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

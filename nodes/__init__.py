@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from ..host.live_layout import accept_listeners
+from ..host.audience import accept_listeners
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from magicportrait.host import live_layout
+from magicportrait.host import audience, live_layout
 from magicportrait.host.layout_masks import PALETTE
 from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.nodes.magicface import MagicFaceApply
@@ -41,7 +41,7 @@ def node_seven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve(monkeypatch: pytest.MonkeyPatch, client_id: str | None = CLIENT, listens: bool = True) -> FakeServer:
     server = FakeServer(client_id, listens)
-    monkeypatch.setattr(live_layout, "_running_server", lambda: server)
+    monkeypatch.setattr(audience, "_running_server", lambda: server)
     return server
 
 
