@@ -25,6 +25,7 @@ from .correspondence import CorrespondenceRun, CorrespondenceWatch
 from .feature_store import Bank, FeatureStore
 from .layout_record import LayoutRecord, Run, layout_step
 from .layout_tracker import LayoutTracker
+from .live_layout import LayoutView, LiveLayout
 from .prompts import TaggedPrompt
 from .reference_pass import ReferencePass, Renoised, foreign_parts
 from .references import Reference
@@ -61,6 +62,7 @@ class MagicFacePatch:
     noise_per_step: bool = False
     kept: FeatureStore | None = None
     correspondence: CorrespondenceWatch | None = None
+    view: LayoutView | None = None
 
     def add_to(self, model: Any) -> Any:
         """A clone of MODEL with this patch."""
@@ -106,12 +108,15 @@ class _MagicFaceRun:
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
         self._bank: tuple[float, FeatureBank] | None = None
         self.watching: CorrespondenceRun | None = None
+        self._live: LiveLayout | None = patch.view.open(len(self._sigmas) - 1) if patch.view else None
         self.steps: Run = {}
 
     def close(self) -> None:
         """Lets go of every tensor, also when the run was cancelled."""
         self._guider = self._references = self._tracker = self._bank = self._rows = self.watching = None
         self._visible = {}
+        if self._live:
+            self._live.close(self.steps)
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The wrapper around a model call: conditional, unconditional and whatever guidance adds."""
@@ -160,7 +165,10 @@ class _MagicFaceRun:
         layout = self._tracker.whole or self._tracker.layout_of(None)
         if layout is not None:
             concepts = self._placed(layout, layout.regions.shape[0], tuple(layout.regions.shape[-2:]))
-            self.steps[self._step_of(sigma)] = layout_step(layout, concepts)
+            step = self._step_of(sigma)
+            self.steps[step] = layout_step(layout, concepts)
+            if self._live:
+                self._live.show(step, self.steps[step])
 
     def _placed(self, layout: SemanticLayout | None, batch: int, grid: tuple[int, ...]) -> Tensor:
         found = None if layout is None else layout.concepts(self._patch.prompt.spans)

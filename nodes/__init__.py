@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from ..host.audience import accept_listeners
 from .analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
@@ -62,6 +63,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 
 class MagicPortraitExtension(ComfyExtension):
+    @override
+    async def on_load(self) -> None:
+        accept_listeners()
+
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

@@ -42,3 +42,8 @@ def advanced(declared: _Input) -> _Input:
     """An input that is rarely turned: folded away where the host can fold."""
     declared.extra_dict["advanced"] = True
     return declared
+
+
+def node_id(node: type[io.ComfyNode]) -> str | None:
+    """The id in the graph of the node that is executed, if its schema asks for it; None outside of a graph."""
+    return node.hidden.unique_id if node.hidden else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..host import inversion_files
 from ..host.inversion import (
@@ -86,19 +86,42 @@ def invert_cached(model: Any, samples: torch.Tensor, conds: dict[str, list[Any]]
     return inversion, is_known
 
 
-def _report(inversion: Inversion, is_known: bool, samples: torch.Tensor, vae: Any, image: torch.Tensor | None) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Reconstruction:
+    """limit: what the VAE alone makes of the latent; again: what sampling does; original: the image, if there is one. All B H W 3."""
+
+    limit: torch.Tensor
+    again: torch.Tensor
+    original: torch.Tensor | None
+
+    def saved(self) -> list[dict[str, Any]]:
+        """Pairs of pictures in the host's temporary folder, for the page and for whoever reads the history."""
+        before = self.limit if self.original is None else self.original
+        originals, again = (
+            ui.ImageSaveHelper.save_images(pictures, "magic_comparison", io.FolderType.temp, None) for pictures in (before, self.again)
+        )
+        return [{"original": original, "reconstruction": picture} for original, picture in zip(originals, again, strict=True)]
+
+
+def _reconstruction(inversion: Inversion, samples: torch.Tensor, vae: Any, image: torch.Tensor | None) -> _Reconstruction | None:
+    if inversion.resampled is None or vae is None:
+        return None
+    limit = vae.decode(samples)
+    return _Reconstruction(limit, vae.decode(inversion.resampled), None if image is None else _cropped(image, limit))
+
+
+def _report(inversion: Inversion, is_known: bool, samples: torch.Tensor, made: _Reconstruction | None) -> str:
     steps = len(inversion.sigmas) - 1
     lines = [f"{inversion.method}, {steps} steps up to sigma {float(inversion.sigmas[0]):.2f}"]
     lines.append(f"{inversion.model_calls} model calls, {inversion.seconds:.1f} s{', from the cache: none now' if is_known else ''}")
     if inversion.resampled is not None:
         span = float(samples.max() - samples.min())
         lines.append(f"latent sampled again: {psnr(inversion.resampled, samples, span):.1f} dB")
-        if vae is not None:
-            limit, again = vae.decode(samples), vae.decode(inversion.resampled)
-            lines.append(f"picture sampled again: {psnr(again, limit, 1.0):.1f} dB to what the VAE alone gives")
-            if image is not None:
-                original = _cropped(image, limit)
-                lines.append(f"to the image: {psnr(again, original, 1.0):.1f} dB; the VAE alone: {psnr(limit, original, 1.0):.1f} dB")
+    if made is not None:
+        lines.append(f"picture sampled again: {psnr(made.again, made.limit, 1.0):.1f} dB to what the VAE alone gives")
+        if made.original is not None:
+            again, limit = (psnr(picture, made.original, 1.0) for picture in (made.again, made.limit))
+            lines.append(f"to the image: {again:.1f} dB; the VAE alone: {limit:.1f} dB")
     return "\n".join(lines)
 
 
@@ -223,9 +246,11 @@ class MagicStyleInvert(io.ComfyNode):
         levels = sigmas_of(model, scheduler, steps) if sigmas is None else _checked(sigmas)
         recipe = Recipe(method, iterations, tolerance, cfg)
         inversion, is_known = invert_cached(model, samples, conds, levels, recipe, cache_mb, measure)
-        report = _report(inversion, is_known, samples, vae, image if latent is None else None)
+        made = _reconstruction(inversion, samples, vae, image if latent is None else None)
+        report = _report(inversion, is_known, samples, made)
         noise = {"samples": start_latent(model, inversion)}
-        return io.NodeOutput(inversion, noise, inversion.sigmas, sampler_for(inversion), positive, report)
+        shown = None if made is None else {"magic_comparison": made.saved()}
+        return io.NodeOutput(inversion, noise, inversion.sigmas, sampler_for(inversion), positive, report, ui=shown)
 
 
 def picture_latent(latent: dict[str, Any] | None, image: torch.Tensor | None, vae: Any) -> torch.Tensor:

@@ -10,10 +10,11 @@ from comfy_api.latest import io
 
 from ..host.layout_masks import layout_masks, overlay
 from ..host.layout_record import LayoutRecord
+from ..host.live_layout import LayoutView
 from ..host.magicface import MagicFacePatch
 from ..host.prompts import tagged_prompt
 from ..host.unet import attention_blocks
-from .declare import Layout, advanced, schema
+from .declare import Layout, advanced, node_id, schema
 
 
 class MagicSemanticLayout(io.ComfyNode):
@@ -54,6 +55,7 @@ class MagicSemanticLayout(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt, for the sampler's positive input."),
                 Layout.Output(display_name="layout", tooltip="For Layout Masks, after sampling."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -62,7 +64,8 @@ class MagicSemanticLayout(io.ComfyNode):
         if not wanted:
             raise ValueError("phrases is empty: write words of the prompt, separated by commas, such as 'hat, scarf'")
         tagged = tagged_prompt(clip, prompt, wanted, uuid.uuid4().hex)
-        patch = MagicFacePatch(tagged, LayoutRecord(tagged.phrases), tuple(attention_blocks(model)), ca_scale)
+        view = LayoutView(node_id(cls), tagged.phrases)
+        patch = MagicFacePatch(tagged, LayoutRecord(tagged.phrases), tuple(attention_blocks(model)), ca_scale, view=view)
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, patch.record)
 
 
@@ -74,7 +77,7 @@ class MagicLayoutMasks(io.ComfyNode):
             display_name="Layout Masks (MagicPortrait)",
             category="MagicPortrait/layout",
             description="The layout of a finished picture as masks, one for each phrase, and as a coloured overlay.",
-            search_aliases=["mask from attention", "segmentation", "region masks"],
+            search_aliases=["mask", "mask from attention", "segmentation", "region masks"],
             inputs=[
                 Layout.Input("layout", tooltip="From MagicFace Apply or Semantic Layout."),
                 io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),

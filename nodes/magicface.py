@@ -11,13 +11,14 @@ from comfy_api.latest import io
 from ..host import concept_folder
 from ..host.feature_store import FeatureStore
 from ..host.layout_record import LayoutRecord
+from ..host.live_layout import LayoutView
 from ..host.magicface import MagicFacePatch, SigmaRange
 from ..host.prompts import tagged_prompt
 from ..host.references import check_masks, prepare_references
 from ..host.unet import attention_blocks, native_side
 from ..magic.blocks import parse_blocks
 from ..magic.concepts import Concept
-from .declare import Concepts, Layout, advanced, schema
+from .declare import Concepts, Layout, advanced, node_id, schema
 
 DEFAULT_STRENGTH = 2.5
 _CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
@@ -258,6 +259,7 @@ class MagicFaceApply(io.ComfyNode):
                     display_name="layout", tooltip="Which word owns which part of the picture: for Layout Masks, after sampling."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -305,5 +307,6 @@ class MagicFaceApply(io.ComfyNode):
             noise_seed=noise_seed,
             noise_per_step=reference_noise == "per step",
             kept=FeatureStore() if is_kept else None,
+            view=LayoutView(node_id(cls), tagged.phrases, concepts),
         )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, patch.record)

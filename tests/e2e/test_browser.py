@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
 
 import workflow_files
 from comfy_server import ComfyServer
 from dev import CACHE, PACK_NAME
+from magicportrait.host.layout_masks import PALETTE
 from workflow_format import to_api_prompt
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -31,10 +35,25 @@ MODES = {"classic": False, "nodes2": True}
 # The last thing that the frontend does at its start is to open a workflow.
 READY = "!!window.LiteGraph?.registered_node_types?.MagicFaceApply && !!window.app?.extensionManager?.workflow?.activeWorkflow"
 UNKNOWN = "() => app.graph.nodes.map(node => node.type).filter(type => !LiteGraph.registered_node_types[type])"
-SET_STEPS = """steps => {
-    const sampler = app.graph.nodes.find(node => node.type == 'KSampler');
-    sampler.widgets.find(widget => widget.name == 'steps').value = steps;
+SET_WIDGETS = """values => {
+    for (const node of app.graph.nodes)
+        for (const widget of node.widgets ?? []) {
+            const wanted = values[`${node.type}.${widget.name}`] ?? values[widget.name];
+            if (wanted !== undefined) widget.value = wanted;
+        }
 }"""
+PHRASES = "() => app.graph.nodes.filter(node => node.type == 'MagicFaceConcept').map(node => node.widgets[0].value)"
+FIND = f"""async cases => {{
+    const {{ findPhrases }} = await import('/extensions/{PACK_NAME}/phrases.js');
+    return cases.map(([phrases, prompt]) => findPhrases([phrases].flat(), prompt));
+}}"""
+ADD_NODE = """type => {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    return String(node.id);
+}"""
+HELP_PICTURE = "() => document.querySelector('.node-help-content img')?.naturalWidth > 0"
+STEPS = 8
 # Every SaveImage has its pictures, and the page shows them: drawn on the canvas, or as elements.
 SHOWN = """() => {
     const nodes = app.graph.nodes.filter(node => node.type == 'SaveImage');
@@ -58,7 +77,7 @@ def browser() -> Iterator[Browser]:
 
 class Frontend:
     def __init__(self, page: Page, server: ComfyServer, mode: str) -> None:
-        self.page, self.mode = page, mode
+        self.page, self.server, self.mode = page, server, mode
         self.complaints: list[str] = []
         page.on("console", self._read)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -75,6 +94,39 @@ class Frontend:
         self.page.evaluate("async workflow => { await app.loadGraphData(workflow) }", workflow)
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(700)
+
+    def open_from_gallery(self, name: str) -> None:
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_text(PACK_NAME, exact=True).first.click()
+        self.page.get_by_test_id(f"template-workflow-{name}").first.click()
+        self.page.get_by_test_id("template-workflows-content").first.wait_for(state="hidden")
+        self.page.wait_for_function("() => app.graph.nodes.length > 0")
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(700)
+
+    def set_widgets(self, **values: Any) -> None:
+        """Values by the widget's name, or by 'node type.name'."""
+        self.page.evaluate(SET_WIDGETS, values)
+
+    def queue(self) -> None:
+        self.page.get_by_test_id("queue-button").first.click()
+
+    def view(self, node_type: str) -> Locator:
+        """What our frontend adds to the only node of a type."""
+        node = self.page.evaluate("type => app.graph.nodes.find(node => node.type == type).widgets.at(-1).element.id ||= type", node_type)
+        return self.page.locator(f"[id='{node}'] .magic-view")
+
+    def send(self, event: str, data: dict[str, Any]) -> None:
+        """As if it came from the server."""
+        self.page.evaluate("([event, detail]) => app.api.dispatchEvent(new CustomEvent(event, { detail }))", [event, data])
+
+    def open_help(self, node_type: str) -> str | None:
+        self.page.evaluate(f"type => {{ ({ADD_NODE})(type); app.canvas.selectNode(app.graph.nodes[0]); }}", node_type)
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.get_by_test_id("info-button").first.click()
+        heading = self.page.locator(".node-help-content h1").first
+        heading.wait_for(timeout=10_000)
+        return heading.text_content()
 
     def prompt(self) -> dict[str, Any]:
         """What the frontend would send to /prompt for the workflow that is open."""
@@ -116,15 +168,132 @@ def test_workflow_opens_as_it_was_saved(frontend: Frontend, object_info: dict[st
     assert frontend.complaints_about_us() == []
 
 
-def test_workflow_runs_in_the_page(frontend: Frontend, server: ComfyServer) -> None:
-    frontend.load(workflow_files.read("magicface_three_concepts"))
-    frontend.page.evaluate(SET_STEPS, 8)
+@pytest.mark.parametrize("name", workflow_files.ALL)
+def test_a_saved_graph_opens_again_identically(frontend: Frontend, name: str) -> None:
+    frontend.load(workflow_files.read(name))
+    saved = frontend.saved()
 
-    frontend.page.get_by_test_id("queue-button").first.click()
+    frontend.load(saved)
 
-    frontend.page.wait_for_function(SHOWN, timeout=120_000)
-    frontend.screenshot("finished")
+    assert frontend.saved() == saved
+
+
+@pytest.mark.parametrize("name", workflow_files.TOY)
+def test_workflow_from_the_gallery_runs_and_shows_its_pictures(frontend: Frontend, name: str) -> None:
+    frontend.open_from_gallery(name)
+    assert frontend.page.evaluate(UNKNOWN) == []
+    frontend.set_widgets(steps=STEPS)
+
+    frontend.queue()
+
+    frontend.page.wait_for_function(SHOWN, timeout=300_000)
+    frontend.screenshot(f"{name}_finished")
     assert frontend.complaints_about_us() == []
+
+
+def test_layout_appears_while_it_samples(frontend: Frontend) -> None:
+    frontend.load(workflow_files.read("magicface_three_concepts"))
+    page, view = frontend.page, frontend.view("MagicFaceApply")
+    phrases = page.evaluate(PHRASES)
+    assert view.locator("mark").all_inner_texts() == phrases
+    # Nothing is sampled when the server knows the pictures already.
+    frontend.set_widgets(steps=STEPS, **{"KSampler.seed": 1000 + list(MODES).index(frontend.mode)})
+
+    frontend.queue()
+
+    view.locator(".magic-layout").first.wait_for(state="attached", timeout=300_000)
+    page.wait_for_function(SHOWN, timeout=300_000)
+    assert view.locator(".magic-legend li").all_inner_texts() == phrases
+    assert [swatches_colour(item) for item in view.locator(".magic-swatch").all()] == [rgb for _, rgb in PALETTE[: len(phrases)]]
+    assert view.locator(".magic-picture").count() == 4
+    assert view.locator(".magic-references img").count() == len(phrases)
+    page.wait_for_function("() => [...document.querySelectorAll('.magic-backdrop')].every(image => image.naturalWidth > 0)")
+    frontend.screenshot("layout")
+    assert frontend.complaints_about_us() == []
+
+
+def test_layout_is_turned_by_keyboard_and_says_what_it_shows(frontend: Frontend) -> None:
+    """Goes on from the run of the test before."""
+    view = frontend.view("MagicFaceApply")
+    step, picture = view.get_by_label("step"), view.locator(".magic-layout").first
+    last = picture.get_attribute("src")
+    step.focus()
+
+    for _ in range(STEPS):
+        frontend.page.keyboard.press("ArrowLeft")
+
+    assert step.get_attribute("aria-valuetext") == f"1 of {STEPS}"
+    assert picture.get_attribute("src") != last
+    assert "at step 1" in (picture.get_attribute("alt") or "")
+    assert all(image.get_attribute("alt") for image in view.locator("img").all())
+
+
+def test_a_phrase_that_is_not_in_the_prompt_is_marked_before_queueing(frontend: Frontend) -> None:
+    frontend.load(workflow_files.read("magicface_three_concepts"))
+    view = frontend.view("MagicFaceApply")
+    first, *others = frontend.page.evaluate(PHRASES)
+    assert view.get_by_role("alert").count() == 0
+
+    frontend.set_widgets(**{"MagicFaceApply.prompt": f"a man with {' and '.join(others)}"})
+    frontend.page.evaluate("() => document.dispatchEvent(new Event('input'))")
+
+    view.get_by_role("alert").wait_for()
+    assert view.get_by_role("alert").inner_text() == f"Not in the prompt: '{first}'"
+    assert view.locator("mark").all_inner_texts() == others
+    frontend.screenshot("phrase_missing")
+
+
+def test_phrases_are_found_as_the_server_finds_them(frontend: Frontend) -> None:
+    cases = {
+        ("hat", "a hat, a red hat"): ["hat", "hat"],
+        ("hat", "two hats"): [],
+        ("red hat", "a (Red hat:1.2) and a scarf"): ["Red hat"],
+    }
+    found = frontend.page.evaluate(FIND, [list(case) for case in cases])
+    assert [[prompt[start:end] for start, end in places[0]] for (_, prompt), places in zip(cases, found)] == list(cases.values())
+    longer, twins = frontend.page.evaluate(FIND, [[["hat", "red hat"], "a hat, a red hat"], [["man", "man"], "a man and a man"]])
+    assert longer == [[[2, 5]], [[9, 16]]]
+    assert twins == [[[2, 5]], [[12, 15]]]
+
+
+def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
+    frontend.load({"nodes": [], "links": [], "version": 0.4})
+    node = frontend.page.evaluate(ADD_NODE, "MagicStyleInvert")
+    Image.new("RGB", (64, 64), "white").save(frontend.server.input_dir / "white.png")
+    Image.new("RGB", (64, 64), "black").save(frontend.server.input_dir / "black.png")
+    original, again = ({"filename": f"{name}.png", "type": "input"} for name in ("white", "black"))
+    output = {"magic_comparison": [{"original": original, "reconstruction": again}]}
+    frontend.send("executed", {"node": node, "display_node": node, "output": output})
+    preview = base64.b64encode((workflow_files.FOLDER / "semantic_layout.jpg").read_bytes()).decode()
+    for step in range(0, 101, 10):
+        state = {"node": node, "step": step, "steps": 200, "loss": 1 / (step + 10), "preview": preview, "seconds_left": 75.4}
+        frontend.send("magicportrait.training", state)
+
+    compared, training = frontend.page.get_by_label("Reconstruction against original"), frontend.page.get_by_label("Training")
+    frontend.page.wait_for_function("() => document.querySelector('.magic-original')?.naturalWidth == 64")
+    assert compared.get_by_role("slider").get_attribute("aria-label") == "original | sampled again"
+    assert training.get_by_role("status").inner_text() == "step 100 of 200, loss 0.00909, 1 min 15 s left"
+    assert training.locator("img").count() == 8
+    assert len((training.locator(".magic-trend").get_attribute("points") or "").split()) == 11
+    assert (training.locator("svg").get_attribute("aria-label") or "").startswith("Loss from 0.100 to 0.00909")
+    frontend.screenshot("inversion_and_training")
+    assert frontend.complaints_about_us() == []
+
+
+def test_help_opens_for_every_node(frontend: Frontend, object_info: dict[str, Any]) -> None:
+    ours = [node for node, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK_NAME}"]
+    for node in ours:
+        frontend.load({"nodes": [], "links": [], "version": 0.4})
+        heading = frontend.open_help(node)
+        assert heading and heading.split(" (")[0] == object_info[node]["display_name"].split(" (")[0], node
+        frontend.page.wait_for_function(HELP_PICTURE, timeout=10_000)
+    frontend.screenshot("help")
+    assert frontend.complaints_about_us() == []
+
+
+def swatches_colour(swatch: Locator) -> tuple[int, ...]:
+    colour: str = swatch.evaluate("element => getComputedStyle(element).backgroundColor")
+    return tuple(int(number) for number in re.findall(r"\d+", colour))
 
 
 def values(workflow: dict[str, Any]) -> dict[int, Any]:

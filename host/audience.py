@@ -1,0 +1,62 @@
+"""The browser page that queued what is running. A page that wants our events says so once for each of its connections."""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+LISTEN_ROUTE = "/magicportrait/listen"
+_LISTENS = "magicportrait"
+
+
+@dataclass(frozen=True)
+class Audience:
+    """A browser page that shows our events."""
+
+    server: Any
+    client: str
+
+    def send(self, event: str, data: dict[str, Any]) -> None:
+        self.server.send_sync(event, data, self.client)
+
+
+def _running_server() -> Any:
+    """The host's server; None in tests and scripts, which have not imported it."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def audience() -> Audience | None:
+    """The page that queued what is running; None when it was not a page, or one without our frontend."""
+    server = _running_server()
+    client = getattr(server, "client_id", None)
+    if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
+        return None
+    return Audience(server, client)
+
+
+def accept_listeners() -> None:
+    """Lets pages say that they listen, by POST of {"client_id"}: for as long as their websocket is open."""
+    server = _running_server()
+    if server is None:
+        return
+    from aiohttp import web
+
+    @server.routes.post(LISTEN_ROUTE)
+    async def listen(request: web.Request) -> web.Response:
+        socket = server.sockets_metadata.get((await request.json()).get("client_id"))
+        if socket is None:
+            return web.Response(status=404)
+        socket[_LISTENS] = True
+        return web.Response(status=204)
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as a file of its kind ('PNG', 'JPEG') in base64."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

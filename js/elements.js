@@ -1,0 +1,45 @@
+/** `element("p", { className: "x" }, "text", child)`: an element with properties and children; properties with a dash are attributes. */
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || name === "role") made.setAttribute(name, value);
+    else made[name] = value;
+  }
+  made.append(...children);
+  return made;
+}
+
+/** A labelled slider. `onInput` gets its value as a number. */
+export function slider(label, { min, max, step, value }, onInput) {
+  const input = element("input", { type: "range", min, max, step, value, "aria-label": label });
+  const shown = element("output", {}, String(value));
+  input.addEventListener("input", () => onInput(Number(input.value)));
+  return { input, shown, row: element("label", { className: "magic-slider" }, element("span", {}, label), input, shown) };
+}
+
+/**
+ * A widget for `content` at the end of a node. It is as high as its content, which in the classic mode the host has to be told, and it
+ * is no part of the workflow or of the prompt.
+ */
+export function addView(node, name, content) {
+  let height = 0;
+  const frame = element("div", { className: "magic-frame" }, content);
+  const widget = node.addDOMWidget(name, "magicportrait", frame, {
+    serialize: false,
+    getMinHeight: () => height,
+    getMaxHeight: () => height,
+  });
+  widget.serialize = false;
+  new ResizeObserver(() => {
+    // A widget that is hidden, as it is when the canvas is zoomed far out, has no height of its own.
+    const measured = frame.isConnected && frame.offsetParent ? content.offsetHeight : 0;
+    const wanted = content.childElementCount ? measured + 2 * widget.margin : 0;
+    if ((measured === 0 && content.childElementCount) || wanted === height) return;
+    height = wanted;
+    node.graph?.setDirtyCanvas(true, true);
+  }).observe(content);
+  return widget;
+}
+
+/** A picture from base64. */
+export const dataUrl = (kind, base64) => `data:image/${kind};base64,${base64}`;

@@ -1,0 +1,55 @@
+/** Reading the graph: which node an id means, and what flows into a node. */
+
+import { app } from "../../scripts/app.js";
+
+const MUTED = 2;
+const BYPASSED = 4;
+const TEXT_SOURCES = new Set(["PrimitiveNode", "PrimitiveString", "PrimitiveStringMultiline"]);
+
+/** The node that the server calls `id`: '7', or '5:7' for node 7 in the subgraph of node 5. */
+export function findNode(id) {
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part)) ?? null;
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+/** The node at an input; null without one, and at the edge of a subgraph. */
+function sourceOf(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  const source = slot < 0 || node.inputs[slot].link == null ? null : node.getInputNode(slot);
+  return source?.type === "Reroute" ? sourceOf(source, source.inputs[0].name) : source;
+}
+
+const isLinked = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null);
+
+/** The text of a widget; null when it comes from somewhere that is known only when it runs. */
+export function textOf(node, name) {
+  if (!isLinked(node, name)) return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
+  const source = sourceOf(node, name);
+  return TEXT_SOURCES.has(source?.type) ? String(source.widgets[0].value) : null;
+}
+
+/** The phrases of the concepts that flow into a node, in the server's order; null when that is not known yet. */
+export function conceptPhrases(node, input = "concepts") {
+  if (!isLinked(node, input)) return [];
+  const source = sourceOf(node, input);
+  if (!source || source.mode === MUTED) return null;
+  const before = conceptPhrases(source);
+  if (source.mode === BYPASSED || before === null) return before;
+  if (source.type !== "MagicFaceConcept") return null;
+  const phrase = textOf(source, "phrase");
+  return phrase === null ? null : [...before, phrase.trim()];
+}
+
+/** Whether a node shows pictures of a sampler as they are: nothing of ours lies between them. */
+export function showsPicturesOf(node, sampler, depth = 4) {
+  if (!node || depth === 0 || node.inputs?.some((input) => input.type.startsWith?.("MAGIC_"))) return false;
+  if (node === sampler) return true;
+  return (node.inputs ?? [])
+    .filter((input) => input.type === "IMAGE" || input.type === "LATENT")
+    .some((input) => showsPicturesOf(sourceOf(node, input.name), sampler, depth - 1));
+}

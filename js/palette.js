@@ -1,0 +1,4 @@
+/** The colour of phrase i is the CSS class of this name: Okabe and Ito's palette in style.css, the order of host/layout_masks.py. */
+const COLOURS = 8;
+
+export const colourOf = (phrase) => `magic-colour-${phrase % COLOURS}`;

@@ -1,0 +1,29 @@
+"""Every node has a help page, and what the page points to is there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import dev
+from magicportrait.nodes import NODES
+
+DOCS = dev.ROOT / "js" / "docs"
+IDS = [node.define_schema().node_id for node in NODES]
+
+
+def test_there_is_a_page_for_every_node_and_no_other() -> None:
+    assert sorted(path.stem for path in DOCS.glob("*.md")) == sorted(IDS)
+
+
+@pytest.mark.parametrize("node", IDS)
+def test_page_says_what_the_node_does_and_shows_it(node: str) -> None:
+    page = (DOCS / f"{node}.md").read_text(encoding="utf-8")
+    assert page.startswith("# ")
+    pictures = re.findall(r"!\[(.+?)\]\((.+?)\)", page)
+    assert pictures and all(len(words) > 20 for words, _ in pictures), "a picture with words for those who cannot see it"
+    assert [file for _, file in pictures if not (DOCS / file).is_file()] == []
+    assert "## See it work" in page
+    workflows = {path.stem for path in (dev.ROOT / "workflows").glob("*.json")}
+    assert {name for name in re.findall(r"`(magicface_\w+|semantic_layout)`", page)} <= workflows

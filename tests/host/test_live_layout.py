@@ -1,0 +1,128 @@
+"""What a page that listens is sent while a picture is sampled, and that nobody else is."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from magicportrait.host import audience, live_layout
+from magicportrait.host.layout_masks import PALETTE
+from magicportrait.nodes.layout import MagicSemanticLayout
+from magicportrait.nodes.magicface import MagicFaceApply
+from magicportrait.tests.host.sampling import Sampling, apply, parts, watch
+
+Events = list[tuple[str, dict[str, Any], str]]
+CLIENT = "a page"
+
+
+class FakeServer:
+    def __init__(self, client_id: str | None, listens: bool) -> None:
+        self.client_id = client_id
+        self.sockets_metadata: dict[str, dict[str, Any]] = {CLIENT: {"feature_flags": {}, **({"magicportrait": True} if listens else {})}}
+        self.events: Events = []
+
+    def send_sync(self, event: str, data: dict[str, Any], client: str) -> None:
+        self.events.append((event, data, client))
+
+
+@pytest.fixture
+def node_seven(monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy_api.latest._io import HiddenHolder
+
+    for node in (MagicFaceApply, MagicSemanticLayout):
+        monkeypatch.setattr(node, "hidden", HiddenHolder("7", None, None, None, "", ""), raising=False)
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, client_id: str | None = CLIENT, listens: bool = True) -> FakeServer:
+    server = FakeServer(client_id, listens)
+    monkeypatch.setattr(audience, "_running_server", lambda: server)
+    return server
+
+
+def indices(png: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))).astype(int) - 1
+
+
+@pytest.mark.usefixtures("node_seven")
+def test_a_page_gets_every_step_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(monkeypatch)
+    patched, positive, record = apply(parts()[0])
+
+    samples = Sampling(batch=2, steps=5).run(patched, positive)
+
+    (kind, run, client), *layouts = server.events
+    assert (kind, client) == (live_layout.RUN_EVENT, CLIENT)
+    assert (run["node"], run["steps"], run["phrases"]) == ("7", 5, ["hat", "scarf"])
+    assert [reference["phrase"] for reference in run["references"]] == [0, 1]
+    assert {kind for kind, *_ in layouts} == {live_layout.LAYOUT_EVENT}
+    assert [data["done"] for _, data, _ in layouts] == [False] * (len(layouts) - 1) + [True]
+    sent = {int(step): pictures for _, data, _ in layouts for step, pictures in data["layouts"].items()}
+    recorded = record.run_of(samples)
+    assert sorted(sent) == sorted(recorded) == [0, 1, 2, 3, 4]
+    for step, pictures in sent.items():
+        np.testing.assert_array_equal(np.stack([indices(png) for png in pictures]), recorded[step].concepts)
+
+
+@pytest.mark.usefixtures("node_seven")
+def test_layouts_are_not_sent_faster_than_they_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(monkeypatch)
+    monkeypatch.setattr(live_layout, "_SECONDS_BETWEEN", 1e6)
+    patched, positive, _ = apply(parts()[0])
+    Sampling(steps=5).run(patched, positive)
+    assert [sorted(map(int, data["layouts"])) for _, data, _ in server.events[1:]] == [[0], [1, 2, 3, 4]]
+
+
+@pytest.mark.usefixtures("node_seven")
+@pytest.mark.parametrize(("client_id", "listens"), [(None, True), (CLIENT, False), ("closed page", True)])
+def test_nothing_is_made_for_those_who_do_not_listen(monkeypatch: pytest.MonkeyPatch, client_id: str | None, listens: bool) -> None:
+    server = serve(monkeypatch, client_id, listens)
+    monkeypatch.setattr(live_layout, "indexed_png", lambda *_: pytest.fail("a picture was made for nobody"))
+    monkeypatch.setattr(live_layout, "_thumbnails", lambda *_: pytest.fail("a thumbnail was made for nobody"))
+    patched, positive, _ = apply(parts()[0])
+    Sampling(steps=2).run(patched, positive)
+    assert server.events == []
+
+
+def test_outside_of_a_graph_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(monkeypatch)
+    patched, positive, _ = apply(parts()[0])
+    Sampling(steps=2).run(patched, positive)
+    assert server.events == []
+
+
+@pytest.mark.usefixtures("node_seven")
+def test_listening_does_not_change_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched, positive, _ = apply(parts()[0])
+    before = Sampling(batch=2).run(patched, positive)
+    serve(monkeypatch)
+    assert torch.equal(Sampling(batch=2).run(patched, positive), before)
+
+
+@pytest.mark.usefixtures("node_seven")
+def test_a_cancelled_run_ends_for_the_page_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(monkeypatch)
+    patched, positive, _ = watch(parts()[0])
+
+    def cancel(step: int, *_: Any) -> None:
+        if step == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        Sampling(steps=4, callback=cancel).run(patched, positive)
+
+    assert server.events[-1][1]["done"]
+    assert {int(step) for _, data, _ in server.events[1:] for step in data["layouts"]} == {0, 1}
+
+
+def test_layout_pictures_have_the_palette_and_leave_the_rest_open() -> None:
+    concepts = np.array([[-1, 0], [1, 9]], np.int16)
+    picture = Image.open(io.BytesIO(base64.b64decode(live_layout.indexed_png(concepts)))).convert("RGBA")
+    colours = [PALETTE[i][1] for i in (0, 1, 9 - len(PALETTE))]
+    assert [picture.getpixel(at) for at in ((1, 0), (0, 1), (1, 1))] == [(*colour, 255) for colour in colours]
+    assert picture.getpixel((0, 0))[3] == 0

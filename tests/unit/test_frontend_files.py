@@ -1,0 +1,26 @@
+"""The frontend's files against the Python side that they have to agree with."""
+
+from __future__ import annotations
+
+import re
+
+import dev
+from magicportrait.host.layout_masks import PALETTE
+
+JS = dev.ROOT / "js"
+
+
+def test_the_page_has_the_palette_of_the_layouts() -> None:
+    css = (JS / "style.css").read_text(encoding="utf-8")
+    colours = re.findall(r"\.magic-colour-(\d+) \{ --magic-colour: (#[0-9a-f]{6}); \}", css)
+    assert colours == [(str(i), "#{:02x}{:02x}{:02x}".format(*rgb)) for i, (_, rgb) in enumerate(PALETTE)]
+    [count] = re.findall(r"const COLOURS = (\d+);", (JS / "palette.js").read_text(encoding="utf-8"))
+    assert int(count) == len(PALETTE)
+
+
+def test_colours_come_from_the_palette_or_the_theme() -> None:
+    for file in [*JS.glob("*.js"), JS / "style.css"]:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith(".magic-colour-")]
+        assert not re.findall(
+            r"#[0-9a-fA-F]{3,8}\b(?!private)|rgba?\(|hsl", "\n".join(re.sub(r"this\.#\w+|^\s+#\w+\(", "", line) for line in lines)
+        ), file
