@@ -20,7 +20,7 @@ from torch import Tensor
 
 from magicportrait.demo.portraits import Garment, Portrait, Pose, render
 from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
+from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply, MagicFaceConcept
 
 PROMPT = "a man with black hair wearing a green hat, a white scarf and a blue shirt, pink background, cartoon style"
 CONCEPTS = ("hat", "scarf", "shirt")
@@ -98,26 +98,20 @@ def score(plain: Pictures, magic: Pictures, references: dict[str, Portrait]) -> 
 
 
 SETTINGS: list[tuple[str, float, dict[str, Any]]] = [
-    ("default", 2.5, {}),
-    ("RSA only", 2.5, {"inject_at": 1.0}),
-    ("without semantic CFG", 2.5, {"semantic_cfg": False}),
-    ("RSA only, without semantic CFG", 2.5, {"inject_at": 1.0, "semantic_cfg": False}),
+    ("default", DEFAULT_STRENGTH, {}),
+    ("RSA only", DEFAULT_STRENGTH, {"inject_at": 1.0}),
+    ("inject_at 0", DEFAULT_STRENGTH, {"inject_at": 0.0}),
+    ("inject_at .4 (the paper's)", DEFAULT_STRENGTH, {"inject_at": 0.4}),
+    ("inject_at .6", DEFAULT_STRENGTH, {"inject_at": 0.6}),
+    ("without semantic CFG", DEFAULT_STRENGTH, {"semantic_cfg": False}),
     ("strength 0", 0.0, {}),
     ("strength 1", 1.0, {}),
     ("strength 2", 2.0, {}),
-    ("strength 3", 3.0, {}),
     ("strength 4", 4.0, {}),
-    ("RSA only, strength 4", 4.0, {"inject_at": 1.0}),
-    ("strength 3, inject_at .2", 3.0, {"inject_at": 0.2}),
-    ("strength 4, inject_at .2", 4.0, {"inject_at": 0.2}),
     ("strength 4, inject_at 0", 4.0, {"inject_at": 0.0}),
-    ("inject_at 0", 2.5, {"inject_at": 0.0}),
-    ("inject_at .2", 2.5, {"inject_at": 0.2}),
-    ("inject_at .6", 2.5, {"inject_at": 0.6}),
-    ("layers decoder", 2.5, {"layers": "decoder"}),
-    ("layers all", 2.5, {"layers": "all"}),
-    ("layers o4-5", 2.5, {"layers": "o4-5"}),
-    ("noise per step", 2.5, {"reference_noise": "per step"}),
+    ("layers decoder", DEFAULT_STRENGTH, {"layers": "decoder"}),
+    ("layers all", DEFAULT_STRENGTH, {"layers": "all"}),
+    ("noise per step", DEFAULT_STRENGTH, {"reference_noise": "per step"}),
 ]
 
 
@@ -156,7 +150,7 @@ def write_figure(checkpoint: toy.Toy, sets: list[dict[str, Portrait]], path: Pat
     plain = plain_pictures(checkpoint, noise)
     rows = []
     for references in sets:
-        magic = magic_pictures(checkpoint, noise, references, 2.5)
+        magic = magic_pictures(checkpoint, noise, references, DEFAULT_STRENGTH)
         rows.append([*(toy.picture(render(portrait))[0] for portrait in references.values()), *plain.images, *magic.images])
     toy.contact_sheet(rows, path)
 

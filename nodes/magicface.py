@@ -20,7 +20,7 @@ from ..magic.blocks import parse_blocks
 from ..magic.concepts import Concept
 from .declare import Concepts, Layout, advanced, node_id, schema
 
-DEFAULT_STRENGTH = 2.5
+DEFAULT_STRENGTH = 3.0
 _CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
 
 
@@ -175,13 +175,13 @@ class MagicFaceApply(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "inject_at",
-                    default=0.4,
+                    default=0.2,
                     min=0.0,
                     max=1.0,
                     step=0.01,
                     tooltip=(
                         "When the layout is settled and each region begins to look at its own reference only (RSA to RBA). "
-                        "Earlier: less spill, later: more freedom for the layout."
+                        "Earlier: less spill, later: more freedom for the layout. The paper: .4."
                     ),
                 ),
                 io.Boolean.Input(
