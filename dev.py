@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import concurrent.futures
 import contextlib
 import hashlib
 import importlib.util
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -24,7 +26,7 @@ import uuid
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from workflow_format import WorkflowError, to_api_prompt
 
@@ -497,17 +499,20 @@ class Outcome(NamedTuple):
         return f"{self.passed} passed, {self.failed} failed" + (f", {self.skipped} skipped" if self.skipped else "")
 
 
-def check(command: list[str], environment: dict[str, str]) -> Outcome:
-    return Outcome(failed=1 if subprocess.run(command, cwd=ROOT, env=environment).returncode else 0)
+def check(command: list[str], environment: dict[str, str], output: IO[str] | None) -> Outcome:
+    return Outcome(failed=1 if subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output).returncode else 0)
 
 
-def pytest(command: list[str], environment: dict[str, str]) -> Outcome:
-    report = CACHE / "pytest.xml"
-    report.unlink(missing_ok=True)
-    code = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, env=environment).returncode
+def pytest(command: list[str], environment: dict[str, str], output: IO[str] | None) -> Outcome:
+    handle, name = tempfile.mkstemp(suffix=".xml", dir=CACHE)
+    os.close(handle)
+    report = Path(name)
+    report.unlink()
+    code = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, env=environment, stdout=output, stderr=output).returncode
     if not report.exists():
         return Outcome(failed=1)
     suites = list(ElementTree.parse(report).iter("testsuite"))
+    report.unlink()
     keys = ("tests", "failures", "errors", "skipped")
     tests, failures, errors, skipped = (sum(int(suite.get(key, 0)) for suite in suites) for key in keys)
     # A test that fails and then errors in its teardown is reported twice; a crash or a usage error not at all.
@@ -529,12 +534,14 @@ def test(options: argparse.Namespace) -> int:
     CACHE.mkdir(exist_ok=True)
     outcomes: list[tuple[str, Outcome]] = []
 
-    def part(name: str, kind: Any, command: list[str], against: Path | None = None) -> None:
-        print(f"\n== {name}", flush=True)
+    def part(name: str, kind: Any, command: list[str], against: Path | None = None, output: IO[str] | None = None) -> None:
+        print(f"\n== {name}", file=output, flush=True)
         started = time.monotonic()
-        environment = {**os.environ, **({"COMFYUI_PATH": str(against)} if against else {})}
-        outcomes.append((name, kind([python, "-m", *command], environment)))
-        print(f"== {name}: {'FAILED' if outcomes[-1][1].failed else 'ok'} after {time.monotonic() - started:.1f} s", flush=True)
+        # The models of the tests are tiny: more threads only get in each other's way.
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, **({"COMFYUI_PATH": str(against)} if against else {})}
+        outcome: Outcome = kind([python, "-m", *command], environment, output)
+        outcomes.append((name, outcome))
+        print(f"== {name}: {'FAILED' if outcome.failed else 'ok'} after {time.monotonic() - started:.1f} s", file=output, flush=True)
 
     expression = ["-k", options.k] if options.k else []
     part("ruff check", check, ["ruff", "check", "."])
@@ -543,11 +550,16 @@ def test(options: argparse.Namespace) -> int:
     part("tests/unit", pytest, ["pytest", "tests/unit", *expression])
     if host:
         version = host_version(host)
-        part(f"tests/host on ComfyUI {version}", pytest, ["pytest", "tests/host", *expression], host)
-        part(f"tests/e2e on ComfyUI {version}", pytest, ["pytest", "tests/e2e", *expression], host)
         others = [other.resolve() for other in sorted(host.parent.glob("ComfyUI-*")) if is_comfyui(other) and other.resolve() != host]
-        for other in others:
-            part(f"tests/host on ComfyUI {host_version(other)}", pytest, ["pytest", "tests/host", *expression], other)
+        # Server and browser mostly wait: they run beside the tests in process, and what they print follows at the end.
+        with tempfile.TemporaryFile("w+", dir=CACHE, encoding="utf-8") as output, concurrent.futures.ThreadPoolExecutor(1) as beside:
+            name = f"tests/e2e on ComfyUI {version}"
+            served = beside.submit(part, name, pytest, ["pytest", "tests/e2e", *expression], host, output)
+            for each in (host, *others):
+                part(f"tests/host on ComfyUI {host_version(each)}", pytest, ["pytest", "tests/host", *expression], each)
+            served.result()
+            output.seek(0)
+            shutil.copyfileobj(output, sys.stdout)
         if not others:
             print(f"\nsecond host version: none beside {host}, tests/host ran on {version} only")
     else:

@@ -102,16 +102,13 @@ SETTINGS: list[tuple[str, float, dict[str, Any]]] = [
     ("RSA only", DEFAULT_STRENGTH, {"inject_at": 1.0}),
     ("inject_at 0", DEFAULT_STRENGTH, {"inject_at": 0.0}),
     ("inject_at .4 (the paper's)", DEFAULT_STRENGTH, {"inject_at": 0.4}),
-    ("inject_at .6", DEFAULT_STRENGTH, {"inject_at": 0.6}),
     ("without semantic CFG", DEFAULT_STRENGTH, {"semantic_cfg": False}),
     ("strength 0", 0.0, {}),
-    ("strength 1", 1.0, {}),
     ("strength 2", 2.0, {}),
     ("strength 4", 4.0, {}),
     ("strength 4, inject_at 0", 4.0, {"inject_at": 0.0}),
     ("layers decoder", DEFAULT_STRENGTH, {"layers": "decoder"}),
     ("layers all", DEFAULT_STRENGTH, {"layers": "all"}),
-    ("noise per step", DEFAULT_STRENGTH, {"reference_noise": "per step"}),
 ]
 
 
