@@ -171,18 +171,125 @@ def test_the_server_works_on_after_a_failure(server: ComfyServer, prompt: Prompt
     assert server.queue(prompt).images
 
 
-# ---- MagicStyle, before its sampling ----
+# ---- MagicStyle, during the execution ----
 
 
-def title(kind: str, prompt: Prompt, of: str) -> Prompt:
-    """The inputs of the node of type `kind` whose image comes from the portrait in the style `of`."""
-    [portrait] = [node for node in ids(prompt, "MagicToyPortrait") if prompt[node]["inputs"]["style"] == of]
-    [found] = [prompt[node]["inputs"] for node in ids(prompt, kind) if prompt[node]["inputs"].get("image") == [portrait, 0]]
-    return found
+def content_inversion(prompt: Prompt) -> dict[str, Any]:
+    """The inputs of the node that inverts the portrait."""
+    inputs: dict[str, Any] = prompt[the(prompt, "MagicStyleApply")["inputs"]["content"][0]]["inputs"]
+    return inputs
 
 
 def another_model(prompt: Prompt) -> list[Any]:
-    """The toy checkpoint, told that it predicts something else."""
+    """The toy checkpoint, told that it predicts v."""
     [toy] = ids(prompt, "MagicToyCheckpoint")
     prompt["other"] = {"class_type": "ModelSamplingDiscrete", "inputs": {"model": [toy, 0], "sampling": "v_prediction", "zsnr": False}}
     return ["other", 0]
+
+
+def test_image_without_vae(server: ComfyServer, stylise: Prompt) -> None:
+    del content_inversion(stylise)["vae"]
+    message = failure(server, stylise, "MagicStyleInvert")
+    assert message.strip() == "there is nothing to invert: connect latent, or both image and vae"
+
+
+def test_inversion_of_an_empty_latent(server: ComfyServer, stylise: Prompt) -> None:
+    stylise["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}}
+    content_inversion(stylise)["latent"] = ["empty", 0]
+    assert "connect a picture (VAE Encode), not an Empty Latent Image" in failure(server, stylise, "MagicStyleInvert")
+
+
+def test_rising_sigmas(server: ComfyServer, stylise: Prompt) -> None:
+    inversion = the(stylise, "MagicStyleApply")["inputs"]["content"][0]
+    stylise["rising"] = {"class_type": "FlipSigmas", "inputs": {"sigmas": [inversion, 2]}}
+    stylise["again"] = {"class_type": "MagicStyleInvert", "inputs": {**content_inversion(stylise), "sigmas": ["rising", 0]}}
+    the(stylise, "MagicStyleApply")["inputs"]["content"] = ["again", 0]
+    message = failure(server, stylise, "MagicStyleInvert")
+    assert "sigmas must fall to 0 in two steps or more, got [0.0, " in message
+
+
+def test_inversion_of_another_model(server: ComfyServer, stylise: Prompt) -> None:
+    the(stylise, "MagicStyleApply")["inputs"]["model"] = another_model(stylise)
+    message = failure(server, stylise, "MagicStyleApply")
+    assert "the content was inverted with another model: its weights and LoRAs are" in message
+    assert "Connect the same model, with the same LoRAs, to both nodes" in message
+
+
+def test_inversion_file_of_another_model(server: ComfyServer, stylise: Prompt) -> None:
+    inversion = the(stylise, "MagicStyleApply")["inputs"]["content"]
+    stylise["write"] = {"class_type": "MagicInversionSave", "inputs": {"inversion": inversion, "name": "portrait"}}
+    server.queue(stylise)
+    del stylise["write"]
+    [toy] = ids(stylise, "MagicToyCheckpoint")
+    load = {"class_type": "MagicInversionLoad", "inputs": {"model": [toy, 0], "file": "portrait_00001_.safetensors"}}
+    the(stylise, "MagicStyleApply")["inputs"]["content"] = ["load", 0]
+    assert server.queue({**stylise, "load": load}).images
+
+    load["inputs"]["model"] = another_model(stylise)
+
+    message = failure(server, {**stylise, "load": load}, "MagicInversionLoad")
+    assert "'portrait_00001_.safetensors' was inverted with another model" in message
+
+
+def test_other_sigmas_than_the_inversion_has(server: ComfyServer, stylise: Prompt) -> None:
+    [toy] = ids(stylise, "MagicToyCheckpoint")
+    scheduler = {"model": [toy, 0], "scheduler": "karras", "steps": 4, "denoise": 1}
+    stylise["sigmas"] = {"class_type": "BasicScheduler", "inputs": scheduler}
+    the(stylise, "SamplerCustom")["inputs"]["sigmas"] = ["sigmas", 0]
+    message = failure(server, stylise, "SamplerCustom")
+    assert "the content was inverted over 2 steps from sigma" in message
+    assert "the sampler runs 4 steps" in message
+    assert "connect the SIGMAS output of MagicStyle Invert to SamplerCustom" in message
+
+
+def test_another_size_than_the_inversion_has(server: ComfyServer, stylise: Prompt) -> None:
+    stylise["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 192, "height": 128, "batch_size": 1}}
+    the(stylise, "SamplerCustom")["inputs"]["latent_image"] = ["empty", 0]
+    message = failure(server, stylise, "SamplerCustom")
+    assert "the content was inverted at 128x128, the sampler runs at 192x128" in message
+    assert "connect the LATENT output of MagicStyle Apply to the sampler" in message
+
+
+def test_empty_mask_of_a_style(server: ComfyServer, stylise: Prompt) -> None:
+    stylise["nothing"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}
+    the(stylise, "MagicStyleReference")["inputs"]["mask"] = ["nothing", 0]
+    assert "the mask of a style is empty: paint where it acts" in failure(server, stylise, "MagicStyleReference")
+
+
+def test_unknown_layers_of_a_style(server: ComfyServer, stylise: Prompt) -> None:
+    the(stylise, "MagicStyleApply")["inputs"]["layers"] = "o77"
+    assert "layers: 'o77' has no self-attention in this model" in failure(server, stylise, "MagicStyleApply")
+
+
+# ---- cropping, during the execution ----
+
+
+@pytest.fixture
+def crop() -> Prompt:
+    """A portrait's hat, cut out and put back."""
+    drawn = {"seed": 549, "part": "hat", "style": "cartoon", "size": 64}
+    pasted = {"image": ["portrait", 0], "patch": ["crop", 0], "crop": ["crop", 2], "feather": 0.1}
+    return {
+        "portrait": {"class_type": "MagicToyPortrait", "inputs": drawn},
+        "crop": {
+            "class_type": "MagicPortraitCrop",
+            "inputs": {"image": ["portrait", 0], "mask": ["portrait", 1], "margin": 0.3, "size": 64, "square": True},
+        },
+        "paste": {"class_type": "MagicPortraitPaste", "inputs": pasted},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["paste", 0]}},
+    }
+
+
+def test_nothing_to_cut_out(server: ComfyServer, crop: Prompt) -> None:
+    crop["portrait"]["inputs"]["seed"] = NO_HAT_SEED
+    message = failure(server, crop, "MagicPortraitCrop")
+    assert message.strip() == "the mask is empty: paint over the part of the picture to cut out, or connect a face mask"
+
+
+def test_paste_into_another_picture(server: ComfyServer, crop: Prompt) -> None:
+    larger = {**crop["portrait"]["inputs"], "size": 128}
+    crop["larger"] = {"class_type": "MagicToyPortrait", "inputs": larger}
+    crop["paste"]["inputs"]["image"] = ["larger", 0]
+    message = failure(server, crop, "MagicPortraitPaste")
+    assert "the crop was cut from a picture of 64x64, this one is 128x128" in message
+    assert "connect the picture that went into Portrait Crop" in message

@@ -19,6 +19,22 @@ def in_folders_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
 
 
+@pytest.fixture
+def model_calls(monkeypatch) -> list[int]:
+    """The rows of every model call, as they come."""
+    import comfy.model_base
+
+    calls: list[int] = []
+    original = comfy.model_base.BaseModel.apply_model
+
+    def counted(self, x, *args, **kwargs):
+        calls.append(len(x))
+        return original(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.model_base.BaseModel, "apply_model", counted)
+    return calls
+
+
 @pytest.fixture(autouse=True)
 def as_the_host_runs_nodes():
     with torch.inference_mode():
