@@ -18,10 +18,14 @@ export function timeLeft(seconds) {
   return minutes ? `, ${minutes} min ${Math.round(seconds % 60)} s left` : `, ${Math.round(seconds)} s left`;
 }
 
-/** An exponential mean, which shows where a noisy loss is going. */
+/** An exponential mean, which shows where a noisy loss is going; the first values count as much as they would later. */
 export function smoothed(losses) {
-  let mean = losses[0];
-  return losses.map((loss) => (mean = SMOOTHING * mean + (1 - SMOOTHING) * loss));
+  let [sum, weight] = [0, 0];
+  return losses.map((loss) => {
+    sum = SMOOTHING * sum + loss;
+    weight = SMOOTHING * weight + 1;
+    return sum / weight;
+  });
 }
 
 function line(className, points) {

@@ -29,6 +29,7 @@ OPTIONS = [
     "--disable-sync",
 ]
 SCREENSHOTS = CACHE / "screenshots"
+BLUEPRINTS = workflow_files.FOLDER.parent / "subgraphs"
 MODES = {"classic": False, "nodes2": True}
 """The two ways in which the frontend draws nodes: on its canvas, and as elements of the page."""
 
@@ -51,6 +52,25 @@ ADD_NODE = """type => {
     const node = LiteGraph.createNode(type);
     app.graph.add(node);
     return String(node.id);
+}"""
+# Connects the only subgraph of the graph to the toy world, and makes its work small.
+JOIN_TOY = """() => {
+    const add = (type, x, y) => {
+        const node = LiteGraph.createNode(type);
+        app.graph.add(node);
+        node.pos = [x, y];
+        return node;
+    };
+    const blueprint = app.graph.nodes.find(node => node.subgraph);
+    const [model, portrait, save] = [add('MagicToyCheckpoint', -400, 0), add('MagicToyPortrait', -400, 200), add('SaveImage', 600, 0)];
+    const sources = { MODEL: [model, 0], CLIP: [model, 1], VAE: [model, 2], IMAGE: [portrait, 0], MASK: [portrait, 1] };
+    blueprint.inputs.forEach((input, i) => sources[input.type]?.[0].connect(sources[input.type][1], blueprint, i));
+    blueprint.connect(0, save, 0);
+    portrait.widgets.find(widget => widget.name == 'seed').value = 165;
+    for (const widget of blueprint.widgets) {
+        if (['steps', 'value'].includes(widget.name)) widget.value = 4;
+        if (['width', 'height'].includes(widget.name)) widget.value = 128;
+    }
 }"""
 HELP_PICTURE = "() => document.querySelector('.node-help-content img')?.naturalWidth > 0"
 STEPS = 8
@@ -142,6 +162,8 @@ class Frontend:
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        # In the classic mode nodes grow with their content from one drawing to the next.
+        self.page.wait_for_timeout(300)
         self.page.screenshot(path=SCREENSHOTS / f"{name}_{self.mode}.png")
 
 
@@ -257,7 +279,7 @@ def test_phrases_are_found_as_the_server_finds_them(frontend: Frontend) -> None:
 
 
 def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
-    frontend.load({"nodes": [], "links": [], "version": 0.4})
+    frontend.page.evaluate("() => app.graph.clear()")
     node = frontend.page.evaluate(ADD_NODE, "MagicStyleInvert")
     Image.new("RGB", (64, 64), "white").save(frontend.server.input_dir / "white.png")
     Image.new("RGB", (64, 64), "black").save(frontend.server.input_dir / "black.png")
@@ -283,11 +305,27 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
 def test_help_opens_for_every_node(frontend: Frontend, object_info: dict[str, Any]) -> None:
     ours = [node for node, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK_NAME}"]
     for node in ours:
-        frontend.load({"nodes": [], "links": [], "version": 0.4})
+        frontend.page.evaluate("() => app.graph.clear()")
         heading = frontend.open_help(node)
         assert heading and heading.split(" (")[0] == object_info[node]["display_name"].split(" (")[0], node
         frontend.page.wait_for_function(HELP_PICTURE, timeout=10_000)
     frontend.screenshot("help")
+    assert frontend.complaints_about_us() == []
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BLUEPRINTS.glob("*.json")))
+def test_blueprint_is_offered_and_runs(frontend: Frontend, name: str) -> None:
+    offered = json.loads(frontend.server.get("/global_subgraphs")).values()
+    assert name in [entry["name"] for entry in offered if entry["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"]
+    frontend.load(json.loads((BLUEPRINTS / f"{name}.json").read_text(encoding="utf-8")))
+    frontend.page.evaluate(JOIN_TOY)
+    frontend.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    assert frontend.page.evaluate(UNKNOWN) == []
+
+    frontend.queue()
+
+    frontend.page.wait_for_function(SHOWN, timeout=300_000)
+    frontend.screenshot(f"blueprint_{name}")
     assert frontend.complaints_about_us() == []
 
 
