@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from .audience import audience
+from .audience import encoded as as_base64
 from .capture_training import CaptureSettings
 
 _PREVIEW_SIDE = 512
+_SECONDS_BETWEEN_EVENTS = 0.3
 
 
 class TrainingWatch:
@@ -27,6 +32,8 @@ class TrainingWatch:
         self._encodings, self._encoded = pictures * settings.versions, 0
         self._node = node
         self._average: float | None = None
+        self._began: float | None = None
+        self._shown = 0.0
         self.previews: list[Tensor] = []
 
     def encoded(self) -> None:
@@ -43,14 +50,29 @@ class TrainingWatch:
         self._bar.update_absolute(step, self._total)
         if step % 10 == 0 or step == self._total:
             self._say(f"step {step}/{self._total}, loss {self._average:.4f}")
+        self._show(step, loss)
         management.throw_exception_if_processing_interrupted()
 
     def previewed(self, step: int, pictures: Tensor) -> None:
-        from PIL import Image
-
         self.previews.append(pictures)
         picture = Image.fromarray((pictures[0].clamp(0, 1).numpy() * 255).round().astype(np.uint8))
         self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
+        self._show(step, self._average, picture)
+
+    def _show(self, step: int, loss: float | None, preview: Image.Image | None = None) -> None:
+        """A point of the loss curve for the page that queued: with every preview, else a few times a second."""
+        now = time.monotonic()
+        self._began = self._began or now
+        if preview is None and step < self._total and now - self._shown < _SECONDS_BETWEEN_EVENTS:
+            return
+        self._shown = now
+        page = audience()
+        if page is None or self._node is None:
+            return
+        left = (now - self._began) / step * (self._total - step) if step else None
+        image = None if preview is None else as_base64(preview, "JPEG")
+        point = {"node": self._node, "step": step, "steps": self._total, "loss": loss, "preview": image, "seconds_left": left}
+        page.send("magicportrait.training", point)
 
     def _say(self, text: str) -> None:
         # Asked for rather than imported: without a running server there is nobody to tell.
