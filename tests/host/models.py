@@ -144,4 +144,10 @@ def structure_of(value: Any) -> Any:
 def state_of(model: Any) -> tuple[Any, ...]:
     """All that a patch could leave behind in a MODEL."""
     weights = [(name, tensor.double().sum().item()) for name, tensor in model.model.state_dict().items()]
-    return structure_of(model.model_options), structure_of(model.wrappers), structure_of(model.callbacks), list(model.object_patches), weights
+    return (
+        structure_of(model.model_options),
+        structure_of(model.wrappers),
+        structure_of(model.callbacks),
+        list(model.object_patches),
+        weights,
+    )

@@ -42,7 +42,9 @@ def model_calls(monkeypatch) -> list[int]:
     calls: list[int] = []
     original = comfy.model_base.BaseModel.apply_model
     monkeypatch.setattr(
-        comfy.model_base.BaseModel, "apply_model", lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1]
+        comfy.model_base.BaseModel,
+        "apply_model",
+        lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1],
     )
     return calls
 
@@ -81,7 +83,9 @@ def test_runs_and_is_finite(shape, dtype, method, batch, size, model_calls):
     assert (inversion.model_calls, model_calls) == (expected, [batch] * expected)
 
 
-@pytest.mark.parametrize(("shape", "dtype", "least"), [("sd15", torch.float32, 90), ("sdxl", torch.float32, 90), ("sd21v", torch.float16, 45)])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "least"), [("sd15", torch.float32, 90), ("sdxl", torch.float32, 90), ("sd21v", torch.float16, 45)]
+)
 def test_belm_round_trip(shape, dtype, least):
     model, samples = parts(shape, dtype)[0], latent(2)
     inverted = invert(model, samples, shape, method="o-belm")
@@ -180,7 +184,7 @@ def test_a_flow_model_is_refused(monkeypatch, model_calls):
 
     model = parts()[0]
     monkeypatch.setattr(model.model, "model_type", comfy.model_base.ModelType.FLOW)
-    with pytest.raises(ValueError, match="needs a model with eps or v prediction .* got one of type FLOW"):
+    with pytest.raises(ValueError, match=r"needs a model with eps or v prediction .* got one of type FLOW"):
         invert(model)
     assert not model_calls
 
@@ -365,7 +369,9 @@ def test_where_the_weights_are_does_not_matter():
 
 def made_up(key: str, seed: int = 0) -> Inversion:
     generator = torch.Generator().manual_seed(seed)
-    cond = [[torch.randn(1, 77, 8, generator=generator), {"pooled_output": torch.randn(1, 8, generator=generator), "strength": 0.5, "n": None}]]
+    cond = [
+        [torch.randn(1, 77, 8, generator=generator), {"pooled_output": torch.randn(1, 8, generator=generator), "strength": 0.5, "n": None}]
+    ]
     latents = torch.randn(4, 1, 4, 8, 8, generator=generator)
     return Inversion(LOW, latents, cond, "ddim", "model", key, 3, 1.5, latents[-1] + 0.1)
 

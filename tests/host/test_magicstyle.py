@@ -76,7 +76,9 @@ def model_calls(monkeypatch) -> list[int]:
     calls: list[int] = []
     original = comfy.model_base.BaseModel.apply_model
     monkeypatch.setattr(
-        comfy.model_base.BaseModel, "apply_model", lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1]
+        comfy.model_base.BaseModel,
+        "apply_model",
+        lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1],
     )
     return calls
 
@@ -114,9 +116,7 @@ def test_runs_and_is_finite(shape, dtype, batch, cfg, size, style_size, keys):
 def test_content_alone_is_reproduced_as_well_as_the_inverter_can(shape, method):
     model, samples = parts(shape)[0], latent()
     content = invert(model, samples, shape, method=method, cache_mb=0)
-    patched = apply(
-        model, content, style(shape=shape), alpha=1.0, beta=0.0, keys="content", adain=0.0, temperature=1.0, layers="all"
-    )
+    patched = apply(model, content, style(shape=shape), alpha=1.0, beta=0.0, keys="content", adain=0.0, temperature=1.0, layers="all")
     span = float(samples.max() - samples.min())
     limit = psnr(content[0].resampled, samples, span)
     reached = psnr(run(patched, content), samples, span)
@@ -161,7 +161,9 @@ def test_each_half_takes_after_the_style_of_its_mask():
     first, second = (apply(styles=style(seed), **options)[1]["samples"] for seed in (50, 60))
     torch.testing.assert_close(both[..., :4], first[..., :4])
     torch.testing.assert_close(both[..., 4:], second[..., 4:])
-    results = [run(apply(styles=styles, **options)) for styles in (style(60, mask=1 - left, styles=style(50, mask=left)), style(50), style(60))]
+    results = [
+        run(apply(styles=styles, **options)) for styles in (style(60, mask=1 - left, styles=style(50, mask=left)), style(50), style(60))
+    ]
     apart = [[float((results[0] - other)[..., half].norm()) for half in (slice(0, 3), slice(5, 8))] for other in results[1:]]
     assert apart[0][0] < apart[1][0] and apart[1][1] < apart[0][1]
 
@@ -419,7 +421,7 @@ def test_areas_are_refused_with_the_way_out():
     import nodes as core_nodes
 
     area = core_nodes.ConditioningSetArea().append(encode("a hat"), 32, 64, 0, 0, 1.0)[0]
-    with pytest.raises(ValueError, match="the content has .* tokens, this call .* use ConditioningSetMask, not areas"):
+    with pytest.raises(ValueError, match=r"the content has .* tokens, this call .* use ConditioningSetMask, not areas"):
         run(apply(), positive=area)
 
 
@@ -427,7 +429,9 @@ def test_other_sigmas_are_refused_before_sampling(model_calls):
     sigmas = inverted()[2]
     patched, noise = apply()
     model_calls.clear()
-    with pytest.raises(ValueError, match=r"the content was inverted over 3 steps from sigma .*, the sampler runs 3 steps from .* SIGMAS output"):
+    with pytest.raises(
+        ValueError, match=r"the content was inverted over 3 steps from sigma .*, the sampler runs 3 steps from .* SIGMAS output"
+    ):
         sample(patched, noise, sigmas * 0.9, inverted()[3], inverted()[4])
     assert not model_calls
     # A part of the inversion's own is fine.

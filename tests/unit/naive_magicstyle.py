@@ -28,8 +28,8 @@ def resampled(q: Array, grid: Grid, size: Grid) -> Array:
 
 
 def fused(
-    own: NaiveFeatures, content: NaiveFeatures, style: NaiveFeatures, alpha: float, beta: float, keys: str, scale: float, temperature: float,
-    heads: int,
+    own: NaiveFeatures, content: NaiveFeatures, style: NaiveFeatures, alpha: float, beta: float, keys: str, scale: float,
+    temperature: float, heads: int,
 ) -> Array:  # fmt: skip
     """FFA with one style, N C."""
     rest = 1 - alpha - beta

@@ -85,7 +85,9 @@ def cases(draw: Any, styles: int = 1) -> Case:
     alpha = draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
     # What both leave of 1 is the picture's own: none, some, all.
     beta = round((1 - alpha) * draw(st.sampled_from([0.0, 0.5, 1.0])), 4)
-    fusion = Fusion(alpha, beta, draw(st.sampled_from(KEYS)), draw(st.sampled_from([0.0, 1.0, -2.0])), draw(st.sampled_from([1.0, 1.5, 0.6])))
+    fusion = Fusion(
+        alpha, beta, draw(st.sampled_from(KEYS)), draw(st.sampled_from([0.0, 1.0, -2.0])), draw(st.sampled_from([1.0, 1.5, 0.6]))
+    )
     return Case(
         seed, draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(GRIDS), tuple(draw(GRIDS) for _ in range(styles)),
         tuple(draw(st.sampled_from([0.0, 0.4, 1.0])) for _ in range(styles)), tuple(masks), fusion,

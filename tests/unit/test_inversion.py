@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_ddim_of_a_linear_model() -> None:
     sigmas, x = [0.0, 0.3, 1.0, 2.5], picture()
     latents = invert_ddim(linear, x, sigmas, ignore)
     expected = [x]
-    for sigma, following in zip(sigmas, sigmas[1:]):
+    for sigma, following in itertools.pairwise(sigmas):
         grown = math.sqrt((1 + following**2) / (1 + sigma**2))
         expected.append(expected[-1] * (1 + (following - sigma) * RATE * grown))
     assert len(latents) == len(sigmas) and latents[0] is x
@@ -99,7 +100,7 @@ def test_many_fixed_point_iterations_are_the_implicit_euler_step() -> None:
     sigmas, x = [0.0, 0.3, 1.0, 2.5], picture()
     latents = invert_ddim(linear, x, sigmas, ignore, iterations=80)
     factor = 1.0
-    for i, (sigma, following) in enumerate(zip(sigmas, sigmas[1:]), start=1):
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas), start=1):
         factor /= 1 - RATE * (following - sigma)
         assert error(latents[i], factor * x) <= 1e-13
 
@@ -160,7 +161,7 @@ def test_the_residual_is_within_the_tolerance() -> None:
 def test_ddim_and_fixed_point_are_of_first_order(iterations: int) -> None:
     x0 = picture()
     errors = [error(invert_ddim(gaussian, x0, even(steps), ignore, iterations)[-1], gaussian_solution(x0, 2.0)) for steps in (40, 80, 160)]
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:])]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert errors[-1] <= 0.03
     assert orders == pytest.approx([1.0, 1.0], abs=0.15)
 
@@ -199,7 +200,7 @@ def test_belm_is_exact_for_parabolas() -> None:
 def test_belm_is_of_second_order() -> None:
     x0 = picture()
     errors = [error(invert_belm(gaussian, x0, even(steps), ignore)[-1], gaussian_solution(x0, 2.0)) for steps in (40, 80, 160)]
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:])]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert errors[-1] <= 1e-3
     assert orders == pytest.approx([2.0, 2.0], abs=0.3)
 

@@ -115,7 +115,7 @@ def test_resizing_keeps_what_has_the_size_and_stays_in_range() -> None:
     assert resize(image, (16, 24)) is image
     for size in ((40, 8), (7, 61)):
         out = resize(image, size)
-        assert out.shape == (2, *size, 3) and 0 <= float(out.min()) and float(out.max()) <= 1
+        assert out.shape == (2, *size, 3) and float(out.min()) >= 0 and float(out.max()) <= 1
 
 
 # Feathers
@@ -220,7 +220,9 @@ def test_masks_of_several_pictures_on_one_picture() -> None:
 
 
 def test_a_mask_at_another_size_than_the_patch() -> None:
-    out = paste(torch.zeros(1, 16, 16, 3), torch.ones(1, 64, 64, 3), Crop(Box(0, 0, 16, 16), (16, 16)), 0.0, painted(32, 32, (0, 0, 16, 32))[None])
+    out = paste(
+        torch.zeros(1, 16, 16, 3), torch.ones(1, 64, 64, 3), Crop(Box(0, 0, 16, 16), (16, 16)), 0.0, painted(32, 32, (0, 0, 16, 32))[None]
+    )
     np.testing.assert_allclose(out[0, :, :7, 0], 1.0, atol=1e-6)
     np.testing.assert_allclose(out[0, :, 9:, 0], 0.0, atol=1e-6)
 
