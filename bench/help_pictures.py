@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import toy
 
@@ -14,11 +15,21 @@ from PIL import Image
 from torch import Tensor
 
 from magicportrait.demo import portraits
+from magicportrait.host.capture_pictures import masked_previews
+from magicportrait.host.face_restoration import boxes_of_mask, restore_face
 from magicportrait.host.inversion import resample_with
+from magicportrait.magic.capture_sets import capture_pictures
+from magicportrait.nodes.analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
+from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.inversion import MagicStyleInvert
 from magicportrait.nodes.layout import MagicLayoutMasks
+from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleSampler
+from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, refined
+from magicportrait.nodes.metrics import MagicCompareGrid
 from magicportrait.nodes.portrait_crop import MagicPortraitCrop, MagicPortraitPaste
+from magicportrait.nodes.restore import MagicPortraitRestore
+from magicportrait.nodes.toy import MagicToyCapture
 
 from .magicface_effect import CONCEPTS, PROMPT, magic_pictures, plain_pictures, reference_sets
 
@@ -28,10 +39,11 @@ FOLDER = toy.ROOT / "js" / "docs"
 
 
 def save(name: str, images: Sequence[Tensor]) -> None:
-    """images: H W 3 each, which come to one height in a row."""
+    """images: H W 3 each, which come to one height in a row; a single one keeps its size."""
     tiles = [Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy()) for image in images]
-    tiles = [tile.resize((round(tile.width * SIDE / tile.height), SIDE), Image.Resampling.LANCZOS) for tile in tiles]
-    sheet = Image.new("RGB", (sum(tile.width + GAP for tile in tiles) - GAP, SIDE), "white")
+    height = SIDE if len(tiles) > 1 else tiles[0].height
+    tiles = [tile.resize((round(tile.width * height / tile.height), height), Image.Resampling.LANCZOS) for tile in tiles]
+    sheet = Image.new("RGB", (sum(tile.width + GAP for tile in tiles) - GAP, height), "white")
     left = 0
     for tile in tiles:
         sheet.paste(tile, (left, 0))
@@ -119,8 +131,112 @@ def toy_portrait(checkpoint: toy.Toy) -> list[Tensor]:
     return [torch.from_numpy(drawn.image), *(gray(torch.from_numpy(drawn.masks[part])) for part in ("hat", "face", "scarf"))]
 
 
+def concept_mask(checkpoint: toy.Toy) -> list[Tensor]:
+    drawn = portraits.render(reference_sets()[0]["hat"], 256)
+    image, exact = toy.picture(drawn), torch.from_numpy(drawn.masks["hat"])
+    [box] = boxes_of_mask(exact)
+    typed = f"{box.left},{box.top},{box.right - box.left},{box.bottom - box.top}"
+    options = {"target": "points", "sam": NO_SAM, "detector": NO_MODEL, "face_model": NO_MODEL, "box": typed}
+    mask, _, overlay = MagicConceptMask.execute(**{**defaults_of(MagicConceptMask), **options}, image=image).args
+    return [image[0], overlay[0], gray(mask[0])]
+
+
+def attention_maps(checkpoint: toy.Toy, phrases: str, seed: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """A sample, and the heat map and the mask of each phrase."""
+    options = {**defaults_of(MagicAttentionMap), "prompt": PROMPT, "phrases": phrases}
+    model, positive, record = MagicAttentionMap.execute(checkpoint.model, checkpoint.clip, **options).args
+    samples = checkpoint.sample(model, positive, checkpoint.noise([seed]))
+    image = checkpoint.decode(samples)
+    heatmaps, masks, _ = MagicAttentionHeatmap.execute(record, {"samples": samples}, 0.8, image).args
+    return image[0], [heatmap[0] for heatmap in heatmaps], [mask[0] for mask in masks]
+
+
+def refine_mask(checkpoint: toy.Toy) -> list[Tensor]:
+    image, _, [mask] = attention_maps(checkpoint, "scarf", 1)
+    steps = [refined(mask, 0.5, *chosen, False)[0] for chosen in ((False, False, 0, 0), (True, True, 0, 0), (True, True, 3, 5))]
+    return [image, *(gray(step) for step in (mask, *steps))]
+
+
+def attention(checkpoint: toy.Toy) -> list[Tensor]:
+    image, heatmaps, _ = attention_maps(checkpoint, "green hat, white scarf, blue shirt", 1)
+    return [image, *heatmaps]
+
+
+def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
+    concepts: tuple[Any, ...] = ()
+    for part in CONCEPTS:
+        drawn = portraits.render(reference_sets()[0][part], checkpoint_side())
+        mask = torch.from_numpy(drawn.masks[part])[None]
+        [concepts] = MagicFaceConcept.execute(toy.picture(drawn), part, 2.5, mask, "", None, concepts).args
+    options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
+    model, positive, _ = MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **options).args
+    region = torch.zeros(1, checkpoint_side(), checkpoint_side())
+    region[:, 92:108, 54:74] = 1
+    model, record = MagicCorrespondence.execute(model, "", 0.0, 1.0, region).args
+    samples = checkpoint.sample(model, positive, checkpoint.noise([1]))
+    heatmaps, _ = MagicCorrespondenceMap.execute(record, {"samples": samples}, 0.8, concepts).args
+    image = checkpoint.decode(samples)[0]
+    return [image, image * (0.3 + 0.7 * gray(region[0])), *(heatmap[0] for heatmap in heatmaps)]
+
+
+def compare(checkpoint: toy.Toy) -> list[Tensor]:
+    chosen, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
+    references = torch.cat([toy.picture(portraits.render(chosen[part], checkpoint_side())) for part in CONCEPTS])
+    plain, magic = plain_pictures(checkpoint, noise), magic_pictures(checkpoint, noise, chosen, 2.5)
+    options = {**defaults_of(MagicCompareGrid), "row_captions": "references\nplain\nMagicFace", "cell": 112, "font": 16}
+    [grid] = MagicCompareGrid.execute(references, **options, row_2=plain.images, row_3=magic.images).args
+    return [grid[0]]
+
+
+def capture(checkpoint: toy.Toy) -> list[Tensor]:
+    people, heads, styled, styled_heads, truth, _ = MagicToyCapture.execute(7, "sketch", 2, 256).args
+    sets = (capture_pictures([*pictures], [*masks], ["1", "2"]) for pictures, masks in ((people, heads), (styled, styled_heads)))
+    return [*(preview for pictures in sets for preview in masked_previews(pictures)), truth[0]]
+
+
+def toy_capture(checkpoint: toy.Toy) -> list[Tensor]:
+    people, heads, styled, _, truth, _ = MagicToyCapture.execute(7, "sketch", 2, 256).args
+    return [*people, gray(heads[0]), *styled, truth[0]]
+
+
+def restore(checkpoint: toy.Toy) -> list[Tensor]:
+    """No restoration network can come with the pack: what one would be given, and where its answer would go."""
+    people, heads, *_ = MagicToyCapture.execute(7, "cartoon", 2, 256).args
+    image, mask = torch.cat([*people], 1), torch.cat([*heads], 1)
+    given: list[Tensor] = []
+
+    def look(crop: Tensor) -> Tensor:
+        given.append(crop[0].movedim(0, -1))
+        return torch.ones_like(crop)
+
+    pasted = torch.zeros(1, 3, *image.shape[:2])
+    values = defaults_of(MagicPortraitRestore)
+    for box in boxes_of_mask(mask):
+        restore_face(image.movedim(-1, 0)[None], box, look, values["margin"], values["strength"], values["feather"])
+        pasted = restore_face(pasted, box, torch.ones_like, values["margin"], values["strength"], values["feather"])
+    return [image, *given, image * (0.2 + 0.8 * pasted[0].movedim(0, -1))]
+
+
 PICTURES: dict[str, Callable[[toy.Toy], list[Tensor]]] = {
-    function.__name__: function for function in (concept, magicface, layout, inversion, style, crop, toy_checkpoint, toy_portrait)
+    function.__name__: function
+    for function in (
+        concept,
+        concept_mask,
+        refine_mask,
+        magicface,
+        layout,
+        attention,
+        correspondence,
+        compare,
+        inversion,
+        style,
+        crop,
+        capture,
+        restore,
+        toy_checkpoint,
+        toy_portrait,
+        toy_capture,
+    )
 }
 
 

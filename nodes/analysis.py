@@ -109,7 +109,7 @@ class MagicAttentionHeatmap(io.ComfyNode):
             display_name="Attention Heatmap (MagicPortrait)",
             category="MagicPortrait/analysis",
             description="The attention that a finished picture paid to each phrase: as colours over the picture, and as soft masks.",
-            search_aliases=["cross attention", "daam", "heatmap", "attention mask"],
+            search_aliases=["cross attention", "daam", "heatmap", "mask", "attention mask"],
             inputs=[
                 Attention.Input("attention", tooltip="From Attention Map."),
                 io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),

@@ -278,7 +278,7 @@ class MagicInversionSave(io.ComfyNode):
             display_name="Save Inversion",
             category="MagicPortrait/MagicStyle",
             description="Writes an inversion to output/inversions, where Load Inversion finds it.",
-            search_aliases=["inversion file", "export inversion"],
+            search_aliases=["inversion", "inversion file", "export inversion"],
             inputs=[
                 InversionType.Input("inversion", tooltip="What MagicStyle Invert found."),
                 io.String.Input("name", default="inversion", tooltip="The file's name; a number is added."),
@@ -310,7 +310,7 @@ class MagicInversionLoad(io.ComfyNode):
             display_name="Load Inversion",
             category="MagicPortrait/MagicStyle",
             description="Reads an inversion from output/inversions or models/inversions.",
-            search_aliases=["inversion file", "import inversion"],
+            search_aliases=["inversion", "inversion file", "import inversion"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that it was made with: another one is refused."),
                 io.Combo.Input("file", options=inversion_files.list_files() or [_NO_FILE], tooltip="A file that Save Inversion wrote."),

@@ -28,7 +28,7 @@ class MagicSemanticLayout(io.ComfyNode):
                 "Watches where the words of a prompt end up in the picture, without changing it. "
                 "Connect MODEL and CONDITIONING to a sampler, then use Layout Masks."
             ),
-            search_aliases=["attention map", "segmentation", "mask from prompt", "daam"],
+            search_aliases=["attention map", "segment", "segmentation", "mask from prompt", "daam"],
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
@@ -77,7 +77,7 @@ class MagicLayoutMasks(io.ComfyNode):
             display_name="Layout Masks (MagicPortrait)",
             category="MagicPortrait/layout",
             description="The layout of a finished picture as masks, one for each phrase, and as a coloured overlay.",
-            search_aliases=["mask", "mask from attention", "segmentation", "region masks"],
+            search_aliases=["mask", "mask from attention", "segment", "segmentation", "region masks"],
             inputs=[
                 Layout.Input("layout", tooltip="From MagicFace Apply or Semantic Layout."),
                 io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),

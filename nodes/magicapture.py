@@ -76,7 +76,7 @@ def _picture_inputs(what: str, templates: str, slots: str, placeholder: str) -> 
                 "templates",
                 multiline=True,
                 default=templates,
-                tooltip=f"Training prompts, one a line, each with {slots} in it once. Every step draws one.",
+                tooltip=f"Training prompts, one a line, each with the slots of {slots} once, as the defaults have. Every step draws one.",
             )
         ),
     ]
@@ -123,10 +123,10 @@ class MagiCaptureSubject(io.ComfyNode):
             display_name="MagiCapture Subject",
             category=CATEGORY,
             description="The person to learn: a handful of pictures with face masks, the new word for them, and training prompts.",
-            search_aliases=["dreambooth", "training images", "person", "face"],
+            search_aliases=["dreambooth", "training images", "person", "face", "identity"],
             is_input_list=True,
             is_output_node=True,
-            inputs=_picture_inputs("subject", SUBJECT_TEMPLATES, "{person}", "<subject>"),
+            inputs=_picture_inputs("subject", SUBJECT_TEMPLATES, "the person", "<subject>"),
             outputs=[SubjectType.Output(display_name="subject", tooltip="For MagiCapture Train.")],
         )
 
@@ -164,7 +164,7 @@ class MagiCaptureStyle(io.ComfyNode):
             search_aliases=["dreambooth", "training images", "style"],
             is_input_list=True,
             is_output_node=True,
-            inputs=_picture_inputs("style", STYLE_TEMPLATES, "{person} and {style}", "<style>"),
+            inputs=_picture_inputs("style", STYLE_TEMPLATES, "person and style", "<style>"),
             outputs=[StyleType.Output(display_name="style", tooltip="For MagiCapture Train.")],
         )
 
@@ -202,7 +202,7 @@ class MagicIdentityLoader(io.ComfyNode):
                 "A network that tells faces apart, for the identity loss: ArcFace or AdaFace weights from models/face_identity or "
                 "models/insightface (safetensors, or onnx with the optional package onnx2torch)."
             ),
-            search_aliases=["arcface", "adaface", "insightface", "face embedding"],
+            search_aliases=["arcface", "adaface", "insightface", "face embedding", "face", "identity"],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -232,7 +232,7 @@ class MagiCaptureTrain(io.ComfyNode):
                 "Learns a subject and a style: first two new words (textual inversion), then LoRA of the UNet and the text encoders. "
                 "Gives what Save LoRA, LoRA loaders and the loss graph understand."
             ),
-            search_aliases=["train lora", "dreambooth", "textual inversion", "finetune", "personalize"],
+            search_aliases=["train lora", "dreambooth", "textual inversion", "inversion", "finetune", "personalize", "face", "identity"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -427,7 +427,7 @@ class MagiCaptureApply(io.ComfyNode):
             display_name="MagiCapture Apply",
             category=CATEGORY,
             description="A model and a text encoder that know the subject and the style: write the new words in any prompt.",
-            search_aliases=["load lora", "embedding", "textual inversion"],
+            search_aliases=["load lora", "embedding", "textual inversion", "dreambooth"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that was trained, or a relative of it."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),

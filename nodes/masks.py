@@ -32,7 +32,7 @@ class MagicConceptMask(io.ComfyNode):
                 "Masks a thing in a picture: named in words (Grounding DINO and SAM), pointed at (SAM), or a face. "
                 "Uses model files from your own model folders; nothing is downloaded."
             ),
-            search_aliases=["segment anything", "sam", "grounding dino", "face mask", "text to mask", "segmentation"],
+            search_aliases=["segment anything", "sam", "grounding dino", "face mask", "text to mask", "mask", "segment", "segmentation"],
             inputs=[
                 io.Image.Input("image", tooltip="The pictures to mask. Each picture of a batch gets its own mask."),
                 io.Combo.Input(
@@ -209,7 +209,7 @@ class MagicMaskRefine(io.ComfyNode):
             display_name="Refine Mask (MagicPortrait)",
             category="MagicPortrait/masks",
             description="Cuts, cleans, grows and softens masks, in this order: threshold, largest part, holes, grow, feather.",
-            search_aliases=["grow mask", "feather mask", "fill holes", "blur mask", "erode", "dilate", "shrink mask"],
+            search_aliases=["mask", "grow mask", "feather mask", "fill holes", "blur mask", "erode", "dilate", "shrink mask"],
             inputs=[
                 io.Mask.Input("mask", tooltip="Any masks; each of a batch by itself."),
                 io.Float.Input(

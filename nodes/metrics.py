@@ -27,7 +27,7 @@ class MagicPortraitMetrics(io.ComfyNode):
                 "The numbers of the papers: identity (CSIM), CLIP-I, CLIP-T, DINO, LPIPS, style distance, aesthetics. "
                 "Networks come from models/metrics; what is not there is named in the table."
             ),
-            search_aliases=["similarity", "clip score", "csim", "dino score", "lpips", "aesthetic score", "evaluation"],
+            search_aliases=["similarity", "identity", "clip score", "csim", "dino score", "lpips", "aesthetic score", "evaluation"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to measure."),

@@ -24,7 +24,7 @@ class MagicPortraitRestore(io.ComfyNode):
                 "Restores faces with GFPGAN, RestoreFormer or (with spandrel_extra_arches installed) CodeFormer, and optionally upscales "
                 "the whole picture first. Load the models with Load Upscale Model."
             ),
-            search_aliases=["gfpgan", "codeformer", "restoreformer", "face restore", "face fix", "upscale"],
+            search_aliases=["face", "gfpgan", "codeformer", "restoreformer", "face restore", "face fix", "upscale"],
             inputs=[
                 io.Image.Input("image", tooltip="The pictures."),
                 io.UpscaleModel.Input("face_model", tooltip="A face restoration model, from Load Upscale Model."),

@@ -92,7 +92,7 @@ class MagicToyCapture(io.ComfyNode):
                 "Pictures to train MagiCapture with, drawn on the fly: one person in several poses, other people in one style, "
                 "and the truth: the same person drawn in that style."
             ),
-            search_aliases=["demo data", "training images", "procedural portrait"],
+            search_aliases=["dreambooth", "demo data", "training images", "procedural portrait"],
             inputs=[
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, tooltip="Who is drawn."),
                 io.Combo.Input(

@@ -138,7 +138,8 @@ def test_holds_nothing_of_the_machine_it_was_made_on(name: str) -> None:
     assert workflow["version"] == 0.4
     assert workflow["extra"] == {}
     assert [group["title"] for group in workflow["groups"]][-2:] == ["sampling", "result"]
-    assert [node["type"] for node in workflow["nodes"]].count("MarkdownNote") == 1
+    [note] = [node for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+    assert len(note["widgets_values"][0].split("\n\n")) == 3, "what it does, what to change or do first, which files"
 
 
 # ---- what a stylised picture must look like ----
