@@ -47,8 +47,8 @@ SETTINGS = CaptureSettings(
     inversion_steps=200,
     lora_steps=300,
     inversion_rate=2e-2,
-    unet_rate=2e-3,
-    text_rate=2e-4,
+    unet_rate=1e-3,
+    text_rate=1e-4,
     embedding_rate=2e-3,
     batch=2,
     versions=8,
@@ -167,8 +167,11 @@ class Pair:
         }  # fmt: skip
         known = inspect.signature(TrainLoraNode.execute).parameters
         torch.manual_seed(0)
+        # The trainer of newer hosts makes its copy by loading the model again.
+        model = self.toy.model.clone()
+        model.cached_patcher_init = (lambda disable_dynamic=False: checkpoint.load()[0], ())
         lora = TrainLoraNode.execute(
-            model=[self.toy.model],
+            model=[model],
             latents=latents,
             positive=positive,
             **{name: [value] for name, value in options.items() if name in known},

@@ -126,6 +126,8 @@ def measure(mode: str, latent: int, batch: int, steps: int, dtype: str) -> tuple
     handle = torch.optim.optimizer.register_optimizer_step_post_hook(mark)
     try:
         model = sd15_model(torch.float32 if dtype == "fp32" else torch.bfloat16)
+        # The trainer of newer hosts makes its copy by loading the model again.
+        model.cached_patcher_init = (lambda disable_dynamic=False: sd15_model(torch.float32 if dtype == "fp32" else torch.bfloat16), ())
         if mode == MODES[0]:
             run_core(model, latent, batch, steps, dtype)
         else:
