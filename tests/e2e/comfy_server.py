@@ -49,6 +49,11 @@ class ExecutionFailed(Exception):
 
 
 class ComfyServer(Server):
+    def restart(self) -> None:
+        """Ends it and starts it again with the same folders and on the same port."""
+        self.stop()
+        self.__enter__()
+
     def queue(self, prompt: dict[str, Any], timeout: float = 600.0) -> Result:
         """Runs an API prompt to its end. `timeout` is the longest silence, in seconds."""
         client = uuid.uuid4().hex

@@ -1,0 +1,56 @@
+"""Portrait Crop and Portrait Paste as nodes; their mathematics is in tests/unit/test_portrait_crop.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from magicportrait.nodes.portrait_crop import MagicPortraitCrop, MagicPortraitPaste
+
+IMAGES = torch.rand(2, 96, 64, 3, generator=torch.Generator().manual_seed(0))
+
+
+def face(size: tuple[int, int] = (96, 64)) -> torch.Tensor:
+    mask = torch.zeros(1, *size)
+    mask[:, size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = 1
+    return mask
+
+
+@pytest.mark.parametrize("size", [(96, 64), (48, 32), (192, 128)])
+def test_a_mask_may_have_another_size_than_the_picture(size):
+    image, mask, crop = MagicPortraitCrop.execute(IMAGES, face(size), 0.5, 128, True).args
+    # The box of 16 x 24 pixels, widened by half of its longer side, as a square.
+    assert (crop.box.width, crop.box.height, crop.picture) == (48, 48, (96, 64))
+    assert image.shape == (2, 128, 128, 3) and mask.shape == (1, 128, 128)
+    assert float(mask[0, 64, 64]) == 1 and float(mask[0, 2, 2]) == 0
+
+
+def test_masks_of_a_batch_are_cut_at_one_place():
+    masks = torch.zeros(2, 96, 64)
+    masks[0, 10:20, 10:20] = 1
+    masks[1, 60:70, 40:50] = 1
+    image, mask, crop = MagicPortraitCrop.execute(IMAGES, masks, 0.0, 64, False).args
+    assert (crop.box.left, crop.box.top, crop.box.right, crop.box.bottom) == (10, 10, 50, 70)
+    assert len(image) == len(mask) == 2 and all(side % 8 == 0 for side in image.shape[1:3])
+    assert float(mask[0, 2, 2]) == 1 and float(mask[1, 2, 2]) == 0
+
+
+def test_pasting_changes_the_crop_only():
+    image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, True).args
+    out = MagicPortraitPaste.execute(IMAGES, 1 - image, crop, 0.1).args[0]
+    inside = torch.zeros(96, 64, dtype=torch.bool)
+    inside[crop.box.top : crop.box.bottom, crop.box.left : crop.box.right] = True
+    assert torch.equal(out[:, ~inside], IMAGES[:, ~inside]) and not torch.equal(out[:, inside], IMAGES[:, inside])
+    masked = MagicPortraitPaste.execute(IMAGES, 1 - image, crop, 0.1, torch.zeros(1, 64, 64)).args[0]
+    torch.testing.assert_close(masked, IMAGES)
+
+
+def test_another_picture_than_the_one_that_was_cut_is_refused():
+    image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, True).args
+    with pytest.raises(ValueError, match=r"cut from a picture of 64x96, this one is 64x64: connect the picture that went into"):
+        MagicPortraitPaste.execute(IMAGES[:, :64], image, crop, 0.1)
+
+
+def test_an_empty_mask_is_refused():
+    with pytest.raises(ValueError, match="the mask is empty"):
+        MagicPortraitCrop.execute(IMAGES, torch.zeros(1, 96, 64), 0.3, 64, True)
