@@ -12,6 +12,21 @@ import dev
 sys.path.append(str(Path(__file__).parent))
 
 
+RUN_IN_CLASSIC = {"magicface_one_concept", "magicstyle_one_node"}
+"""Every workflow opens in both frontends and runs in Nodes 2.0. What a run shows is the host's own work in the classic one: two will do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def is_kept(item: pytest.Item) -> bool:
+        if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+            return True
+        chosen = item.callspec.params
+        runs = item.originalname in ("test_workflow_from_the_gallery_runs_and_shows_its_pictures", "test_blueprint_is_offered_and_runs")
+        return not runs or chosen.get("frontend") != "classic" or chosen["name"] in RUN_IN_CLASSIC
+
+    items[:] = [item for item in items if is_kept(item)]
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dev.Server]:
     from comfy_server import ComfyServer
