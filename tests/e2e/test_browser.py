@@ -73,7 +73,7 @@ JOIN_TOY = """() => {
     }
 }"""
 HELP_PICTURE = "() => document.querySelector('.node-help-content img')?.naturalWidth > 0"
-STEPS = 4
+STEPS = 8
 # Every SaveImage has its pictures, and the page shows them: drawn on the canvas, or as elements.
 SHOWN = """() => {
     const nodes = app.graph.nodes.filter(node => node.type == 'SaveImage');
@@ -204,7 +204,7 @@ def test_a_saved_graph_opens_again_identically(frontend: Frontend, name: str) ->
 def test_workflow_from_the_gallery_runs_and_shows_its_pictures(frontend: Frontend, name: str) -> None:
     frontend.open_from_gallery(name)
     assert frontend.page.evaluate(UNKNOWN) == []
-    frontend.set_widgets(steps=STEPS, **workflow_files.QUICK_TRAINING)
+    frontend.set_widgets(steps=4, **workflow_files.QUICK_TRAINING)
 
     frontend.queue()
 
