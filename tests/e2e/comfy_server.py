@@ -27,7 +27,7 @@ class ValidationFailed(Exception):
 
 @dataclass
 class Result:
-    """steps: the progress that nodes reported, which for a KSampler are the sampling steps it finished."""
+    """steps: how often nodes reported progress, as sampling and inverting do: at least the first step and the last."""
 
     prompt_id: str
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
