@@ -38,7 +38,8 @@ def main() -> None:
     conds = {"positive": empty, "negative": empty}
     lines = ["# Inversion on the toy checkpoint", "", f"`python -m bench.inversion --portraits {args.portraits}`", ""]
     lines += [
-        f"The VAE alone: {psnr(alone, images, 1.0):.1f} dB to the image. Noise: deviation of the inverted latent over sigma, 1 is real noise.",
+        f"The VAE alone: {psnr(alone, images, 1.0):.1f} dB to the image.",
+        "Noise: deviation of the inverted latent over sigma, 1 is real noise.",
         "",
     ]
     lines += [
