@@ -38,7 +38,9 @@ PICTURES_OF_A_SET = 5
 def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
     """The references, pictures and layouts (or cut-outs) that a workflow shows and saves, told apart by their file names."""
     prompt = to_api_prompt(workflow, server.object_info())
-    prompt = {node: data for node, data in prompt.items() if data["class_type"] not in ("MaskPreview", "LossGraphNode")}
+    training = any(data["class_type"] == "MagiCaptureTrain" for data in prompt.values())
+    unwanted = {"MaskPreview", "LossGraphNode", *(("PreviewImage",) if training else ())}
+    prompt = {node: data for node, data in prompt.items() if data["class_type"] not in unwanted}
     references, pictures, layouts = [], [], []
     for file in dev.run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
@@ -47,7 +49,7 @@ def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Im
         kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
         kind = layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout")) else kind
         kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))
-    if any(data["class_type"] == "MagiCaptureTrain" for data in prompt.values()):
+    if training:
         references = references[: 2 * PICTURES_OF_A_SET : PICTURES_OF_A_SET]
     return references, pictures, layouts
 
