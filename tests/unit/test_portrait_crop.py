@@ -186,6 +186,15 @@ def test_a_hard_edge_replaces_the_whole_box() -> None:
     assert torch.equal(out[0, ..., 0], painted(20, 20, (4, 6, 12, 16)))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_box_near_the_border_is_soft_on_all_sides(transposed: bool) -> None:
+    size, box = ((40, 30), Box(5, 12, 25, 32)) if transposed else ((30, 40), Box(12, 5, 32, 25))
+    out = paste(torch.zeros(1, *size, 3), torch.ones(1, 20, 20, 3), Crop(box, size), 0.3)[0, ..., 0]
+    middle = (box.top + 10, box.left + 10)
+    edges = (out[middle[0], box.left], out[middle[0], box.right - 1], out[box.top, middle[1]], out[box.bottom - 1, middle[1]])
+    assert float(out[middle]) == 1 and all(float(edge) < 0.1 for edge in edges)
+
+
 def test_at_the_pictures_border_the_patch_is_whole() -> None:
     out = paste(torch.zeros(1, 30, 40, 3), torch.ones(1, 20, 20, 3), Crop(Box(0, 10, 20, 30), (30, 40)), 0.3)[0, ..., 0]
     assert float(out[29, 0]) == 1.0 and float(out[25, 5]) == 1.0
