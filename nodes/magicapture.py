@@ -273,7 +273,12 @@ class MagiCaptureTrain(io.ComfyNode):
                     tooltip="Pictures a step. More is steadier, slower and takes more memory.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFF, tooltip="On a CPU the same seed gives the same training, bit for bit."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="On a CPU the same seed gives the same training, bit for bit.",
                 ),
                 io.Combo.Input(
                     "precision",

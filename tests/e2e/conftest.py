@@ -12,8 +12,19 @@ import dev
 sys.path.append(str(Path(__file__).parent))
 
 
-RUN_IN_CLASSIC = {"magicface_one_concept", "magicstyle_one_node"}
-"""Every workflow opens in both frontends and runs in Nodes 2.0. What a run shows is the host's own work in the classic one: two will do."""
+RUN_IN_PAGE = {
+    "classic": {"magicface_one_concept", "magicstyle_one_node"},
+    "nodes2": {
+        "magicface_one_concept",
+        "magicface_three_concepts",
+        "magicstyle_one_node",
+        "magicstyle_portrait",
+        "semantic_layout",
+        "MagicFace",
+        "MagicStyle",
+    },
+}
+"""Every workflow opens in both frontends, and runs through the server (test_workflows.py). In the page these do."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             return True
         chosen = item.callspec.params
         runs = item.originalname in ("test_workflow_from_the_gallery_runs_and_shows_its_pictures", "test_blueprint_is_offered_and_runs")
-        return not runs or chosen.get("frontend") != "classic" or chosen["name"] in RUN_IN_CLASSIC
+        return not runs or chosen["name"] in RUN_IN_PAGE[chosen["frontend"]]
 
     items[:] = [item for item in items if is_kept(item)]
 

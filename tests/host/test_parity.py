@@ -109,7 +109,7 @@ def test_every_step_agrees_with_the_official_form(shape, semantic_cfg):
 
     model, _, vae = parts(shape)
     chained = concepts(2, (SIDE * 8, SIDE * 8))
-    patched, positive, record = apply(model, shape, chained, semantic_cfg=semantic_cfg)
+    patched, positive, record = apply(model, shape, chained, semantic_cfg=semantic_cfg, inject_at=0.4)
     steps: list[tuple[Tensor, Tensor]] = []
     sampling = Sampling(size=(SIDE, SIDE), steps=5, cfg=7.5, callback=lambda step, x0, x, total: steps.append((x0.clone(), x.clone())))
     samples = sampling.run(patched, positive)
