@@ -490,8 +490,16 @@ def serve(options: argparse.Namespace) -> int:
 # ---- test ----
 
 
-HOST_HARDLY_MATTERS = ("test_help_pages.py", "test_locales.py", "test_masks.py", "test_metrics.py", "test_suite.py")
-"""Tests of ours that use little of ComfyUI: on the second host version the minutes go to the others."""
+HOST_HARDLY_MATTERS = (
+    "test_analysis.py",
+    "test_help_pages.py",
+    "test_locales.py",
+    "test_magicapture.py",
+    "test_masks.py",
+    "test_metrics.py",
+    "test_suite.py",
+)
+"""Tests of ours that ask little of ComfyUI's version (run them with COMFYUI_PATH): on the second one the minutes go to the others."""
 
 
 class Outcome(NamedTuple):
