@@ -114,8 +114,7 @@ def test_lacks_nothing_but_model_files(server: ComfyServer, object_info: dict[st
 
     complaints = refusal.value.body["node_errors"]
     assert set(complaints) == {node for kind in FILE_INPUTS for node in ids(prompt, kind)}
-    for node, found in complaints.items():
-        [complaint] = found["errors"]
+    for node, complaint in [(node, error) for node, found in complaints.items() for error in found["errors"]]:
         name = FILE_INPUTS[prompt[node]["class_type"]]
         if prompt[node]["class_type"] == "MagicConceptMask":
             assert f"'{prompt[node]['inputs'][name]}' is not among the models in sams: put a SAM checkpoint" in complaint["details"]
