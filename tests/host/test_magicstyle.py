@@ -32,10 +32,11 @@ LARGE = (16, 16)
 
 @cache
 def inverted(
-    seed: int = 0, size: tuple[int, int] = (8, 8), batch: int = 1, shape: str = "sd15", dtype: torch.dtype = FP32, method: str = "o-belm"
+    seed: int = 0, size: tuple[int, int] = (8, 8), batch: int = 1, shape: str = "sd15", dtype: torch.dtype = FP32, **options: Any
 ) -> tuple[Any, ...]:
     """All outputs of MagicStyleInvert, computed once for all tests."""
-    return invert(parts(shape, dtype)[0], latent(batch, size, seed), shape, method=method, measure=False, cache_mb=0)
+    chosen = {"method": "o-belm", "measure": False, "cache_mb": 0, **options}
+    return invert(parts(shape, dtype)[0], latent(batch, size, seed), shape, **chosen)
 
 
 def style(seed: int = 50, weight: float = 1.0, mask: Tensor | None = None, styles: tuple[Any, ...] = (), **options: Any) -> Any:
@@ -77,10 +78,8 @@ COMBINATIONS = [
     # shape, dtype, batch, cfg, content, style, keys
     ("sd15", torch.float32, 2, 1.0, (9, 13), (8, 8), "content+style"),
     ("sd15", torch.float16, 1, 7.0, (8, 8), (8, 11), "blend"),
-    ("sd15", torch.bfloat16, 1, 1.0, (15, 8), (9, 9), "style"),
     ("sd21v", torch.float32, 1, 7.0, (8, 8), (13, 8), "style"),
     ("sd21v", torch.bfloat16, 2, 1.0, (8, 9), (8, 9), "content"),
-    ("sdxl", torch.float32, 1, 1.0, (8, 8), (9, 16), "blend"),
     ("sdxl", torch.float16, 2, 7.0, (11, 8), (8, 8), "content+style"),
     ("sdxl", torch.bfloat16, 1, 1.0, (9, 9), (8, 8), "style"),
 ]
@@ -88,7 +87,7 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize(("shape", "dtype", "batch", "cfg", "size", "style_size", "keys"), COMBINATIONS)
 def test_runs_and_is_finite(shape, dtype, batch, cfg, size, style_size, keys):
-    of_model = {"shape": shape, "dtype": dtype, "method": "ddim"}
+    of_model = {"shape": shape, "dtype": dtype, "method": "ddim", "steps": 2}
     content, model = inverted(0, size, batch, **of_model), parts(shape, dtype)[0]
     # Three quarters of the queries, so that the picture's own take part too.
     patched = apply(model, content, style(size=style_size, **of_model), keys=keys, alpha=0.5, beta=0.25)
