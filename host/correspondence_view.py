@@ -45,6 +45,7 @@ def view_data(exploration: Exploration, pictures: Tensor, references: Sequence[t
         ],
         "groups": [{"name": name, "rows": rows, "columns": columns} for name, (rows, columns) in exploration.grids.items()],
         "steps": exploration.steps,
+        "place": exploration.most_looking(),
         "total": exploration.total,
         "scale": encoded(_as_image(scale), "PNG"),
     }

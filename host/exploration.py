@@ -67,6 +67,12 @@ class Exploration:
         tensors = [tensor for maps in self.maps.values() for tensor in (*maps.levels, maps.peaks, maps.shares)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def most_looking(self) -> tuple[float, float]:
+        """The place of the first picture that looked at references most, in the finest layers of the last step: x, y in 0..1."""
+        group, (rows, columns) = next(iter(self.grids.items()))
+        row, column = divmod(int(self.maps[group, self.steps[-1]].shares[0].sum(-1).argmax()), columns)
+        return (column + 0.5) / columns, (row + 0.5) / rows
+
     def look(self, picture: int, x: float, y: float, step: int, group: str) -> LookedAt:
         """Where the place x, y (0..1) of a picture looked. ValueError for what was not recorded."""
         if group not in self.grids:

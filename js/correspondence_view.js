@@ -2,7 +2,7 @@
  * A finished MagicFace picture to point at: where each of its places looked in the references, by layer group and step.
  *
  * Output `magic_exploration` of a node: [{ key, pictures, references: [{ phrase, colour, picture }], groups: [{ name, rows, columns }],
- * steps, total, scale: PNG }], pictures as in `images`. A place is asked for when it is pointed at:
+ * steps, total, place: [x, y], scale: PNG }], pictures as in `images`. A place is asked for when it is pointed at:
  * GET /magicportrait/correspondence/{key} answers { place: [x, y, width, height], references: [{ share, peak, heat: PNG }] }, or { error }.
  */
 
@@ -28,12 +28,13 @@ export class CorrespondenceView {
     this.references = element("div", { className: "magic-stage magic-seen" });
     this.picture = choice("picture", () => this.#choose());
     this.group = choice("layers", () => this.#choose());
+    this.group.input.title = "By the size of their grid: fine ones copy details, coarse ones larger parts";
     this.step = slider("step", { min: 0, max: 0, step: 1, value: 0 }, () => this.#choose());
     this.scale = element("img", { alt: "Colours from looked at least to most" });
     this.legend = element("p", { className: "magic-scale" }, "least", this.scale, "most");
     this.words = element("p", { role: "status" });
     this.content = element("section", { className: "magic-view", "aria-label": "Correspondence" });
-    this.place = [0.5, 0.5];
+    this.place = null;
     this.#listen();
     addView(node, "correspondence", this.content);
   }
@@ -46,6 +47,7 @@ export class CorrespondenceView {
     this.picture.setOptions(run.pictures.map((_, i) => String(i + 1)));
     this.picture.row.hidden = run.pictures.length < 2;
     this.group.setOptions(run.groups.map(({ name }) => name));
+    this.place ??= run.place;
     const last = run.steps.length - 1;
     this.step.input.max = last;
     this.step.input.value = last;

@@ -65,7 +65,7 @@ def as_picture(shares: Tensor, index: Tensor, grid: tuple[int, int], size: tuple
 
 
 def as_coarse_maps(shares: Tensor, index: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Shares of some tokens for each query (S T, at the cells `index` of a grid), their means over cells of a coarser grid: S rows columns."""
+    """Shares of some tokens for each query (S T, at the cells `index` of a grid), averaged over cells of a coarser one: S rows columns."""
     return F.interpolate(_on_grid(shares, index, grid), size=size, mode="area")[:, 0]
 
 

@@ -236,6 +236,8 @@ class MagicCorrespondenceMap(io.ComfyNode):
                     tooltip="For each picture and reference: its share of the attention, and the place seen most (0..1).",
                 ),
             ],
+            # Of a workflow that has run already the host tells a page that comes later of output nodes only.
+            is_output_node=True,
         )
 
     @classmethod
