@@ -21,7 +21,7 @@ MOST_PLACES = 16
 MOST_CELLS = 16
 """On the longer side of a reference."""
 MOST_BYTES = 32 * 1024**2
-"""Of a run's exploration. When steps do not fit, every second, third... is recorded; then as many pictures of the batch as fit."""
+"""Of a run's exploration. When it does not fit, every second, third... step is recorded; in the last resort only the first pictures."""
 _BYTES_A_MAP = 8
 """Of a map's peak and share."""
 
@@ -122,8 +122,8 @@ class ExplorationRun:
         )
         # Counted from the last step, which is the one that is looked at first.
         every = -(-steps * latent[0] * each // MOST_BYTES)
-        self._steps = frozenset(range(steps - 1, -1, -max(1, every)))
         self._pictures = min(latent[0], MOST_BYTES // each)
+        self._steps = frozenset(range(steps - 1, -1, -max(1, every)) if self._pictures else ())
         self._step: int | None = None
         self._sums: dict[int, _Sums] = {}
         self._maps: dict[tuple[str, int], StepMaps] = {}

@@ -36,7 +36,7 @@ export class CorrespondenceView {
     this.content = element("section", { className: "magic-view", "aria-label": "Correspondence" });
     this.place = null;
     this.#listen();
-    addView(node, "correspondence", this.content);
+    addView(node, "exploration", this.content);
   }
 
   /** A finished run; null for one that was not recorded. */
