@@ -278,7 +278,8 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
     view = page.get_by_role("region", name="Correspondence", exact=True)
     view.wait_for(state="attached", timeout=300_000)
     frontend.zoom_to("MagicCorrespondenceMap")
-    place, heats, words = view.get_by_role("slider", name="Place in the picture"), view.locator(".magic-heat"), view.locator("p[role=status]")
+    place = view.get_by_role("slider", name="Place in the picture")
+    heats, words = view.locator(".magic-heat"), view.locator("p[role=status]")
     page.wait_for_function(HEATED)
     assert heats.count() == 3
 
@@ -296,9 +297,7 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
     assert float(re.findall(r"green top hat ([\d.]+) %", hovered)[0]) > 10
     seen_after(lambda: page.mouse.move(box["x"] + 1.5 * box["width"], 100))
     page.mouse.click(*on_the_hat)
-    page.wait_for_function(
-        "words => document.querySelector('section.magic-view > p[role=status]').textContent == words", arg=hovered
-    )
+    page.wait_for_function("words => document.querySelector('section.magic-view > p[role=status]').textContent == words", arg=hovered)
     frontend.screenshot("correspondence")
 
     chosen = place.get_attribute("aria-valuetext")
