@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..magic.capture_losses import face_crops, square_around
 from ..magic.iresnet import SIDE, load_iresnet
 
 
@@ -30,6 +31,12 @@ class Identity:
         size = (self.side, self.side)
         crops = F.interpolate(images.movedim(-1, 1).float(), size=size, mode="bilinear", antialias=True, align_corners=False)
         return self.embed_crops(crops)
+
+    def embed_face(self, image: Tensor, corners: tuple[float, float, float, float]) -> Tensor:
+        """One face of a picture, cut out as the training cuts it. image: H W 3 in 0..1; corners: left, top, right, bottom of the face in
+        pixels -> D, a unit vector."""
+        square = square_around(corners, self.margin).to(image.device)
+        return self.embed_crops(face_crops(image.movedim(-1, 0)[None].float(), square[None], self.side))[0]
 
 
 _FOLDER = "face_identity"
