@@ -166,11 +166,8 @@ class Pair:
         }  # fmt: skip
         known = inspect.signature(TrainLoraNode.execute).parameters
         torch.manual_seed(0)
-        # The trainer of newer hosts makes its copy by loading the model again.
-        model = self.toy.model.clone()
-        model.cached_patcher_init = (lambda disable_dynamic=False: checkpoint.load()[0], ())
         lora = TrainLoraNode.execute(
-            model=[model],
+            model=[self.toy.model],
             latents=latents,
             positive=positive,
             **{name: [value] for name, value in options.items() if name in known},
