@@ -19,7 +19,7 @@ from ..host.identity import Identity, list_files, load_identity
 from ..host.placeholders import Embedding, load_embedding, save_embedding, with_placeholders
 from ..host.training_watch import TrainingWatch, chosen_precision, memory_freed
 from ..magic.capture_sets import CapturePicture, StyleSet, Subject, capture_pictures, check_placeholder, check_templates
-from .declare import IdentityType, advanced, schema
+from .declare import IdentityType, advanced, range_complaint, schema
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
@@ -400,6 +400,8 @@ class MagiCaptureTrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, inversion_steps: int | None, lora_steps: int | None) -> bool | str:
+        if complaint := range_complaint(cls, inversion_steps=inversion_steps, lora_steps=lora_steps):
+            return complaint
         return inversion_steps is None or lora_steps is None or inversion_steps + lora_steps > 0 or "no steps: give at least one phase some"
 
     @classmethod
