@@ -53,7 +53,8 @@ def list_files() -> list[str]:
 
 
 def load_identity(name: str) -> Identity:
-    """ArcFace or AdaFace (IResNet) from safetensors; onnx files through onnx2torch when that is installed. ValueError says what to do."""
+    """ArcFace or AdaFace (IResNet) from safetensors; onnx files (red first, as ArcFace's) through onnx2torch when that is installed.
+    ValueError says what to do."""
     import folder_paths
 
     path = folder_paths.get_full_path(_FOLDER, name) if name in list_files() else None
@@ -80,5 +81,21 @@ def _from_onnx(path: str) -> nn.Module:
         raise ValueError(
             "onnx files need the optional package onnx2torch (pip install onnx2torch), or use the same network as safetensors"
         ) from error
-    network: nn.Module = convert(path)
+    name = os.path.basename(path)
+    try:
+        network: nn.Module = convert(path).eval()
+        with torch.no_grad():
+            embedding = network(torch.zeros(1, 3, SIDE, SIDE))
+    # Whatever a file of another kind makes of the converter, or of a face.
+    except Exception as error:
+        raise ValueError(f"{name} cannot be used as a face-embedding network ({error}): take ArcFace weights such as w600k_r50") from error
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2:
+        raise ValueError(
+            f"{name} gives {_described(embedding)} for a face, an embedding (1 x D) was expected: this is another network, such as a face "
+            "detector; take ArcFace weights such as w600k_r50"
+        )
     return network
+
+
+def _described(output: object) -> str:
+    return f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
