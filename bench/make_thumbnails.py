@@ -47,8 +47,11 @@ def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Im
         if name.endswith("_grid"):
             continue
         kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
-        kind = layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout")) else kind
+        kind = layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout", "_heat")) else kind
         kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))
+    if any(data["class_type"] == "MagicCorrespondenceMap" for data in prompt.values()):
+        # They come reference by reference: those of the first picture are shown.
+        layouts = layouts[:: len(pictures)]
     if training:
         references = references[: 2 * PICTURES_OF_A_SET : PICTURES_OF_A_SET]
     return references, pictures, layouts

@@ -25,14 +25,14 @@ class Audience:
         self.server.send_sync(event, data, self.client)
 
 
-def _running_server() -> Any:
+def running_server() -> Any:
     """The host's server; None in tests and scripts, which have not imported it."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def audience() -> Audience | None:
     """The page that queued what is running; None when it was not a page, or one without our frontend."""
-    server = _running_server()
+    server = running_server()
     client = getattr(server, "client_id", None)
     if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
         return None
@@ -41,7 +41,7 @@ def audience() -> Audience | None:
 
 def accept_listeners() -> None:
     """Lets pages say that they listen, by POST of {"client_id"}: for as long as their websocket is open."""
-    server = _running_server()
+    server = running_server()
     if server is None:
         return
     from aiohttp import web

@@ -200,22 +200,21 @@ class CaptureTraining:
 
     def _train_step(self) -> float:
         self._enter_phase()
-        settings = self.settings
         step, steps = self._phase_step()
         factor = losses.linear_decay(step, steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         terms = self._losses(self._draw(), step / steps)
         loss = torch.stack(list(terms.values())).sum()
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"the loss is not finite at step {self.step + 1}: lower the rates, or train in another precision than {settings.precision}"
-            )
+        self._check_finite(loss, "loss")
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         if self._phase == _LORA:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_([parameter for adapter in self._adapters() for parameter in (adapter.up, adapter.down)], 1.0)
+            norm = nn.utils.clip_grad_norm_([parameter for adapter in self._adapters() for parameter in (adapter.up, adapter.down)], 1.0)
+            # A scaler leaves such a step out; without one it would spoil every weight.
+            if not self._scaler.is_enabled():
+                self._check_finite(norm, "gradient")
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._phase == _INVERSION:
@@ -227,6 +226,11 @@ class CaptureTraining:
         for name, term in terms.items():
             self._terms.setdefault(f"{self._phase} {name}", []).append(term.item())
         return self.history[-1]
+
+    def _check_finite(self, value: Tensor, name: str) -> None:
+        if not value.isfinite():
+            advice = f"lower the rates, or train in another precision than {self.settings.precision}"
+            raise FloatingPointError(f"the {name} is not finite at step {self.step + 1}: {advice}")
 
     def lora(self) -> dict[str, Tensor]:
         adapters = dict(self.unet.adapters)

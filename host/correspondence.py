@@ -1,7 +1,7 @@
 """Watching, during a MagicFace run, where in the references a place of the picture looks.
 
 A watched MODEL is the same MODEL with a `CorrespondenceWatch` in its MagicFace patch. After sampling nothing is held but a small map for
-each reference.
+each reference, and an `Exploration` if it was asked for.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..magic.boxes import Point
-from ..magic.concepts import visible_tokens
 from ..magic.correspondence import as_picture, cells_at_points, cells_in_mask, reference_shares
 from ..magic.reference_attention import ReferenceTokens, RegionTokens
-from .references import Reference, alike
+from .exploration import Exploration, ExplorationRun
+from .references import Reference, joined_places
 from .run_record import RunRecord
 
 _PIXELS_A_CELL = 8
@@ -27,11 +27,12 @@ _PIXELS_A_CELL = 8
 @dataclass(frozen=True, eq=False)
 class Correspondence:
     """One run. maps: for each reference B h w at its latent's size, relative; shares: B R, the part of the attention that each reference
-    got, 0..1; concepts: for each reference the index of its concept."""
+    got, 0..1; concepts: for each reference the index of its concept; exploration: the same for other places, None if not asked for."""
 
     maps: tuple[Tensor, ...]
     shares: Tensor
     concepts: tuple[int, ...]
+    exploration: Exploration | None = None
 
 
 class CorrespondenceRecord(RunRecord[Correspondence]):
@@ -42,13 +43,15 @@ class CorrespondenceRecord(RunRecord[Correspondence]):
 
 @dataclass(frozen=True, eq=False)
 class CorrespondenceWatch:
-    """Which queries are watched, and when. points: pixels of the picture; mask: H W, used instead when given; start, end: sigmas."""
+    """Which queries are watched, and when. points: pixels of the picture; mask: H W, used instead when given; start, end: sigmas;
+    explores: whether places all over the picture are watched too, each by itself."""
 
     record: CorrespondenceRecord
     points: tuple[Point, ...]
     mask: Tensor | None
     start: float
     end: float
+    explores: bool = False
 
     def covers(self, sigma: float) -> bool:
         return self.end <= sigma <= self.start
@@ -68,13 +71,18 @@ class CorrespondenceWatch:
 
 
 class CorrespondenceRun:
-    """What one sampling run has shown so far: sums over layers and steps."""
+    """What one sampling run has shown so far: sums over layers and steps.
 
-    def __init__(self, watch: CorrespondenceWatch, references: Sequence[Reference], latent_size: tuple[int, int]):
-        watch.check(latent_size)
-        self.watch, self._references, self._latent_size = watch, references, latent_size
-        # The order in which the tokens of a concept's references are joined.
-        self._order = [i for group in alike(references) for i in group]
+    latent: shape of what is sampled, B C h w; downscales: those of the watched layers.
+    """
+
+    def __init__(
+        self, watch: CorrespondenceWatch, references: Sequence[Reference], latent: tuple[int, ...], steps: int, downscales: set[int]
+    ):
+        self._latent_size = (latent[-2], latent[-1])
+        watch.check(self._latent_size)
+        self.watch, self._references = watch, references
+        self._exploring = ExplorationRun(references, latent, steps, downscales) if watch.explores else None
         self._maps: dict[tuple[int, int], Tensor] = {}
         self._shares: dict[tuple[int, int], Tensor] = {}
         self._seen = 0
@@ -89,8 +97,11 @@ class CorrespondenceRun:
         grid: tuple[int, int],
         downscale: int,
         heads: int,
+        step: int,
     ) -> None:
         """One layer. q, k: B N C; bank: the tokens of each concept; regions: which concept each token sees (RBA), None for all (RSA)."""
+        if self._exploring:
+            self._exploring.see(q, k, bank, regions, grid, downscale, heads, step)
         cells = self.watch.cells(self._latent_size, grid).to(q.device)
         self._images, self._seen = q.shape[0], self._seen + 1
         everything = tuple(range(len(bank)))
@@ -107,14 +118,9 @@ class CorrespondenceRun:
 
     def _add(self, image: int, concept: int, shares: Tensor, downscale: int) -> None:
         start = 0
-        for i in self._order:
-            reference = self._references[i]
-            if reference.concept != concept:
-                continue
-            height, width = reference.latent.shape[-2:]
-            grid = (-(-height // downscale), -(-width // downscale))
-            index = visible_tokens(reference.mask, grid)[0]
+        for i, index, grid in joined_places(self._references, concept, downscale):
             own, start = shares[start : start + len(index)], start + len(index)
+            height, width = self._references[i].latent.shape[-2:]
             picture = as_picture(own, index, grid, (height, width))
             key = (i, image)
             self._maps[key] = self._maps[key] + picture if key in self._maps else picture
@@ -129,11 +135,16 @@ class CorrespondenceRun:
             empty = torch.zeros(reference.latent.shape[-2:])
             maps.append(torch.stack([self._maps.get((i, image), empty).cpu() for image in range(self._images)]) / self._seen)
         shares = [[float(self._shares.get((i, image), 0.0)) / self._seen for i in range(len(maps))] for image in range(self._images)]
-        return Correspondence(tuple(maps), torch.tensor(shares), tuple(reference.concept for reference in self._references))
+        explored = self._exploring.result() if self._exploring else None
+        return Correspondence(tuple(maps), torch.tensor(shares), tuple(reference.concept for reference in self._references), explored)
 
 
-def watched(model: Any, points: tuple[Point, ...], mask: Tensor | None, start: float, end: float) -> tuple[Any, CorrespondenceRecord]:
-    """A clone of a MagicFace MODEL that watches, and its record. start, end: parts of sampling, 0..1. ValueError for any other MODEL."""
+def watched(
+    model: Any, points: tuple[Point, ...], mask: Tensor | None, start: float, end: float, explores: bool
+) -> tuple[Any, CorrespondenceRecord]:
+    """A clone of a MagicFace MODEL that watches, and its record. start, end: parts of sampling, 0..1; explores: as in the watch.
+
+    ValueError for any other MODEL."""
     import comfy.patcher_extension as extension
 
     from .magicface import MagicFacePatch
@@ -146,7 +157,7 @@ def watched(model: Any, points: tuple[Point, ...], mask: Tensor | None, start: f
                 sampling = model.get_model_object("model_sampling")
                 record = CorrespondenceRecord(patch.prompt.phrases)
                 sigmas = (float(sampling.percent_to_sigma(percent)) for percent in (start, end))
-                watching = dataclasses.replace(patch, correspondence=CorrespondenceWatch(record, points, mask, *sigmas))
+                watching = dataclasses.replace(patch, correspondence=CorrespondenceWatch(record, points, mask, *sigmas, explores))
                 wrappers[i] = watching.outer_sample
                 return clone, record
     raise ValueError("this MODEL does not look at references: connect the MODEL output of MagicFace Apply")

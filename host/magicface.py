@@ -81,7 +81,8 @@ class MagicFacePatch:
         guider = executor.class_obj
         run = _MagicFaceRun(self, guider, sigmas)
         if self.correspondence:
-            run.watching = CorrespondenceRun(self.correspondence, self.references, (noise.shape[-2], noise.shape[-1]))
+            downscales = {layer.downscale for layer in self.available if layer.block in self.blocks}
+            run.watching = CorrespondenceRun(self.correspondence, self.references, tuple(noise.shape), len(sigmas) - 1, downscales)
         transformer_options = guider.model_options.setdefault("transformer_options", {})
         extension.add_wrapper_with_key(extension.WrappersMP.PREDICT_NOISE, "magicface", run.predict_noise, transformer_options)
         try:
@@ -211,7 +212,7 @@ class _MagicFaceRun:
 
     def _rule(self, sigma: float, bank: FeatureBank) -> Callable[[Block, AttentionPatch], AttentionPatch]:
         """The attention patch of this model call, for every block."""
-        by_region = sigma < self._patch.sigmas.inject
+        by_region, step = sigma < self._patch.sigmas.inject, self._step_of(sigma)
         assert self._rows is not None
         ours, partial, tracker = self._rows.ours, self._rows.partial, self._tracker
         downscales = {layer.block: layer.downscale for layer in self._patch.available}
@@ -257,7 +258,7 @@ class _MagicFaceRun:
                     else:
                         out[rows] = reference_attention(q[rows], k[rows], v[rows], references, attend)
                     if watching and cond_id not in partial:
-                        watching.see(q[rows], k[rows], references, regions, grid, downscales[block], extra_options["n_heads"])
+                        watching.see(q[rows], k[rows], references, regions, grid, downscales[block], extra_options["n_heads"], step)
                 return out
 
             return patch

@@ -84,6 +84,17 @@ class ReferenceImage(Protocol):
     def conditioning(self) -> list[Any]: ...
 
 
+def joined_places(references: Sequence[Reference], concept: int, downscale: int) -> list[tuple[int, Tensor, tuple[int, int]]]:
+    """Whose the tokens of a concept are, in the order in which a layer has them: reference, the tokens' places, and the grid of these."""
+    found = []
+    # References run in batches: their tokens come in the order of these.
+    for i in (i for group in alike(references) for i in group if references[i].concept == concept):
+        height, width = references[i].latent.shape[-2:]
+        grid = (-(-height // downscale), -(-width // downscale))
+        found.append((i, visible_tokens(references[i].mask, grid)[0], grid))
+    return found
+
+
 def batched_conditioning(references: Sequence[ReferenceImage]) -> list[Any]:
     """One conditioning for several references (`alike`): theirs when they share it, else one whose rows are theirs."""
     conditioning = references[0].conditioning

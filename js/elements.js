@@ -17,6 +17,18 @@ export function slider(label, { min, max, step, value }, onInput) {
   return { input, shown, row: element("label", { className: "magic-slider" }, element("span", {}, label), input, shown) };
 }
 
+/** A labelled choice. `setOptions` keeps what is chosen if it is still there. */
+export function choice(label, onChange) {
+  const input = element("select", { "aria-label": label });
+  input.addEventListener("change", () => onChange());
+  const setOptions = (names) => {
+    const chosen = input.value;
+    input.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+    if (names.includes(chosen)) input.value = chosen;
+  };
+  return { input, setOptions, row: element("label", { className: "magic-slider" }, element("span", {}, label), input) };
+}
+
 /**
  * A widget for `content` at the end of a node. It is as high as its content, which in the classic mode the host has to be told, and it
  * is no part of the workflow or of the prompt.

@@ -1,6 +1,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { CompareView } from "./compare_view.js";
+import { CorrespondenceView } from "./correspondence_view.js";
 import { element } from "./elements.js";
 import { conceptPhrases, findNode, textOf } from "./graph.js";
 import { LayoutView, offerPictures } from "./layout_view.js";
@@ -18,6 +19,7 @@ const PROMPTS = {
 
 const layouts = new Map();
 const comparisons = new WeakMap();
+const correspondences = new WeakMap();
 const trainings = new WeakMap();
 
 /** The view of a node, made when it is first needed. */
@@ -42,6 +44,8 @@ function refreshPrompts() {
 function onExecuted({ node: id, output }) {
   const node = findNode(id);
   if (output?.magic_comparison) viewOf(comparisons, node, CompareView)?.show(output.magic_comparison);
+  if (output?.magic_exploration) viewOf(correspondences, node, CorrespondenceView)?.show(output.magic_exploration[0]);
+  else if (output?.magic_correspondence) correspondences.get(node)?.show(null);
   if (output?.images) offerPictures(layouts.values(), node, output.images.map(pictureUrl));
 }
 

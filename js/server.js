@@ -19,6 +19,15 @@ export function listen(events) {
   tell();
 }
 
+/** The JSON of a route of ours; `{ error }` with a sentence when there is none. */
+export async function ask(route) {
+  try {
+    return await (await api.fetchApi(route)).json();
+  } catch {
+    return { error: "ComfyUI does not answer" };
+  }
+}
+
 /** The address of a picture that a node saved. */
 export const pictureUrl = ({ filename, subfolder = "", type = "output" }) =>
   api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _FLOOR = 0.01
+_SEEN = 1e-8
+"""Attention below this is none: a map of it has nothing to refocus, and one over its height would overflow in the gradient."""
 
 
 def loss_weights(masks: Tensor, size: tuple[int, int], temperature: float = 1.0) -> Tensor:
@@ -44,15 +46,15 @@ def refocusing(maps: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     """The attention refocusing loss: placeholders are pushed out of the region that is not theirs.
 
     maps: B M K H W, cross-attention probabilities of K tokens in M maps (layers times heads); targets: B K h w in 0..1;
-    present: B K, bool, which tokens a sample has -> B. Minimum and maximum of a map carry no gradient. A constant map has nothing to
-    refocus: it counts as zero, without gradient.
+    present: B K, bool, which tokens a sample has -> B. Minimum and maximum of a map carry no gradient. A constant map and one of no
+    attention have nothing to refocus: they count as zero, without gradient.
     """
     batch, count, tokens = maps.shape[:3]
     size = targets.shape[-2:]
     maps = F.interpolate(maps.float().flatten(0, 1), size=size, mode="bilinear", align_corners=False).reshape(batch, count, tokens, *size)
     low, high = maps.detach().amin((-2, -1), keepdim=True), maps.detach().amax((-2, -1), keepdim=True)
     # Relative to the map's level: rounding alone must not be stretched into a picture.
-    varies = high - low > 1e-4 * high
+    varies = (high - low > 1e-4 * high) & (high > _SEEN)
     normalised = torch.where(varies, (maps - low) / torch.where(varies, high - low, 1), 0)
     outside = targets[:, None] < 0.5
     error = (torch.where(outside, normalised, 1).mean(1) - targets).square().mean((-2, -1))  # B K

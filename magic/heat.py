@@ -27,5 +27,13 @@ def unit_range(heat: Tensor) -> Tensor:
 
 def over_picture(heat: Tensor, picture: Tensor, strength: float) -> Tensor:
     """Heat (B H W in 0..1) in colour over pictures (B H W 3): the hotter, the less of the picture is seen. strength: 0..1."""
-    opacity = (strength * (0.35 + 0.65 * heat))[..., None]
-    return torch.lerp(picture.float(), heat_colours(heat), opacity)
+    return torch.lerp(picture.float(), heat_colours(heat), strength * _opacity(heat))
+
+
+def as_overlay(heat: Tensor, strength: float) -> Tensor:
+    """What `over_picture` lays over a picture, by itself: heat (H W in 0..1) as colours with opacity, H W 4 in 0..1."""
+    return torch.cat([heat_colours(heat), strength * _opacity(heat)], -1)
+
+
+def _opacity(heat: Tensor) -> Tensor:  # ... 1
+    return (0.35 + 0.65 * heat)[..., None]

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.audience import accept_listeners
+from ..host.correspondence_view import accept_questions
 from .analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
@@ -66,6 +67,7 @@ class MagicPortraitExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
         accept_listeners()
+        accept_questions()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -13,6 +13,7 @@ from comfy_api.latest import io
 
 from ..host.attention_maps import AttentionMapPatch, AttentionRecord
 from ..host.correspondence import Correspondence, CorrespondenceRecord, watched
+from ..host.correspondence_view import view_data
 from ..host.prompts import TAG, tagged_prompt
 from ..host.unet import attention_blocks
 from ..magic.blocks import parse_blocks
@@ -164,6 +165,17 @@ class MagicCorrespondence(io.ComfyNode):
                 ),
                 *_range_inputs(),
                 io.Mask.Input("mask", optional=True, tooltip="A region of the new picture, used instead of the points."),
+                advanced(
+                    io.Boolean.Input(
+                        "explore",
+                        default=True,
+                        optional=True,
+                        tooltip=(
+                            "Also records where all other places look, so that Correspondence Map can be explored in the browser. "
+                            "Off: a little faster, and up to 32 MB of memory less for each run."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The watched model, for the sampler."),
@@ -180,14 +192,16 @@ class MagicCorrespondence(io.ComfyNode):
         return _check_range(cls, start, end)
 
     @classmethod
-    def execute(cls, model: Any, points: str, start: float, end: float, mask: torch.Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, points: str, start: float, end: float, mask: torch.Tensor | None = None, explore: bool = True
+    ) -> io.NodeOutput:
         places = tuple(parse_points(points))
         if not places and mask is None:
             raise ValueError("points is empty: write a place of the new picture, such as '256,120', or connect a mask")
         region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0]
         if region is not None and not region.any():
             raise ValueError("the mask is empty: paint a region of the new picture, or disconnect it and use points")
-        return io.NodeOutput(*watched(model, places, region, start, end))
+        return io.NodeOutput(*watched(model, places, region, start, end, explore))
 
 
 class MagicCorrespondenceMap(io.ComfyNode):
@@ -197,14 +211,20 @@ class MagicCorrespondenceMap(io.ComfyNode):
             node_id="MagicCorrespondenceMap",
             display_name="Correspondence Map (MagicPortrait)",
             category="MagicPortrait/analysis",
-            description="Where in each reference the watched place looked: colours over the reference, and numbers.",
-            search_aliases=["attention visualization", "reference heatmap"],
+            description=(
+                "Where in each reference the watched place looked: colours over the reference, and numbers. "
+                "In the browser, point at any other place to see where that one looked."
+            ),
+            search_aliases=["attention visualization", "reference heatmap", "explore attention"],
             inputs=[
                 Correspondences.Input("correspondence", tooltip="From Correspondence."),
                 io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),
                 Concepts.Input("concepts", optional=True, tooltip="The concepts of MagicFace Apply: their images lie under the colours."),
                 io.Float.Input(
                     "strength", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="How much the colours cover the reference; 0 hides them."
+                ),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The decoded picture: shown in the browser to point at. Without it a gray one is."
                 ),
             ],
             outputs=[
@@ -218,25 +238,44 @@ class MagicCorrespondenceMap(io.ComfyNode):
                     tooltip="For each picture and reference: its share of the attention, and the place seen most (0..1).",
                 ),
             ],
+            # Of a workflow that has run already the host tells a page that comes later of output nodes only.
+            is_output_node=True,
         )
 
     @classmethod
     def execute(
-        cls, correspondence: CorrespondenceRecord, samples: dict[str, Any], strength: float, concepts: tuple[Concept, ...] = ()
+        cls,
+        correspondence: CorrespondenceRecord,
+        samples: dict[str, Any],
+        strength: float,
+        concepts: tuple[Concept, ...] = (),
+        image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        found = correspondence.run_of(samples["samples"])
+        latent = samples["samples"]
+        found = correspondence.run_of(latent)
+        if image is not None and len(image) != len(latent):
+            raise ValueError(f"image has {len(image)} pictures, but the run had {len(latent)}: connect the decoded samples")
         images = [image for concept in concepts for image in concept.images[..., :3]]
         if images and len(images) != len(found.maps):
             raise ValueError(f"concepts have {len(images)} images, but the run had {len(found.maps)}: connect those of MagicFace Apply")
+        bases = [each.cpu() for each in images] or [_gray(maps.shape) for maps in found.maps]
         pictures = []
-        for i, maps in enumerate(found.maps):
-            size = tuple(images[i].shape[:2]) if images else tuple(side * _LATENT_CELL for side in maps.shape[-2:])
-            enlarged = F.interpolate(maps[:, None], size=size, mode="bicubic", align_corners=False)[:, 0].clamp(min=0)
-            base = images[i].cpu().expand(len(maps), -1, -1, -1) if images else torch.full((len(maps), *size, 3), 0.5)
-            pictures.append(over_picture(unit_range(enlarged), base, strength))
+        for base, maps in zip(bases, found.maps, strict=True):
+            enlarged = F.interpolate(maps[:, None], size=base.shape[:2], mode="bicubic", align_corners=False)[:, 0].clamp(min=0)
+            pictures.append(over_picture(unit_range(enlarged), base.expand(len(maps), -1, -1, -1), strength))
         data = _as_data(found, correspondence.phrases)
         text = json.dumps([[{k: v for k, v in entry.items() if k != "map"} for entry in entries] for entries in data], indent=1)
-        return io.NodeOutput(pictures, text, ui={"magic_correspondence": data})
+        shown: dict[str, Any] = {"magic_correspondence": data}
+        if found.exploration:
+            drawn = _gray(latent.shape).expand(len(latent), -1, -1, -1) if image is None else image[..., :3]
+            references = [(correspondence.phrases[concept], base) for concept, base in zip(found.concepts, bases, strict=True)]
+            shown["magic_exploration"] = [view_data(found.exploration, drawn, references)]
+        return io.NodeOutput(pictures, text, ui=shown)
+
+
+def _gray(latent: tuple[int, ...]) -> torch.Tensor:
+    """An empty picture of a latent's size: H W 3."""
+    return torch.full((*(side * _LATENT_CELL for side in latent[-2:]), 3), 0.5)
 
 
 def _as_data(found: Correspondence, phrases: tuple[str, ...]) -> list[list[dict[str, Any]]]:

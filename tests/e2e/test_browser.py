@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +42,21 @@ SET_WIDGETS = """values => {
             const wanted = values[`${node.type}.${widget.name}`] ?? values[widget.name];
             if (wanted !== undefined) widget.value = wanted;
         }
+}"""
+ZOOM = """type => {
+    const [x, y] = app.graph.nodes.find(node => node.type == type).pos;
+    app.canvas.ds.scale = 1;
+    [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = [200 - x, 200 - y];
+    app.canvas.setDirty(true, true);
+}"""
+HEATED = "() => [...document.querySelectorAll('.magic-heat')].every(image => image.naturalWidth > 0)"
+CHANGED = """before => {
+    const now = [...document.querySelectorAll('.magic-heat')];
+    return now.length == before.length && now.some((image, i) => image.src != before[i]);
+}"""
+EXPLORED = """() => {
+    const { id } = app.graph.nodes.find(node => node.type == 'MagicCorrespondenceMap');
+    return [String(id), app.nodeOutputs[id]];
 }"""
 PHRASES = "() => app.graph.nodes.filter(node => node.type == 'MagicFaceConcept').map(node => node.widgets[0].value)"
 FIND = f"""async cases => {{
@@ -151,6 +166,11 @@ class Frontend:
         """What our frontend adds to the only node of a type."""
         node = self.page.evaluate("type => app.graph.nodes.find(node => node.type == type).widgets.at(-1).element.id ||= type", node_type)
         return self.page.locator(f"[id='{node}'] .magic-view")
+
+    def zoom_to(self, node_type: str) -> None:
+        """At full size: the classic mode hides what it draws small."""
+        self.page.evaluate(ZOOM, node_type)
+        self.page.wait_for_timeout(300)
 
     def send(self, event: str, data: dict[str, Any]) -> None:
         """As if it came from the server."""
@@ -264,6 +284,55 @@ def test_layout_is_turned_by_keyboard_and_says_what_it_shows(frontend: Frontend)
     assert picture.get_attribute("src") != last
     assert "at step 1" in (picture.get_attribute("alt") or "")
     assert all(image.get_attribute("alt") for image in view.locator("img").all())
+
+
+def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> None:
+    frontend.load(workflow_files.read("magicface_correspondence"))
+    page = frontend.page
+    frontend.set_widgets(steps=4, **{"KSampler.seed": 1000 + list(MODES).index(frontend.mode)})
+    frontend.queue()
+    view = page.get_by_role("region", name="Correspondence", exact=True)
+    view.wait_for(state="attached", timeout=300_000)
+    frontend.zoom_to("MagicCorrespondenceMap")
+    place = view.get_by_role("slider", name="Place in the picture")
+    heats, words = view.locator(".magic-heat"), view.locator("p[role=status]")
+    page.wait_for_function(HEATED)
+    assert heats.count() == 3
+
+    def seen_after(act: Callable[[], Any]) -> str:
+        """What an act makes of the heat maps, which it must change."""
+        before = [heat.get_attribute("src") for heat in heats.all()]
+        act()
+        page.wait_for_function(CHANGED, arg=before)
+        return words.inner_text()
+
+    box = place.bounding_box()
+    assert box
+    on_the_hat = box["x"] + 0.47 * box["width"], box["y"] + 0.22 * box["height"]
+    hovered = seen_after(lambda: page.mouse.move(*on_the_hat))
+    assert float(re.findall(r"green top hat ([\d.]+) %", hovered)[0]) > 10
+    seen_after(lambda: page.mouse.move(box["x"] + 1.5 * box["width"], 100))
+    page.mouse.click(*on_the_hat)
+    page.wait_for_function("words => document.querySelector('section.magic-view > p[role=status]').textContent == words", arg=hovered)
+    frontend.screenshot("correspondence")
+
+    chosen = place.get_attribute("aria-valuetext")
+    seen_after(lambda: page.keyboard.press("ArrowDown"))
+    assert place.get_attribute("aria-valuetext") != chosen
+    seen_after(lambda: page.keyboard.press("ArrowRight"))
+    seen_after(lambda: view.get_by_label("layers").select_option("8x8"))
+    seen_after(lambda: view.get_by_label("picture", exact=True).select_option("2"))
+    step = view.get_by_label("step", exact=True)
+    seen_after(lambda: step.press("ArrowLeft"))
+    assert step.get_attribute("aria-valuetext") == "3 of 4"
+    assert all(image.get_attribute("alt") for image in view.locator("img").all())
+
+    node, output = page.evaluate(EXPLORED)
+    output["magic_exploration"][0]["key"] = "another"
+    frontend.send("executed", {"node": node, "display_node": node, "output": output})
+    view.get_by_text("queue the workflow again").wait_for()
+    frontend.screenshot("correspondence_gone")
+    assert frontend.complaints_about_us() == []
 
 
 def test_a_phrase_that_is_not_in_the_prompt_is_marked_before_queueing(frontend: Frontend) -> None:

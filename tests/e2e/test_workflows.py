@@ -23,6 +23,11 @@ LEGEND = {3: 46, 4: 60}
 EXPECTED = {
     "concept_to_comparison": {"concept_to_comparison": (4, SIDE, SIDE), "concept_to_comparison_grid": (1,)},
     "magicapture": {"magicapture": (4, SIDE, SIDE)},
+    "magicface_correspondence": {
+        "magicface_correspondence": (3, SIDE, SIDE),
+        "magicface_correspondence_heat": (3 * 3, SIDE, SIDE),
+        "magicface_correspondence_references": (1, 3 * SIDE, SIDE),
+    },
     "magicface_one_concept": {"magicface_one_concept": (4, SIDE, SIDE)},
     "magicface_three_concepts": {
         "magicface_three_concepts": (4, SIDE, SIDE),
@@ -38,7 +43,16 @@ EXPECTED = {
 }
 SEEDED = [name for name in workflow_files.TOY if not name.startswith("magicstyle")]
 """MagicStyle has no seed: its pictures follow from the two that go in."""
-RUN_AGAIN = {"KSampler", "VAEDecode", "SaveImage", "MagicLayoutMasks", "MaskPreview", "MagicPortraitMetrics", "MagicCompareGrid"}
+RUN_AGAIN = {
+    "KSampler",
+    "VAEDecode",
+    "SaveImage",
+    "MagicLayoutMasks",
+    "MaskPreview",
+    "MagicPortraitMetrics",
+    "MagicCompareGrid",
+    "MagicCorrespondenceMap",
+}
 BEFORE_THE_SAMPLER = {"concept_to_comparison": {"MaskPreview"}}
 """What a workflow has before its KSampler of the types above."""
 FILE_INPUTS = {

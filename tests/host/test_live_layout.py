@@ -41,7 +41,7 @@ def node_seven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve(monkeypatch: pytest.MonkeyPatch, client_id: str | None = CLIENT, listens: bool = True) -> FakeServer:
     server = FakeServer(client_id, listens)
-    monkeypatch.setattr(audience, "_running_server", lambda: server)
+    monkeypatch.setattr(audience, "running_server", lambda: server)
     return server
 
 

@@ -207,6 +207,17 @@ def test_an_error_in_mid_step_loses_only_that_step(tmp_path, monkeypatch):
     assert training().run(ignore, path, every=100).history == whole.history
 
 
+def test_a_gradient_that_is_not_finite_is_an_error_before_any_weight_takes_it():
+    run = training(inversion_steps=0)
+    with training_mode():
+        run.train_step()
+        before = state(run)
+        run._adapters()[0].up.register_hook(lambda gradient: gradient * float("nan"))
+        with pytest.raises(FloatingPointError, match="the gradient is not finite at step 2: lower the rates"):
+            run.train_step()
+    assert not changed(before, state(run)) and run.step == 1
+
+
 def test_previews_do_not_change_the_training():
     pictures: list[torch.Tensor] = []
     watched = training().run(ignore, preview=lambda done, images: pictures.append(images), previews=3)

@@ -100,6 +100,13 @@ def test_a_constant_map_gives_a_finite_loss_without_gradient():
     assert loss.isfinite() and torch.equal(torch.autograd.grad(loss, maps)[0], torch.zeros_like(maps))
 
 
+def test_attention_that_has_vanished_gives_a_finite_gradient():
+    maps = (random(1, 4, 2, 16, 16).abs() * 1e-43).requires_grad_()
+    weights = losses.loss_weights(masks(1), (16, 16))
+    loss = losses.refocusing(maps, losses.refocusing_targets(weights, torch.tensor([True])), torch.ones(1, 2, dtype=torch.bool)).sum()
+    assert loss.isfinite() and torch.autograd.grad(loss, maps)[0].isfinite().all()
+
+
 def test_descending_the_refocusing_loss_empties_the_outside():
     logits = random(1, 4, 2, 8, 8).requires_grad_()
     weights = losses.loss_weights(masks(1), (16, 16))
