@@ -34,7 +34,6 @@ from magicportrait.demo.autoencoder import Autoencoder
 from magicportrait.demo.captures import Capture
 from magicportrait.demo.portraits import STYLES
 from magicportrait.host.capture_training import CaptureSettings, CaptureTraining, training_mode
-from magicportrait.host.identity import Identity
 from magicportrait.host.placeholders import Embedding, with_placeholders
 from magicportrait.magic.capture_losses import face_box, face_crops
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
@@ -106,7 +105,7 @@ class Pair:
         self.subject, self.style = sets(self.capture)
         self.truth, self.truth_faces = (torch.from_numpy(array) for array in captures.draw(self.capture.truth))
         self._inversions: dict[bool, tuple[list[Tensor], Tensor]] = {}
-        self.identity = Identity("toy", face_network.load(), face_network.SIDE, face_network.MARGIN)
+        self.identity = toy.identity()
 
     def words(self, method: str) -> Words:
         if method == BASE:
@@ -170,11 +169,8 @@ class Pair:
         }  # fmt: skip
         known = inspect.signature(TrainLoraNode.execute).parameters
         torch.manual_seed(0)
-        # The trainer of newer hosts makes its copy by loading the model again.
-        model = self.toy.model.clone()
-        model.cached_patcher_init = (lambda disable_dynamic=False: checkpoint.load()[0], ())
         lora = TrainLoraNode.execute(
-            model=[model],
+            model=[self.toy.model],
             latents=latents,
             positive=positive,
             **{name: [value] for name, value in options.items() if name in known},

@@ -1,7 +1,9 @@
 """The metrics of Portrait Metrics over folders of pictures: `python -m bench.metrics PICTURES --references FOLDER`
 
 Networks are looked for in --models (default: ComfyUI's models/metrics): transformers folders of CLIP and DINO, LAION's aesthetic head,
-torchvision's AlexNet for LPIPS. What is missing is named below the table.
+torchvision's AlexNet for LPIPS. --identity names a network in ComfyUI's models/face_identity, or 'toy', the one for
+drawn faces that comes with the pack; CSIM takes every picture whole, so give it pictures that are cut to the face. What is missing is named
+below the table.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import toy  # noqa: F401 (makes the pack and ComfyUI importable)
+from . import toy
 
 # ruff: isort: split
 import numpy as np
@@ -19,8 +21,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from magicportrait.host.identity import Identity, load_identity
 from magicportrait.host.metrics import AUTO, OFF, Comparison, MetricTable, measure
 
+TOY = "toy"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -49,10 +53,19 @@ def use_models(folder: Path) -> None:
     folder_paths.add_model_folder_path("metrics", str(folder.resolve()), is_default=True)
 
 
+def identity_named(name: str | None) -> Identity | None:
+    """ValueError says where a network that is not there belongs."""
+    if name is None:
+        return None
+    return toy.identity() if name == TOY else load_identity(name)
+
+
 @torch.inference_mode()
-def measure_files(paths: list[Path], references: list[Path], prompts: tuple[str, ...], **networks: str) -> MetricTable:
+def measure_files(
+    paths: list[Path], references: list[Path], prompts: tuple[str, ...], identity: Identity | None = None, **networks: str
+) -> MetricTable:
     wanted = read_pictures(references) if references else None
-    return measure(Comparison(read_pictures(paths), wanted, prompts, **networks))
+    return measure(Comparison(read_pictures(paths), wanted, prompts, identity=identity, **networks))
 
 
 def main() -> None:
@@ -64,6 +77,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="a folder of networks, before ComfyUI's models/metrics")
     for name in ("clip", "dino", "aesthetic", "lpips"):
         parser.add_argument(f"--{name}", default=AUTO, metavar="NAME", help=f"which network, or '{OFF}'; default: the first found")
+    parser.add_argument("--identity", metavar="FILE", help=f"for CSIM: a file in models/face_identity, or '{TOY}' for drawn faces")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
     args = parser.parse_args()
@@ -76,7 +90,8 @@ def main() -> None:
     lines = args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else []
     prompts = tuple(line.strip() for line in lines if line.strip()) or ((args.prompt,) if args.prompt else ())
     try:
-        table = measure_files(paths, references, prompts, clip=args.clip, dino=args.dino, aesthetic=args.aesthetic, lpips=args.lpips)
+        names = {"clip": args.clip, "dino": args.dino, "aesthetic": args.aesthetic, "lpips": args.lpips}
+        table = measure_files(paths, references, prompts, identity_named(args.identity), **names)
     except ValueError as error:
         parser.error(str(error))
     labels = [path.relative_to(args.pictures).as_posix() for path in paths]

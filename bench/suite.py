@@ -2,8 +2,9 @@
 
 A suite is a YAML file (see bench/suites/). `methods` are workflows in ComfyUI's API or editor format and what is set in them; `set` holds
 for all of them. '#id.input' names the input of a node, 'Type.input' that of all nodes of a type; $concept, $prompt and $seed stand for the
-cell's own. `nodes` are added to every workflow. A run that was interrupted goes on where it ended; a cell whose workflow or concept changed
-is drawn again. Into the output folder go the pictures, results.md, results.csv and a grid for every concept and prompt.
+cell's own. `nodes` are added to every workflow; `identity` names the network for CSIM, as for bench.metrics. A run that was
+interrupted goes on where it ended; a cell whose workflow or concept changed is drawn again. Into the output folder go the pictures,
+results.md, results.csv and a grid for every concept and prompt.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from torch import Tensor
 import dev
 from magicportrait.demo.portraits import render
 from magicportrait.host.compare_grid import CompareGrid
+from magicportrait.host.identity import Identity
 from magicportrait.host.metrics import ARROWS
 from workflow_format import to_api_prompt
 
 from .magicface_effect import reference_sets
-from .metrics import measure_files, pictures_in, read_pictures, use_models
+from .metrics import identity_named, measure_files, pictures_in, read_pictures, use_models
 
 COLOUR = "colour distance"
 _NEAREST = 0.02
@@ -58,7 +60,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Suite:
-    """methods: name -> (workflow, changes); changes: of all methods."""
+    """methods: name -> (workflow, changes); changes: of all methods; identity: for CSIM."""
 
     name: str
     concepts: tuple[Concept, ...]
@@ -66,6 +68,7 @@ class Suite:
     methods: dict[str, tuple[dict[str, Any], dict[str, Any]]]
     nodes: dict[str, Any]
     changes: dict[str, Any]
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def read_suite(path: Path, output: Path) -> Suite:
     for name, entry in config["methods"].items():
         workflow = json.loads((path.parent / entry["workflow"]).read_text(encoding="utf-8"))
         methods[name] = (workflow, entry.get("set") or {})
-    return Suite(path.stem, concepts, tuple(config["seeds"]), methods, config.get("nodes") or {}, config.get("set") or {})
+    identity = identity_named(config.get("identity"))
+    return Suite(path.stem, concepts, tuple(config["seeds"]), methods, config.get("nodes") or {}, config.get("set") or {}, identity)
 
 
 def _read_concept(entry: dict[str, Any], config: dict[str, Any], path: Path, output: Path) -> Concept:
@@ -229,7 +233,7 @@ def results(suite: Suite, output: Path) -> tuple[dict[str, dict[str, list[float]
         for concept in suite.concepts:
             own = [cell for cell in cells(suite) if cell.method == method and cell.concept is concept]
             paths = [cell.path(output) for cell in own]
-            measured = measure_files(paths, concept.images, tuple(cell.prompt for cell in own))
+            measured = measure_files(paths, concept.images, tuple(cell.prompt for cell in own), suite.identity)
             missing |= measured.missing
             references, masks = read_pictures(concept.images), read_pictures(pictures_in(concept.folder / "mask"))[..., 0]
             colours = [colour_distance(picture, references, masks) for picture in read_pictures(paths)]

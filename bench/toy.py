@@ -20,9 +20,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from magicportrait.demo import checkpoint, portraits  # noqa: E402
+from magicportrait.demo import checkpoint, face_network, portraits  # noqa: E402
 from magicportrait.demo.dataset import HELD_OUT_SEEDS  # noqa: E402
 from magicportrait.demo.portraits import Portrait, Rendering  # noqa: E402
+from magicportrait.host.identity import Identity  # noqa: E402
 from magicportrait.host.layout_record import LayoutRecord  # noqa: E402
 from magicportrait.nodes.layout import MagicSemanticLayout  # noqa: E402
 
@@ -60,6 +61,11 @@ class Toy:
 
     def watch(self, prompt: str, phrases: Sequence[str], ca_scale: float = 1.0) -> tuple[Any, Any, LayoutRecord]:
         return MagicSemanticLayout.execute(self.model, self.clip, prompt, ", ".join(phrases), ca_scale).args
+
+
+def identity() -> Identity:
+    """The shipped network that tells drawn faces apart."""
+    return Identity("toy", face_network.load(), face_network.SIDE, face_network.MARGIN)
 
 
 def held_out(count: int, wanted: Callable[[Portrait], bool] = lambda portrait: True) -> list[Portrait]:

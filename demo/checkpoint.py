@@ -50,10 +50,18 @@ def write_parts(parts: dict[str, dict[str, Tensor]], metadata: dict[str, str], p
 def load(path: Path = PATH) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE, as a checkpoint loader returns them."""
     parts = read_parts(path)
-    return build_model(parts["unet"]), build_clip(parts["text"]), build_vae(parts["autoencoder"])
+    model = build_model(parts["unet"])
+    # Newer hosts copy a model by loading it again: for training and for a second device.
+    model.cached_patcher_init = (load_model, (path,))
+    return model, build_clip(parts["text"]), build_vae(parts["autoencoder"])
 
 
-def build_model(state: dict[str, Tensor]) -> Any:
+def load_model(path: Path = PATH, disable_dynamic: bool = False) -> Any:
+    """MODEL alone. disable_dynamic: in the host's plain patcher, as its loaders have it."""
+    return build_model(read_parts(path)["unet"], disable_dynamic)
+
+
+def build_model(state: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
     import comfy.model_management as management
     import comfy.model_patcher
     import comfy.supported_models
@@ -73,7 +81,8 @@ def build_model(state: dict[str, Tensor]) -> Any:
     model = config.get_model(state, device=offload)
     model.load_model_weights({f"unet.{name}": tensor for name, tensor in state.items()}, "unet.")
     # 0.3.64 has one patcher class only.
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    plain = comfy.model_patcher.ModelPatcher
+    patcher = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     return patcher(model, load_device=device, offload_device=offload)
 
 

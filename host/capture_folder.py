@@ -31,6 +31,11 @@ def read_folder(folder: str) -> tuple[list[Tensor], list[Tensor] | None, list[st
     return [read_image(path)[0] for path in pictures], found, [path.name for path in pictures]
 
 
+def has_masks(folder: str) -> bool:
+    masks = _resolve(folder) / "mask"
+    return masks.is_dir() and bool(pictures_in(masks))
+
+
 def fingerprint(folder: str) -> str:
     if folder == NO_FOLDER:
         return ""

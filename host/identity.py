@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..magic.capture_losses import face_crops, square_around
 from ..magic.iresnet import SIDE, load_iresnet
 
 
@@ -31,6 +32,12 @@ class Identity:
         crops = F.interpolate(images.movedim(-1, 1).float(), size=size, mode="bilinear", antialias=True, align_corners=False)
         return self.embed_crops(crops)
 
+    def embed_face(self, image: Tensor, corners: tuple[float, float, float, float]) -> Tensor:
+        """One face of a picture, cut out as the training cuts it. image: H W 3 in 0..1; corners: left, top, right, bottom of the face in
+        pixels -> D, a unit vector."""
+        square = square_around(corners, self.margin).to(image.device)
+        return self.embed_crops(face_crops(image.movedim(-1, 0)[None].float(), square[None], self.side))[0]
+
 
 _FOLDER = "face_identity"
 ENDINGS = (".safetensors", ".onnx")
@@ -46,7 +53,8 @@ def list_files() -> list[str]:
 
 
 def load_identity(name: str) -> Identity:
-    """ArcFace or AdaFace (IResNet) from safetensors; onnx files through onnx2torch when that is installed. ValueError says what to do."""
+    """ArcFace or AdaFace (IResNet) from safetensors; onnx files (red first, as ArcFace's) through onnx2torch when that is installed.
+    ValueError says what to do."""
     import folder_paths
 
     path = folder_paths.get_full_path(_FOLDER, name) if name in list_files() else None
@@ -73,5 +81,21 @@ def _from_onnx(path: str) -> nn.Module:
         raise ValueError(
             "onnx files need the optional package onnx2torch (pip install onnx2torch), or use the same network as safetensors"
         ) from error
-    network: nn.Module = convert(path)
+    name = os.path.basename(path)
+    try:
+        network: nn.Module = convert(path).eval()
+        with torch.no_grad():
+            embedding = network(torch.zeros(1, 3, SIDE, SIDE))
+    # Whatever a file of another kind makes of the converter, or of a face.
+    except Exception as error:
+        raise ValueError(f"{name} cannot be used as a face-embedding network ({error}): take ArcFace weights such as w600k_r50") from error
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2:
+        raise ValueError(
+            f"{name} gives {_described(embedding)} for a face, an embedding (1 x D) was expected: this is another network, such as a face "
+            "detector; take ArcFace weights such as w600k_r50"
+        )
     return network
+
+
+def _described(output: object) -> str:
+    return f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"

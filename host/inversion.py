@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,10 @@ class Recipe:
     iterations: int
     tolerance: float
     cfg: float
+
+    def as_used(self) -> Recipe:
+        """Without what the method does not look at: recipes that give the same inversion are equal."""
+        return self if self.method == "fixed-point" else replace(self, iterations=0, tolerance=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +156,7 @@ def inversion_key(model: Any, latent: Tensor, conds: dict[str, list[Any]], sigma
     weights = model_fingerprint(model)
     patches = (model.model_options, model.wrappers, model.callbacks, model.object_patches, model.attachments, model.hook_patches)
     others = (model.injections, model.additional_models)
-    return weights, fingerprint(_FORMAT, weights, patches, others, latent, conds, sigmas, recipe)
+    return weights, fingerprint(_FORMAT, weights, patches, others, latent, conds, sigmas, recipe.as_used())
 
 
 def invert(
@@ -203,14 +207,24 @@ def _guider(model: Any, conds: dict[str, list[Any]], cfg: float) -> Any:
 
 
 def check_noise_model(model: Any) -> None:
-    """ValueError for models whose noise is not added as x0 + sigma * eps (flow matching and the like)."""
-    kind = model.model.model_type.name
-    if kind not in ("EPS", "V_PREDICTION"):
-        raise ValueError(f"DDIM inversion needs a model with eps or v prediction (SD1.5, SD2.1, SDXL), got one of type {kind}")
+    """ValueError for models whose noise is not added as x0 + sigma * eps (flow matching and the like), patched to be so or not."""
+    import comfy.model_sampling as known
+
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, known.EPS) or isinstance(sampling, known.IMG_TO_IMG):
+        kinds = [kind.__name__ for kind in type(sampling).__mro__ if kind.__module__ == known.__name__]
+        raise ValueError(
+            f"DDIM inversion needs a model with eps or v prediction (SD1.5, SD2.1, SDXL), got one with {' and '.join(kinds)}: "
+            "connect such a model, without a ModelSampling node for other kinds"
+        )
 
 
 def zero_conditioning(model: Any) -> list[Any]:
     """A conditioning of zeros, for models without a CLIP at hand."""
     config = model.model.model_config.unet_config
-    pooled = torch.zeros(1, 1280) if config.get("adm_in_channels") else None
+    pooled = None
+    if width := config.get("adm_in_channels"):
+        # With nothing pooled the model gives what else it knows (sizes and crops): the rest is the text's.
+        rest = model.model.encode_adm(pooled_output=torch.zeros(1, 0), device="cpu")
+        pooled = None if rest is None else torch.zeros(1, width - rest.shape[1])
     return [[torch.zeros(1, 77, config.get("context_dim") or 768), {"pooled_output": pooled}]]

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,17 @@ def write_inversion(path: Path, inversion: Inversion) -> None:
 
 
 def read_inversion(path: Path) -> Inversion:
-    """UnreadableInversion, with the reason, for anything but a whole file that `write_inversion` wrote."""
-    from safetensors import SafetensorError, safe_open
+    """UnreadableInversion, with the reason, for anything but a whole file that `write_inversion` wrote. FileNotFoundError for none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
+        # In one go: safetensors' own reader opens a file twice, and another process may put a new one in its place between.
+        content = path.read_bytes()
+        tensors = load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+    except FileNotFoundError:
+        raise
     except (SafetensorError, OSError) as error:
         raise UnreadableInversion(f"{path.name} is damaged or no safetensors file: {error}") from error
     if metadata.get("mark") != _MARK or metadata.get("version") != _VERSION:
@@ -116,10 +120,10 @@ class InversionCache:
 
     def find(self, key: str) -> Inversion | None:
         path = self._path(key)
-        if not path.exists():
-            return None
         try:
             inversion = read_inversion(path)
+        except FileNotFoundError:
+            return None
         except UnreadableInversion as error:
             logging.warning("MagicPortrait: an inversion in the cache is computed again: %s", error)
             return None
@@ -145,7 +149,7 @@ class InversionCache:
         return self.folder / f"{key}.safetensors"
 
     def _trim(self) -> None:
-        files = sorted(((path.stat(), path) for path in self.folder.glob("*.safetensors")), key=lambda item: item[0].st_mtime_ns)
+        files = sorted(_present(self.folder.glob("*.safetensors")), key=lambda item: item[0].st_mtime_ns)
         total = sum(stat.st_size for stat, _ in files)
         # The newest stays, even when it alone is larger than the limit.
         for stat, path in files[:-1]:
@@ -153,9 +157,16 @@ class InversionCache:
                 break
             path.unlink(missing_ok=True)
             total -= stat.st_size
-        for part in self.folder.glob("*.part"):
-            if part.stat().st_mtime < files[-1][0].st_mtime - 3600:
+        for stat, part in _present(self.folder.glob("*.part")):
+            if files and stat.st_mtime < files[-1][0].st_mtime - 3600:
                 part.unlink(missing_ok=True)
+
+
+def _present(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, Path]]:
+    """Without those that another process removes in this moment."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            yield path.stat(), path
 
 
 def cache_folder() -> Path:

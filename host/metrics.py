@@ -37,8 +37,8 @@ class Missing(Exception):
 class Comparison:
     """What is measured. images: B H W 3, references: M h w 3, in 0..1; prompts: one for all, one for each picture, or none.
 
-    boxes, reference_boxes: for each picture its faces, None to take pictures whole. identity: anything with `embed(images) -> B D`.
-    clip_vision: the host's CLIP_VISION; clip, dino, aesthetic, lpips: names in models/metrics, 'auto' or 'off'.
+    boxes, reference_boxes: for each picture its faces, None to take pictures whole. identity: an Identity, or anything with its `embed`
+    and `embed_face`. clip_vision: the host's CLIP_VISION; clip, dino, aesthetic, lpips: names in models/metrics, 'auto' or 'off'.
     """
 
     images: Tensor
@@ -137,7 +137,7 @@ def measure(comparison: Comparison) -> MetricTable:
 
 def _csim(comparison: Comparison) -> Tensor:
     if comparison.identity is None:
-        raise Missing("no identity network: connect a MAGIC_IDENTITY loader")
+        raise Missing("no identity network: connect a MAGIC_IDENTITY loader, or name one with --identity")
     references = comparison.needed_references()
     wanted = _identities(comparison.identity, references, comparison.reference_boxes)
     wanted = wanted[~wanted.isnan().any(1)]
@@ -153,14 +153,9 @@ def _identities(network: Any, images: Tensor, boxes: tuple[tuple[Box, ...], ...]
     rows: list[Tensor | None] = []
     for image, faces in zip(images, boxes, strict=True):
         face = max(faces, key=lambda box: box.area).clipped((image.shape[0], image.shape[1])) if faces else None
-        rows.append(None if face is None else network.embed(_crop(image, face)[None])[0].cpu())
+        rows.append(None if face is None else network.embed_face(image[..., :3], face.corners).cpu())
     width = next((len(row) for row in rows if row is not None), 1)
     return torch.stack([torch.full((width,), math.nan) if row is None else row for row in rows])
-
-
-def _crop(image: Tensor, box: Box) -> Tensor:
-    left, top, right, bottom = box.corners
-    return image[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right), :3]
 
 
 # ---- CLIP, DINO, aesthetics ----

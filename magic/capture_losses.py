@@ -86,7 +86,13 @@ def face_box(mask: Tensor, scale: float) -> Tensor:
     rows, columns = (mask > 0.5).any(1).nonzero().flatten(), (mask > 0.5).any(0).nonzero().flatten()
     if not len(rows):
         rows, columns = torch.arange(mask.shape[0]), torch.arange(mask.shape[1])
-    top, bottom, left, right = (float(x) for x in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
+    left, top, right, bottom = (float(x) for x in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    return square_around((left, top, right, bottom), scale)
+
+
+def square_around(corners: tuple[float, float, float, float], scale: float) -> Tensor:
+    """The same for a box: left, top, right, bottom in pixels."""
+    left, top, right, bottom = corners
     return torch.tensor([(left + right) / 2, (top + bottom) / 2, max(bottom - top, right - left) / 2 * scale])
 
 

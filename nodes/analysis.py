@@ -20,7 +20,7 @@ from ..magic.blocks import parse_blocks
 from ..magic.boxes import parse_points
 from ..magic.concepts import Concept
 from ..magic.heat import over_picture, unit_range
-from .declare import Attention, Concepts, Correspondences, advanced, schema
+from .declare import Attention, Concepts, Correspondences, advanced, range_complaint, schema
 
 _FRONTEND_SIDE = 32
 _LATENT_CELL = 8
@@ -33,7 +33,9 @@ def _range_inputs() -> list[Any]:
     ]
 
 
-def _check_range(start: float | None, end: float | None) -> bool | str:
+def _check_range(node: type[io.ComfyNode], start: float | None, end: float | None) -> bool | str:
+    if complaint := range_complaint(node, start=start, end=end):
+        return complaint
     if start is not None and end is not None and start > end:
         return f"start ({start}) is after end ({end})"
     return True
@@ -79,7 +81,7 @@ class MagicAttentionMap(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
-        return _check_range(start, end)
+        return _check_range(cls, start, end)
 
     @classmethod
     def execute(
@@ -187,7 +189,7 @@ class MagicCorrespondence(io.ComfyNode):
             parse_points(points or "")
         except ValueError as error:
             return str(error)
-        return _check_range(start, end)
+        return _check_range(cls, start, end)
 
     @classmethod
     def execute(

@@ -44,6 +44,18 @@ def advanced(declared: _Input) -> _Input:
     return declared
 
 
+def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:
+    """What is wrong with numbers that the node's schema does not allow, None when all are allowed. For validate_inputs: the host leaves the
+    ranges of the inputs that it names to it. None stands for a linked input, whose value is not known yet."""
+    declared = {item.id: item for item in node.define_schema().inputs}
+    for name, value in values.items():
+        low, high = declared[name].min, declared[name].max
+        # Not-a-number is in no range.
+        if value is not None and not low <= value <= high:
+            return f"{name} is {value:g}, expected {low:g} to {high:g}"
+    return None
+
+
 def node_id(node: type[io.ComfyNode]) -> str | None:
     """The id in the graph of the node that is executed, if its schema asks for it; None outside of a graph."""
     return node.hidden.unique_id if node.hidden else None

@@ -11,13 +11,15 @@ from comfy_api.latest import io, ui
 
 from ..demo import face_network
 from ..host import capture_folder
+from ..host.capture_faces import find_face_masks
 from ..host.capture_pictures import masked_previews
 from ..host.capture_training import DTYPES, CaptureSettings, CaptureTraining
+from ..host.faces import face_models
 from ..host.identity import Identity, list_files, load_identity
 from ..host.placeholders import Embedding, load_embedding, save_embedding, with_placeholders
 from ..host.training_watch import TrainingWatch, chosen_precision, memory_freed
 from ..magic.capture_sets import CapturePicture, StyleSet, Subject, capture_pictures, check_placeholder, check_templates
-from .declare import IdentityType, advanced, schema
+from .declare import IdentityType, advanced, range_complaint, schema
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
@@ -56,12 +58,18 @@ def _picture_inputs(what: str, templates: str, slots: str, placeholder: str) -> 
         io.Mask.Input(
             "faces",
             optional=True,
-            tooltip="The face in every picture, one mask each. Without masks the whole picture counts as face, which binds less well.",
+            tooltip=(
+                "The face in every picture, one mask each. Without: the largest face that a detector in models/face_detection or "
+                "models/detection finds; else the whole picture counts as face, which binds less well."
+            ),
         ),
         io.Combo.Input(
             "folder",
             options=[capture_folder.NO_FOLDER, *capture_folder.list_folders()],
-            tooltip="Instead of images: a folder in ComfyUI's input folder. Masks of the same names may lie in its subfolder mask.",
+            tooltip=(
+                "Instead of images: a folder in ComfyUI's input folder. Masks of the same names may lie in its subfolder mask; "
+                "without, faces are found as for images."
+            ),
         ),
         io.String.Input(
             "placeholder",
@@ -95,8 +103,15 @@ def _read(images: list[torch.Tensor] | None, faces: list[torch.Tensor] | None, f
         masks = [mask for batch in faces or () for mask in batch.reshape(-1, *batch.shape[-2:])] or None
         names = [f"{what} picture {i + 1}" for i in range(len(found))]
     if masks is None:
-        logging.warning("MagicPortrait: no face masks for the %s: every picture counts as face from edge to edge", what)
+        masks = find_face_masks(found, names, what)
     return capture_pictures(found, masks, names)
+
+
+def _fingerprint(folder: Any, linked: Any) -> str:
+    """Changes with the folder's files and, where faces have to be found, with the detectors that are there."""
+    chosen = _first(folder) or capture_folder.NO_FOLDER
+    has_masks = "faces" in linked if chosen == capture_folder.NO_FOLDER else capture_folder.has_masks(chosen)
+    return capture_folder.fingerprint(chosen) + ("" if has_masks else " ".join(face_models()))
 
 
 def _check(placeholder: str | None, templates: str | None, slots: tuple[str, ...]) -> bool | str:
@@ -135,8 +150,8 @@ class MagiCaptureSubject(io.ComfyNode):
         return _check(_first(placeholder), _first(templates), ("{person}",))
 
     @classmethod
-    def fingerprint_inputs(cls, folder: Any = None, **_: Any) -> str:
-        return capture_folder.fingerprint(_first(folder) or capture_folder.NO_FOLDER)
+    def fingerprint_inputs(cls, folder: Any = None, **linked: Any) -> str:
+        return _fingerprint(folder, linked)
 
     @classmethod
     def execute(
@@ -173,8 +188,8 @@ class MagiCaptureStyle(io.ComfyNode):
         return _check(_first(placeholder), _first(templates), ("{person}", "{style}"))
 
     @classmethod
-    def fingerprint_inputs(cls, folder: Any = None, **_: Any) -> str:
-        return capture_folder.fingerprint(_first(folder) or capture_folder.NO_FOLDER)
+    def fingerprint_inputs(cls, folder: Any = None, **linked: Any) -> str:
+        return _fingerprint(folder, linked)
 
     @classmethod
     def execute(
@@ -385,6 +400,8 @@ class MagiCaptureTrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, inversion_steps: int | None, lora_steps: int | None) -> bool | str:
+        if complaint := range_complaint(cls, inversion_steps=inversion_steps, lora_steps=lora_steps):
+            return complaint
         return inversion_steps is None or lora_steps is None or inversion_steps + lora_steps > 0 or "no steps: give at least one phase some"
 
     @classmethod

@@ -18,7 +18,7 @@ from ..host.references import check_masks, prepare_references
 from ..host.unet import attention_blocks, native_side
 from ..magic.blocks import parse_blocks
 from ..magic.concepts import Concept
-from .declare import Concepts, Layout, advanced, node_id, schema
+from .declare import Concepts, Layout, advanced, node_id, range_complaint, schema
 
 DEFAULT_STRENGTH = 3.0
 _CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
@@ -264,6 +264,8 @@ class MagicFaceApply(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
+        if complaint := range_complaint(cls, start=start, end=end):
+            return complaint
         if start is not None and end is not None and start > end:
             return f"start ({start}) is after end ({end})"
         return True

@@ -13,7 +13,7 @@ from ..host.magicstyle import MagicStylePatch, Style
 from ..host.unet import attention_blocks
 from ..magic.blocks import parse_blocks
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
-from .declare import InversionType, Styles, advanced, schema
+from .declare import InversionType, Styles, advanced, range_complaint, schema
 from .inversion import empty_conditioning, invert_cached, sigmas_of, steps_and_scheduler
 
 _CUSTOM = "custom"
@@ -206,6 +206,8 @@ class MagicStyleApply(io.ComfyNode):
     def validate_inputs(
         cls, preset: str | None, start: float | None, end: float | None, alpha: float | None, beta: float | None
     ) -> bool | str:
+        if complaint := range_complaint(cls, start=start, end=end, alpha=alpha, beta=beta):
+            return complaint
         if preset in PRESETS:
             # It has values of its own.
             return True

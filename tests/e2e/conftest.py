@@ -22,6 +22,7 @@ RUN_IN_PAGE = {
         "semantic_layout",
         "MagicFace",
         "MagicStyle",
+        "MagiCapture train",
     },
 }
 """Every workflow opens in both frontends, and runs through the server (test_workflows.py). In the page these do."""

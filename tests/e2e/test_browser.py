@@ -80,11 +80,27 @@ JOIN_TOY = """() => {
     const [model, portrait, save] = [add('MagicToyCheckpoint', -400, 0), add('MagicToyPortrait', -400, 200), add('SaveImage', 600, 0)];
     const sources = { MODEL: [model, 0], CLIP: [model, 1], VAE: [model, 2], IMAGE: [portrait, 0], MASK: [portrait, 1] };
     blueprint.inputs.forEach((input, i) => sources[input.type]?.[0].connect(sources[input.type][1], blueprint, i));
-    blueprint.connect(0, save, 0);
+    // A blueprint that gives no picture gives a model and a text encoder that can draw one.
+    let drawn = [blueprint, 0];
+    if (blueprint.outputs[0].type != 'IMAGE') {
+        const types = ['CLIPTextEncode', 'EmptyLatentImage', 'KSampler', 'VAEDecode'];
+        const [prompt, latent, sampler, decode] = types.map((type, i) => add(type, 600, 200 + 300 * i));
+        const links = [
+            [blueprint, 0, sampler, 'model'], [blueprint, 1, prompt, 'clip'], [latent, 0, sampler, 'latent_image'],
+            [prompt, 0, sampler, 'positive'], [prompt, 0, sampler, 'negative'], [sampler, 0, decode, 'samples'], [model, 2, decode, 'vae'],
+        ];
+        for (const [from, slot, to, name] of links) from.connect(slot, to, to.findInputSlot(name));
+        prompt.widgets[0].value = 'a <subject> person, <style> style';
+        for (const name of ['width', 'height']) latent.widgets.find(widget => widget.name == name).value = 128;
+        sampler.widgets.find(widget => widget.name == 'steps').value = 2;
+        drawn = [decode, 0];
+    }
+    drawn[0].connect(drawn[1], save, 0);
     portrait.widgets.find(widget => widget.name == 'seed').value = 165;
     for (const widget of blueprint.widgets) {
         if (['steps', 'value'].includes(widget.name)) widget.value = 4;
         if (['width', 'height'].includes(widget.name)) widget.value = 128;
+        if (['inversion_steps', 'lora_steps', 'preview_every'].includes(widget.name)) widget.value = 1;
     }
 }"""
 HELP_PICTURE = "() => document.querySelector('.node-help-content img')?.naturalWidth > 0"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -259,3 +262,99 @@ def test_lists_of_pictures_of_different_sizes():
     faces = [torch.ones(2, 64, 64), torch.ones(1, 80, 64)]
     output = nodes.MagiCaptureStyle.execute([NO_FOLDER], ["<ink>"], ["woman"], [nodes.STYLE_TEMPLATES], images, faces)
     assert [picture.image.shape for picture in output.args[0].pictures] == [(64, 64, 3)] * 2 + [(80, 64, 3)]
+
+
+# ---- faces found where masks are missing ----
+
+
+class Detector:
+    """In place of cv2.FaceDetectorYN: for each picture in turn, its faces as x, y, width, height."""
+
+    def __init__(self, *faces: list[tuple[int, ...]]):
+        self.answers = [np.array([[*face, *[0] * 10, 0.9] for face in found], np.float32) if found else None for found in faces]
+
+    def detect(self, image: np.ndarray) -> tuple[int, np.ndarray | None]:
+        return 1, self.answers.pop(0)
+
+
+@pytest.fixture
+def detectors(folders, monkeypatch) -> Path:
+    """The folder of face detectors, and no other place where one could be."""
+    monkeypatch.setattr(folder_paths, "models_dir", str(folders / "models"))
+    table = {name: entry for name, entry in folder_paths.folder_names_and_paths.items() if name not in ("face_detection", "detection")}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
+    (folders / "models" / "face_detection").mkdir(parents=True)
+    return folders / "models" / "face_detection"
+
+
+@pytest.fixture
+def detecting(detectors, monkeypatch):
+    cv2 = pytest.importorskip("cv2", reason="tests/requirements.txt brings it")
+    (detectors / "yunet.onnx").write_bytes(b"not read by the stand-in")
+
+    def install(*faces: list[tuple[int, ...]]) -> None:
+        detector = Detector(*faces)
+        monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *args, **options: detector)
+
+    return install
+
+
+def subject_of(*images: torch.Tensor, **inputs: Any) -> Any:
+    common = {"folder": [NO_FOLDER], "placeholder": ["<anna>"], "class_word": ["woman"], "templates": ["a photo of a {person}"]}
+    return nodes.MagiCaptureSubject.execute(images=list(images) or None, **{**common, **inputs}).args[0]
+
+
+def test_the_largest_face_is_the_mask_and_a_picture_without_is_named(detecting, caplog):
+    detecting([(4, 6, 10, 12), (20, 10, 24, 30)], [])
+    first, second = subject_of(torch.rand(1, 64, 48, 3), torch.rand(1, 40, 40, 4)).pictures
+    assert first.mask[25, 32] == 1 and not first.mask[:10].any() and not first.mask[:, :19].any()
+    assert first.mask.sum().item() == pytest.approx(math.pi / 4 * 24 * 30, rel=0.05)
+    assert second.mask.shape == (40, 40) and second.mask.all()
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "no face found in subject picture 2" in warning
+
+
+def test_masks_that_come_are_not_searched_for(detecting, caplog):
+    detecting()
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 8:16, 8:16] = 1
+    [picture] = subject_of(torch.rand(1, 32, 32, 3), faces=[mask]).pictures
+    assert torch.equal(picture.mask, mask[0]) and not caplog.records
+
+
+def test_pictures_of_a_folder_without_masks_are_searched_too(detecting, folders):
+    (folders / "input" / "anna").mkdir()
+    Image.new("RGB", (40, 30)).save(folders / "input" / "anna" / "one.png")
+    detecting([(10, 5, 12, 20)])
+    [picture] = subject_of(folder=["anna"]).pictures
+    assert picture.mask[15, 16] == 1 and not picture.mask[:, :9].any()
+
+
+def test_without_a_detector_the_warning_says_what_to_put_where(detectors, caplog):
+    [picture] = subject_of(torch.rand(1, 32, 32, 3)).pictures
+    assert picture.mask.all()
+    [warning] = [record.getMessage() for record in caplog.records]
+    for words in ("every picture counts as face", "face_detection_yunet_2023mar.onnx", str(detectors)):
+        assert words in warning
+
+
+def test_without_opencv_the_warning_says_so(detectors, monkeypatch, caplog):
+    (detectors / "yunet.onnx").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    [picture] = subject_of(torch.rand(1, 32, 32, 3)).pictures
+    assert picture.mask.all() and "opencv-python-headless" in caplog.text
+
+
+def test_a_new_detector_counts_where_masks_are_missing(detectors, folders):
+    (folders / "input" / "anna" / "mask").mkdir(parents=True)
+    for path in ("one.png", "mask/one.png"):
+        Image.new("RGB", (8, 8)).save(folders / "input" / "anna" / path)
+    given = {
+        "linked": {"faces": None, "folder": [NO_FOLDER]},
+        "folder": {"folder": ["anna"]},
+        "none": {"images": None, "folder": [NO_FOLDER]},
+    }
+    before = {name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()}
+    (detectors / "yunet.onnx").write_bytes(b"")
+    after = {name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()}
+    assert [name for name in given if before[name] != after[name]] == ["none"]

@@ -164,14 +164,21 @@ def test_bad_input_is_refused_before_any_model_call(options, message, model_call
     assert not model_calls
 
 
-def test_a_flow_model_is_refused(monkeypatch, model_calls):
-    import comfy.model_base
-
-    model = parts()[0]
-    monkeypatch.setattr(model.model, "model_type", comfy.model_base.ModelType.FLOW)
-    with pytest.raises(ValueError, match=r"needs a model with eps or v prediction .* got one of type FLOW"):
+@pytest.mark.parametrize("is_patched", [True, False])
+def test_a_flow_model_is_refused(is_patched, model_calls):
+    """Whether it is one by itself or by a ModelSampling node: what is sampled with counts."""
+    plain = random_model()
+    model = core("nodes_model_advanced", "ModelSamplingSD3", plain, shift=3.0)
+    if not is_patched:
+        plain.model.model_sampling, model = model.get_model_object("model_sampling"), plain
+    with pytest.raises(ValueError, match=r"needs a model with eps or v prediction .* got one with ModelSamplingDiscreteFlow and CONST"):
         invert(model)
     assert not model_calls
+
+
+@pytest.mark.parametrize("kind", ["eps", "v_prediction", "x0", "lcm"])
+def test_models_with_gaussian_noise_on_top_are_not(kind):
+    assert invert(sampling_type(random_model(), kind), measure=False)[0].latents.isfinite().all()
 
 
 def test_cancelling_leaves_the_model_clean_and_nothing_cached(monkeypatch):
@@ -300,6 +307,12 @@ def test_another_input_is_another_key(name):
     model, key = key_of()
     other_model, other = key_of(**OTHER_INPUTS[name])
     assert other != key and other_model == model
+
+
+@pytest.mark.parametrize("method", ["ddim", "o-belm"])
+def test_what_a_method_does_not_use_is_not_in_its_key(method):
+    assert key_of(method=method) == key_of(method=method, iterations=7, tolerance=0.01)
+    assert key_of(method=method) != key_of()
 
 
 OTHER_MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -515,6 +528,41 @@ def test_a_process_killed_while_it_writes_leaves_a_usable_cache(tmp_path, caplog
     assert not list(tmp_path.glob("*.part"))
 
 
+BUSY = """
+import sys, time
+from pathlib import Path
+sys.path.append(sys.argv[1])
+import dev
+dev.load_pack()
+import torch
+from magicportrait.host.inversion import Inversion
+from magicportrait.host.inversion_files import InversionCache
+
+folder, own = Path(sys.argv[2]), sys.argv[3]
+latents = torch.full((4, 1, 4, 32, 32), float(own))
+made = lambda key: Inversion(torch.tensor([0.8, 0.5, 0.2, 0.0]), latents, [[torch.zeros(1, 77, 8), {}]], "ddim", "model", key, 3, 1.5)
+# Room for two of three: both throw out what the other writes and reads.
+cache = InversionCache(folder / "cache", 170_000)
+(folder / own).touch()
+while len(list(folder.iterdir())) < 2 + (folder / "cache").exists():
+    time.sleep(0.001)
+for i in range(150):
+    cache.keep(made("abc"[i % 3]))
+    found = cache.find("abc"[(i + 1) % 3])
+    assert found is None or found.latents.unique().tolist() in ([0.0], [1.0]), "half of one and half of the other"
+"""
+
+
+def test_two_processes_share_a_cache(tmp_path):
+    """They write the same entries at once, and throw out each other's."""
+    command = [sys.executable, "-c", BUSY, str(ROOT), str(tmp_path)]
+    children = [subprocess.Popen([*command, own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for own in "01"]
+    said = [child.communicate()[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0] and said == ["", ""], "neither fails, and nothing is complained about"
+    assert not list(tmp_path.glob("cache/*.part"))
+    assert any(InversionCache(tmp_path / "cache", 10**6).find(key) for key in "abc")
+
+
 # Save and load
 
 
@@ -592,6 +640,9 @@ def test_another_model_is_refused_with_both_named(other, folders):
     assert inversion.model[:8] in str(caught.value) and key_of(changed)[0][:8] in str(caught.value)
 
 
-def test_zeros_fit_sdxls_pooled_embedding():
-    assert zero_conditioning(parts("sdxl")[0])[0][1]["pooled_output"] is not None
+@pytest.mark.parametrize("width", [64, 1280])
+def test_zeros_fit_sdxls_pooled_embedding(width):
+    model = random_model("sdxl", pooled=width)
+    assert zero_conditioning(model)[0][1]["pooled_output"].shape == (1, width)
+    assert invert(model, shape="sdxl", clip=None, measure=False)[0].latents.isfinite().all()
     assert zero_conditioning(parts()[0])[0][1]["pooled_output"] is None

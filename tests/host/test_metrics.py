@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from magicportrait.host.compare_grid import CompareGrid
+from magicportrait.host.identity import Identity
 from magicportrait.host.metrics import OFF, Comparison, MetricTable, measure
 from magicportrait.host.model_folders import METRICS
 from magicportrait.host.segmentation import as_pixels
 from magicportrait.magic.boxes import Box
+from magicportrait.magic.capture_losses import face_box, face_crops
 from magicportrait.nodes.metrics import MagicCompareGrid, MagicPortraitMetrics
 from magicportrait.tests.host import tiny_vision
 
@@ -66,6 +68,10 @@ class Colours:
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         self.seen = [*getattr(self, "seen", []), tuple(images.shape)]
         return torch.nn.functional.normalize(images.mean((1, 2)), dim=-1)
+
+    def embed_face(self, image: torch.Tensor, corners: tuple[float, ...]) -> torch.Tensor:
+        left, top, right, bottom = (int(side) for side in corners)
+        return self.embed(image[None, top:bottom, left:right])[0]
 
 
 def test_everything_at_once(metrics_folder):
@@ -174,6 +180,18 @@ def test_csim_looks_at_the_largest_face_and_skips_pictures_without(no_models):
     assert (1, 10, 14, 3) in network.seen, "boxes end at the picture's border"
     assert table.means()["CSIM"] == pytest.approx(0.5)
     assert "| 3 | -" in table.markdown(["1", "2", "3"])
+
+
+def test_csim_cuts_faces_out_as_the_training_does(no_models):
+    """The same face, box and margin in a training picture and in a table."""
+    network = Identity("mean", torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten()), side=16, margin=1.5)
+    images, face = pictures(2, 0, 48, 40), Box(10, 14, 12, 18)
+    mask = torch.zeros(48, 40)
+    mask[14:32, 10:22] = 1
+    square = face_box(mask, network.margin)[None].expand(2, -1)
+    trained = network.embed_crops(face_crops(images.movedim(-1, 1), square, network.side))
+    table = measure(Comparison(images[:1], images[1:], identity=network, boxes=((face,),), reference_boxes=((face,),)))
+    assert table.columns["CSIM"] == pytest.approx([(trained[0] @ trained[1]).item()], abs=CLOSE)
 
 
 def test_no_reference_shows_a_face(no_models):

@@ -148,6 +148,18 @@ def test_results_and_grids(read, output, server):
     assert grid.width > 3 * 192 and grid.height > 3 * 192
 
 
+def test_a_suite_names_the_network_of_csim(folder, output, server):
+    (folder / "small.yaml").write_text(f"identity: toy\n{YAML}")
+    with_csim = suite.read_suite(folder / "small.yaml", output)
+    suite.draw_cells(with_csim, server, output)
+    suite.write_results(with_csim, output)
+    report = (output / "results.md").read_text()
+    assert "| CSIM ↑ |" in report and "- CSIM:" not in report
+    (folder / "small.yaml").write_text(f"identity: nowhere.safetensors\n{YAML}")
+    with pytest.raises(ValueError, match=r"'nowhere\.safetensors' is not there: put ArcFace"):
+        suite.read_suite(folder / "small.yaml", output)
+
+
 def test_colour_distance_by_hand():
     picture = torch.zeros(10, 10, 3)
     picture[0, :2, 0] = 1
@@ -180,7 +192,9 @@ def test_metrics_of_a_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "pictures" / "note.txt").write_text("not a picture")
     table = tmp_path / "table.csv"
     arguments = ["metrics", str(tmp_path / "pictures"), "--references", str(tmp_path / "pictures" / "sub"), "--csv", str(table)]
-    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("sys.argv", [*arguments, "--identity", "toy"])
     metrics.main()
-    assert [line.split(",")[0] for line in table.read_text().splitlines()] == ["picture", "a.jpg", "b.png", "sub/c.png"]
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    assert [line[0] for line in lines] == ["picture", "a.jpg", "b.png", "sub/c.png"]
+    assert lines[0][1] == "CSIM" and float(lines[3][1]) > float(lines[1][1])
     assert "| sub/c.png |" in capsys.readouterr().out

@@ -1,0 +1,207 @@
+"""Writes the blueprints that are cut out of example workflows: `python -m bench.make_blueprints`
+
+A blueprint is a subgraph that ComfyUI lists in its node library. This cuts some nodes out of a workflow in workflows/, with the links
+between them; what comes from outside and what leads outside becomes a slot, in the order given here.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_INPUTS, _OUTPUTS = -10, -20
+"""What the frontend calls the two sides of a subgraph."""
+
+Slot = tuple[int, str]
+"""A node's id and the name of its input, output or widget."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """workflow: in workflows/; nodes: their places in the subgraph, by id; inputs: label -> all that it feeds; outputs: label -> whose;
+    widgets: shown on the node under their own names."""
+
+    name: str
+    description: str
+    aliases: tuple[str, ...]
+    workflow: str
+    nodes: dict[int, tuple[int, int]]
+    inputs: dict[str, tuple[Slot, ...]]
+    outputs: dict[str, Slot]
+    widgets: tuple[Slot, ...]
+
+
+SUBJECT, STYLE, TRAIN, APPLY = 3, 5, 7, 11
+BLUEPRINTS = (
+    Blueprint(
+        "MagiCapture train",
+        "A person and a style, learned from a handful of pictures of each: a model and a text encoder that know both new words. "
+        "Connect pictures, or choose folders of ComfyUI's input folder.",
+        ("dreambooth", "train lora", "textual inversion"),
+        "magicapture_train_sd15",
+        {SUBJECT: (0, 0), STYLE: (0, 400), TRAIN: (400, 0), APPLY: (900, 0)},
+        {
+            "model": ((TRAIN, "model"), (APPLY, "model")),
+            "clip": ((TRAIN, "clip"), (APPLY, "clip")),
+            "vae": ((TRAIN, "vae"),),
+            "identity": ((TRAIN, "identity"),),
+            "subject images": ((SUBJECT, "images"),),
+            "subject faces": ((SUBJECT, "faces"),),
+            "style images": ((STYLE, "images"),),
+            "style faces": ((STYLE, "faces"),),
+            "subject folder": ((SUBJECT, "folder"),),
+            "subject word": ((SUBJECT, "placeholder"),),
+            "subject class": ((SUBJECT, "class_word"),),
+            "style folder": ((STYLE, "folder"),),
+            "style word": ((STYLE, "placeholder"),),
+            "style class": ((STYLE, "class_word"),),
+        },
+        {"MODEL": (APPLY, "MODEL"), "CLIP": (APPLY, "CLIP"), "lora": (TRAIN, "lora"), "embeddings": (TRAIN, "embeddings")},
+        (
+            (TRAIN, "inversion_steps"),
+            (TRAIN, "lora_steps"),
+            (TRAIN, "seed"),
+            (TRAIN, "preview_every"),
+            (APPLY, "strength_model"),
+            (APPLY, "strength_clip"),
+        ),
+    ),
+)
+
+
+def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
+    """The content of the blueprint's file. KeyError names a slot that a node of the workflow does not have."""
+    nodes = {node["id"]: copy.deepcopy(node) for node in workflow["nodes"] if node["id"] in blueprint.nodes}
+    links = [_Link(*link) for link in workflow["links"] if link[1] in nodes and link[3] in nodes]
+    for order, (node_id, node) in enumerate(sorted(nodes.items())):
+        node |= {"pos": [*blueprint.nodes[node_id]], "order": order}
+        for slot in node["inputs"]:
+            slot |= {"localized_name": slot["name"], "link": None}
+        for slot in node["outputs"]:
+            slot |= {"localized_name": slot["name"], "links": []}
+    number = max(link[0] for link in workflow["links"])
+    inputs, outputs = [], []
+    for i, (label, targets) in enumerate(blueprint.inputs.items()):
+        fed = [(node_id, _index(nodes[node_id]["inputs"], name)) for node_id, name in targets]
+        first = nodes[fed[0][0]]["inputs"][fed[0][1]]
+        numbers = range(number + 1, number + 1 + len(fed))
+        links += [_Link(n, _INPUTS, i, node_id, slot, first["type"]) for n, (node_id, slot) in zip(numbers, fed, strict=True)]
+        number += len(fed)
+        inputs.append(_slot(blueprint, "input", i, label, first, list(numbers)))
+    for i, (label, (node_id, name)) in enumerate(blueprint.outputs.items()):
+        slot = _index(nodes[node_id]["outputs"], name)
+        number += 1
+        first = nodes[node_id]["outputs"][slot]
+        links.append(_Link(number, node_id, slot, _OUTPUTS, i, first["type"]))
+        outputs.append(_slot(blueprint, "output", i, label, first, [number]))
+    for link in links:
+        if link.target_id in nodes:
+            nodes[link.target_id]["inputs"][link.target_slot]["link"] = link.id
+        if link.origin_id in nodes:
+            nodes[link.origin_id]["outputs"][link.origin_slot]["links"].append(link.id)
+    for node_id, name in blueprint.widgets:
+        _index(nodes[node_id]["inputs"], name)
+    own = max(nodes) + 1
+    subgraph = {
+        "id": _uuid(blueprint, "subgraph"),
+        "version": 1,
+        "state": {"lastGroupId": 0, "lastNodeId": own, "lastLinkId": number, "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": blueprint.name,
+        "inputNode": {"id": _INPUTS, "bounding": [-188, 0, 128, 40 + 20 * len(inputs)]},
+        "outputNode": {"id": _OUTPUTS, "bounding": [1300, 0, 128, 40 + 20 * len(outputs)]},
+        "inputs": inputs,
+        "outputs": outputs,
+        "widgets": [],
+        "nodes": [nodes[node_id] for node_id in sorted(nodes)],
+        "groups": [],
+        "links": [vars(link) for link in links],
+        "extra": {},
+        "description": blueprint.description,
+        "category": "MagicPortrait",
+    }
+    shown = {
+        "id": own,
+        "type": subgraph["id"],
+        "pos": [0, 0],
+        "size": [340, 560],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [_outside(slot, nodes, blueprint) for slot in inputs],
+        "outputs": [{**_names(slot), "links": []} for slot in outputs],
+        "title": blueprint.name,
+        "properties": {"proxyWidgets": [[str(node_id), name] for node_id, name in blueprint.widgets]},
+    }
+    return {
+        "revision": 0,
+        "last_node_id": own,
+        "last_link_id": number,
+        "nodes": [shown],
+        "links": [],
+        "groups": [],
+        "definitions": {"subgraphs": [subgraph]},
+        "config": {},
+        "extra": {"BlueprintDescription": blueprint.description, "BlueprintSearchAliases": [*blueprint.aliases]},
+        "version": 0.4,
+        "id": _uuid(blueprint, "workflow"),
+    }
+
+
+@dataclass(frozen=True)
+class _Link:
+    id: int
+    origin_id: int
+    origin_slot: int
+    target_id: int
+    target_slot: int
+    type: str
+
+
+def _index(slots: list[dict[str, Any]], name: str) -> int:
+    names = [slot["name"] for slot in slots]
+    if name not in names:
+        raise KeyError(f"no slot '{name}' among {', '.join(names)}")
+    return names.index(name)
+
+
+def _slot(blueprint: Blueprint, side: str, index: int, label: str, inner: dict[str, Any], links: list[int]) -> dict[str, Any]:
+    # Names are unique, labels are what is read: several nodes have an input 'folder'.
+    name = label.replace(" ", "_")
+    slot = {"id": _uuid(blueprint, f"{side} {label}"), "name": name, "type": inner["type"], "linkIds": links, "localized_name": name}
+    slot |= {"shape": inner["shape"]} if "shape" in inner else {}
+    slot |= {"label": label} if label != name else {}
+    return {**slot, "pos": [51 if side == "input" else 24, 24 + 20 * index]}
+
+
+def _outside(slot: dict[str, Any], nodes: dict[int, dict[str, Any]], blueprint: Blueprint) -> dict[str, Any]:
+    node_id, name = blueprint.inputs[slot.get("label", slot["name"])][0]
+    is_widget = "widget" in nodes[node_id]["inputs"][_index(nodes[node_id]["inputs"], name)]
+    return {**_names(slot), **({"widget": {"name": slot["name"]}} if is_widget else {}), "link": None}
+
+
+def _names(slot: dict[str, Any]) -> dict[str, Any]:
+    return {name: slot[name] for name in ("localized_name", "name", "shape", "type", "label") if name in slot}
+
+
+def _uuid(blueprint: Blueprint, what: str) -> str:
+    """The same in every run, so that a blueprint drawn anew stays the same one."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"magicportrait/{blueprint.name}/{what}"))
+
+
+def main() -> None:
+    for blueprint in BLUEPRINTS:
+        workflow = json.loads((ROOT / "workflows" / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
+        path = ROOT / "subgraphs" / f"{blueprint.name}.json"
+        path.write_text(json.dumps(build(blueprint, workflow), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Blueprints fit together, and are what their generator writes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import dev
+from bench.make_blueprints import BLUEPRINTS, ROOT, build
+
+FILES = sorted((dev.ROOT / "subgraphs").glob("*.json"))
+
+
+def read(path: Any) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.name)
+def test_the_file_is_what_the_workflow_gives(blueprint):
+    workflow = read(ROOT / "workflows" / f"{blueprint.workflow}.json")
+    assert read(ROOT / "subgraphs" / f"{blueprint.name}.json") == build(blueprint, workflow), "run python -m bench.make_blueprints"
+
+
+def test_a_slot_that_is_not_there_is_named():
+    workflow = read(ROOT / "workflows" / f"{BLUEPRINTS[0].workflow}.json")
+    workflow["nodes"] = [{**node, "inputs": [], "outputs": []} for node in workflow["nodes"]]
+    with pytest.raises(KeyError, match="no slot 'model'"):
+        build(BLUEPRINTS[0], {**workflow, "links": [[1, 0, 0, 0, 0, "MODEL"]]})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_link_has_two_ends_that_know_it(path):
+    content = read(path)
+    [subgraph], [shown] = content["definitions"]["subgraphs"], content["nodes"]
+    nodes = {node["id"]: node for node in subgraph["nodes"]}
+    assert shown["type"] == subgraph["id"] and subgraph["name"] == path.stem
+    assert [slot["name"] for slot in shown["inputs"]] == [slot["name"] for slot in subgraph["inputs"]]
+    assert [slot["name"] for slot in shown["outputs"]] == [slot["name"] for slot in subgraph["outputs"]]
+    for link in subgraph["links"]:
+        outside = {-10: subgraph["inputs"], -20: subgraph["outputs"]}
+        if link["origin_id"] in outside:
+            assert link["id"] in subgraph["inputs"][link["origin_slot"]]["linkIds"]
+        else:
+            assert link["id"] in nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]
+        if link["target_id"] in outside:
+            assert link["id"] in subgraph["outputs"][link["target_slot"]]["linkIds"]
+        else:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
+    known = {link["id"] for link in subgraph["links"]}
+    used = [slot["link"] for node in nodes.values() for slot in node["inputs"] if slot["link"] is not None]
+    assert set(used) <= known and len(used) == len(set(used))
+    for node_id, name in shown["properties"]["proxyWidgets"]:
+        assert name in [slot["name"] for slot in nodes[int(node_id)]["inputs"] if "widget" in slot]
