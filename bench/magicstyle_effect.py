@@ -55,16 +55,22 @@ ROWS: dict[str, tuple[Preset, str]] = {
     "style, .75/0 and own, temperature 1.5 (StyleID's rule)": (plain(Fusion(0.75, 0, "style", temperature=1.5)), "decoder"),
     "blend, .5/.5": (plain(Fusion(0.5, 0.5, "blend")), "decoder"),
     "blend, .2/.8": (plain(Fusion(0.2, 0.8, "blend")), "decoder"),
-    "blend, .5/.5, AdaIN .5 (gentle)": (PRESETS["gentle"], "decoder"),
+    "blend, .5/.5, AdaIN .5": (plain(Fusion(0.5, 0.5, "blend"), 0.5), "decoder"),
     "blend, .5/.5, AdaIN 1": (plain(Fusion(0.5, 0.5, "blend"), 1), "decoder"),
     "content + style, 1/0, scale 1, AdaIN 1": (both(1, 0, 1, 1), "decoder"),
+    "content + style, .8/.2, AdaIN 1": (both(0.8, 0.2, 0, 1), "decoder"),
     "content + style, .8/.2, scale 1, AdaIN .5": (both(0.8, 0.2, 1, 0.5), "decoder"),
-    "content + style, .8/.2, scale 1, AdaIN 1 (balanced)": (PRESETS["balanced"], "decoder"),
-    "the same, two finest levels": (PRESETS["balanced"], "fine"),
-    "the same, all layers": (PRESETS["balanced"], "all"),
+    "content + style, .8/.2, scale 1, AdaIN 1": (both(0.8, 0.2, 1, 1), "decoder"),
+    "the same, two finest levels": (both(0.8, 0.2, 1, 1), "fine"),
+    "the same, all layers": (both(0.8, 0.2, 1, 1), "all"),
+    "the same, to 80 % of sampling": (replace(both(0.8, 0.2, 1, 1), end=0.8), "decoder"),
+    "the same, to 60 %": (replace(both(0.8, 0.2, 1, 1), end=0.6), "decoder"),
     "content + style, 1/0, scale 2, AdaIN 1": (both(1, 0, 2, 1), "decoder"),
     "style, .8/.2, AdaIN 1": (plain(Fusion(0.8, 0.2, "style"), 1), "decoder"),
-    "style, .8/.2, AdaIN 1, from 30 % (strong)": (PRESETS["strong"], "decoder"),
+    "style, .8/.2, AdaIN 1, from 30 %": (plain(Fusion(0.8, 0.2, "style"), 1, 0.3), "decoder"),
+    "content + style, .8/.2, AdaIN .5, to 80 % (gentle)": (PRESETS["gentle"], "decoder"),
+    "content + style, .8/.2, scale .25, AdaIN 1, to 60 % (balanced)": (PRESETS["balanced"], "decoder"),
+    "content + style, .8/.2, scale 2, AdaIN 1, to 80 % (strong)": (PRESETS["strong"], "decoder"),
 }
 
 
@@ -187,7 +193,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     if args.only:
         return
-    lines += ["", "The paper's sweep (content + style, scale 1, AdaIN 1):", "", "| alpha/beta | style | structure |", "| --- | --- | --- |"]
+    lines += ["", "The paper's sweep (the rest as in balanced):", "", "| alpha/beta | style | structure |", "| --- | --- | --- |"]
     for beta in (0.0, 0.2, 0.4, 0.6, 0.8):
         fusion = dataclasses.replace(PRESETS["balanced"].fusion, alpha=1 - beta, beta=beta)
         style, kept, _, shown[f"beta {beta}"] = measure(checkpoint, pairs, replace(PRESETS["balanced"], fusion=fusion), "decoder")

@@ -361,8 +361,11 @@ class MagiCaptureTrain(io.ComfyNode):
                         default=default.identity_weight,
                         min=0.0,
                         max=10.0,
-                        step=0.05,
-                        tooltip="How much likeness counts, with an identity network connected. 0: off.",
+                        step=0.01,
+                        tooltip=(
+                            "How much likeness counts, with an identity network connected. 0: off. Lower it when faces become smeared: "
+                            "too much teaches patterns that please the network."
+                        ),
                     )
                 ),
                 advanced(

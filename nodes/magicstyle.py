@@ -135,7 +135,7 @@ class MagicStyleApply(io.ComfyNode):
                         default=default.fusion.style_scale,
                         min=-5.0,
                         max=10.0,
-                        step=0.1,
+                        step=0.05,
                         tooltip="Custom, with 'content+style': added to the logits of style tokens. 0 is neutral, 1 to 2 is more style.",
                     )
                 ),
@@ -169,7 +169,16 @@ class MagicStyleApply(io.ComfyNode):
                         tooltip="Custom: when fusion begins. Later keeps structure.",
                     )
                 ),
-                advanced(io.Float.Input("end", default=default.end, min=0.0, max=1.0, step=0.01, tooltip="Custom: when fusion ends.")),
+                advanced(
+                    io.Float.Input(
+                        "end",
+                        default=default.end,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="Custom: when fusion ends. The model draws the rest by itself: earlier keeps more structure, hardly less style.",
+                    )
+                ),
                 advanced(
                     io.String.Input(
                         "layers",

@@ -45,9 +45,8 @@ def style(seed: int = 50, weight: float = 1.0, mask: Tensor | None = None, style
 
 
 def apply(model: Any = None, content: tuple[Any, ...] | None = None, styles: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """MODEL and LATENT of MagicStyleApply. Any option beside the preset makes it a custom one."""
-    preset = "custom" if options.keys() - {"keep_features", "fuse_negative", "layers"} else "balanced"
-    chosen = {**defaults_of(MagicStyleApply), "preset": preset, **options}
+    """MODEL and LATENT of MagicStyleApply, fused in every step unless the options say otherwise."""
+    chosen = {**defaults_of(MagicStyleApply), "preset": "custom", "style_scale": 1.0, "end": 1.0, **options}
     content = content or inverted()
     return MagicStyleApply.execute(model or parts()[0], content[0], styles or style(), **chosen).args
 
@@ -169,7 +168,7 @@ def test_the_single_node_is_the_graph():
         model=model, vae=vae, content=pictures[0], style=pictures[1], clip=clip, **{**defaults_of(MagicStyleSampler), "steps": 3}
     ).args[0]["samples"]
     content, other = (invert(model, vae.encode(picture), measure=False) for picture in pictures)
-    patched = apply(model, content, MagicStyleReference.execute(other[0], 1.0).args[0])
+    patched = apply(model, content, MagicStyleReference.execute(other[0], 1.0).args[0], preset="balanced")
     assert torch.equal(samples, run(patched, content))
 
 
