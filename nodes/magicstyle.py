@@ -176,7 +176,7 @@ class MagicStyleApply(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.01,
-                        tooltip="Custom: when fusion ends. The model draws the rest by itself: earlier keeps more structure, hardly less style.",
+                        tooltip="Custom: when fusion ends and the model draws on alone. Earlier keeps more structure, hardly less style.",
                     )
                 ),
                 advanced(
