@@ -156,15 +156,15 @@ def measure(checkpoint: toy.Toy, pairs: Sequence[Pair], preset: Preset, layers: 
 
 
 def two_styles(checkpoint: toy.Toy, pairs: Sequence[Pair]) -> tuple[float, float]:
-    """Two styles, one on each half, preset 'strong': distance of each half to its own style and to the other, as shares of the
-    content's distance."""
+    """Two styles, one on each half, as in the workflow: distance of each half to its own style and to the other, as shares of the
+    content's distance. A preset that ends early would let the model mix the halves again."""
     own, other = [], []
     for first, second in zip(pairs[0::2], pairs[1::2], strict=False):
         side = first.content_image.shape[1]
         left = torch.zeros(side, side)
         left[:, : side // 2] = 1
         styles = [Style(first.style, 1.0, left), Style(second.style, 1.0, 1 - left)]
-        picture = draw(checkpoint, first, PRESETS["strong"], "decoder", styles)
+        picture = draw(checkpoint, first, ROWS["style, .8/.2, AdaIN 1"][0], "decoder", styles)
         content = checkpoint.decode(checkpoint.model.model.process_latent_out(first.content.latents[-1]))
         for half, mine, foreign in ((slice(0, side // 2), first, second), (slice(side // 2, side), second, first)):
             for style, found in ((mine, own), (foreign, other)):
@@ -198,7 +198,10 @@ def main() -> None:
         style, kept, _, _ = measure(checkpoint, pairs, both(1 - beta, beta, 1, 1), "decoder")
         lines.append(f"| {1 - beta:.1f}/{beta:.1f} | {style:.3f} | {kept:.3f} |")
     own, other = two_styles(checkpoint, pairs)
-    lines += ["", f"Two styles, half the picture each, preset strong: distance to its own {own:.2f}, to the other half's {other:.2f}."]
+    lines += [
+        "",
+        f"Two styles, half the picture each (style, .8/.2, AdaIN 1): distance to its own {own:.2f}, to the other half's {other:.2f}.",
+    ]
     toy.write_report("magicstyle_effect", lines)
     if args.figure:
         rows = [[pair.content_image[0] for pair in pairs], [pair.style_image[0] for pair in pairs]]
