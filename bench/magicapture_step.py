@@ -17,6 +17,7 @@ from . import toy
 
 # ruff: isort: split
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from magicportrait.host.capture_training import CaptureSettings, CaptureTraining
 from magicportrait.host.identity import Identity
@@ -123,7 +124,7 @@ def measure(mode: str, latent: int, batch: int, steps: int, dtype: str) -> tuple
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
 
-    handle = torch.optim.optimizer.register_optimizer_step_post_hook(mark)
+    handle = register_optimizer_step_post_hook(mark)
     try:
         model = sd15_model(torch.float32 if dtype == "fp32" else torch.bfloat16)
         # The trainer of newer hosts makes its copy by loading the model again.
