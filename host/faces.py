@@ -19,7 +19,7 @@ _LONGEST_SIDE = 1024
 
 def face_models() -> list[str]:
     """Names of the detectors that are there, the host's own first."""
-    hosted = model_folders.names(MEDIAPIPE) if _has_mediapipe() else []
+    hosted = [name for name in model_folders.names(MEDIAPIPE) if _finds_faces(name)] if _has_mediapipe() else []
     return [*hosted, *model_folders.names(FACE_DETECTORS)]
 
 
@@ -41,10 +41,20 @@ def _has_mediapipe() -> bool:
     return importlib.util.find_spec("comfy_extras.nodes_mediapipe") is not None
 
 
+def _finds_faces(name: str) -> bool:
+    """Whether a file is MediaPipe's: ComfyUI keeps detectors of other things in the same folder."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(model_folders.path_of(MEDIAPIPE, name), "pt") as file:
+            return any(key.startswith("detector_short.") for key in file.keys())  # noqa: SIM118 (the file itself cannot be iterated)
+    except (SafetensorError, OSError):
+        return False
+
+
 def _mediapipe_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]:
     from comfy_extras.nodes_mediapipe import LoadMediaPipeFaceLandmarker, MediaPipeFaceLandmarker
 
-    model_folders.path_of(MEDIAPIPE, name)
     model = LoadMediaPipeFaceLandmarker.execute(name).args[0]
     found = MediaPipeFaceLandmarker.execute(model, images, "both", 0, threshold, "empty").args[1]
     return [[Box(face["x"], face["y"], face["width"], face["height"], "face", face["score"]) for face in faces] for faces in found]

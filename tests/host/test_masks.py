@@ -13,6 +13,7 @@ import torch
 
 from magicportrait.host import model_folders, segmentation
 from magicportrait.host.concept_masks import box_shape, from_host_boxes
+from magicportrait.host.faces import face_models
 from magicportrait.host.model_folders import DETECTORS, FACE_DETECTORS, MEDIAPIPE, SAMS
 from magicportrait.magic.boxes import Box
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, MagicMaskRefine
@@ -280,6 +281,49 @@ def test_sam_shapes_the_faces(yunet):
     yunet(2)
     mask, _, _ = faces_of(pictures(), sam="tiny.pth", if_nothing="empty mask")
     assert mask.shape == (1, 70, 50)
+
+
+@pytest.fixture
+def mediapipe(models) -> Path:
+    pytest.importorskip("comfy_extras.nodes_mediapipe", reason="this ComfyUI has no MediaPipe nodes yet: 0.33 has")
+    file = models / MEDIAPIPE.name / "tiny_landmarker.safetensors"
+    if not file.exists():
+        tiny_vision.write_mediapipe(file)
+    return file
+
+
+def bright_cells(*cells: tuple[int, int], side: int = 256) -> torch.Tensor:
+    """A dark picture with bright cells (column, row) of the tiny MediaPipe file."""
+    cell = tiny_vision.FACE_CELL * side // 128
+    image = torch.zeros(1, side, side, 3)
+    for x, y in cells:
+        image[0, y * cell + 2 : (y + 1) * cell - 2, x * cell + 2 : (x + 1) * cell - 2] = 1
+    return image
+
+
+def test_mediapipe_finds_faces_by_the_hosts_own_nodes(mediapipe):
+    from comfy_extras.nodes_mediapipe import LoadMediaPipeFaceLandmarker, MediaPipeFaceLandmarker
+
+    image = torch.cat([bright_cells((1, 2), (5, 4)), bright_cells(), bright_cells((6, 6))])
+    mask, boxes, _ = faces_of(image, face_model=mediapipe.name, if_nothing="empty mask")
+    host_model = LoadMediaPipeFaceLandmarker.execute(mediapipe.name).args[0]
+    expected = MediaPipeFaceLandmarker.execute(host_model, image, "both", 0, 0.3, "empty").args[1]
+    order = [sorted(found, key=lambda box: box["x"]) for found in expected]
+    assert [[(box["x"], box["y"], box["width"]) for box in found] for found in boxes] == [
+        [(box["x"], box["y"], box["width"]) for box in found] for found in order
+    ]
+    middles = [[(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in found] for found in boxes]
+    assert middles == [[pytest.approx((48, 80), abs=2), pytest.approx((176, 144), abs=2)], [], [pytest.approx((208, 208), abs=2)]]
+    assert boxes[0][0]["width"] == pytest.approx(60, abs=2)
+    assert mask[0, 80, 48] == 1 and mask[0, 144, 176] == 1 and mask[0, 80, 176] == 0 and not mask[1].any()
+
+
+def test_only_mediapipes_file_counts_as_a_face_model(mediapipe):
+    from safetensors.torch import save_file
+
+    save_file({"backbone.weight": torch.zeros(2)}, mediapipe.parent / "other_detector.safetensors")
+    (mediapipe.parent / "broken.safetensors").write_bytes(b"not tensors")
+    assert [name for name in face_models() if name.endswith(".safetensors")] == [mediapipe.name]
 
 
 # ---- what is missing ----

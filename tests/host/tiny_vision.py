@@ -133,3 +133,42 @@ def write_alexnet(path: Path, seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = torchvision.models.alexnet(weights=None).features.state_dict()
     torch.save({f"features.{name}": tensor for name, tensor in state.items()}, path)
+
+
+FACE_CELL = 16
+"""A face of `write_mediapipe` fills a cell of this size, in 128ths of the picture's side."""
+
+
+def write_mediapipe(path: Path) -> None:
+    """ComfyUI's own file of MediaPipe's networks, which here take every bright cell of a dark square picture for a face. The detector's box
+    is 40/128 of the side wide, the landmarks fill the half of the enlarged box that the mesh is given: 30/128, around the cell's middle."""
+    from comfy_extras.mediapipe.face_landmarker import FaceLandmarker
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+    for variant in ("full", "short"):
+        model = FaceLandmarker(detector_variant=variant)
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+        with torch.no_grad():
+            if variant == "full":
+                model.detector.cls_dw.bias.fill_(-100)
+            else:
+                # Zero blocks pass the first channel on, and their pooling keeps what is brightest in each cell.
+                model.detector.stem.weight[0].fill_(1 / 75)
+                model.detector.cls_16.bias.fill_(-100)
+                model.detector.cls_8.bias.copy_(torch.tensor([-190.0, *[-100.0] * 5]))
+                model.detector.cls_8.weight[0, 0] = 200
+                # Middle, size, then the eyes: of the first of six boxes a cell.
+                model.detector.reg_8.bias[:8] = torch.tensor([0.0, 0.0, 40.0, 40.0, -10.0, 0.0, 10.0, 0.0])
+            landmarks = 48 + 96 * torch.rand(478, 3)
+            landmarks[:2, :2] = torch.tensor([[48.0, 48.0], [144.0, 144.0]])
+            model.mesh.head_landmarks.bias.copy_(landmarks.flatten())
+        parts = {name.replace("detector.", f"detector_{variant}."): tensor for name, tensor in model.state_dict().items()}
+        state |= parts
+    state |= {"canonical_vertices": torch.randn(468, 3), "procrustes_indices": torch.arange(33), "procrustes_weights": torch.ones(33)}
+    rings = ("face_oval", "left_eye", "right_eye", "left_eyebrow", "right_eyebrow", "lips", "irises", "nose", "tesselation")
+    state |= {f"topology.{ring}": torch.tensor([[0, 1]], dtype=torch.int32) for ring in rings}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
