@@ -54,6 +54,7 @@ CHANGED = """before => {
     const now = [...document.querySelectorAll('.magic-heat')];
     return now.length == before.length && now.some((image, i) => image.src != before[i]);
 }"""
+POSITION = "() => [...app.graph.nodes.find(node => node.type == 'MagicCorrespondenceMap').pos, ...app.canvas.ds.offset]"
 EXPLORED = """() => {
     const { id } = app.graph.nodes.find(node => node.type == 'MagicCorrespondenceMap');
     return [String(id), app.nodeOutputs[id]];
@@ -316,7 +317,19 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
     page.wait_for_function("words => document.querySelector('section.magic-view > p[role=status]').textContent == words", arg=hovered)
     frontend.screenshot("correspondence")
 
+    finger, position = page.context.new_cdp_session(page), page.evaluate(POSITION)
+
+    def touch(kind: str, *at: float) -> None:
+        points = [{"x": box["x"] + x * box["width"], "y": box["y"] + 0.85 * box["height"]} for x in at]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    on_the_shirt = seen_after(lambda: (touch("touchStart", 0.5), touch("touchEnd")))
+    seen_after(lambda: (touch("touchStart", 0.5), touch("touchMove", 0.4), touch("touchMove", 0.3), touch("touchEnd")))
+    assert int((place.get_attribute("aria-valuetext") or "").split()[0]) < 35, "a finger that is dragged goes on looking"
+    assert words.inner_text() != on_the_shirt and page.evaluate(POSITION) == position, "and does not drag the node"
+
     chosen = place.get_attribute("aria-valuetext")
+    place.focus()
     seen_after(lambda: page.keyboard.press("ArrowDown"))
     assert place.get_attribute("aria-valuetext") != chosen
     seen_after(lambda: page.keyboard.press("ArrowRight"))
