@@ -66,7 +66,7 @@ def patched(model: Any, references: int, inject_sigma: float, keep: bool) -> tup
     mask[:, : round(0.4 * SIDE)] = 1
     available = attention_blocks(model)
     prompt = TaggedPrompt(
-        "", tuple(f"concept {i}" for i in range(references)), positive, "bench", tuple((2 + i,) for i in range(references)), 77
+        "", tuple(f"concept {i}" for i in range(references)), positive, "bench", tuple((2 + i,) for i in range(references))
     )
     patch = MagicFacePatch(
         prompt=prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 
@@ -23,8 +24,9 @@ class Identity:
     margin: float
 
     def embed_crops(self, crops: Tensor) -> Tensor:
-        """Crops B 3 side side in 0..1 -> unit vectors B D."""
-        return F.normalize(self.network(crops * 2 - 1).float(), dim=1)
+        """Crops B 3 side side in 0..1 -> unit vectors B D, where the network is."""
+        place = next(itertools.chain(self.network.parameters(), self.network.buffers())).device
+        return F.normalize(self.network(crops.to(place) * 2 - 1).float(), dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
         """Pictures of faces, B H W 3 in 0..1 of any size -> unit vectors B D."""

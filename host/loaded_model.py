@@ -23,5 +23,6 @@ class LoadedModel:
     def network(self) -> Any:
         import comfy.model_management as management
 
-        management.load_models_gpu([self._patcher])
-        return self._patcher.model[0]
+        # In parts the host loads only layers of its own; and with --novram it loads none.
+        management.load_models_gpu([self._patcher], force_full_load=True)
+        return self._patcher.model[0].to(self.device)

@@ -80,7 +80,7 @@ def invert_cached(model: Any, samples: torch.Tensor, conds: dict[str, list[Any]]
         inversion = invert(model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key)
     if measures and inversion.resampled is None:
         again = resample(model, inversion, conds, recipe.cfg, latent_preview.prepare_callback(model, steps))
-        inversion, is_known = dataclasses.replace(inversion, resampled=again), False
+        inversion, is_known = dataclasses.replace(inversion, resampled=again.cpu()), False
     if cache and not is_known:
         cache.keep(inversion)
     return inversion, is_known
@@ -115,8 +115,8 @@ def _report(inversion: Inversion, is_known: bool, samples: torch.Tensor, made: _
     lines = [f"{inversion.method}, {steps} steps up to sigma {float(inversion.sigmas[0]):.2f}"]
     lines.append(f"{inversion.model_calls} model calls, {inversion.seconds:.1f} s{', from the cache: none now' if is_known else ''}")
     if inversion.resampled is not None:
-        span = float(samples.max() - samples.min())
-        lines.append(f"latent sampled again: {psnr(inversion.resampled, samples, span):.1f} dB")
+        truth = samples.to(inversion.resampled)
+        lines.append(f"latent sampled again: {psnr(inversion.resampled, truth, float(truth.max() - truth.min())):.1f} dB")
     if made is not None:
         lines.append(f"picture sampled again: {psnr(made.again, made.limit, 1.0):.1f} dB to what the VAE alone gives")
         if made.original is not None:
