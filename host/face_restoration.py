@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 _INPUT_SIDE = 512
 """GFPGAN, RestoreFormer and CodeFormer were trained on faces of this size."""
 _SMALLEST_FACE = 8
+_WORKING_MEMORY = 2 * 1024**3
+"""What a model of this kind takes beside its weights for a face or a tile, generously."""
 
 
 class Box(NamedTuple):
@@ -65,28 +68,31 @@ def _soft_square(side: int, feather: float) -> Tensor:
     return ramp[:, None] * ramp[None]
 
 
-def spandrel_model(descriptor: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+@contextlib.contextmanager
+def on_device(descriptor: Any) -> Iterator[Callable[[Tensor], Tensor]]:
     """A loaded spandrel model as a function, on its device and in the precision that it supports."""
+    import comfy.model_management as management
+
+    patcher = getattr(descriptor, "patcher", None)
+    if patcher is None:
+        # Older hosts' loaders leave the memory to whoever runs the model.
+        device = management.get_torch_device()
+        management.free_memory(management.module_size(descriptor.model) + _WORKING_MEMORY, device)
+        descriptor.to(device)
+    else:
+        management.load_models_gpu([patcher], force_full_load=True)
+        device = torch.device(patcher.load_device)
 
     def run(image: Tensor) -> Tensor:
         parameter = next(descriptor.model.parameters())
         output: Tensor = descriptor(image.to(device, parameter.dtype))
         return output.float()
 
-    return run
-
-
-def load_onto_device(descriptor: Any) -> torch.device:
-    """The host's memory management where the loader set it up (newer hosts), a plain move elsewhere."""
-    import comfy.model_management as management
-
-    device = management.get_torch_device()
-    patcher = getattr(descriptor, "patcher", None)
-    if patcher is not None:
-        management.load_models_gpu([patcher], force_full_load=True)
-        return torch.device(patcher.load_device)
-    descriptor.to(device)
-    return device
+    try:
+        yield run
+    finally:
+        if patcher is None:
+            descriptor.to("cpu")
 
 
 def upscaled(image: Tensor, descriptor: Any) -> Tensor:
@@ -94,19 +100,18 @@ def upscaled(image: Tensor, descriptor: Any) -> Tensor:
     import comfy.model_management as management
     import comfy.utils
 
-    device = load_onto_device(descriptor)
-    model = spandrel_model(descriptor, device)
     tile = 512
-    while True:
-        try:
-            scaled: Tensor = comfy.utils.tiled_scale(
-                image.to(device), model, tile_x=tile, tile_y=tile, overlap=32, upscale_amount=descriptor.scale, output_device="cpu"
-            )
-            return scaled.clamp(0, 1)
-        except management.OOM_EXCEPTION:
-            tile //= 2
-            if tile < 128:
-                raise
+    with on_device(descriptor) as model:
+        while True:
+            try:
+                scaled: Tensor = comfy.utils.tiled_scale(
+                    image, model, tile_x=tile, tile_y=tile, overlap=32, upscale_amount=descriptor.scale, output_device="cpu"
+                )
+                return scaled.clamp(0, 1)
+            except management.OOM_EXCEPTION:
+                tile //= 2
+                if tile < 128:
+                    raise
 
 
 def scaled_boxes(boxes: Sequence[Box], factor: float) -> list[Box]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -83,13 +84,15 @@ class TrainingWatch:
 
 @contextlib.contextmanager
 def memory_freed() -> Iterator[None]:
-    """Other models leave the GPU before, and what the block held leaves it after, an exception included."""
+    """Other models leave the GPU before; after, an exception included, what nothing holds any more is given back."""
     import comfy.model_management as management
 
     management.unload_all_models()
     try:
         yield
     finally:
+        # A UNet that is checkpointed block by block refers to itself.
+        gc.collect()
         management.soft_empty_cache()
 
 

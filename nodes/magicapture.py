@@ -13,7 +13,7 @@ from ..demo import face_network
 from ..host import capture_folder
 from ..host.capture_faces import find_face_masks
 from ..host.capture_pictures import masked_previews
-from ..host.capture_training import DTYPES, CaptureSettings, CaptureTraining
+from ..host.capture_training import DTYPES, CaptureSettings, CaptureTraining, Trained
 from ..host.faces import face_models
 from ..host.identity import Identity, list_files, load_identity
 from ..host.placeholders import Embedding, load_embedding, save_embedding, with_placeholders
@@ -426,9 +426,13 @@ class MagiCaptureTrain(io.ComfyNode):
         chosen = CaptureSettings(precision=chosen_precision(precision), composed=composed_prompts, side=resolution, **settings)
         node = cls.hidden.unique_id if cls.hidden else None
         watch = TrainingWatch(chosen, len(subject.pictures) + len(style.pictures), node)
-        with memory_freed():
+
+        def train() -> Trained:
             training = CaptureTraining(model, clip, vae, subject, style, identity, chosen, watch.encoded)
-            trained = training.run(watch.stepped, _checkpoint(training.fingerprint), checkpoint_every, watch.previewed, preview_every)
+            return training.run(watch.stepped, _checkpoint(training.fingerprint), checkpoint_every, watch.previewed, preview_every)
+
+        with memory_freed():
+            trained = train()
         logging.info("MagiCapture: %s", trained.report)
         shown = ui.PreviewImage(torch.cat(watch.previews), cls=cls) if watch.previews else None
         return io.NodeOutput(trained.lora, trained.embeddings, {"loss": trained.history}, trained.report, ui=shown)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.face_restoration import Box, boxes_of_mask, load_onto_device, restore_face, scaled_boxes, spandrel_model, upscaled
+from ..host.face_restoration import Box, boxes_of_mask, on_device, restore_face, scaled_boxes, upscaled
 from .declare import advanced, schema
 
 
@@ -108,13 +108,13 @@ class MagicPortraitRestore(io.ComfyNode):
             for i, picture in enumerate(pictures):
                 pictures[i] = upscaled(picture, upscale_model)
                 bar.update(1)
-        model = spandrel_model(face_model, load_onto_device(face_model))
-        for i, places in enumerate(found):
-            if not places:
-                logging.warning("MagicPortrait: picture %d has no face in its mask: left as it is", i + 1)
-            for box in scaled_boxes(places, factor):
-                pictures[i] = restore_face(pictures[i], box, model, margin, strength, feather)
-                bar.update(1)
+        with on_device(face_model) as model:
+            for i, places in enumerate(found):
+                if not places:
+                    logging.warning("MagicPortrait: picture %d has no face in its mask: left as it is", i + 1)
+                for box in scaled_boxes(places, factor):
+                    pictures[i] = restore_face(pictures[i], box, model, margin, strength, feather)
+                    bar.update(1)
         return io.NodeOutput(torch.cat(pictures).movedim(1, -1).cpu())
 
 
