@@ -178,7 +178,11 @@ class MagicStyleInvert(io.ComfyNode):
                 ),
                 advanced(
                     io.Int.Input(
-                        "iterations", default=2, min=1, max=20, tooltip="Most corrections of a fixed-point step, one model call each."
+                        "iterations",
+                        default=2,
+                        min=1,
+                        max=20,
+                        tooltip="Most corrections of a fixed-point step, one model call each. More comes closer and takes longer: 2 to 5.",
                     )
                 ),
                 advanced(
@@ -189,7 +193,10 @@ class MagicStyleInvert(io.ComfyNode):
                         max=0.1,
                         step=0.0001,
                         round=False,
-                        tooltip="A fixed-point step ends early when a correction changes less than this share. 0: never.",
+                        tooltip=(
+                            "A fixed-point step ends early when a correction changes less than this share. Higher: faster, less close. "
+                            "0: never."
+                        ),
                     )
                 ),
                 advanced(
@@ -205,7 +212,10 @@ class MagicStyleInvert(io.ComfyNode):
                         default=512,
                         min=0,
                         max=1_000_000,
-                        tooltip="Room for remembered inversions on disk, in MB (3 MB each for SD1.5 at 512 px). 0: do not remember.",
+                        tooltip=(
+                            "Room for remembered inversions on disk, in MB (3 MB each for SD1.5 at 512 px). When it is full the least "
+                            "recently used go. 0: do not remember."
+                        ),
                     )
                 ),
             ],

@@ -36,7 +36,10 @@ class MagicPortraitRestore(io.ComfyNode):
                 io.BBOX.Input(
                     "boxes",
                     optional=True,
-                    tooltip="Instead of a mask: x, y, width and height of each face in pixels, the same for every picture.",
+                    tooltip=(
+                        "Instead of a mask: x, y, width and height of each face in pixels, the same for every picture (type BBOX). "
+                        "Concept Mask's boxes are of another type: connect its mask to faces."
+                    ),
                 ),
                 io.UpscaleModel.Input(
                     "upscale_model",
@@ -49,7 +52,7 @@ class MagicPortraitRestore(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much of the restored face shows. Lower keeps more likeness.",
+                    tooltip="How much of the restored face shows: 0 none of it, 1 all. Lower keeps more likeness.",
                 ),
                 io.Combo.Input(
                     "on_no_face",
@@ -63,7 +66,10 @@ class MagicPortraitRestore(io.ComfyNode):
                         min=1.0,
                         max=4.0,
                         step=0.05,
-                        tooltip="How much around the face the model sees: these models were trained on whole heads.",
+                        tooltip=(
+                            "Side of the square that the model sees, in sides of the face's box. Higher: more of the head, fewer pixels "
+                            "for the face. These models were trained on whole heads."
+                        ),
                     )
                 ),
                 advanced(
@@ -73,7 +79,10 @@ class MagicPortraitRestore(io.ComfyNode):
                         min=0.0,
                         max=0.5,
                         step=0.01,
-                        tooltip="Width of the soft edge, as a share of the pasted square.",
+                        tooltip=(
+                            "Width of the soft edge, as a share of the pasted square. Wider hides the seam and shows less of the "
+                            "restored face at its rim. 0: a hard edge."
+                        ),
                     )
                 ),
             ],
