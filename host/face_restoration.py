@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..magic.boxes import Box
+
 _INPUT_SIDE = 512
 """GFPGAN, RestoreFormer and CodeFormer were trained on faces of this size."""
 _SMALLEST_FACE = 8
 _WORKING_MEMORY = 2 * 1024**3
 """What a model of this kind takes beside its weights for a face or a tile, generously."""
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels; right and bottom are past the last."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
 
 
 def boxes_of_mask(mask: Tensor) -> list[Box]:
@@ -35,8 +28,8 @@ def boxes_of_mask(mask: Tensor) -> list[Box]:
     boxes = []
     for rows, columns in ndimage.find_objects(labels):
         if min(rows.stop - rows.start, columns.stop - columns.start) >= _SMALLEST_FACE:
-            boxes.append(Box(columns.start, rows.start, columns.stop, rows.stop))
-    return sorted(boxes)
+            boxes.append(Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start))
+    return sorted(boxes, key=lambda box: box.x)
 
 
 def restore_face(image: Tensor, box: Box, model: Callable[[Tensor], Tensor], margin: float, strength: float, feather: float) -> Tensor:
@@ -45,8 +38,8 @@ def restore_face(image: Tensor, box: Box, model: Callable[[Tensor], Tensor], mar
     margin: side of the crop over side of the box; feather: width of the soft edge over side of the crop.
     """
     height, width = image.shape[-2:]
-    side = max(box.right - box.left, box.bottom - box.top) * margin
-    left, top = round((box.left + box.right - side) / 2), round((box.top + box.bottom - side) / 2)
+    side = max(box.width, box.height) * margin
+    left, top = round(box.x + (box.width - side) / 2), round(box.y + (box.height - side) / 2)
     side = max(_SMALLEST_FACE, round(side))
     beyond = (max(0, -left), max(0, left + side - width), max(0, -top), max(0, top + side - height))
     padded = F.pad(image, beyond, mode="replicate")
@@ -112,7 +105,3 @@ def upscaled(image: Tensor, descriptor: Any) -> Tensor:
                 tile //= 2
                 if tile < 128:
                     raise
-
-
-def scaled_boxes(boxes: Sequence[Box], factor: float) -> list[Box]:
-    return [Box(*(value * factor for value in box)) for box in boxes]

@@ -111,7 +111,7 @@ def _fingerprint(folder: Any, linked: Any) -> str:
     """Changes with the folder's files and, where faces have to be found, with the detectors that are there."""
     chosen = _first(folder) or capture_folder.NO_FOLDER
     has_masks = "faces" in linked if chosen == capture_folder.NO_FOLDER else capture_folder.has_masks(chosen)
-    return capture_folder.fingerprint(chosen) + ("" if has_masks else " ".join(face_models()))
+    return capture_folder.state_of(chosen) + ("" if has_masks else " ".join(face_models()))
 
 
 def _check(placeholder: str | None, templates: str | None, slots: tuple[str, ...]) -> bool | str:

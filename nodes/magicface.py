@@ -139,7 +139,7 @@ class MagicFaceConceptFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **_: Any) -> str:
-        return "" if folder is None else concept_folder.fingerprint(folder)
+        return "" if folder is None else concept_folder.state_of(folder)
 
     @classmethod
     def execute(cls, folder: str, concepts: tuple[Concept, ...] = ()) -> io.NodeOutput:
