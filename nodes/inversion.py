@@ -67,23 +67,21 @@ def _checked(sigmas: torch.Tensor) -> torch.Tensor:
 
 def invert_cached(model: Any, samples: torch.Tensor, conds: dict[str, list[Any]], sigmas: torch.Tensor, recipe: Recipe, cache_mb: int,
                   measures: bool) -> tuple[Inversion, bool]:  # fmt: skip
-    """(the inversion, whether it was there already). No model call when it was."""
+    """(the inversion, whether it was there already). No model call when it was, but for what `measures` adds the first time."""
     import latent_preview
 
     check_noise_model(model)
     steps = len(sigmas) - 1
     key = inversion_key(model, samples, conds, sigmas, recipe)
     cache = inversion_files.InversionCache(inversion_files.cache_folder(), cache_mb * 1024**2) if cache_mb else None
-    inversion = cache.find(key[1]) if cache else None
-    is_known = inversion is not None
-    if inversion is None:
-        inversion = invert(model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key)
+    known = cache.find(key[1]) if cache else None
+    inversion = known or invert(model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key)
     if measures and inversion.resampled is None:
         again = resample(model, inversion, conds, recipe.cfg, latent_preview.prepare_callback(model, steps))
-        inversion, is_known = dataclasses.replace(inversion, resampled=again.cpu()), False
-    if cache and not is_known:
+        inversion = dataclasses.replace(inversion, resampled=again.cpu())
+    if cache and inversion is not known:
         cache.keep(inversion)
-    return inversion, is_known
+    return inversion, known is not None
 
 
 @dataclasses.dataclass(frozen=True)
