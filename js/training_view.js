@@ -86,7 +86,7 @@ export class TrainingView {
   /** Another run. */
   show(run) {
     this.run = run;
-    this.shownPreview = undefined;
+    this.shownPreview = null; // none of this run's
     this.update();
   }
 
