@@ -363,7 +363,10 @@ def test_a_layout_outlives_its_node(frontend: Frontend) -> None:
     assert step.get_attribute("aria-valuetext") == f"7 of {STEPS}"
     page.wait_for_function("() => document.querySelector('.magic-backdrop').naturalWidth == 2")
 
+    preview = page.locator(".magic-backdrop").get_attribute("src")
+
     frontend.send("magicportrait.run", run)
+    assert page.evaluate("url => fetch(url).then(() => 'held', () => 'let go')", preview) == "let go"
     step.dispatch_event("input")
     assert (layouts.count(), step.get_attribute("max"), step.get_attribute("aria-valuetext")) == (0, "0", None)
     assert page.evaluate(REFRESHES) == 1, "views of nodes that are gone still read their prompts"
