@@ -187,11 +187,11 @@ class CaptureTraining:
             started = time.perf_counter()
             loss = self.train_step()
             self._seconds[self._phase] += time.perf_counter() - started
+            report(self.step, loss)
             if preview and previews and (self.step % previews == 0 or self.step == self.settings.steps):
                 preview(self.step, self.sample())
             if every and checkpoint is not None and self.step % every == 0:
                 self.save(checkpoint)
-            report(self.step, loss)
 
     def train_step(self) -> float:
         """One step of the phase it is in. Returns the loss. A step that fails or is cancelled has drawn nothing."""

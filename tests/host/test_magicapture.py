@@ -225,6 +225,13 @@ def test_previews_do_not_change_the_training():
     assert [image.shape for image in pictures] == [(1, SIDE, SIDE, 3)] * 3 and all(image.isfinite().all() for image in pictures)
 
 
+def test_a_step_is_reported_before_its_preview():
+    calls: list[tuple[str, int]] = []
+    training().run(lambda done, _: calls.append(("report", done)), preview=lambda done, _: calls.append(("preview", done)), previews=100)
+    steps = calls[-1][1]
+    assert calls == [*(("report", done) for done in range(1, steps + 1)), ("preview", steps)]
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     run = training()
     step(run)
