@@ -36,8 +36,9 @@ class Identity:
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Crops B 3 side side in 0..1 -> unit vectors B D, where the network is."""
-        place = next(itertools.chain(self.network.parameters(), self.network.buffers())).device
-        return F.normalize(self.network(crops.to(place) * 2 - 1).float(), dim=1)
+        for weights in itertools.islice(itertools.chain(self.network.parameters(), self.network.buffers()), 1):
+            crops = crops.to(weights.device)
+        return F.normalize(self.network(crops * 2 - 1).float(), dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
         """Pictures of faces, B H W 3 in 0..1 of any size -> unit vectors B D."""
