@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
-from magicportrait.tests.host import models, sampling
+from magicportrait.host.correspondence_view import answer
+from magicportrait.nodes.analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
+from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.inversion import MagicStyleInvert
+from magicportrait.nodes.layout import MagicLayoutMasks
+from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference
+from magicportrait.tests.host import inverting, models, sampling
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
 from magicportrait.tests.host.pretend_gpu import CPU, PRETEND, pretend_gpu
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode
@@ -27,7 +34,8 @@ def parts(shape: str = "sd15", dtype: torch.dtype = torch.float32) -> tuple[Any,
 def on_a_pretended_gpu(monkeypatch) -> Iterator[None]:
     with pretend_gpu():
         # Models of other tests are on the CPU.
-        monkeypatch.setattr(sampling, "parts", parts)
+        for helpers in (sampling, inverting):
+            monkeypatch.setattr(helpers, "parts", parts)
         yield
 
 
@@ -82,3 +90,85 @@ def test_gradients_come_back_to_where_the_weights_are():
 @pytest.mark.parametrize("shape", ["sd15", "sdxl"])
 def test_the_host_alone(shape):
     assert Sampling().run(parts(shape)[0], encode("a man")).device == CPU
+
+
+def on_the_cpu(*values: Any) -> None:
+    """Nodes hand tensors of the CPU to each other: the host moves what it loads, and core nodes mix what they are given."""
+    for tensor in tree_leaves(values):
+        assert not isinstance(tensor, torch.Tensor) or (tensor.device == CPU and (tensor.isfinite().all() or tensor.dtype == torch.bool))
+
+
+# ---- MagicFace, layouts and attention ----
+
+
+MAGICFACE: dict[str, dict[str, Any]] = {
+    "regions": {},
+    "kept features": {"keep_features": "memory"},
+    "semantic CFG": {"semantic_cfg": True, "reference_noise": "per step"},
+}
+
+
+@pytest.mark.parametrize("options", MAGICFACE.values(), ids=MAGICFACE)
+def test_magicface(options):
+    if "keep_features" in options:
+        options = {**options, "chained": concepts(2, region=torch.ones(1, 64, 64))}
+    patched, positive, record = apply(parts()[0], **{"chained": concepts(3), **options})
+    for _ in range(2 if "keep_features" in options else 1):
+        samples = Sampling(batch=2, steps=3).run(patched, positive)
+    on_the_cpu(samples)
+    on_the_cpu(*MagicLayoutMasks.execute(record, {"samples": samples}, -1, torch.rand(2, 128, 128, 3)).args)
+
+
+def test_semantic_layout():
+    patched, positive, record = sampling.watch(parts()[0])
+    samples = Sampling(steps=2).run(patched, positive)
+    on_the_cpu(samples, *MagicLayoutMasks.execute(record, {"samples": samples}, -1).args)
+
+
+@pytest.mark.parametrize("options", [{"points": "40,40"}, {"points": "", "mask": torch.ones(1, 128, 128)}], ids=["points", "mask"])
+def test_correspondence(options):
+    chained = concepts()
+    face, positive, _ = apply(parts()[0], chained=chained)
+    patched, record = MagicCorrespondence.execute(face, start=0.0, end=1.0, **options).args
+    samples = Sampling(batch=2, steps=3).run(patched, positive)
+    shown = MagicCorrespondenceMap.execute(record, {"samples": samples}, 0.8, chained, torch.rand(2, 128, 128, 3))
+    on_the_cpu(samples, *shown.args)
+    [data] = shown.ui["magic_exploration"]
+    assert answer(data["key"], {"picture": "0", "x": "0.5", "y": "0.5", "step": "1", "group": "16x16"})
+
+
+def test_attention_map():
+    patched, positive, record = MagicAttentionMap.execute(parts()[0], parts()[1], sampling.PROMPT, "hat, scarf", "all", 0.0, 1.0).args
+    samples = Sampling(batch=2, steps=2, negative=encode(" ".join(["blurry ugly"] * 60))).run(patched, positive)
+    on_the_cpu(samples, *MagicAttentionHeatmap.execute(record, {"samples": samples}, 0.8, torch.rand(2, 128, 128, 3)).args)
+
+
+# ---- MagicStyle ----
+
+
+@pytest.mark.parametrize(("method", "cfg"), [("ddim", 2.0), ("fixed-point", 1.0), ("o-belm", 1.0)])
+def test_inversion(method, cfg):
+    model, clip, vae = parts()
+    for cache_mb in (0, 64, 64):
+        found = invert(model, latent(2), vae=vae, method=method, cfg=cfg, cache_mb=cache_mb)
+        on_the_cpu(found[0].latents, found[0].sigmas, found[0].resampled, found[1]["samples"], found[2])
+    on_the_cpu(sample_again(model, found))
+    inputs = {**defaults_of(MagicStyleInvert), "steps": 2, "method": method}
+    found = MagicStyleInvert.execute(model=model, image=torch.rand(1, 64, 64, 3), vae=vae, **inputs).args
+    on_the_cpu(found[1]["samples"], sample_again(model, found))
+
+
+@pytest.mark.parametrize("keys", ["content+style", "blend", "style"])
+@pytest.mark.parametrize("keep", ["off", "memory"])
+def test_magicstyle(keys, keep):
+    model = parts()[0]
+    content, looks = (invert(model, latent(1, (8, 8), seed), measure=False, cache_mb=0, method="o-belm") for seed in (0, 50))
+    left = torch.zeros(1, 64, 64)
+    left[..., :24] = 1
+    styles = MagicStyleReference.execute(looks[0], 1.0, left).args[0]
+    styles = MagicStyleReference.execute(looks[0], 0.5, 1 - left, styles).args[0]
+    options = {**defaults_of(MagicStyleApply), "preset": "custom", "alpha": 0.5, "beta": 0.25, "keys": keys, "keep_features": keep}
+    patched, noise = MagicStyleApply.execute(model, content[0], styles, **options).args
+    _, _, sigmas, sampler, positive, _ = content
+    for cfg in (1.0, 7.0):
+        on_the_cpu(noise["samples"], sample(patched, noise, sigmas, sampler, positive, cfg=cfg))
