@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -43,7 +45,7 @@ def is_pretended(tensor: Tensor) -> bool:
 def place(tensor: Tensor, device: torch.device) -> Tensor:
     """Says of a tensor with memory of its own on which device it is."""
     storage = tensor.untyped_storage()
-    if device.type == PRETEND.type:
+    if device.type == PRETEND.type and storage.device == CPU:
         _marks[storage._cdata] = StorageWeakRef(storage)
     else:
         _marks.pop(storage._cdata, None)
@@ -70,7 +72,7 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise RuntimeError(f"{func}: indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         scalars_pass, tensors = True, [owner, *_tensors(values)]
     else:
-        scalars_pass, tensors = torch.Tag.pointwise in func.tags or kind in _SCALARS_PASS, _tensors(args, kwargs)
+        scalars_pass, tensors = _takes_scalars(func), _tensors(args, kwargs)
     if not any(is_pretended(tensor) for tensor in tensors):
         return
     written = [
@@ -81,8 +83,17 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for tensor in tensors:
         is_scalar = tensor.ndim == 0 and scalars_pass and not any(tensor is other for other in written)
         if not is_pretended(tensor) and not is_scalar:
-            shapes = [f"{tuple(other.shape)} on {PRETEND if is_pretended(other) else CPU}" for other in tensors]
-            raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {', '.join(shapes)}")
+            other = next(other for other in tensors if is_pretended(other))
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {func} got {tuple(other.shape)} on {PRETEND} "
+                f"and {tuple(tensor.shape)} on the CPU"
+            )
+
+
+def _takes_scalars(func: Any) -> bool:
+    """Whether CUDA's form of an operation takes a number from the CPU, as a tensor without dimensions."""
+    # Gradients are clipped in lists that torch makes, of what it takes for one device.
+    return torch.Tag.pointwise in func.tags or func.overloadpacket in _SCALARS_PASS or func.name().startswith("aten::_foreach")
 
 
 class _PretendMode(TorchDispatchMode):
@@ -97,7 +108,7 @@ class _PretendMode(TorchDispatchMode):
         else:
             asked = kwargs.get("device")
             is_result_pretended = asked is not None and asked.type == PRETEND.type
-        if kwargs.get("device") is not None:
+        if kwargs.get("device") is not None and kwargs["device"].type == PRETEND.type:
             kwargs["device"] = CPU
         generator = kwargs.get("generator")
         if is_result_pretended and generator is not None:
@@ -140,6 +151,8 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     options = {} if memory_format is None else {"memory_format": memory_format}
     if device is None or device.type == tensor.device.type:
         return _ORIGINAL_TO(tensor, dtype=dtype or tensor.dtype, copy=copy, **options)
+    if PRETEND.type not in (device.type, tensor.device.type):
+        return _ORIGINAL_TO(tensor, device, dtype or tensor.dtype, copy=copy, **options)
     return _Move.apply(tensor, device, dtype or tensor.dtype, options)
 
 
@@ -157,9 +170,10 @@ def _made(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def make(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
         example = next(iter((*args, *kwargs.values())))
-        if device is None:
-            device = example.device if isinstance(example, Tensor) else CPU
-        return place(original(*args, **kwargs), torch.device(device))
+        if device is None and not isinstance(example, Tensor):
+            return original(*args, **kwargs)
+        device = example.device if device is None else torch.device(device)
+        return place(original(*args, device=CPU if device.type == PRETEND.type else device, **kwargs), device)
 
     return make
 
@@ -175,7 +189,9 @@ def _as_tensor(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _without_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
     def convert(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         if is_pretended(tensor):
-            raise TypeError(f"can't convert {PRETEND} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+            raise TypeError(
+                f"can't convert {PRETEND} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+            )
         return original(tensor, *args, **kwargs)
 
     return convert
@@ -186,7 +202,11 @@ def pretend_gpu() -> Iterator[None]:
     """Within, torch has the device `PRETEND` and ComfyUI works on it."""
     import comfy.model_management as management
 
+    # What `with torch.device(...)` applies to: torch remembers the functions that it finds at the first use.
+    _device_constructors()
     with pytest.MonkeyPatch.context() as patch, _PretendMode():
+        # Where torch looks for a device's random states.
+        patch.setattr(torch, PRETEND.type, SimpleNamespace(), raising=False)
         patch.setattr(Tensor, "device", property(_device))
         patch.setattr(Tensor, "is_cpu", property(lambda tensor: tensor.device.type == "cpu"))
         patch.setattr(Tensor, "to", _to)

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import comfy.model_patcher
+import folder_paths
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.utils._pytree import tree_leaves
 
+from magicportrait.host.capture_training import CaptureTraining
 from magicportrait.host.correspondence_view import answer
+from magicportrait.host.identity import load_identity
+from magicportrait.host.metrics import Comparison, measure
+from magicportrait.host.model_folders import DETECTORS, FACE_DETECTORS, METRICS, SAMS
+from magicportrait.magic.boxes import Box
 from magicportrait.nodes.analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.inversion import MagicStyleInvert
 from magicportrait.nodes.layout import MagicLayoutMasks
-from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference
-from magicportrait.tests.host import inverting, models, sampling
+from magicportrait.nodes.magicapture import MagiCaptureApply, MagiCaptureTrain
+from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
+from magicportrait.nodes.masks import MagicConceptMask, MagicMaskRefine
+from magicportrait.nodes.restore import MagicPortraitRestore
+from magicportrait.tests.host import inverting, models, sampling, tiny_vision
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
 from magicportrait.tests.host.pretend_gpu import CPU, PRETEND, pretend_gpu
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode
+from magicportrait.tests.host.test_capture_nodes import TRAIN, subject_and_style
+from magicportrait.tests.host.test_magicapture import QUICK, recogniser, sets
+from magicportrait.tests.host.test_masks import DEFAULTS
+from magicportrait.tests.host.test_restore import Inverts
+from magicportrait.tests.unit.test_iresnet import weights
 
 
 @cache
@@ -148,7 +166,7 @@ def test_attention_map():
 
 @pytest.mark.parametrize(("method", "cfg"), [("ddim", 2.0), ("fixed-point", 1.0), ("o-belm", 1.0)])
 def test_inversion(method, cfg):
-    model, clip, vae = parts()
+    model, _, vae = parts()
     for cache_mb in (0, 64, 64):
         found = invert(model, latent(2), vae=vae, method=method, cfg=cfg, cache_mb=cache_mb)
         on_the_cpu(found[0].latents, found[0].sigmas, found[0].resampled, found[1]["samples"], found[2])
@@ -172,3 +190,96 @@ def test_magicstyle(keys, keep):
     _, _, sigmas, sampler, positive, _ = content
     for cfg in (1.0, 7.0):
         on_the_cpu(noise["samples"], sample(patched, noise, sigmas, sampler, positive, cfg=cfg))
+
+
+def test_magicstyle_sampler():
+    model, clip, vae = parts()
+    content, look = torch.rand(1, 64, 64, 3), torch.rand(1, 64, 96, 3)
+    options = {**defaults_of(MagicStyleSampler), "steps": 3, "cache_mb": 0}
+    [drawn] = MagicStyleSampler.execute(model, vae, content, look, clip=clip, **options).args
+    on_the_cpu(drawn["samples"])
+
+
+# ---- MagiCapture ----
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training(checkpointing, tmp_path):
+    settings = replace(QUICK, inversion_steps=1, lora_steps=2, batch=3, gradient_checkpointing=checkpointing)
+    who, pictures = recogniser(), []
+    training = CaptureTraining(*parts(), *sets(), who, settings)
+    file = tmp_path / "training.pt"
+    trained = training.run(lambda *_: None, file, 1, lambda _, picture: pictures.append(picture), 2)
+    on_the_cpu(trained.lora, [embedding.vectors for embedding in trained.embeddings], pictures, list(who.network.parameters()))
+    training.save(file)
+    training.load(file)
+    assert {adapter.up.device for adapter in training.unet.adapters.values()} == {PRETEND}
+    patched, clip = MagiCaptureApply.execute(*parts()[:2], trained.embeddings, 0.6, 0.9, trained.lora).args
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize("a portrait of a <anna> woman in the style of <ink>"))
+    on_the_cpu(Sampling(steps=2).run(patched, positive))
+
+
+def test_training_node():
+    subject, style = subject_and_style()
+    trained = MagiCaptureTrain.execute(*parts(), subject, style, **{**TRAIN, "precision": "fp32", "lora_steps": 1, "checkpoint_every": 0})
+    on_the_cpu(trained.args[0])
+
+
+# ---- pictures ----
+
+
+@pytest.fixture
+def model_folder(monkeypatch, tmp_path) -> Path:
+    """The host's models folder, and no other place where a model could be."""
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    ours = {folder.name for folder in (METRICS, SAMS, DETECTORS, FACE_DETECTORS)}
+    table = {name: entry for name, entry in folder_paths.folder_names_and_paths.items() if name not in (*ours, "face_identity")}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+def test_metrics(model_folder):
+    tiny_vision.write_clip(model_folder / "metrics" / "clip")
+    tiny_vision.write_dino(model_folder / "metrics" / "dino")
+    tiny_vision.write_aesthetic(model_folder / "metrics" / "aesthetic.safetensors")
+    tiny_vision.write_alexnet(model_folder / "metrics" / "alexnet-owt-7be5be79.pth")
+    (model_folder / "face_identity").mkdir()
+    safetensors.torch.save_file(weights(False), model_folder / "face_identity" / "arcface.safetensors")
+    who, images = load_identity("arcface.safetensors"), torch.rand(2, 72, 66, 3)
+    for boxes in (None, ((Box(5, 5, 40, 40),),) * 2):
+        table = measure(Comparison(images, images.flip(0), ("a hat",), boxes=boxes, identity=who))
+        assert len(table.columns) == 7 and not table.missing
+
+
+@pytest.mark.parametrize(
+    "target", [{"target": "text"}, {"target": "points", "points": "20,20", "box": "5,5,40,40"}], ids=["text", "points"]
+)
+def test_concept_masks(model_folder, target):
+    tiny_vision.write_sam(model_folder / "sams" / "tiny.pth")
+    tiny_vision.write_grounding_dino(model_folder / "grounding-dino" / "tiny")
+    mask, _, overlay = MagicConceptMask.execute(torch.rand(2, 70, 50, 3), **{**DEFAULTS, **target}).args
+    on_the_cpu(mask, overlay, MagicMaskRefine.execute(mask, 0.5, True, True, 3, 2.0, False).args)
+
+
+class Upscaler(Inverts):
+    """Stands for a spandrel model that is moved to the device by hand, as older hosts do."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return super().__call__(image * self.model.weight / self.model.weight)
+
+    def to(self, device: torch.device) -> Upscaler:
+        self.model.to(device)
+        return self
+
+
+@pytest.mark.parametrize("managed", [False, True])
+def test_restoring_faces(managed):
+    face_model, upscaler = Upscaler(1), Upscaler(2)
+    if managed:
+        for descriptor in (face_model, upscaler):
+            descriptor.patcher = comfy.model_patcher.ModelPatcher(descriptor.model, load_device=PRETEND, offload_device=CPU)
+    faces = torch.zeros(1, 96, 128)
+    faces[:, 20:52, 10:42] = 1
+    options = {"strength": 1.0, "on_no_face": "skip", "margin": 1.2, "feather": 0.1}
+    on_the_cpu(MagicPortraitRestore.execute(torch.rand(2, 96, 128, 3), face_model, faces=faces, upscale_model=upscaler, **options).args)
