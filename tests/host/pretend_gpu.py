@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 # Of the device types that torch knows, one that needs no driver, starts nothing when it is named, and has autocast.
 PRETEND = torch.device("maia", 0)
@@ -57,37 +56,31 @@ def _forget_the_dead() -> None:
         del _marks[address]
 
 
-def _tensors(*values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+def _tensors(value: Any) -> list[Tensor]:
+    """All in the arguments or the outputs of an operation. torch's own tree walk takes longer than the tests' operations."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (list, tuple)) else []
 
 
-def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
     """RuntimeError for an operation on tensors of both devices, unless CUDA has it."""
     kind = func.overloadpacket
     if kind in _COPYING:
         return
+    scalars_pass = _takes_scalars(func)
     if kind in _INDEXING:
         owner, indices, *values = args
-        if not is_pretended(owner) and any(is_pretended(index) for index in _tensors(indices)):
+        if not is_pretended(owner) and any(map(is_pretended, _tensors(indices))):
             raise RuntimeError(f"{func}: indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         scalars_pass, tensors = True, [owner, *_tensors(values)]
-    else:
-        scalars_pass, tensors = _takes_scalars(func), _tensors(args, kwargs)
-    if not any(is_pretended(tensor) for tensor in tensors):
-        return
-    written = [
-        value
-        for argument, value in zip(func._schema.arguments, args)
-        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor)
-    ]
+    there = next(filter(is_pretended, tensors))
+    written = [value for value, argument in zip(args, func._schema.arguments) if argument.alias_info and argument.alias_info.is_write]
     for tensor in tensors:
-        is_scalar = tensor.ndim == 0 and scalars_pass and not any(tensor is other for other in written)
+        is_scalar = tensor.ndim == 0 and scalars_pass and all(tensor is not value for value in written)
         if not is_pretended(tensor) and not is_scalar:
-            other = next(other for other in tensors if is_pretended(other))
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but {func} got {tuple(other.shape)} on {PRETEND} "
-                f"and {tuple(tensor.shape)} on the CPU"
-            )
+            shapes = f"{tuple(there.shape)} on {PRETEND} and {tuple(tensor.shape)} on the CPU"
+            raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {shapes}")
 
 
 def _takes_scalars(func: Any) -> bool:
@@ -101,20 +94,20 @@ class _PretendMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        inputs = _tensors(args, kwargs)
-        if any(is_pretended(tensor) for tensor in inputs):
-            _check(func, args, kwargs)
-            is_result_pretended = True
-        else:
-            asked = kwargs.get("device")
-            is_result_pretended = asked is not None and asked.type == PRETEND.type
-        if kwargs.get("device") is not None and kwargs["device"].type == PRETEND.type:
+        inputs = _tensors((*args, *kwargs.values()))
+        pretended = [tensor for tensor in inputs if is_pretended(tensor)]
+        if 0 < len(pretended) < len(inputs):
+            _check(func, args, inputs)
+        asked = kwargs.get("device")
+        is_asked = asked is not None and asked.type == PRETEND.type
+        if is_asked:
             kwargs["device"] = CPU
-        generator = kwargs.get("generator")
-        if is_result_pretended and generator is not None:
-            raise RuntimeError(f"Expected a '{PRETEND.type}' device type for generator but found '{generator.device.type}'")
+        if is_asked or pretended:
+            generator = kwargs.get("generator")
+            if generator is not None:
+                raise RuntimeError(f"Expected a '{PRETEND.type}' device type for generator but found '{generator.device.type}'")
         outputs = func(*args, **kwargs)
-        if is_result_pretended:
+        if is_asked or pretended:
             theirs = {tensor.untyped_storage()._cdata for tensor in inputs}
             for tensor in _tensors(outputs):
                 if tensor.untyped_storage()._cdata not in theirs:
