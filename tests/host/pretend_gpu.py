@@ -35,6 +35,8 @@ _MAKERS = (  # of a new tensor, by the example of another
 
 _marks: dict[int, StorageWeakRef] = {}
 """The storages on the pretended device. As long as there is a weak reference no other storage takes the same address."""
+_generators: dict[int, torch.Generator] = {}
+"""Those of the pretended device. torch hands on another object for the same generator: its address stays."""
 
 
 def is_pretended(tensor: Tensor) -> bool:
@@ -102,10 +104,9 @@ class _PretendMode(TorchDispatchMode):
         is_asked = asked is not None and asked.type == PRETEND.type
         if is_asked:
             kwargs["device"] = CPU
-        if is_asked or pretended:
-            generator = kwargs.get("generator")
-            if generator is not None:
-                raise RuntimeError(f"Expected a '{PRETEND.type}' device type for generator but found '{generator.device.type}'")
+        generator = kwargs.get("generator")
+        if generator is not None and (generator._cdata in _generators) != bool(is_asked or pretended):
+            raise RuntimeError(f"{func}: expected a generator of the device that the numbers are drawn on")
         outputs = func(*args, **kwargs)
         if is_asked or pretended:
             theirs = {tensor.untyped_storage()._cdata for tensor in inputs}
@@ -115,6 +116,20 @@ class _PretendMode(TorchDispatchMode):
         if len(_marks) > 20_000:
             _forget_the_dead()
         return outputs
+
+
+class _Generator(torch.Generator):
+    """One that can be of the pretended device, where it draws the CPU's numbers."""
+
+    def __new__(cls, device: Any = CPU) -> _Generator:
+        made: _Generator = super().__new__(cls, CPU)
+        if torch.device(device).type == PRETEND.type:
+            _generators[made._cdata] = made
+        return made
+
+    @property
+    def device(self) -> torch.device:
+        return PRETEND if self._cdata in _generators else CPU
 
 
 class _Move(torch.autograd.Function):
@@ -206,6 +221,7 @@ def pretend_gpu() -> Iterator[None]:
         patch.setattr(Tensor, "cpu", lambda tensor, **_: tensor.to(CPU))
         patch.setattr(Tensor, "cuda", lambda tensor, *_, **__: tensor.to(PRETEND))
         patch.setattr(Tensor, "type_as", lambda tensor, other: tensor.to(other))
+        patch.setattr(torch, "Generator", _Generator)
         for owner, name in _MAKERS:
             patch.setattr(owner, name, _made(getattr(owner, name)))
         patch.setattr(torch, "as_tensor", _as_tensor(torch.as_tensor))
@@ -219,4 +235,7 @@ def pretend_gpu() -> Iterator[None]:
         plenty = 64 * 1024**3
         for name in ("get_free_memory", "get_total_memory"):
             patch.setattr(management, name, lambda _=None, *both, **named: (plenty, plenty) if both or any(named.values()) else plenty)
-        yield
+        try:
+            yield
+        finally:
+            _generators.clear()

@@ -81,6 +81,7 @@ def test_tensors_of_two_devices_do_not_mix():
         lambda: there.gather(0, torch.zeros(1, 4, dtype=torch.long)),
         lambda: torch.isin(there, here),
         lambda: torch.randn(2, device=PRETEND, generator=torch.Generator()),
+        lambda: torch.randn(2, generator=torch.Generator(PRETEND)),
         lambda: here[torch.tensor([0], device=PRETEND)],
         lambda: there.index_put_((torch.tensor([0]),), here[0]),
     ):
@@ -100,6 +101,7 @@ def test_what_cuda_allows():
     assert here.copy_(there) is here and here.device == CPU
     assert torch.zeros_like(here, device=PRETEND).device == PRETEND and torch.empty_like(there, device="cpu").device == CPU
     assert there.new_zeros(2).device == PRETEND and torch.as_tensor([1.0], device=PRETEND).device == PRETEND
+    assert torch.randn(2, device=PRETEND, generator=torch.Generator(PRETEND).manual_seed(0)).device == PRETEND
     assert there.to(PRETEND) is there and there.to(torch.float64).device == PRETEND and there.to(here).device == CPU
     assert np.asarray(there.cpu()).sum() == there.sum().item()
 
