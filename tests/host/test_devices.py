@@ -30,11 +30,13 @@ from magicportrait.nodes.magicapture import MagiCaptureApply, MagiCaptureTrain
 from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
 from magicportrait.nodes.masks import MagicConceptMask, MagicMaskRefine
 from magicportrait.nodes.restore import MagicPortraitRestore
+from magicportrait.nodes.toy import MagicToyCheckpoint
 from magicportrait.tests.host import inverting, models, sampling, tiny_vision
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
 from magicportrait.tests.host.pretend_gpu import CPU, PRETEND, pretend_gpu
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode
 from magicportrait.tests.host.test_capture_nodes import TRAIN, subject_and_style
+from magicportrait.tests.host.test_live_layout import node_seven, serve  # noqa: F401
 from magicportrait.tests.host.test_magicapture import QUICK, recogniser, sets
 from magicportrait.tests.host.test_masks import DEFAULTS
 from magicportrait.tests.host.test_restore import Inverts
@@ -117,7 +119,15 @@ def test_gradients_come_back_to_where_the_weights_are():
 
 @pytest.mark.parametrize("shape", ["sd15", "sdxl"])
 def test_the_host_alone(shape):
-    assert Sampling().run(parts(shape)[0], encode("a man")).device == CPU
+    """What fails here is the pretended GPU's fault."""
+    assert Sampling(sampler="euler_ancestral").run(parts(shape)[0], encode("a man")).device == CPU
+
+
+def test_the_toy_world():
+    model, clip, vae = MagicToyCheckpoint.execute().args
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize("a smiling woman with red hair"))
+    samples = Sampling(steps=2).run(model, positive)
+    on_the_cpu(positive, samples, vae.decode(samples), vae.encode(torch.rand(1, 64, 64, 3)))
 
 
 def on_the_cpu(*values: Any) -> None:
@@ -138,13 +148,16 @@ MAGICFACE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("node_seven")
 @pytest.mark.parametrize("options", MAGICFACE.values(), ids=MAGICFACE)
-def test_magicface(options):
+def test_magicface(options, monkeypatch):
+    page = serve(monkeypatch)
     if "keep_features" in options:
         options = {**options, "chained": concepts(2, region=torch.ones(1, 64, 64))}
     patched, positive, record = apply(parts()[0], **{"chained": concepts(3), **options})
     for _ in range(2 if "keep_features" in options else 1):
         samples = Sampling(batch=2, steps=3).run(patched, positive)
+    assert len(page.events) > 1
     on_the_cpu(samples)
     on_the_cpu(*MagicLayoutMasks.execute(record, {"samples": samples}, -1, torch.rand(2, 128, 128, 3)).args)
 
