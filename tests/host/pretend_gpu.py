@@ -132,6 +132,11 @@ class _Generator(torch.Generator):
         return PRETEND if self._cdata in _generators else CPU
 
 
+def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+    """The CPU's for the pretended device: its operations are the CPU's."""
+    return torch.amp.autocast("cpu" if device_type == PRETEND.type else device_type, *args, **kwargs)
+
+
 class _Move(torch.autograd.Function):
     """A copy on another device, whose gradient goes back to where the original is."""
 
@@ -206,8 +211,8 @@ def _without_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def pretend_gpu() -> Iterator[None]:
-    """Within, torch has the device `PRETEND` and ComfyUI works on it."""
+def pretend_gpu(memory: int = 64 * 1024**3) -> Iterator[None]:
+    """Within, torch has the device `PRETEND` and ComfyUI works on it. memory: bytes that the host believes to be free there, always."""
     import comfy.model_management as management
 
     # What `with torch.device(...)` applies to: torch remembers the functions that it finds at the first use.
@@ -222,6 +227,7 @@ def pretend_gpu() -> Iterator[None]:
         patch.setattr(Tensor, "cuda", lambda tensor, *_, **__: tensor.to(PRETEND))
         patch.setattr(Tensor, "type_as", lambda tensor, other: tensor.to(other))
         patch.setattr(torch, "Generator", _Generator)
+        patch.setattr(torch, "autocast", _autocast)
         for owner, name in _MAKERS:
             patch.setattr(owner, name, _made(getattr(owner, name)))
         patch.setattr(torch, "as_tensor", _as_tensor(torch.as_tensor))
@@ -232,9 +238,8 @@ def pretend_gpu() -> Iterator[None]:
             patch.setattr(management, name, lambda: PRETEND)
         patch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
         patch.setattr(management, "current_loaded_models", [])
-        plenty = 64 * 1024**3
         for name in ("get_free_memory", "get_total_memory"):
-            patch.setattr(management, name, lambda _=None, *both, **named: (plenty, plenty) if both or any(named.values()) else plenty)
+            patch.setattr(management, name, lambda _=None, *both, **named: (memory, memory) if both or any(named.values()) else memory)
         try:
             yield
         finally:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import folder_paths
 import numpy as np
@@ -59,12 +60,23 @@ def models_go_with_the_tests() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def on_a_pretended_gpu(monkeypatch) -> Iterator[None]:
-    with pretend_gpu():
+def on_a_pretended_gpu(monkeypatch, request) -> Iterator[None]:
+    with pretend_gpu(**getattr(request, "param", {})):
         # Models of other tests are on the CPU.
         for helpers in (sampling, inverting):
             monkeypatch.setattr(helpers, "parts", parts)
         yield
+
+
+# The host then leaves what it can on the CPU, and moves it layer by layer where the layers are its own.
+short_of_memory = pytest.mark.parametrize("on_a_pretended_gpu", [{"memory": 2**20}], indirect=True, ids=["short of memory"])
+
+
+@pytest.fixture
+def everything_on_the_gpu(monkeypatch) -> None:
+    """The host's --gpu-only: pictures and latents stay there."""
+    for name in ("intermediate_device", "unet_offload_device", "vae_offload_device", "text_encoder_offload_device"):
+        monkeypatch.setattr(comfy.model_management, name, lambda: PRETEND)
 
 
 def test_tensors_of_two_devices_do_not_mix():
@@ -162,6 +174,7 @@ def test_magicface(options, monkeypatch):
     on_the_cpu(*MagicLayoutMasks.execute(record, {"samples": samples}, -1, torch.rand(2, 128, 128, 3)).args)
 
 
+@short_of_memory
 def test_semantic_layout():
     patched, positive, record = sampling.watch(parts()[0])
     samples = Sampling(steps=2).run(patched, positive)
@@ -200,6 +213,12 @@ def test_inversion(method, cfg):
     on_the_cpu(sample_again(model, found))
 
 
+@pytest.mark.usefixtures("everything_on_the_gpu")
+def test_the_report_compares_what_is_cached_with_what_is_not():
+    for _ in range(2):
+        invert(parts()[0], latent(2).to(PRETEND), steps=2, vae=parts()[2], method="o-belm", cache_mb=64)
+
+
 @pytest.mark.parametrize(("keys", "keep"), [("content+style", "memory"), ("blend", "off"), ("style", "off")])
 def test_magicstyle(keys, keep):
     model = parts()[0]
@@ -227,7 +246,7 @@ def test_magicstyle_sampler():
 
 
 def test_training(tmp_path):
-    settings = replace(QUICK, inversion_steps=1, lora_steps=2, batch=3, gradient_checkpointing=True)
+    settings = replace(QUICK, inversion_steps=1, lora_steps=1, batch=3, gradient_checkpointing=True)
     who, pictures = recogniser(), []
     training = CaptureTraining(*parts(), *sets(), who, settings)
     file = tmp_path / "training.pt"
@@ -243,9 +262,7 @@ def test_training(tmp_path):
 
 def test_training_node():
     subject, style = subject_and_style()
-    trained = MagiCaptureTrain.execute(
-        *parts(), subject, style, **{**TRAIN, "precision": "fp32", "inversion_steps": 1, "lora_steps": 1, "checkpoint_every": 0}
-    )
+    trained = MagiCaptureTrain.execute(*parts(), subject, style, **{**TRAIN, "inversion_steps": 1, "lora_steps": 1, "checkpoint_every": 0})
     on_the_cpu(trained.args[0])
 
 
@@ -263,6 +280,7 @@ def model_folder(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
+@short_of_memory
 def test_metrics(model_folder):
     tiny_vision.write_clip(model_folder / "metrics" / "clip")
     tiny_vision.write_dino(model_folder / "metrics" / "dino")
@@ -276,6 +294,14 @@ def test_metrics(model_folder):
     assert len(table.columns) == 7 and not table.missing
 
 
+@pytest.mark.usefixtures("everything_on_the_gpu")
+def test_faces_of_pictures_on_the_gpu():
+    who, picture = recogniser(), torch.rand(1, 64, 64, 3)
+    torch.testing.assert_close(who.embed(picture.to(PRETEND)).cpu(), who.embed(picture).cpu())
+    assert who.embed_face(picture[0].to(PRETEND), (8, 8, 40, 40)).isfinite().all()
+
+
+@short_of_memory
 @pytest.mark.parametrize(
     "target", [{"target": "text"}, {"target": "points", "points": "20,20", "box": "5,5,40,40"}], ids=["text", "points"]
 )
