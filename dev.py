@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ import urllib.parse
 import urllib.request
 import uuid
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -150,8 +151,17 @@ def create_venv() -> None:
         return
     if sys.version_info < (3, 10):  # noqa: UP036 (a newcomer's Python may be older than the project allows)
         raise DevError(f"Python 3.10 or newer is needed, this is {platform.python_version()}")
-    print(f"creating {VENV}")
-    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    print(f"creating {VENV}", flush=True)
+    with contextlib.ExitStack() as undo:
+        # A half-made one would be taken for whole the next time.
+        if not VENV.exists():
+            undo.callback(shutil.rmtree, VENV, ignore_errors=True)
+        try:
+            subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            hint = "install its venv module (Debian, Ubuntu: `apt install python3-venv`), or pass --python EXE"
+            raise DevError(f"{sys.executable or 'this Python'} cannot create {VENV}: {hint}") from error
+        undo.pop_all()
 
 
 def pip_command(python: Path, arguments: Iterable[str]) -> list[str]:
@@ -164,8 +174,15 @@ def pip_install(python: Path, arguments: Iterable[str]) -> None:
         raise DevError(f"this failed: {subprocess.list2cmdline(command)}")
 
 
+def utf8(environment: Mapping[str, str]) -> dict[str, str]:
+    """For a Python whose output is read: elsewhere than on a terminal it would write in the encoding of the system."""
+    return {**environment, "PYTHONIOENCODING": "utf-8"}
+
+
 def ask_python(python: Path, code: str, *arguments: str) -> str:
-    answer = subprocess.run([str(python), "-c", code, *arguments], capture_output=True, text=True)
+    answer = subprocess.run(
+        [str(python), "-c", code, *arguments], capture_output=True, env=utf8(os.environ), encoding="utf-8", errors="replace"
+    )
     if answer.returncode:
         raise DevError(f"{python} failed:\n{answer.stderr.strip()}")
     return answer.stdout.strip()
@@ -225,7 +242,7 @@ def link_pack(link: Path, pack: Path) -> None:
         return
     if link.is_symlink():
         link.unlink()
-    elif link.exists():
+    elif os.path.lexists(link):  # a junction whose target is gone does not exist for Path, and is no symlink
         try:
             os.rmdir(link)  # removes a Windows junction without touching its target
         except OSError:
@@ -246,6 +263,15 @@ def free_port() -> int:
         return port
 
 
+def is_taken(port: int) -> bool:
+    """Whether something answers there: a ComfyUI of the user would be taken for ours."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 class Server:
     """ComfyUI with the pack linked in, as a context manager: it answers on entry and is stopped on exit, whatever happens."""
 
@@ -259,6 +285,8 @@ class Server:
         self.log_path = self.base / "server.log" if log_to_file else None
 
     def __enter__(self) -> Server:
+        if is_taken(self.port):
+            raise DevError(f"port {self.port} is in use: pass --port")
         for name in ("custom_nodes", "input", "output", "models", "user"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         link_pack(self.base / "custom_nodes" / PACK_NAME, self.pack)
@@ -269,8 +297,7 @@ class Server:
             command.append("--cpu")
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(self.log_path.open("wb")) if self.log_path else None
-            environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-            self.process = subprocess.Popen(command, cwd=self.host, env=environment, stdout=output, stderr=output)
+            self.process = subprocess.Popen(command, cwd=self.host, env=utf8(os.environ), stdout=output, stderr=output)
         try:
             self._wait_until_ready()
         except BaseException:
@@ -327,6 +354,13 @@ class Server:
         info: dict[str, Any] = json.loads(self.get("/object_info"))
         return info
 
+    def info_with_pack(self) -> dict[str, Any]:
+        """What nodes there are, ours among them."""
+        info = self.object_info()
+        if PACK_NODE not in info:
+            raise self.failure(f"ComfyUI runs, but {PACK_NAME} did not load")
+        return info
+
     def fetch(self, picture: dict[str, str]) -> bytes:
         """The file that one entry of a node's `images` output refers to."""
         return self.get(f"/view?{urllib.parse.urlencode(picture)}")
@@ -381,22 +415,30 @@ class Progress:
     def __init__(self) -> None:
         self.interactive = sys.stdout.isatty()
         self.title = ""
+        self.width = 0
 
     def node(self, title: str) -> None:
         self.title = title
         if self.interactive:
-            print(f"\r\x1b[K{title}", end="", flush=True)
+            self._rewrite(title)
         else:
             print(title, flush=True)
 
     def step(self, value: float, maximum: float) -> None:
         if self.interactive and maximum:
             done = min(30, int(30 * value / maximum))
-            print(f"\r\x1b[K[{'#' * done}{'-' * (30 - done)}] {value:.0f}/{maximum:.0f} {self.title}", end="", flush=True)
+            self._rewrite(f"[{'#' * done}{'-' * (30 - done)}] {value:.0f}/{maximum:.0f} {self.title}")
 
     def end(self) -> None:
         if self.interactive:
-            print("\r\x1b[K", end="", flush=True)
+            self._rewrite("")
+            print("\r", end="", flush=True)
+
+    def _rewrite(self, line: str) -> None:
+        """With spaces over what was there: an old Windows console knows no escape sequences, and prints them."""
+        line = line[: shutil.get_terminal_size().columns - 1]
+        print(f"\r{line.ljust(self.width)}", end="", flush=True)
+        self.width = len(line)
 
 
 def describe_rejection(answer: dict[str, Any]) -> str:
@@ -467,10 +509,7 @@ def demo(options: argparse.Namespace) -> int:
     cpu = needs_cpu_flag(python)
     print(f"ComfyUI {host_version(host)} in {host}, on the {'CPU' if cpu else 'GPU'}", flush=True)
     with Server(host, python, CACHE / "comfyui", cpu=cpu) as server:
-        info = server.object_info()
-        if PACK_NODE not in info:
-            raise server.failure(f"ComfyUI runs, but {PACK_NAME} did not load")
-        pictures = run_prompt(server, to_api_prompt(workflow, info))
+        pictures = run_prompt(server, to_api_prompt(workflow, server.info_with_pack()))
         options.output.mkdir(parents=True, exist_ok=True)
         for picture in pictures:
             path = options.output / Path(picture["filename"]).name
@@ -483,6 +522,7 @@ def serve(options: argparse.Namespace) -> int:
     host, python = host_and_python(options)
     cpu = needs_cpu_flag(python)
     with Server(host, python, CACHE / "comfyui", cpu=cpu, port=options.port, log_to_file=False) as server:
+        server.info_with_pack()
         print(f"\nopen {server.url} (workflows: Templates > {PACK_NAME}; Ctrl-C stops)", flush=True)
         return server.process.wait()
 
@@ -552,7 +592,7 @@ def test(options: argparse.Namespace) -> int:
         print(f"\n== {name}", file=output, flush=True)
         started = time.monotonic()
         # The models of the tests are tiny: more threads only get in each other's way.
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, **({"COMFYUI_PATH": str(against)} if against else {})}
+        environment = utf8({"OMP_NUM_THREADS": "1", **os.environ, **({"COMFYUI_PATH": str(against)} if against else {})})
         outcome: Outcome = kind([python, "-m", *command], environment, output)
         outcomes.append((name, outcome))
         print(f"== {name}: {'FAILED' if outcome.failed else 'ok'} after {time.monotonic() - started:.1f} s", file=output, flush=True)
@@ -566,7 +606,8 @@ def test(options: argparse.Namespace) -> int:
         version = host_version(host)
         others = [other.resolve() for other in sorted(host.parent.glob("ComfyUI-*")) if is_comfyui(other) and other.resolve() != host]
         # Two lanes, for two cores: what the second prints follows at the end.
-        with tempfile.TemporaryFile("w+", dir=CACHE, encoding="utf-8") as output, concurrent.futures.ThreadPoolExecutor(1) as beside:
+        text = {"encoding": "utf-8", "errors": "replace"}
+        with tempfile.TemporaryFile("w+", dir=CACHE, **text) as output, concurrent.futures.ThreadPoolExecutor(1) as beside:
             waiting = [beside.submit(part, f"tests/e2e on ComfyUI {version}", pytest, ["pytest", "tests/e2e", *expression], host, output)]
             for other in others:
                 name, ignored = (
@@ -596,7 +637,8 @@ def test(options: argparse.Namespace) -> int:
 
 
 def interpreter(name: str) -> Path:
-    if found := shutil.which(Path(name).expanduser()):
+    # On Windows a Path is refused before Python 3.12.
+    if found := shutil.which(str(Path(name).expanduser())):
         return Path(os.path.abspath(found))
     raise argparse.ArgumentTypeError(f"{name} is no program")
 
@@ -631,6 +673,10 @@ def main() -> int:
     options = parse_arguments()
     # Ends the server as Ctrl-C does: the default action would leave it running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # What a child says may have letters that a redirected stdout of Windows has not.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code: int = options.run(options)
         return code

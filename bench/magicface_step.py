@@ -66,7 +66,7 @@ def patched(model: Any, references: int, inject_sigma: float, keep: bool) -> tup
     mask[:, : round(0.4 * SIDE)] = 1
     available = attention_blocks(model)
     prompt = TaggedPrompt(
-        "", tuple(f"concept {i}" for i in range(references)), positive, "bench", tuple((2 + i,) for i in range(references)), 77
+        "", tuple(f"concept {i}" for i in range(references)), positive, "bench", tuple((2 + i,) for i in range(references))
     )
     patch = MagicFacePatch(
         prompt=prompt,
@@ -83,6 +83,23 @@ def patched(model: Any, references: int, inject_sigma: float, keep: bool) -> tup
     return patch.add_to(model), positive
 
 
+class StepClock:
+    """A sampler's callback that looks at the clock."""
+
+    def __init__(self) -> None:
+        self._marks: list[float] = []
+
+    def __call__(self, *_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._marks.append(time.perf_counter())
+
+    @property
+    def steps(self) -> list[float]:
+        """Seconds of every step but the first, in which a model is loaded and warms up."""
+        return [after - before for before, after in itertools.pairwise(self._marks)]
+
+
 def sample(model: Any, positive: list[Any], sigmas: Tensor, repeats: int = 1, cfg: float = 7.5) -> float:
     """Seconds a step, the median of all but the first of a run."""
     import comfy.samplers
@@ -92,18 +109,11 @@ def sample(model: Any, positive: list[Any], sigmas: Tensor, repeats: int = 1, cf
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, conditioning(2))
         guider.set_cfg(cfg)
-        marks: list[float] = []
-
-        def mark(*_: Any, marks: list[float] = marks) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-
-        noise = torch.randn(1, 4, SIDE, SIDE)
+        clock, noise = StepClock(), torch.randn(1, 4, SIDE, SIDE)
         guider.sample(
-            noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, callback=mark, disable_pbar=True, seed=0
+            noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, callback=clock, disable_pbar=True, seed=0
         )
-        times += [b - a for a, b in itertools.pairwise(marks)]
+        times += clock.steps
     return statistics.median(times)
 
 

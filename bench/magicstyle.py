@@ -8,6 +8,7 @@ StyleID keeps for one: its README says more than 3 GB.
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from magicportrait.host.unet import attention_blocks
 from magicportrait.magic.blocks import parse_blocks
 from magicportrait.magic.feature_fusion import PRESETS
 
-from .magicface_step import SIDE, conditioning, peak_bytes, sample, sd15_model
+from .magicface_step import SIDE, StepClock, conditioning, peak_bytes, sample, sd15_model
 
 MODES = ("plain", "ddim", "fixed-point", "o-belm", "live", "kept")
 
@@ -46,8 +47,9 @@ def measure(mode: str, steps: int, dtype: torch.dtype) -> tuple[float, int]:
     positive = conditioning(1)
     if mode in ("ddim", "fixed-point", "o-belm"):
         recipe = Recipe(mode, 2, 0.0, 1.0)  # type: ignore[arg-type]
-        found = invert(model, torch.randn(1, 4, SIDE, SIDE), {"positive": positive, "negative": positive}, sigmas, recipe, None, ("", ""))
-        return found.seconds / steps, peak_bytes()
+        clock, conds = StepClock(), {"positive": positive, "negative": positive}
+        invert(model, torch.randn(1, 4, SIDE, SIDE), conds, sigmas, recipe, clock, ("", ""))
+        return statistics.median(clock.steps), peak_bytes()
     if mode != "plain":
         content, style = random_inversion(sigmas), random_inversion(sigmas)
         kept = FeatureStore() if mode == "kept" else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..magic.blocks import Block
@@ -27,10 +28,13 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra
     """Attention with a bias on the keys. q: B N C; k, v: B M C; bias: M."""
     if bias is None:
         return plain_attention(q, k, v, extra_options)
-    from comfy.ldm.modules.attention import attention_pytorch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    # Sage and Flash attention ignore or refuse a bias, so this is always SDPA. A view over heads and queries costs no memory.
-    return attention_pytorch(q, k, v, extra_options["n_heads"], mask=bias[None, None, None, :])
+    heads = (x.unflatten(-1, (extra_options["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))
+    # Sage and Flash attention ignore or refuse a bias, and cuDNN, which the host prefers, finds no plan for some that are broadcast.
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        # The bias is a view over heads and queries: it costs no memory.
+        return F.scaled_dot_product_attention(*heads, attn_mask=bias[None, None, None, :]).transpose(1, 2).flatten(2)
 
 
 def token_grid(q: Tensor, extra_options: dict[str, Any]) -> tuple[int, int]:
@@ -62,14 +66,21 @@ def wrap_attention(model_options: dict[str, Any], kind: str, blocks: Iterable[Bl
 
 
 def attend_chunks(
-    q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], chunks: Sequence[tuple[Any, slice]], previous: AttentionPatch
-) -> Tensor:
-    """Lets `previous` handle some chunks of a batch, with options that speak of these chunks only."""
-    if len(chunks) == len(extra_options["uuids"]):
-        return previous(q, k, v, extra_options)
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_options: dict[str, Any],
+    chunks: Sequence[tuple[Any, slice]],
+    previous: AttentionPatch,
+) -> None:
+    """Lets `previous` fill some chunks of a batch's output, with options that speak of these chunks only."""
+    if not chunks:
+        return
     ids = list(extra_options["uuids"])
     size = q.shape[0] // len(ids)
     kept = [rows.start // size for _, rows in chunks]
     options = {**extra_options, "uuids": [ids[i] for i in kept], "cond_or_uncond": [extra_options["cond_or_uncond"][i] for i in kept]}
     q, k, v = (torch.cat([x[rows] for _, rows in chunks]) for x in (q, k, v))
-    return previous(q, k, v, options)
+    for part, (_, rows) in zip(previous(q, k, v, options).chunk(len(chunks)), chunks, strict=True):
+        out[rows] = part

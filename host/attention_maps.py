@@ -66,6 +66,7 @@ class _AttentionMapRun:
         self._holders = holders_of(guider, patch.prompt.tag)
         finest = min(layer.downscale for layer in patch.blocks)
         self._size = tuple(-(-side // finest) for side in latent_size)
+        self._batch = 0
         self.rows: SamplingRows | None = None
         self.total: Tensor | None = None
         self.count = 0
@@ -75,6 +76,7 @@ class _AttentionMapRun:
             return executor(x, timestep, model_options, *args, **kwargs)
         if self.rows is None:
             self.rows = identify_rows(self._guider, self._patch.prompt.tag, self._holders)
+        self._batch = x.shape[0]
         # Further passes at the same step (PAG, SAG, ...) show the same words again, under other guidance.
         seen: set[Any] = set()
         blocks = [layer.block for layer in self._patch.blocks]
@@ -84,17 +86,17 @@ class _AttentionMapRun:
     def _observe(self, block: Block, previous: AttentionPatch, seen: set[Any]) -> AttentionPatch:
         def patch(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
             assert self.rows is not None
-            for cond_id, part in chunk_slices(extra_options, q.shape[0]):
+            for cond_id, part in chunk_slices(extra_options, q.shape[0], self._batch):
                 place = (cond_id, block, extra_options.get("block_index", 0))
-                if cond_id in self.rows.ours - self.rows.partial and place not in seen:
+                if cond_id in self.rows.ours and cond_id not in self.rows.areas and place not in seen:
                     seen.add(place)
-                    self._add(q[part], k[part], token_grid(q, extra_options), extra_options["n_heads"])
+                    shares = fold_repeats(head_mean_attention(q[part], k[part], extra_options["n_heads"]), self.rows.lengths[cond_id])
+                    self._add(shares, token_grid(q, extra_options))
             return previous(q, k, v, extra_options)
 
         return patch
 
-    def _add(self, q: Tensor, k: Tensor, grid: tuple[int, int], heads: int) -> None:
-        shares = fold_repeats(head_mean_attention(q, k, heads), self._patch.prompt.length)
+    def _add(self, shares: Tensor, grid: tuple[int, int]) -> None:
         maps = torch.stack([shares[..., list(span)].sum(-1) for span in self._patch.prompt.spans], dim=1)
         maps = F.interpolate(maps.view(*maps.shape[:2], *grid), size=self._size, mode="bilinear", align_corners=False)
         self.total = maps if self.total is None else self.total + maps

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from torch import Tensor
 
-from .concept_folder import input_root, pictures_in, read_image, read_mask
+from .input_folders import folder_state, folders_with, input_root, pictures_in, read_image, read_mask
 
 NO_FOLDER = "(no folder)"
 
 
 def list_folders() -> list[str]:
-    """Folders up to two levels down in the input folder that have pictures in them and are no links to elsewhere."""
-    root = input_root()
-    found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir() and path.name != "mask")
-    inside = (path for path in found if path.resolve().is_relative_to(root.resolve()) and pictures_in(path))
-    return sorted(path.relative_to(root).as_posix() for path in inside)
+    """Folders that have pictures in them."""
+    return folders_with(lambda path: path.name != "mask" and bool(pictures_in(path)))
 
 
 def read_folder(folder: str) -> tuple[list[Tensor], list[Tensor] | None, list[str]]:
@@ -36,14 +32,9 @@ def has_masks(folder: str) -> bool:
     return masks.is_dir() and bool(pictures_in(masks))
 
 
-def fingerprint(folder: str) -> str:
-    if folder == NO_FOLDER:
-        return ""
-    digest = hashlib.sha256()
-    for path in sorted(_resolve(folder).rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-    return digest.hexdigest()
+def state_of(folder: str) -> str:
+    """Changes when a file in the folder does; empty for no folder."""
+    return "" if folder == NO_FOLDER else folder_state(_resolve(folder))
 
 
 def _resolve(folder: str) -> Path:

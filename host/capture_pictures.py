@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,11 +134,16 @@ def masked_previews(pictures: Sequence[CapturePicture], side: int = 256) -> Tens
 
 
 class DifferentiableDecoder:
-    """A copy of the VAE's decoder that passes gradients: the host's own holds inference tensors."""
+    """The VAE's decoder, made anew so that it passes gradients: the host's own holds inference tensors, and its layers handles of GPU
+    memory, which a copy would give back a second time."""
 
     def __init__(self, vae: Any, process_out: Callable[[Tensor], Tensor], device: torch.device):
+        import comfy.sd
+
         self._dtype = torch.float32 if device.type == "cpu" else vae.vae_dtype
-        self._network = copy.deepcopy(vae.first_stage_model).to(device, self._dtype).requires_grad_(False).eval()
+        weights = {name: tensor.detach().clone() for name, tensor in vae.get_sd().items()}
+        network = comfy.sd.VAE(sd=weights).first_stage_model
+        self._network = network.to(device, self._dtype).requires_grad_(False).eval()
         self._process_output, self._process_out = vae.process_output, process_out
 
     def __call__(self, latents: Tensor) -> Tensor:

@@ -143,18 +143,22 @@ class CaptureTraining:
             for encoder in self.text.encoders.values():
                 encoder.add_lora(settings.rank, self._generator)
             self.identity = identity if identity and settings.identity_weight > 0 and settings.lora_steps else None
-            if self.identity:
-                self.identity.network.to(self.device)
             self._decode = DifferentiableDecoder(vae, self._process_out, self.device) if self.identity else None
             prepare = [vae, model.model.process_latent_in, self._side, settings.versions]
-            self._subjects = prepare_pictures(subject.pictures, *prepare, self.identity, self.device, self._generator, encoded)
+            with self._identity_at_hand():
+                self._subjects = prepare_pictures(subject.pictures, *prepare, self.identity, self.device, self._generator, encoded)
             self._styles = prepare_pictures(style.pictures, *prepare, None, self.device, self._generator, encoded)
+            # The host does not know how much memory the training takes, so it would not make room by itself.
+            management.unload_all_models()
             self.step = 0
             self.history: list[float] = []
             self._terms: dict[str, list[float]] = {}
             self._seconds = [0.0, 0.0]
             self._phase = -1
             self.fingerprint = self._fingerprint(identity)
+
+    def _identity_at_hand(self) -> contextlib.AbstractContextManager[None]:
+        return self.identity.on(self.device) if self.identity else contextlib.nullcontext()
 
     # ---- the run ----
 
@@ -167,27 +171,27 @@ class CaptureTraining:
             if every and checkpoint is not None and checkpoint.exists():
                 self.load(checkpoint)
             try:
-                while self.step < self.settings.steps:
-                    started = time.perf_counter()
-                    loss = self.train_step()
-                    self._seconds[self._phase] += time.perf_counter() - started
-                    if preview and previews and (self.step % previews == 0 or self.step == self.settings.steps):
-                        preview(self.step, self.sample())
-                    if every and checkpoint is not None and self.step % every == 0:
-                        self.save(checkpoint)
-                    report(self.step, loss)
+                with self._identity_at_hand():
+                    self._train(report, checkpoint, every, preview, previews)
             except BaseException:
                 # What was done until here is worth keeping, and a half-done step has not changed the counters yet.
                 if every and checkpoint is not None and self.step:
                     self.save(checkpoint)
                 raise
-            finally:
-                if self.identity:
-                    # It belongs to the graph, which may keep it for long.
-                    self.identity.network.to("cpu")
             if every and checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
             return Trained(self.lora(), self.text.learned(), self.history, self.summary())
+
+    def _train(self, report: Report, checkpoint: Path | None, every: int, preview: Preview | None, previews: int) -> None:
+        while self.step < self.settings.steps:
+            started = time.perf_counter()
+            loss = self.train_step()
+            self._seconds[self._phase] += time.perf_counter() - started
+            report(self.step, loss)
+            if preview and previews and (self.step % previews == 0 or self.step == self.settings.steps):
+                preview(self.step, self.sample())
+            if every and checkpoint is not None and self.step % every == 0:
+                self.save(checkpoint)
 
     def train_step(self) -> float:
         """One step of the phase it is in. Returns the loss. A step that fails or is cancelled has drawn nothing."""
@@ -427,8 +431,10 @@ class CaptureTraining:
         described += [(part.placeholder, part.class_word, part.templates, [p.name for p in part.pictures]) for part in sets]
         digest.update(repr(described).encode())
         with torch.no_grad():
-            tensors = [tensor for picture in (*self._subjects, *self._styles) for tensor in (picture.latents, picture.faces, picture.boxes)]
+            # Of pictures and VAE, not of latents: a GPU may encode the last bit otherwise in each run.
+            tensors = [tensor for picture in (*self.subject.pictures, *self.style.pictures) for tensor in (picture.image, picture.mask)]
             tensors += [
+                *self._vae.get_sd().values(),
                 *self.unet.unet.state_dict().values(),
                 *(t for e in self.text.encoders.values() for t in e.model.state_dict().values()),
             ]
@@ -458,7 +464,10 @@ class CaptureTraining:
 
     def load(self, path: Path) -> None:
         """ValueError when the checkpoint is another training's."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"checkpoint {path} cannot be read ({error}): remove it to start anew") from error
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"checkpoint {path.name} belongs to a training with other pictures, settings or models: remove it to start anew"

@@ -7,20 +7,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-
 from ..magic.concepts import Concept
+from .input_folders import folder_state, folders_with, input_root, pictures_in, read_image, read_mask
 
 NO_FOLDER = "(no concept folder in ComfyUI's input folder)"
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -34,22 +28,17 @@ class ConceptFolder:
 
 
 def list_folders() -> list[str]:
-    """Folders in the input folder, up to two levels down, that have image/ and mask/ in them."""
-    root = input_root()
-    found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if (path / "image").is_dir() and (path / "mask").is_dir())
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    """Folders that have image/ and mask/ in them."""
+    return folders_with(lambda path: (path / "image").is_dir() and (path / "mask").is_dir())
 
 
 def missing_message(folder: str) -> str:
     return f"concept folder '{folder}' is not there: put a folder with image/ and mask/ in it into {input_root()}"
 
 
-def fingerprint(folder: str) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(_resolve(folder).rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-    return digest.hexdigest()
+def state_of(folder: str) -> str:
+    """Changes when a file in the folder does."""
+    return folder_state(_resolve(folder))
 
 
 def read_folder(folder: str, default_strength: float) -> ConceptFolder:
@@ -104,20 +93,10 @@ def words_at(prompt: str, indices: list[int]) -> list[str]:
     return [owners[index - 1] for index in indices]
 
 
-def input_root() -> Path:
-    import folder_paths
-
-    return Path(folder_paths.get_input_directory())
-
-
 def _resolve(folder: str) -> Path:
     if folder not in list_folders():
         raise ValueError(missing_message(folder))
     return input_root() / folder
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
 
 
 def _read_config(root: Path) -> dict[str, Any] | None:
@@ -130,13 +109,3 @@ def _read_config(root: Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise ValueError(f"{files[0].name} is not a YAML mapping of settings")
     return config
-
-
-def read_image(path: Path) -> Tensor:  # 1 H W 3
-    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
-
-
-def read_mask(path: Path) -> Tensor:  # 1 H W
-    picture = ImageOps.exif_transpose(Image.open(path)).convert("L")
-    return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]

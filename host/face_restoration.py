@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..magic.boxes import Box
+
 _INPUT_SIDE = 512
 """GFPGAN, RestoreFormer and CodeFormer were trained on faces of this size."""
 _SMALLEST_FACE = 8
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels; right and bottom are past the last."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
+_WORKING_MEMORY = 2 * 1024**3
+"""What a model of this kind takes beside its weights for a face or a tile, generously."""
 
 
 def boxes_of_mask(mask: Tensor) -> list[Box]:
@@ -32,8 +28,8 @@ def boxes_of_mask(mask: Tensor) -> list[Box]:
     boxes = []
     for rows, columns in ndimage.find_objects(labels):
         if min(rows.stop - rows.start, columns.stop - columns.start) >= _SMALLEST_FACE:
-            boxes.append(Box(columns.start, rows.start, columns.stop, rows.stop))
-    return sorted(boxes)
+            boxes.append(Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start))
+    return sorted(boxes, key=lambda box: box.x)
 
 
 def restore_face(image: Tensor, box: Box, model: Callable[[Tensor], Tensor], margin: float, strength: float, feather: float) -> Tensor:
@@ -42,8 +38,8 @@ def restore_face(image: Tensor, box: Box, model: Callable[[Tensor], Tensor], mar
     margin: side of the crop over side of the box; feather: width of the soft edge over side of the crop.
     """
     height, width = image.shape[-2:]
-    side = max(box.right - box.left, box.bottom - box.top) * margin
-    left, top = round((box.left + box.right - side) / 2), round((box.top + box.bottom - side) / 2)
+    side = max(box.width, box.height) * margin
+    left, top = round(box.x + (box.width - side) / 2), round(box.y + (box.height - side) / 2)
     side = max(_SMALLEST_FACE, round(side))
     beyond = (max(0, -left), max(0, left + side - width), max(0, -top), max(0, top + side - height))
     padded = F.pad(image, beyond, mode="replicate")
@@ -65,28 +61,31 @@ def _soft_square(side: int, feather: float) -> Tensor:
     return ramp[:, None] * ramp[None]
 
 
-def spandrel_model(descriptor: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+@contextlib.contextmanager
+def on_device(descriptor: Any) -> Iterator[Callable[[Tensor], Tensor]]:
     """A loaded spandrel model as a function, on its device and in the precision that it supports."""
+    import comfy.model_management as management
+
+    patcher = getattr(descriptor, "patcher", None)
+    if patcher is None:
+        # Older hosts' loaders leave the memory to whoever runs the model.
+        device = management.get_torch_device()
+        management.free_memory(management.module_size(descriptor.model) + _WORKING_MEMORY, device)
+        descriptor.to(device)
+    else:
+        management.load_models_gpu([patcher], force_full_load=True)
+        device = torch.device(patcher.load_device)
 
     def run(image: Tensor) -> Tensor:
         parameter = next(descriptor.model.parameters())
         output: Tensor = descriptor(image.to(device, parameter.dtype))
         return output.float()
 
-    return run
-
-
-def load_onto_device(descriptor: Any) -> torch.device:
-    """The host's memory management where the loader set it up (newer hosts), a plain move elsewhere."""
-    import comfy.model_management as management
-
-    device = management.get_torch_device()
-    patcher = getattr(descriptor, "patcher", None)
-    if patcher is not None:
-        management.load_models_gpu([patcher], force_full_load=True)
-        return torch.device(patcher.load_device)
-    descriptor.to(device)
-    return device
+    try:
+        yield run
+    finally:
+        if patcher is None:
+            descriptor.to("cpu")
 
 
 def upscaled(image: Tensor, descriptor: Any) -> Tensor:
@@ -94,20 +93,15 @@ def upscaled(image: Tensor, descriptor: Any) -> Tensor:
     import comfy.model_management as management
     import comfy.utils
 
-    device = load_onto_device(descriptor)
-    model = spandrel_model(descriptor, device)
     tile = 512
-    while True:
-        try:
-            scaled: Tensor = comfy.utils.tiled_scale(
-                image.to(device), model, tile_x=tile, tile_y=tile, overlap=32, upscale_amount=descriptor.scale, output_device="cpu"
-            )
-            return scaled.clamp(0, 1)
-        except management.OOM_EXCEPTION:
-            tile //= 2
-            if tile < 128:
-                raise
-
-
-def scaled_boxes(boxes: Sequence[Box], factor: float) -> list[Box]:
-    return [Box(*(value * factor for value in box)) for box in boxes]
+    with on_device(descriptor) as model:
+        while True:
+            try:
+                scaled: Tensor = comfy.utils.tiled_scale(
+                    image, model, tile_x=tile, tile_y=tile, overlap=32, upscale_amount=descriptor.scale, output_device="cpu"
+                )
+                return scaled.clamp(0, 1)
+            except management.OOM_EXCEPTION:
+                tile //= 2
+                if tile < 128:
+                    raise

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +25,19 @@ class Identity:
     side: int
     margin: float
 
+    @contextlib.contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """The network on a device as long as it is used: it belongs to the graph, which may keep it for long."""
+        self.network.to(device)
+        try:
+            yield
+        finally:
+            self.network.to("cpu")
+
     def embed_crops(self, crops: Tensor) -> Tensor:
-        """Crops B 3 side side in 0..1 -> unit vectors B D."""
+        """Crops B 3 side side in 0..1 -> unit vectors B D, where the network is."""
+        for weights in itertools.islice(itertools.chain(self.network.parameters(), self.network.buffers()), 1):
+            crops = crops.to(weights.device)
         return F.normalize(self.network(crops * 2 - 1).float(), dim=1)
 
     def embed(self, images: Tensor) -> Tensor:

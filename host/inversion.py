@@ -187,9 +187,13 @@ def resample(model: Any, inversion: Inversion, conds: dict[str, list[Any]], cfg:
 
 def resample_with(model: Any, inversion: Inversion, start: Tensor, conds: dict[str, list[Any]], cfg: float, callback: Any) -> Tensor:
     """Samples from `start` over the inversion's sigmas, with the sampler that fits it. start: B C h w, a LATENT's samples."""
-    return _guider(model, conds, cfg).sample(
+    import comfy.model_management as management
+
+    samples: Tensor = _guider(model, conds, cfg).sample(
         torch.zeros_like(start), start, sampler_for(inversion), inversion.sigmas, callback=callback, disable_pbar=True, seed=0
     )
+    # A guider leaves them where the model is.
+    return samples.to(management.intermediate_device())
 
 
 def start_latent(model: Any, inversion: Inversion) -> Tensor:

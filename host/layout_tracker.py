@@ -48,10 +48,10 @@ class _Measurement:
 class LayoutTracker:
     """The layouts of one sampling run. `latest` holds, by the id of the cond, what the last measured model call showed."""
 
-    def __init__(self, available: Sequence[AttentionBlock], spans: Sequence[Sequence[int]], length: int, ca_scale: float):
+    def __init__(self, available: Sequence[AttentionBlock], spans: Sequence[Sequence[int]], ca_scale: float):
         self._available = {layer.block: layer for layer in available}
-        self._spans, self._length, self._ca_scale = spans, length, ca_scale
-        self._rows = SamplingRows(frozenset(), frozenset(), frozenset())
+        self._spans, self._ca_scale = spans, ca_scale
+        self._rows, self._batch = SamplingRows(), 0
         self._open: _Measurement | None = None
         self.latest: dict[Any, SemanticLayout] = {}
 
@@ -62,11 +62,12 @@ class LayoutTracker:
     @property
     def whole(self) -> SemanticLayout | None:
         """The last layout that covers the whole picture."""
-        return next((layout for cond_id, layout in self.latest.items() if cond_id not in self._rows.partial), None)
+        return next((layout for cond_id, layout in self.latest.items() if cond_id not in self._rows.areas), None)
 
-    def begin(self, rows: SamplingRows, model_options: dict[str, Any], latent_size: tuple[int, int]) -> dict[str, Any]:
-        """Starts measuring a model call: model options in which the attention layers report to this tracker."""
-        self._rows, self._open = rows, _Measurement()
+    def begin(self, rows: SamplingRows, model_options: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+        """Starts measuring a model call on latents of `shape`: model options in which the attention layers report to this tracker."""
+        self._rows, self._batch, self._open = rows, shape[0], _Measurement()
+        latent_size = tuple(shape[-2:])
         levels = maths.layout_downscales([layer.downscale for layer in self._available.values()], math.prod(latent_size))
         blocks = [block for block, layer in self._available.items() if layer.downscale in levels]
         self._size = tuple(-(-side // levels[0]) for side in latent_size)
@@ -80,13 +81,12 @@ class LayoutTracker:
         measured, self._open = self._open, None
         if measured is None or not measured.tokens:
             return
-        negative = next((measured.foreground[i].value for i in self._rows.negative if i in measured.foreground), None)
-        latest = {}
+        areas, latest = self._rows.areas, {}
+        negatives = {areas.get(i): measured.foreground[i].value for i in self._rows.negative if i in measured.foreground}
         for cond_id, mean in measured.tokens.items():
-            own = measured.foreground[cond_id].value
-            maps = mean.value
+            own, negative, maps = measured.foreground[cond_id].value, negatives.get(areas.get(cond_id)), mean.value
             assert own is not None and maps is not None
-            foreground = negative if negative is not None and negative.shape == own.shape else own
+            foreground = own if negative is None else negative
             latest[cond_id] = maths.semantic_layout(maps, foreground, self._spans, self._ca_scale)
         self.latest = latest
 
@@ -103,7 +103,8 @@ class LayoutTracker:
 
     def _watched(self, measurement: _Measurement, block: Block, extra_options: dict[str, Any], rows: int) -> list[tuple[Any, slice]]:
         known = self._rows.ours | self._rows.negative
-        return [(i, part) for i, part in chunk_slices(extra_options, rows) if i in known and (i, block) not in measurement.seen]
+        chunks = chunk_slices(extra_options, rows, self._batch)
+        return [(i, part) for i, part in chunks if i in known and (i, block) not in measurement.seen]
 
     def _on_self(self, measurement: _Measurement, block: Block, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
         token_grid(q, extra_options)
@@ -117,7 +118,7 @@ class LayoutTracker:
             within = measurement.self_attention.pop(cond_id)
             cross = maths.head_mean_attention(q[rows], k[rows], extra_options["n_heads"])
             if cond_id in self._rows.ours:
-                cross = fold_repeats(cross, self._length)
+                cross = fold_repeats(cross, self._rows.lengths[cond_id])
             starts = range(0, cross.shape[-1], CHUNK_TOKENS)
             if cond_id in self._rows.ours:
                 propagated = maths.propagate(within, cross)

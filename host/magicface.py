@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +22,15 @@ from ..magic.layout import SemanticLayout
 from ..magic.reference_attention import ReferenceTokens, RegionTokens, group_tokens, place_concepts, reference_attention, region_attention
 from .attention import AttentionPatch, attend_chunks, biased_attention, token_grid, wrap_attention
 from .correspondence import CorrespondenceRun, CorrespondenceWatch
-from .feature_store import Bank, FeatureStore
+from .feature_store import FeatureStore
 from .layout_record import LayoutRecord, Run, layout_step
 from .layout_tracker import LayoutTracker
 from .live_layout import LayoutView, LiveLayout
 from .prompts import TaggedPrompt
-from .reference_pass import ReferencePass, Renoised, foreign_parts
+from .reference_pass import LayerKey, ReferencePass, Renoised, features_key
 from .references import Reference
 from .sampling_rows import SamplingRows, chunk_slices, holders_of, identify_rows
 
-LayerKey = tuple[Block, int]
 FeatureBank = dict[LayerKey, list[ReferenceTokens]]
 """For every layer (block, depth) the visible tokens of each concept."""
 
@@ -80,12 +79,12 @@ class MagicFacePatch:
 
         guider = executor.class_obj
         run = _MagicFaceRun(self, guider, sigmas)
-        if self.correspondence:
-            downscales = {layer.downscale for layer in self.available if layer.block in self.blocks}
-            run.watching = CorrespondenceRun(self.correspondence, self.references, tuple(noise.shape), len(sigmas) - 1, downscales)
-        transformer_options = guider.model_options.setdefault("transformer_options", {})
-        extension.add_wrapper_with_key(extension.WrappersMP.PREDICT_NOISE, "magicface", run.predict_noise, transformer_options)
         try:
+            if self.correspondence:
+                downscales = {layer.downscale for layer in self.available if layer.block in self.blocks}
+                run.watching = CorrespondenceRun(self.correspondence, self.references, tuple(noise.shape), len(sigmas) - 1, downscales)
+            transformer_options = guider.model_options.setdefault("transformer_options", {})
+            extension.add_wrapper_with_key(extension.WrappersMP.PREDICT_NOISE, "magicface", run.predict_noise, transformer_options)
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             if run.steps:
                 self.record.store(samples, run.steps)
@@ -104,7 +103,7 @@ class _MagicFaceRun:
         self._guides = patch.semantic_cfg and not math.isclose(getattr(guider, "cfg", 0.0), 1.0)
         self._sigmas = [float(sigma) for sigma in sigmas]
         self._rows: SamplingRows | None = None
-        self._tracker = LayoutTracker(patch.available, patch.prompt.spans, patch.prompt.length, patch.ca_scale)
+        self._tracker = LayoutTracker(patch.available, patch.prompt.spans, patch.ca_scale)
         self._references = ReferencePass(patch.references, Renoised(patch.noise_seed, patch.noise_per_step), patch.blocks)
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
         self._bank: tuple[float, FeatureBank] | None = None
@@ -130,16 +129,23 @@ class _MagicFaceRun:
             self._rows = identify_rows(self._guider, self._patch.prompt.tag, self._holders)
         options = model_options
         if acting:
-            rule = self._rule(sigma, self._features(sigma, timestep, model_options))
-            options = wrap_attention(options, "attn1", self._patch.blocks, rule)
+            call = self._call(sigma, self._features(sigma, timestep, model_options), x.shape)
+            options = wrap_attention(options, "attn1", self._patch.blocks, call.around)
         if measuring:
-            options = self._tracker.begin(self._rows, options, (x.shape[-2], x.shape[-1]))
+            options = self._tracker.begin(self._rows, options, x.shape)
             guide = functools.partial(self._after_cfg, sigma)
             options = {**options, "sampler_post_cfg_function": [guide, *options.get("sampler_post_cfg_function", [])]}
         prediction = executor(x, timestep, options, *args, **kwargs)
         if measuring:
             self._end_measurement(sigma)
         return prediction
+
+    def _call(self, sigma: float, bank: FeatureBank, shape: Sequence[int]) -> _ModelCall:
+        assert self._rows is not None
+        layouts = {cond_id: self._tracker.layout_of(cond_id) for cond_id in self._rows.ours}
+        watching = self.watching if self.watching and self.watching.watch.covers(sigma) else None
+        by_region = sigma < self._patch.sigmas.inject
+        return _ModelCall(self._patch, self._rows, layouts, bank, shape, by_region, self._step_of(sigma), watching)
 
     def _step_of(self, sigma: float) -> int:
         """The step that a model call at `sigma` belongs to."""
@@ -165,27 +171,24 @@ class _MagicFaceRun:
         self._tracker.finish()
         layout = self._tracker.whole or self._tracker.layout_of(None)
         if layout is not None:
-            concepts = self._placed(layout, layout.regions.shape[0], tuple(layout.regions.shape[-2:]))
+            batch, *grid = layout.regions.shape
+            concepts = place_concepts(layout.concepts(self._patch.prompt.spans), self._patch.targets, batch, (grid[0], grid[1]))
             step = self._step_of(sigma)
             self.steps[step] = layout_step(layout, concepts)
             if self._live:
                 self._live.show(step, self.steps[step])
 
-    def _placed(self, layout: SemanticLayout | None, batch: int, grid: tuple[int, ...]) -> Tensor:
-        found = None if layout is None else layout.concepts(self._patch.prompt.spans)
-        return place_concepts(found, self._patch.targets, batch, (grid[0], grid[1]))
-
     def _features(self, sigma: float, timestep: Tensor, model_options: dict[str, Any]) -> FeatureBank:
         if self._bank is not None and self._bank[0] == sigma and not self._patch.noise_per_step:
             return self._bank[1]
-        store, key = self._patch.kept, (sigma, self._guider.model_patcher.patches_uuid, *foreign_parts(model_options))
-        stored = None if store is None else store.get(key)
-        if stored is None:
+        # Room for those of this step.
+        self._bank = None
+        store, key = self._patch.kept, features_key(self._guider, sigma, model_options)
+        bank = store.get(key, timestep.device) if store else None
+        if bank is None:
             bank = self._run_references(timestep, model_options)
-            if store is not None:
-                store.keep(key, _flat(bank))
-        else:
-            bank = _nested(stored)
+            if store:
+                store.keep(key, bank)
         self._bank = (sigma, bank)
         return bank
 
@@ -210,76 +213,87 @@ class _MagicFaceRun:
             self._visible[reference, grid] = index.to(device), log_coverage.to(device)
         return self._visible[reference, grid]
 
-    def _rule(self, sigma: float, bank: FeatureBank) -> Callable[[Block, AttentionPatch], AttentionPatch]:
-        """The attention patch of this model call, for every block."""
-        by_region, step = sigma < self._patch.sigmas.inject, self._step_of(sigma)
-        assert self._rows is not None
-        ours, partial, tracker = self._rows.ours, self._rows.partial, self._tracker
-        downscales = {layer.block: layer.downscale for layer in self._patch.available}
-        groups: dict[tuple[Any, tuple[int, int]], list[RegionTokens]] = {}
-        # The layouts of the call before this one: finishing this call's measurement replaces them in mid-call.
-        layouts = {cond_id: tracker.layout_of(cond_id) for cond_id in ours}
 
-        watching = self.watching if self.watching and self.watching.watch.covers(sigma) else None
+class _ModelCall:
+    """Reference attention in one model call.
 
-        def regions_of(cond_id: Any, batch: int, grid: tuple[int, int]) -> list[RegionTokens]:
-            if (cond_id, grid) not in groups:
-                groups[cond_id, grid] = group_tokens(self._placed(layouts[cond_id], batch, grid))
-            return groups[cond_id, grid]
+    layouts: by the id of each of our conds, as the call before has left them (finishing this call's measurement replaces them in
+    mid-call); by_region: RBA instead of RSA; watching: what looks on, if anything.
+    """
 
-        def has_regions(cond_id: Any, batch: int) -> bool:
-            layout = layouts[cond_id]
-            measured = layout is not None and layout.regions.shape[0] == batch
-            return measured or all(target is not None for target in self._patch.targets)
+    def __init__(
+        self,
+        patch: MagicFacePatch,
+        rows: SamplingRows,
+        layouts: Mapping[Any, SemanticLayout | None],
+        bank: FeatureBank,
+        shape: Sequence[int],
+        by_region: bool,
+        step: int,
+        watching: CorrespondenceRun | None,
+    ):
+        self._patch, self._rows, self._layouts, self._bank = patch, rows, layouts, bank
+        self._batch, self._size = shape[0], tuple(shape[-2:])
+        self._by_region, self._step, self._watching = by_region, step, watching
+        self._downscales = {layer.block: layer.downscale for layer in patch.available}
+        self._regions: dict[tuple[Any, tuple[int, int]], list[RegionTokens]] = {}
 
-        def make(block: Block, previous: AttentionPatch) -> AttentionPatch:
-            def patch(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-                chunks = chunk_slices(extra_options, q.shape[0])
-                mine = [(cond_id, rows) for cond_id, rows in chunks if cond_id in ours]
-                if not mine:
-                    return previous(q, k, v, extra_options)
-                grid = token_grid(q, extra_options)
-                references = bank[block, extra_options.get("block_index", 0)]
+    def around(self, block: Block, previous: AttentionPatch) -> AttentionPatch:
+        return functools.partial(self._attend, block, previous)
 
-                def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-                    return biased_attention(q, k, v, bias, extra_options)
+    def _attend(self, block: Block, previous: AttentionPatch, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        chunks = chunk_slices(extra_options, q.shape[0], self._batch)
+        mine = [(cond_id, rows) for cond_id, rows in chunks if cond_id in self._rows.ours]
+        if not mine:
+            return previous(q, k, v, extra_options)
+        grid = token_grid(q, extra_options)
+        references = self._bank[block, extra_options.get("block_index", 0)]
 
-                out = torch.empty_like(q)
-                others = [(cond_id, rows) for cond_id, rows in chunks if cond_id not in ours]
-                if others:
-                    handled = attend_chunks(q, k, v, extra_options, others, previous)
-                    for part, (_, rows) in zip(handled.chunk(len(others)), others, strict=True):
-                        out[rows] = part
-                for cond_id, rows in mine:
-                    batch = rows.stop - rows.start
-                    regions = regions_of(cond_id, batch, grid) if by_region and has_regions(cond_id, batch) else None
-                    if regions is not None:
-                        out[rows] = region_attention(q[rows], k[rows], v[rows], references, regions, attend)
-                    else:
-                        out[rows] = reference_attention(q[rows], k[rows], v[rows], references, attend)
-                    if watching and cond_id not in partial:
-                        watching.see(q[rows], k[rows], references, regions, grid, downscales[block], extra_options["n_heads"], step)
-                return out
+        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            return biased_attention(q, k, v, bias, extra_options)
 
-            return patch
+        out = torch.empty_like(q)
+        attend_chunks(out, q, k, v, extra_options, [chunk for chunk in chunks if chunk not in mine], previous)
+        for cond_id, rows in mine:
+            regions = self._regions_of(cond_id, grid, tuple(extra_options["original_shape"][-2:]))
+            if regions is None:
+                out[rows] = reference_attention(q[rows], k[rows], v[rows], references, attend)
+            else:
+                out[rows] = region_attention(q[rows], k[rows], v[rows], references, regions, attend)
+            if self._watching and cond_id not in self._rows.areas:
+                downscale, heads = self._downscales[block], extra_options["n_heads"]
+                self._watching.see(q[rows], k[rows], references, regions, grid, downscale, heads, self._step)
+        return out
 
-        return make
+    def _regions_of(self, cond_id: Any, grid: tuple[int, int], seen: tuple[int, ...]) -> list[RegionTokens] | None:
+        """Whose each token is in a chunk that shows `seen` latent pixels; None as long as that is not to matter, or not known."""
+        area = self._rows.areas.get(cond_id)
+        if area is None and seen != self._size:
+            raise ValueError(
+                f"the model runs on {seen[1] * 8}x{seen[0] * 8} of {self._size[1] * 8}x{self._size[0] * 8} pixels: another node cuts the "
+                "picture into tiles (Tiled Diffusion, MultiDiffusion), and MagicFace needs all of it at once. Remove it"
+            )
+        if not self._by_region:
+            return None
+        layout, targets = self._layouts[cond_id], self._patch.targets
+        if layout is not None and layout.regions.shape[0] != self._batch:
+            layout = None
+        if layout is None and any(target is None for target in targets):
+            return None
+        if (cond_id, grid) not in self._regions:
+            if area is not None:
+                targets = tuple(None if target is None else _cut_out(target, area, self._size) for target in targets)
+            found = None if layout is None else layout.concepts(self._patch.prompt.spans)
+            self._regions[cond_id, grid] = group_tokens(place_concepts(found, targets, self._batch, grid))
+        return self._regions[cond_id, grid]
 
 
-def _flat(bank: FeatureBank) -> Bank:
-    return {
-        (layer, concept, name): getattr(tokens, name)
-        for layer, concepts in bank.items()
-        for concept, tokens in enumerate(concepts)
-        for name in ("k", "v", "bias")
-    }
-
-
-def _nested(flat: Bank) -> FeatureBank:
-    parts: dict[LayerKey, dict[int, dict[str, Tensor]]] = {}
-    for (layer, concept, name), tensor in flat.items():  # type: ignore[misc]
-        parts.setdefault(layer, {}).setdefault(concept, {})[name] = tensor
-    return {layer: [ReferenceTokens(**concepts[i]) for i in range(len(concepts))] for layer, concepts in parts.items()}
+def _cut_out(mask: Tensor, area: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The part of a mask (1 H W, of the whole picture) that an area of the latent shows. area: height, width, top, left; size: h w."""
+    height, width = (mask.shape[i] / size[i - 1] for i in (1, 2))
+    top, left = round(area[2] * height), round(area[3] * width)
+    bottom, right = round((area[2] + area[0]) * height), round((area[3] + area[1]) * width)
+    return mask[:, top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def _joined(tokens: Sequence[ReferenceTokens]) -> ReferenceTokens:

@@ -16,12 +16,12 @@ from torch import Tensor
 from ..magic.blocks import Block
 from ..magic.feature_fusion import Area, Features, Fusion, adapt_statistics, areas_of, feature_fusion_attention, style_shares
 from .attention import AttentionPatch, attend_chunks, biased_attention, token_grid, wrap_attention
-from .feature_store import Bank, FeatureStore
+from .feature_store import FeatureStore
 from .inversion import Inversion
-from .reference_pass import ReferencePass, foreign_parts
+from .reference_pass import LayerKey, ReferencePass, features_key
 from .sampling_rows import chunk_slices, rows_of
 
-FeatureBank = dict[tuple[Block, int], dict[int, Features]]
+FeatureBank = dict[LayerKey, list[Features]]
 """For every layer (block, depth) what it saw in each picture: the contents first, then the styles."""
 
 
@@ -142,31 +142,31 @@ class _MagicStyleRun:
         if self._ours is None:
             negative = [name for name in self._guider.conds if "negative" in name]
             self._ours = rows_of(self._guider, [name for name in self._guider.conds if self._patch.fuses_negative or name not in negative])
-        rule = self._rule(self._ours, self._features(sigma, timestep, model_options))
+        rule = self._rule(self._ours, self._features(sigma, timestep, model_options), x.shape[0])
         return executor(x, timestep, wrap_attention(model_options, "attn1", self._patch.blocks, rule), *args, **kwargs)
 
     def _features(self, sigma: float, timestep: Tensor, model_options: dict[str, Any]) -> FeatureBank:
         if self._bank is not None and self._bank[0] == sigma:
             return self._bank[1]
-        store, key = self._patch.kept, (sigma, self._guider.model_patcher.patches_uuid, *foreign_parts(model_options))
-        stored = None if store is None else store.get(key)
-        if stored is None:
+        # Room for those of this step.
+        self._bank = None
+        store, key = self._patch.kept, features_key(self._guider, sigma, model_options)
+        bank = store.get(key, timestep.device) if store else None
+        if bank is None:
             bank = self._run_references(timestep, model_options)
-            if store is not None:
-                store.keep(key, _flat(bank))
-        else:
-            bank = _nested(stored, timestep.device)
+            if store:
+                store.keep(key, bank)
         self._bank = (sigma, bank)
         return bank
 
     def _run_references(self, timestep: Tensor, model_options: dict[str, Any]) -> FeatureBank:
-        bank: FeatureBank = {}
+        found: dict[LayerKey, dict[int, Features]] = {}
 
         def collect(picture: int, block: Block, depth: int, grid: tuple[int, int], q: Tensor, k: Tensor, v: Tensor) -> None:
-            bank.setdefault((block, depth), {})[picture] = Features(q[None], k[None], v[None], grid)
+            found.setdefault((block, depth), {})[picture] = Features(q[None], k[None], v[None], grid)
 
         self._pass.run(self._guider.inner_model, timestep, model_options, collect)
-        return bank
+        return {layer: [seen[picture] for picture in sorted(seen)] for layer, seen in found.items()}
 
     def _areas_of(self, grid: tuple[int, int], device: torch.device) -> list[Area]:
         if grid not in self._areas:
@@ -174,12 +174,12 @@ class _MagicStyleRun:
             self._areas[grid] = [Area(a.style, None if a.index is None else a.index.to(device), a.share.to(device)) for a in areas]
         return self._areas[grid]
 
-    def _rule(self, ours: frozenset[Any], bank: FeatureBank) -> Callable[[Block, AttentionPatch], AttentionPatch]:
+    def _rule(self, ours: frozenset[Any], bank: FeatureBank, batch: int) -> Callable[[Block, AttentionPatch], AttentionPatch]:
         contents, fusion = self._patch.content.batch, self._patch.fusion
 
         def make(block: Block, previous: AttentionPatch) -> AttentionPatch:
             def patch(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-                chunks = chunk_slices(extra_options, q.shape[0])
+                chunks = chunk_slices(extra_options, q.shape[0], batch)
                 mine = [(cond_id, rows) for cond_id, rows in chunks if cond_id in ours]
                 if not mine:
                     return previous(q, k, v, extra_options)
@@ -198,10 +198,7 @@ class _MagicStyleRun:
 
                 out = torch.empty_like(q)
                 others = [(cond_id, rows) for cond_id, rows in chunks if cond_id not in ours]
-                if others:
-                    handled = attend_chunks(q, k, v, extra_options, others, previous)
-                    for part, (_, rows) in zip(handled.chunk(len(others)), others, strict=True):
-                        out[rows] = part
+                attend_chunks(out, q, k, v, extra_options, others, previous)
                 for _, rows in mine:
                     for image, row in enumerate(range(rows.start, rows.stop)):
                         one = slice(row, row + 1)
@@ -216,22 +213,3 @@ class _MagicStyleRun:
 
 def _cast(features: Features, like: Tensor) -> Features:
     return Features(features.q.to(like), features.k.to(like), features.v.to(like), features.grid)
-
-
-def _flat(bank: FeatureBank) -> Bank:
-    return {
-        (layer, picture, features.grid, name): getattr(features, name)
-        for layer, by_picture in bank.items()
-        for picture, features in by_picture.items()
-        for name in ("q", "k", "v")
-    }
-
-
-def _nested(flat: Bank, device: torch.device) -> FeatureBank:
-    parts: dict[tuple[Any, int, tuple[int, int]], dict[str, Tensor]] = {}
-    for (layer, picture, grid, name), tensor in flat.items():  # type: ignore[misc]
-        parts.setdefault((layer, picture, grid), {})[name] = tensor.to(device)
-    bank: FeatureBank = {}
-    for (layer, picture, grid), tensors in parts.items():
-        bank.setdefault(layer, {})[picture] = Features(**tensors, grid=grid)
-    return bank

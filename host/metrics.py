@@ -17,7 +17,7 @@ from torch import Tensor
 from ..magic.boxes import Box
 from ..magic.metrics import linear_chain, mean_cosine, style_distance
 from . import model_folders
-from .loaded_model import LoadedModel
+from .borrowed_network import BorrowedNetwork
 from .model_folders import METRICS
 from .segmentation import as_pixels
 
@@ -184,9 +184,9 @@ def dino_folders() -> list[str]:
     return [name for name, kind in model_folders.model_directories(METRICS).items() if kind in DINO_KINDS]
 
 
-def _pretrained(model_class: Any, folder: str) -> LoadedModel:
+def _pretrained(model_class: Any, folder: str) -> BorrowedNetwork:
     path = model_folders.path_of(METRICS, folder)
-    return LoadedModel(model_class.from_pretrained(path, local_files_only=True, use_safetensors=True))
+    return BorrowedNetwork(model_class.from_pretrained(path, local_files_only=True, use_safetensors=True))
 
 
 def _pictures_through(model_class: Any, folder: str, images: Tensor, read: Callable[[Any], Tensor]) -> Tensor:
@@ -198,7 +198,7 @@ def _pictures_through(model_class: Any, folder: str, images: Tensor, read: Calla
     for start in range(0, len(images), _AT_ONCE):
         pixels = [as_pixels(image) for image in images[start : start + _AT_ONCE]]
         inputs = processor(images=pixels, return_tensors="pt", input_data_format="channels_last").to(model.device)
-        rows.append(read(model.network(**inputs)).float().cpu())
+        rows.append(read(model.on_device()(**inputs)).float().cpu())
     return torch.cat(rows)
 
 
@@ -229,7 +229,7 @@ def _clip_t(comparison: Comparison) -> Tensor:
     tokenizer = AutoTokenizer.from_pretrained(model_folders.path_of(METRICS, folder), local_files_only=True)
     model = _pretrained(CLIPTextModelWithProjection, folder)
     tokens = tokenizer(list(comparison.prompts), padding=True, truncation=True, return_tensors="pt").to(model.device)
-    words = model.network(**tokens).text_embeds.float().cpu()
+    words = model.on_device()(**tokens).text_embeds.float().cpu()
     return F.cosine_similarity(pictures, words.expand(len(pictures), -1) if len(words) == 1 else words)
 
 
@@ -293,7 +293,7 @@ def _lpips(comparison: Comparison) -> Tensor:
         if key not in state or state[key].shape != tensor.shape:
             raise Missing(f"{name} is not torchvision's AlexNet: {key} does not fit")
         tensor.copy_(state[key])
-    model = LoadedModel(network)
+    model = BorrowedNetwork(network)
     size = comparison.images.shape[1:3]
     if min(size) < _LPIPS_SIDE:
         raise Missing(f"pictures of {size[1]}x{size[0]} are too small: LPIPS needs {_LPIPS_SIDE} pixels a side")
@@ -301,7 +301,7 @@ def _lpips(comparison: Comparison) -> Tensor:
     distances = []
     for image in comparison.images:
         one = image[..., :3].movedim(-1, 0)[None].float().to(model.device)
-        distances.append(torch.stack([model.network(one, other[None], normalize=True).flatten()[0] for other in wanted]).mean())
+        distances.append(torch.stack([model.on_device()(one, other[None], normalize=True).flatten()[0] for other in wanted]).mean())
     return torch.stack(distances)
 
 

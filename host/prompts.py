@@ -17,7 +17,7 @@ TAG = "magicportrait_prompt"
 class TaggedPrompt:
     """A prompt with its phrases found. conditioning carries `tag`, so that its rows are known again among all others of a sampling run.
 
-    spans: for each phrase its token positions; length: tokens of the conditioning (77 a chunk).
+    spans: for each phrase its token positions.
     """
 
     text: str
@@ -25,11 +25,10 @@ class TaggedPrompt:
     conditioning: list[Any]
     tag: str
     spans: tuple[tuple[int, ...], ...]
-    length: int
 
 
-def tokens_of(clip: Any, text: str) -> tuple[list[tuple[int, Token]], int]:
-    """The words' tokens of `text` as (position in the conditioning, token), and the length of the conditioning."""
+def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
+    """The words' tokens of `text` as (position in the conditioning, token)."""
     tokenised = clip.tokenize(text)
     # SDXL's two encoders share vocabulary and positions: either list will do.
     chunks = tokenised["l"] if "l" in tokenised else next(iter(tokenised.values()))
@@ -43,7 +42,7 @@ def tokens_of(clip: Any, text: str) -> tuple[list[tuple[int, Token]], int]:
             if not (is_id and token == _START):
                 stream.append((offset + position, token))
         offset += len(chunk)
-    return stream, offset
+    return stream
 
 
 def encode(clip: Any, text: str) -> list[Any]:
@@ -52,8 +51,8 @@ def encode(clip: Any, text: str) -> list[Any]:
 
 def tagged_prompt(clip: Any, text: str, phrases: Sequence[str], tag: str) -> TaggedPrompt:
     """Encodes a prompt and finds the phrases in it. ValueError, with the words that are there, when one is not."""
-    stream, length = tokens_of(clip, text)
-    spans = assign_spans([[token for _, token in tokens_of(clip, phrase)[0]] for phrase in phrases], stream)
+    stream = tokens_of(clip, text)
+    spans = assign_spans([[token for _, token in tokens_of(clip, phrase)] for phrase in phrases], stream)
     for phrase, span in zip(phrases, spans, strict=True):
         if not span:
             words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
@@ -61,4 +60,4 @@ def tagged_prompt(clip: Any, text: str, phrases: Sequence[str], tag: str) -> Tag
                 f"phrase '{phrase}' is not in the prompt. Words that are there: {words}. Name the concept by some of these, or add it"
             )
     conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encode(clip, text)]
-    return TaggedPrompt(text, tuple(phrases), conditioning, tag, tuple(spans), length)
+    return TaggedPrompt(text, tuple(phrases), conditioning, tag, tuple(spans))

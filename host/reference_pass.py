@@ -18,6 +18,8 @@ from .references import ReferenceImage, alike, batched_conditioning
 
 Collect = Callable[[int, Block, int, tuple[int, int], Tensor, Tensor, Tensor], None]
 """(reference, block, depth, token grid, q, k, v), the last three N C."""
+LayerKey = tuple[Block, int]
+"""Block and depth: a transformer block."""
 _TAKEN = ("input_", "output_")
 """Patches of these kinds act in a reference pass too, such as FreeU's."""
 
@@ -40,15 +42,21 @@ class Renoised:
 
     def at(self, reference: int, latent: Tensor, sigma: Tensor, model_sampling: Any) -> Tensor:
         if reference not in self._generators:
-            self._generators[reference] = torch.Generator("cpu").manual_seed(self._seed + reference)
+            self._generators[reference] = torch.Generator("cpu").manual_seed((self._seed + reference) % 2**64)
         if self._per_step or reference not in self._fixed:
             noise = torch.randn(latent.shape, generator=self._generators[reference])
             self._fixed[reference] = noise.to(latent)
         return model_sampling.noise_scaling(sigma.reshape(-1, *[1] * (latent.ndim - 1)), self._fixed[reference], latent, False)
 
 
-def foreign_parts(model_options: dict[str, Any]) -> tuple[Any, ...]:
-    """What other nodes have put into a reference pass: features that were found with other parts are others."""
+def features_key(guider: Any, sigma: float, model_options: dict[str, Any]) -> tuple[Any, ...]:
+    """All that the features of a step depend on, beside the references: weights and patches, what sigma means, other nodes' parts."""
+    patcher = guider.model_patcher
+    return sigma, patcher.patches_uuid, patcher.get_model_object("model_sampling"), *_foreign_parts(model_options)
+
+
+def _foreign_parts(model_options: dict[str, Any]) -> tuple[Any, ...]:
+    """What other nodes have put into a reference pass."""
     import comfy.patcher_extension as extension
 
     transformer_options = model_options.get("transformer_options", {})
@@ -63,7 +71,7 @@ class ReferencePass:
 
     def __init__(self, references: Sequence[ReferenceImage], source: LatentSource, blocks: Sequence[Block]):
         self._references, self._source, self._blocks = references, source, blocks
-        self._groups = alike(references)
+        self._groups: list[list[int]] = []
         self._clean: list[Tensor] = []
         self._conds: list[list[dict[str, Any]]] = []
 
@@ -84,10 +92,21 @@ class ReferencePass:
         import comfy.samplers
 
         self._clean = [model.process_latent_in(reference.latent.to(device, torch.float32)) for reference in self._references]
+        self._groups = [part for group in alike(self._references) for part in self._fitting(model, group, device)]
         for group in self._groups:
             latent = torch.cat([self._clean[i] for i in group])
             conds = {"positive": comfy.sampler_helpers.convert_cond(batched_conditioning([self._references[i] for i in group]))}
             self._conds.append(comfy.samplers.process_conds(model, latent, conds, device, latent_image=latent, seed=0)["positive"])
+
+    def _fitting(self, model: Any, group: list[int], device: torch.device) -> list[list[int]]:
+        """The group, cut into batches that fit into the memory that is left: the host has made room for the picture only."""
+        import comfy.model_management as management
+
+        size, free = len(group), management.get_free_memory(device)
+        # The host's own margin.
+        while size > 1 and 1.5 * model.memory_required([size, *self._clean[group[0]].shape[1:]]) > free:
+            size = -(-size // 2)
+        return [group[i : i + size] for i in range(0, len(group), size)]
 
     def _options(self, model_options: dict[str, Any], group: list[int], collect: Collect) -> dict[str, Any]:
         """The main call's options without what is meant for the picture that is being made: other attention patches, caches, guidance."""

@@ -14,7 +14,7 @@ _RUNS_KEPT = 4
 _Result = TypeVar("_Result")
 
 
-def fingerprint(latent: Tensor) -> str:
+def _digest(latent: Tensor) -> str:
     data = latent.detach().to("cpu", torch.float32).contiguous().numpy()
     return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
 
@@ -28,7 +28,7 @@ class RunRecord(Generic[_Result]):
     _runs: OrderedDict[str, _Result] = field(default_factory=OrderedDict)
 
     def store(self, latent: Tensor, run: _Result) -> None:
-        self._runs[fingerprint(latent)] = run
+        self._runs[_digest(latent)] = run
         while len(self._runs) > _RUNS_KEPT:
             self._runs.popitem(last=False)
 
@@ -38,5 +38,5 @@ class RunRecord(Generic[_Result]):
             raise ValueError(
                 f"the {self.what} is empty: the MODEL that came with it has not been sampled. Connect the LATENT of a sampler that used it"
             )
-        found = self._runs.get(fingerprint(latent))
+        found = self._runs.get(_digest(latent))
         return next(reversed(self._runs.values())) if found is None else found

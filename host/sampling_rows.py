@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .prompts import TAG
@@ -12,12 +12,15 @@ from .prompts import TAG
 
 @dataclass(frozen=True)
 class SamplingRows:
-    """The ids that the host gives to the conds of one sampling run: ours, those of ours that cover a part of the picture only, and those
-    of the negative prompt."""
+    """The ids that the host gives to the conds of one sampling run: ours, and those of the negative prompt.
 
-    ours: frozenset[Any]
-    partial: frozenset[Any]
-    negative: frozenset[Any]
+    areas: of conds that cover a part of the picture only: height, width, top and left in latent pixels; lengths: of ours, in tokens.
+    """
+
+    ours: frozenset[Any] = frozenset()
+    negative: frozenset[Any] = frozenset()
+    areas: Mapping[Any, tuple[int, ...]] = field(default_factory=dict)
+    lengths: Mapping[Any, int] = field(default_factory=dict)
 
 
 def holders_of(guider: Any, tag: str) -> set[str]:
@@ -46,8 +49,9 @@ def identify_rows(guider: Any, tag: str, holders: set[str]) -> SamplingRows:
     negative = () if "negative" in holders else guider.conds.get("negative") or ()
     return SamplingRows(
         ours=frozenset(cond["uuid"] for cond in ours),
-        partial=frozenset(cond["uuid"] for cond in ours if "area" in cond),
         negative=frozenset(cond["uuid"] for cond in negative),
+        areas={cond["uuid"]: tuple(cond["area"]) for cond in (*ours, *negative) if "area" in cond},
+        lengths={cond["uuid"]: cond["cross_attn"].shape[1] for cond in ours},
     )
 
 
@@ -56,8 +60,13 @@ def rows_of(guider: Any, names: Iterable[str]) -> frozenset[Any]:
     return frozenset(cond["uuid"] for name in names for cond in guider.conds.get(name) or ())
 
 
-def chunk_slices(extra_options: dict[str, Any], rows: int) -> list[tuple[Any, slice]]:
-    """The chunks of a batch as (id, its rows). Every chunk holds all images of the batch."""
+def chunk_slices(extra_options: dict[str, Any], rows: int, batch: int) -> list[tuple[Any, slice]]:
+    """The chunks of a model call as (id, its rows). Every chunk holds all `batch` images. ValueError when another node runs the model on
+    something else than them."""
     ids: Sequence[Any] = extra_options["uuids"]
-    size = rows // len(ids)
-    return [(chunk_id, slice(i * size, (i + 1) * size)) for i, chunk_id in enumerate(ids)]
+    if rows != len(ids) * batch:
+        raise ValueError(
+            f"the model runs on {rows} rows for {len(ids)} prompts and {batch} pictures: another node cuts the picture into tiles "
+            "(Tiled Diffusion, MultiDiffusion). Remove it, or set its tile batch to 1"
+        )
+    return [(chunk_id, slice(i * batch, (i + 1) * batch)) for i, chunk_id in enumerate(ids)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..magic.boxes import Box, Point
 from . import model_folders
-from .loaded_model import LoadedModel
+from .borrowed_network import BorrowedNetwork
 from .model_folders import DETECTORS, SAMS
 
 _SAME_OBJECT = 0.7
@@ -40,7 +40,7 @@ class TextDetector:
         self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
         # The custom CUDA kernels would be compiled, or fetched, at run time.
         options = {"local_files_only": True, "use_safetensors": True, "disable_custom_kernels": True}
-        self._model = LoadedModel(AutoModelForZeroShotObjectDetection.from_pretrained(path, **options))
+        self._model = BorrowedNetwork(AutoModelForZeroShotObjectDetection.from_pretrained(path, **options))
 
     def find(self, image: Tensor, text: str, threshold: float) -> list[Box]:
         """Boxes of what `text` names (several things separated by commas), best first. image: H W 3 in 0..1; threshold: 0..1."""
@@ -48,7 +48,7 @@ class TextDetector:
 
         phrases = [phrase.strip().lower() for phrase in re.split(r"[,.;\n]", text) if phrase.strip()]
         inputs = self._processor(images=as_pixels(image), text=". ".join(phrases) + ".", return_tensors="pt")
-        found = self._model.network(**inputs.to(self._model.device))
+        found = self._model.on_device()(**inputs.to(self._model.device))
         # Scores of each query for each token of the text: the best one counts.
         scores = found.logits[0].float().sigmoid().amax(-1).cpu()
         centres, sizes = found.pred_boxes[0].float().cpu().chunk(2, dim=-1)
@@ -77,13 +77,13 @@ class Segmenter:
             raise ValueError(f"'{name}' is not a SAM checkpoint (vit_b, vit_l or vit_h): {model_folders.missing(SAMS)}")
         sam = build_sam(state)
         sam.load_state_dict(state)
-        self._model = LoadedModel(sam)
-        self._predictor: Any = SamPredictor(self._model.network)
+        self._model = BorrowedNetwork(sam)
+        self._predictor: Any = SamPredictor(self._model.on_device())
 
     def look_at(self, image: Tensor) -> None:
         """image: H W 3 in 0..1. The slow part: masks of it are quick afterwards."""
         self._size = tuple(image.shape[:2])
-        self._predictor.model = self._model.network
+        self._predictor.model = self._model.on_device()
         self._predictor.set_image(as_pixels(image))
 
     def mask_of_box(self, box: Box) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -32,7 +33,8 @@ class TrainingWatch:
         self._encodings, self._encoded = pictures * settings.versions, 0
         self._node = node
         self._average: float | None = None
-        self._began: float | None = None
+        self._loss: float | None = None
+        self._began: tuple[float, int] | None = None
         self._shown = 0.0
         self.previews: list[Tensor] = []
 
@@ -46,32 +48,35 @@ class TrainingWatch:
     def stepped(self, step: int, loss: float) -> None:
         import comfy.model_management as management
 
+        self._loss = loss
         self._average = loss if self._average is None else 0.95 * self._average + 0.05 * loss
         self._bar.update_absolute(step, self._total)
         if step % 10 == 0 or step == self._total:
             self._say(f"step {step}/{self._total}, loss {self._average:.4f}")
-        self._show(step, loss)
+        self._show(step)
         management.throw_exception_if_processing_interrupted()
 
     def previewed(self, step: int, pictures: Tensor) -> None:
         self.previews.append(pictures)
         picture = Image.fromarray((pictures[0].clamp(0, 1).numpy() * 255).round().astype(np.uint8))
         self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
-        self._show(step, self._average, picture)
+        self._show(step, picture)
 
-    def _show(self, step: int, loss: float | None, preview: Image.Image | None = None) -> None:
+    def _show(self, step: int, preview: Image.Image | None = None) -> None:
         """A point of the loss curve for the page that queued: with every preview, else a few times a second."""
         now = time.monotonic()
-        self._began = self._began or now
+        # A training that is taken up again has done its first steps at another time.
+        self._began = self._began or (now, step)
         if preview is None and step < self._total and now - self._shown < _SECONDS_BETWEEN_EVENTS:
             return
         self._shown = now
         page = audience()
         if page is None or self._node is None:
             return
-        left = (now - self._began) / step * (self._total - step) if step else None
+        began, first = self._began
+        left = (now - began) / (step - first) * (self._total - step) if step > first else None
         image = None if preview is None else as_base64(preview, "JPEG")
-        point = {"node": self._node, "step": step, "steps": self._total, "loss": loss, "preview": image, "seconds_left": left}
+        point = {"node": self._node, "step": step, "steps": self._total, "loss": self._loss, "preview": image, "seconds_left": left}
         page.send("magicportrait.training", point)
 
     def _say(self, text: str) -> None:
@@ -83,13 +88,15 @@ class TrainingWatch:
 
 @contextlib.contextmanager
 def memory_freed() -> Iterator[None]:
-    """Other models leave the GPU before, and what the block held leaves it after, an exception included."""
+    """Other models leave the GPU before; after, an exception included, what nothing holds any more is given back."""
     import comfy.model_management as management
 
     management.unload_all_models()
     try:
         yield
     finally:
+        # A UNet that is checkpointed block by block refers to itself.
+        gc.collect()
         management.soft_empty_cache()
 
 

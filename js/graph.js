@@ -4,11 +4,26 @@ import { app } from "../../scripts/app.js";
 
 const MUTED = 2;
 const BYPASSED = 4;
+const NO_ID = "00000000-0000-0000-0000-000000000000";
 const TEXT_SOURCES = new Set(["PrimitiveNode", "PrimitiveString", "PrimitiveStringMultiline"]);
+
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+/** Tells workflows apart, through undo, reload and a change of tab; null for one that has no id yet. */
+export function workflowId() {
+  const id = rootGraph()?.id;
+  return id && id !== NO_ID ? id : null;
+}
+
+/** The nodes of the workflow that is open, in subgraphs too. */
+export function openNodes() {
+  const root = rootGraph();
+  return [root, ...(root?.subgraphs?.values() ?? [])].flatMap((graph) => graph?.nodes ?? []);
+}
 
 /** The node that the server calls `id`: '7', or '5:7' for node 7 in the subgraph of node 5. */
 export function findNode(id) {
-  let graph = app.rootGraph ?? app.graph;
+  let graph = rootGraph();
   let node = null;
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part)) ?? null;
@@ -26,11 +41,14 @@ function sourceOf(node, name) {
 
 const isLinked = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null);
 
+// A workflow of another version may put a number into a widget for text.
+const asText = (value) => (typeof value === "string" ? value : null);
+
 /** The text of a widget; null when it comes from somewhere that is known only when it runs. */
 export function textOf(node, name) {
-  if (!isLinked(node, name)) return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
+  if (!isLinked(node, name)) return asText(node.widgets?.find((widget) => widget.name === name)?.value);
   const source = sourceOf(node, name);
-  return TEXT_SOURCES.has(source?.type) ? String(source.widgets[0].value) : null;
+  return TEXT_SOURCES.has(source?.type) ? asText(source.widgets?.[0]?.value) : null;
 }
 
 /** The phrases of the concepts that flow into a node, in the server's order; null when that is not known yet. */

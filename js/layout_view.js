@@ -8,21 +8,57 @@
 import { addView, dataUrl, element, slider } from "./elements.js";
 import { findNode, showsPicturesOf } from "./graph.js";
 import { colourOf } from "./palette.js";
-import { promptHelp } from "./prompt_helper.js";
+import { PromptHelp } from "./prompt_helper.js";
+
+/** What the server has told of one run. backdrops: addresses of its pictures, as far as there are any. */
+export class LayoutRun {
+  constructor({ node, sampler, steps, phrases, references }) {
+    Object.assign(this, { node, sampler, steps, phrases, references });
+    this.layouts = new Map();
+    this.backdrops = [];
+    this.isDone = false;
+  }
+
+  add({ layouts, done }) {
+    for (const [step, pictures] of Object.entries(layouts)) this.layouts.set(Number(step), pictures);
+    this.isDone = done;
+  }
+
+  /** The steps with a layout. */
+  get measured() {
+    return [...this.layouts.keys()].sort((a, b) => a - b);
+  }
+
+  /** The host's preview of its first picture. */
+  preview(blob) {
+    this.close();
+    this.previewed = URL.createObjectURL(blob);
+    this.backdrops[0] = this.previewed;
+  }
+
+  finish(urls) {
+    this.close();
+    this.backdrops = urls;
+  }
+
+  close() {
+    if (this.previewed) URL.revokeObjectURL(this.previewed);
+    this.previewed = null;
+  }
+}
 
 export class LayoutView {
   constructor(node, readPrompt) {
     this.node = node;
     this.readPrompt = readPrompt;
     this.run = null;
-    this.backdrops = [];
-    this.help = element("div", { className: "magic-help" });
+    this.help = new PromptHelp();
     this.legend = element("ul", { className: "magic-legend", "aria-label": "Colours of the phrases" });
     this.stage = element("div", { className: "magic-stage" });
     this.step = slider("step", { min: 0, max: 0, step: 1, value: 0 }, (step) => this.#show(step));
     this.opacity = slider("layout", { min: 0, max: 1, step: 0.05, value: 0.6 }, (value) => this.#fade(value));
     this.references = element("div", { className: "magic-references" });
-    this.content = element("section", { className: "magic-view", "aria-label": "Layout" }, this.help);
+    this.content = element("section", { className: "magic-view", "aria-label": "Layout" }, this.help.content);
     addView(node, "layout", this.content);
     this.#fade(0.6);
     this.refresh();
@@ -34,12 +70,13 @@ export class LayoutView {
     const read = JSON.stringify([phrases, prompt]);
     if (read === this.read) return;
     this.read = read;
-    this.help.replaceChildren(...promptHelp(phrases, prompt));
+    this.help.show(phrases, prompt);
   }
 
-  begin({ sampler, steps, phrases, references }) {
-    this.run = { sampler, steps, phrases, layouts: new Map() };
-    this.backdrops = [];
+  /** Another run. */
+  show(run) {
+    this.run = run;
+    const { phrases, references } = run;
     this.legend.replaceChildren(
       ...phrases.map((phrase, i) =>
         element("li", {}, element("span", { className: `magic-swatch ${colourOf(i)}`, "aria-hidden": "true" }), phrase),
@@ -56,29 +93,32 @@ export class LayoutView {
       ),
     );
     this.stage.replaceChildren();
-    this.content.replaceChildren(this.help, this.legend, this.stage, this.step.row, this.opacity.row, this.references);
+    this.step.input.max = 0;
+    this.step.shown.value = "";
+    this.step.input.removeAttribute("aria-valuetext");
+    this.content.replaceChildren(this.help.content, this.legend, this.stage, this.step.row, this.opacity.row, this.references);
+    this.update();
   }
 
-  add({ layouts, done }) {
-    if (!this.run) return;
-    for (const [step, pictures] of Object.entries(layouts)) this.run.layouts.set(Number(step), pictures);
-    if (!this.run.layouts.size) return;
-    this.measured = [...this.run.layouts.keys()].sort((a, b) => a - b);
-    const last = this.measured.length - 1;
+  /** More of the run is known. */
+  update() {
+    const last = this.run.layouts.size - 1;
+    if (last < 0) return;
     // While it samples the slider follows, unless it has been turned back.
-    const follows = done || Number(this.step.input.value) >= Number(this.step.input.max);
+    const follows = this.run.isDone || Number(this.step.input.value) >= Number(this.step.input.max);
     this.step.input.max = last;
     if (follows) this.step.input.value = last;
     this.#show(Number(this.step.input.value));
   }
 
-  /** A picture under the layout of picture `index`. */
-  setBackdrop(index, url) {
-    this.backdrops[index] = url;
-    const image = this.stage.children[index]?.querySelector(".magic-backdrop");
-    if (!image) return;
-    image.src = url;
-    image.hidden = false;
+  /** The run's pictures under their layouts. */
+  showBackdrops() {
+    this.run.backdrops.forEach((url, i) => {
+      const image = this.stage.children[i]?.querySelector(".magic-backdrop");
+      if (!image || !url) return;
+      image.src = url;
+      image.hidden = false;
+    });
   }
 
   #fade(value) {
@@ -87,13 +127,14 @@ export class LayoutView {
   }
 
   #show(index) {
-    const step = this.measured[index];
+    const step = this.run.measured[index];
+    if (step === undefined) return;
     const pictures = this.run.layouts.get(step);
     this.step.shown.value = `${step + 1} of ${this.run.steps}`;
     this.step.input.setAttribute("aria-valuetext", this.step.shown.value);
     if (this.stage.childElementCount !== pictures.length) {
       this.stage.replaceChildren(...pictures.map((_, i) => this.#figure(i)));
-      this.backdrops.forEach((url, i) => url && this.setBackdrop(i, url));
+      this.showBackdrops();
     }
     pictures.forEach((picture, i) => {
       const image = this.stage.children[i].querySelector(".magic-layout");
@@ -108,10 +149,12 @@ export class LayoutView {
   }
 }
 
-/** Pictures of a finished node, for the views whose sampler made them. */
-export function offerPictures(views, node, urls) {
-  for (const view of views) {
-    const batch = view.run?.layouts.values().next().value?.length;
-    if (batch === urls.length && showsPicturesOf(node, findNode(view.run.sampler))) urls.forEach((url, i) => view.setBackdrop(i, url));
+/** Pictures of a finished node, for the runs whose sampler made them. onScreen: [[run, view]]. */
+export function offerPictures(onScreen, node, urls) {
+  for (const [run, view] of onScreen) {
+    const batch = run.layouts.values().next().value?.length;
+    if (batch !== urls.length || !showsPicturesOf(node, findNode(run.sampler))) continue;
+    run.finish([...urls]);
+    view.showBackdrops();
   }
 }

@@ -3,10 +3,11 @@ import { api } from "../../scripts/api.js";
 import { CompareView } from "./compare_view.js";
 import { CorrespondenceView } from "./correspondence_view.js";
 import { element } from "./elements.js";
-import { conceptPhrases, findNode, textOf } from "./graph.js";
-import { LayoutView, offerPictures } from "./layout_view.js";
+import { conceptPhrases, findNode, openNodes, textOf } from "./graph.js";
+import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
+import { Runs } from "./runs.js";
 import { listen, pictureUrl } from "./server.js";
-import { TrainingView } from "./training_view.js";
+import { TrainingRun, TrainingView } from "./training_view.js";
 
 /** How the nodes with a layout say which phrases they look for, null while that is not known. */
 const PROMPTS = {
@@ -17,16 +18,33 @@ const PROMPTS = {
   }),
 };
 
-const layouts = new Map();
-const comparisons = new WeakMap();
-const correspondences = new WeakMap();
-const trainings = new WeakMap();
+/** Which view belongs to which node. */
+const VIEWS = {
+  MagicFaceApply: LayoutView,
+  MagicSemanticLayout: LayoutView,
+  MagicStyleInvert: CompareView,
+  MagicCorrespondenceMap: CorrespondenceView,
+  MagiCaptureTrain: TrainingView,
+};
+
+// By node. One that the host has thrown away takes its view along.
+const views = new WeakMap();
+
+/** The node of an event that is for a kind of view; null when it is another's, as in another workflow that is on screen by now. */
+function nodeFor(id, View) {
+  const node = findNode(id);
+  return VIEWS[node?.comfyClass] === View ? node : null;
+}
 
 /** The view of a node, made when it is first needed. */
-function viewOf(views, node, View) {
-  if (node && !views.has(node)) views.set(node, new View(node));
+function viewOf(id, View) {
+  const node = nodeFor(id, View);
+  if (node && !views.has(node)) views.set(node, new View(node, PROMPTS[node.comfyClass]));
   return node && views.get(node);
 }
+
+const layouts = new Runs((id) => viewOf(id, LayoutView));
+const trainings = new Runs((id) => viewOf(id, TrainingView));
 
 let isRefreshing = false;
 function refreshPrompts() {
@@ -34,27 +52,42 @@ function refreshPrompts() {
   isRefreshing = true;
   requestAnimationFrame(() => {
     isRefreshing = false;
-    for (const [node, view] of layouts) {
-      if (node.graph) view.refresh();
-      else layouts.delete(node);
+    for (const node of openNodes()) {
+      try {
+        views.get(node)?.refresh?.();
+      } catch (error) {
+        console.error("MagicPortrait cannot read the prompt of node", node.id, error);
+      }
     }
   });
 }
 
+function onLayout(layout) {
+  const run = layouts.get(layout.node);
+  if (!run) return;
+  run.add(layout);
+  layouts.viewOf(run)?.update();
+}
+
+function onTraining(state) {
+  const known = trainings.get(state.node);
+  const run = known?.goesOn(state) ? known : trainings.begin(new TrainingRun(state));
+  run.add(state);
+  trainings.viewOf(run)?.update();
+}
+
 function onExecuted({ node: id, output }) {
-  const node = findNode(id);
-  if (output?.magic_comparison) viewOf(comparisons, node, CompareView)?.show(output.magic_comparison);
-  if (output?.magic_exploration) viewOf(correspondences, node, CorrespondenceView)?.show(output.magic_exploration[0]);
-  else if (output?.magic_correspondence) correspondences.get(node)?.show(null);
-  if (output?.images) offerPictures(layouts.values(), node, output.images.map(pictureUrl));
+  if (output?.magic_comparison) viewOf(id, CompareView)?.show(output.magic_comparison);
+  if (output?.magic_exploration) viewOf(id, CorrespondenceView)?.show(output.magic_exploration[0]);
+  else if (output?.magic_correspondence) views.get(nodeFor(id, CorrespondenceView))?.show(null);
+  if (output?.images) offerPictures(layouts.onScreen(), findNode(id), output.images.map(pictureUrl));
 }
 
 function onPreview({ blob, nodeId }) {
-  for (const view of layouts.values()) {
-    if (view.run?.sampler !== nodeId) continue;
-    URL.revokeObjectURL(view.preview);
-    view.preview = URL.createObjectURL(blob);
-    view.setBackdrop(0, view.preview);
+  for (const [run, view] of layouts.onScreen()) {
+    if (run.sampler !== nodeId || run.isDone) continue;
+    run.preview(blob);
+    view.showBackdrops();
   }
 }
 
@@ -63,9 +96,9 @@ app.registerExtension({
   setup() {
     document.head.append(element("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
     listen({
-      "magicportrait.run": (run) => layouts.get(findNode(run.node))?.begin(run),
-      "magicportrait.layout": (layout) => layouts.get(findNode(layout.node))?.add(layout),
-      "magicportrait.training": (state) => viewOf(trainings, findNode(state.node), TrainingView)?.add(state),
+      "magicportrait.run": (run) => layouts.viewOf(layouts.begin(new LayoutRun(run))),
+      "magicportrait.layout": onLayout,
+      "magicportrait.training": onTraining,
       executed: onExecuted,
       b_preview_with_metadata: onPreview,
     });
@@ -75,7 +108,12 @@ app.registerExtension({
   },
   nodeCreated(node) {
     const readPrompt = PROMPTS[node.comfyClass];
-    if (readPrompt) layouts.set(node, new LayoutView(node, readPrompt));
+    if (readPrompt) views.set(node, new LayoutView(node, readPrompt));
   },
-  afterConfigureGraph: refreshPrompts,
+  afterConfigureGraph() {
+    // Their nodes, and with them their views, have been made anew.
+    layouts.onScreen();
+    trainings.onScreen();
+    refreshPrompts();
+  },
 });

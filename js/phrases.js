@@ -15,8 +15,8 @@ export function words(text) {
 
 function occurrences(phrase, prompt) {
   if (!phrase.length) return [];
-  const starts = prompt.keys().filter((at) => phrase.every((word, i) => prompt[at + i]?.text === word));
-  return [...starts].map((at) => phrase.map((_, i) => at + i));
+  const starts = [...prompt.keys()].filter((at) => phrase.every((word, i) => prompt[at + i]?.text === word));
+  return starts.map((at) => phrase.map((_, i) => at + i));
 }
 
 /** For every phrase the ranges [start, end) of characters that it owns in `prompt`; none where it is not in there. */

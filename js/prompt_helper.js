@@ -18,15 +18,27 @@ function underlined(prompt, ranges) {
   return [...parts, prompt.slice(at)];
 }
 
-/** Elements for a prompt and its phrases; none when either is unknown or empty. */
-export function promptHelp(phrases, prompt) {
-  if (!phrases?.length || !prompt?.trim()) return [];
-  const ranges = findPhrases(phrases, prompt);
-  const missing = phrases.filter((_, i) => !ranges[i].length);
-  const parts = [element("p", { className: "magic-prompt", "aria-label": "Prompt with the words of each concept" }, ...underlined(prompt, ranges))];
-  if (missing.length) {
-    const list = missing.map((phrase) => `'${phrase}'`).join(", ");
-    parts.push(element("p", { className: "magic-missing", role: "alert" }, `Not in the prompt: ${list}`));
+export class PromptHelp {
+  constructor() {
+    this.prompt = element("p", { className: "magic-prompt", "aria-label": "Prompt with the words of each concept" });
+    this.missing = element("p", { className: "magic-missing", role: "alert" });
+    this.content = element("div", { className: "magic-help" });
   }
-  return parts;
+
+  /** Empty when prompt or phrases are unknown or empty. */
+  show(phrases, prompt) {
+    if (!phrases?.length || !prompt?.trim()) return this.content.replaceChildren();
+    const ranges = findPhrases(phrases, prompt);
+    const list = phrases.filter((_, i) => !ranges[i].length).map((phrase) => `'${phrase}'`);
+    this.prompt.replaceChildren(...underlined(prompt, ranges));
+    if (!this.prompt.parentNode) this.content.prepend(this.prompt);
+    this.#complain(list.length ? `Not in the prompt: ${list.join(", ")}` : "");
+  }
+
+  /** An alert is read out whenever it is touched: with every key, if it were made anew. */
+  #complain(text) {
+    if (!text) return this.missing.remove();
+    if (this.missing.textContent !== text) this.missing.textContent = text;
+    if (!this.missing.parentNode) this.content.append(this.missing);
+  }
 }

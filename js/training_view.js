@@ -9,13 +9,15 @@ import { addView, dataUrl, element } from "./elements.js";
 const WIDTH = 300;
 const HEIGHT = 90;
 const PREVIEWS = 8;
+const POINTS = 1000;
 const SMOOTHING = 0.9;
 const SVG = "http://www.w3.org/2000/svg";
 
 export function timeLeft(seconds) {
   if (seconds === null || seconds === undefined) return "";
-  const minutes = Math.floor(seconds / 60);
-  return minutes ? `, ${minutes} min ${Math.round(seconds % 60)} s left` : `, ${Math.round(seconds)} s left`;
+  const whole = Math.round(seconds);
+  const minutes = Math.floor(whole / 60);
+  return minutes ? `, ${minutes} min ${whole % 60} s left` : `, ${whole} s left`;
 }
 
 /** An exponential mean, which shows where a noisy loss is going; the first values count as much as they would later. */
@@ -28,6 +30,37 @@ export function smoothed(losses) {
   });
 }
 
+/** What the server has told of one training: its last event, the losses of about POINTS steps, the last PREVIEWS previews. */
+export class TrainingRun {
+  constructor({ node, steps }) {
+    Object.assign(this, { node, steps });
+    this.points = [];
+    this.previews = [];
+  }
+
+  /** Whether an event goes on with this training. The last step may come twice, again with its preview. */
+  goesOn({ step, steps }) {
+    return steps === this.steps && step >= (this.latest?.step ?? 0);
+  }
+
+  add(event) {
+    const { step, loss, preview } = event;
+    this.latest = event;
+    if (Number.isFinite(loss)) this.#addPoint(step, loss);
+    if (!preview) return;
+    this.previews.push({ step, preview });
+    if (this.previews.length > PREVIEWS) this.previews.shift();
+  }
+
+  /** The last point stays only if it is far enough from the one before it, for the width of the curve. */
+  #addPoint(step, loss) {
+    const [before, last] = [this.points.at(-2), this.points.at(-1)];
+    const isClose = before && last.step - before.step < this.steps / POINTS;
+    if (last?.step === step || isClose) this.points.pop();
+    this.points.push({ step, loss });
+  }
+}
+
 function line(className, points) {
   const made = document.createElementNS(SVG, "polyline");
   made.setAttribute("class", className);
@@ -37,8 +70,9 @@ function line(className, points) {
 
 export class TrainingView {
   constructor(node) {
-    this.points = [];
-    this.words = element("p", { role: "status" });
+    this.run = null;
+    // Not read out: it changes a few times a second.
+    this.words = element("p", { role: "status", "aria-live": "off" });
     this.curve = document.createElementNS(SVG, "svg");
     this.curve.setAttribute("class", "magic-curve");
     this.curve.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
@@ -49,26 +83,38 @@ export class TrainingView {
     addView(node, "training", this.content);
   }
 
-  add({ step, steps, loss, preview, seconds_left }) {
-    if (step <= (this.points.at(-1)?.step ?? -1)) {
-      this.points = [];
-      this.previews.replaceChildren();
-    }
-    this.points.push({ step, loss });
-    this.words.textContent = `step ${step} of ${steps}, loss ${loss.toPrecision(3)}${timeLeft(seconds_left)}`;
-    this.#draw(steps);
-    if (!preview) return;
-    this.previews.append(element("img", { src: dataUrl("jpeg", preview), alt: `Preview at step ${step}`, title: `step ${step}` }));
-    if (this.previews.childElementCount > PREVIEWS) this.previews.firstElementChild.remove();
+  /** Another run. */
+  show(run) {
+    this.run = run;
+    this.shownPreview = null; // none of this run's
+    this.update();
   }
 
-  #draw(steps) {
-    const losses = this.points.map((point) => point.loss).filter(Number.isFinite);
-    const [low, high] = [Math.min(...losses), Math.max(...losses)];
+  /** More of the run is known. */
+  update() {
+    const { step, steps, loss, seconds_left } = this.run.latest;
+    const said = Number.isFinite(loss) ? `, loss ${loss.toPrecision(3)}` : "";
+    this.words.textContent = `step ${step} of ${steps}${said}${timeLeft(seconds_left)}`;
+    this.#draw();
+    const last = this.run.previews.at(-1);
+    if (last === this.shownPreview) return;
+    this.shownPreview = last;
+    this.previews.replaceChildren(
+      ...this.run.previews.map(({ step, preview }) =>
+        element("img", { src: dataUrl("jpeg", preview), alt: `Preview at step ${step}`, title: `step ${step}` }),
+      ),
+    );
+  }
+
+  #draw() {
+    const { points, steps } = this.run;
+    const losses = points.map(({ loss }) => loss);
+    const low = losses.reduce((a, b) => Math.min(a, b), Infinity);
+    const high = losses.reduce((a, b) => Math.max(a, b), -Infinity);
     const place = (step, loss) => [(step / steps) * WIDTH, HEIGHT - 4 - ((loss - low) / (high - low || 1)) * (HEIGHT - 8)];
-    const draw = (values) => this.points.map(({ step }, i) => place(step, values[i])).filter(([, y]) => Number.isFinite(y));
-    const all = this.points.map((point) => point.loss);
-    this.curve.replaceChildren(line("magic-loss", draw(all)), line("magic-trend", draw(smoothed(all))));
-    this.curve.setAttribute("aria-label", `Loss from ${losses[0]?.toPrecision(3)} to ${losses.at(-1)?.toPrecision(3)}, lowest ${low.toPrecision(3)}`);
+    const draw = (values) => points.map(({ step }, i) => place(step, values[i]));
+    this.curve.replaceChildren(line("magic-loss", draw(losses)), line("magic-trend", draw(smoothed(losses))));
+    const [from, to, lowest] = [losses[0], losses.at(-1), low].map((loss) => loss?.toPrecision(3));
+    this.curve.setAttribute("aria-label", losses.length ? `Loss from ${from} to ${to}, lowest ${lowest}` : "No loss yet");
   }
 }

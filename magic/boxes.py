@@ -40,6 +40,10 @@ class Box:
         """Left, top, right, bottom."""
         return self.x, self.y, self.x + self.width, self.y + self.height
 
+    def scaled(self, factor: float) -> Box:
+        """The same part of a picture that is `factor` times as large."""
+        return replace(self, x=self.x * factor, y=self.y * factor, width=self.width * factor, height=self.height * factor)
+
     def clipped(self, size: tuple[int, int]) -> Box | None:
         """The part inside a picture of `size` (rows, columns); None when nothing is."""
         left, top, right, bottom = self.corners

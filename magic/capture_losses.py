@@ -75,10 +75,11 @@ def face_crops(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     x = (boxes[:, :1] + boxes[:, 2:] * steps) / width * 2 - 1  # B side
     y = (boxes[:, 1:2] + boxes[:, 2:] * steps) / height * 2 - 1
     grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], -1)
-    # An average over the cells would cost more than it gives, so shrink first when a crop is more than twice too large.
+    # Bilinear sampling looks at four pixels only: what is to become much smaller is made smaller first, where its sides allow it.
     factor = max(1, int((boxes[:, 2].max() * 2 / side).item()))
-    shrunk = F.avg_pool2d(images, factor, ceil_mode=True) if factor > 1 and height % factor == width % factor == 0 else images
-    return F.grid_sample(shrunk, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+    if factor > 1 and height % factor == 0 and width % factor == 0:
+        images = F.avg_pool2d(images, factor)
+    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def face_box(mask: Tensor, scale: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,9 +21,9 @@ def semantic_rate(guidance: Tensor, layout: SemanticLayout, cfg: float) -> Tenso
 
     # Slot 0 collects what belongs to no token.
     slot, flat = (regions + 1).flatten(1), norm.flatten(1)
-    sums = flat.new_zeros(flat.shape[0], int(slot.max()) + 1).scatter_add_(1, slot, flat)
-    counts = torch.zeros_like(sums).scatter_add_(1, slot, torch.ones_like(flat))
-    means = sums / counts.clamp(min=1)
+    # A product, because adding up with scatter_add gives a GPU another sum in each run.
+    member = F.one_hot(slot, int(slot.max()) + 1).to(flat)  # B H*W slots
+    means = (flat[:, None] @ member)[:, 0] / member.sum(1).clamp(min=1)
     wanted = (norm * foreground).sum((1, 2)) / foreground.sum((1, 2)).clamp(min=1)
     rates = wanted[:, None] / (means + 1e-8)
     rates[:, 0] = 0

@@ -28,8 +28,26 @@ _LATENT_CELL = 8
 
 def _range_inputs() -> list[Any]:
     return [
-        advanced(io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="When watching begins, in parts of sampling.")),
-        advanced(io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="When watching ends, in parts of sampling.")),
+        advanced(
+            io.Float.Input(
+                "start",
+                default=0.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Share of sampling after which watching begins. Later leaves out the steps that place things.",
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "end",
+                default=1.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Share of sampling after which watching ends. Earlier leaves out the steps that draw details.",
+            )
+        ),
     ]
 
 
@@ -62,7 +80,10 @@ class MagicAttentionMap(io.ComfyNode):
                     io.String.Input(
                         "layers",
                         default="all",
-                        tooltip="Which layers count: 'all', 'decoder', 'fine' (its two finest levels), or blocks such as 'o6-11,m0,i7-8'.",
+                        tooltip=(
+                            "Which layers count: 'all', 'decoder', 'fine' (its two finest levels: the sharpest maps), or blocks such as "
+                            "'o6-11,m0,i7-8'."
+                        ),
                     )
                 ),
                 *_range_inputs(),

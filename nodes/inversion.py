@@ -67,23 +67,21 @@ def _checked(sigmas: torch.Tensor) -> torch.Tensor:
 
 def invert_cached(model: Any, samples: torch.Tensor, conds: dict[str, list[Any]], sigmas: torch.Tensor, recipe: Recipe, cache_mb: int,
                   measures: bool) -> tuple[Inversion, bool]:  # fmt: skip
-    """(the inversion, whether it was there already). No model call when it was."""
+    """(the inversion, whether it was there already). No model call when it was, but for what `measures` adds the first time."""
     import latent_preview
 
     check_noise_model(model)
     steps = len(sigmas) - 1
     key = inversion_key(model, samples, conds, sigmas, recipe)
     cache = inversion_files.InversionCache(inversion_files.cache_folder(), cache_mb * 1024**2) if cache_mb else None
-    inversion = cache.find(key[1]) if cache else None
-    is_known = inversion is not None
-    if inversion is None:
-        inversion = invert(model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key)
+    known = cache.find(key[1]) if cache else None
+    inversion = known or invert(model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key)
     if measures and inversion.resampled is None:
         again = resample(model, inversion, conds, recipe.cfg, latent_preview.prepare_callback(model, steps))
-        inversion, is_known = dataclasses.replace(inversion, resampled=again), False
-    if cache and not is_known:
+        inversion = dataclasses.replace(inversion, resampled=again.cpu())
+    if cache and inversion is not known:
         cache.keep(inversion)
-    return inversion, is_known
+    return inversion, known is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +113,8 @@ def _report(inversion: Inversion, is_known: bool, samples: torch.Tensor, made: _
     lines = [f"{inversion.method}, {steps} steps up to sigma {float(inversion.sigmas[0]):.2f}"]
     lines.append(f"{inversion.model_calls} model calls, {inversion.seconds:.1f} s{', from the cache: none now' if is_known else ''}")
     if inversion.resampled is not None:
-        span = float(samples.max() - samples.min())
-        lines.append(f"latent sampled again: {psnr(inversion.resampled, samples, span):.1f} dB")
+        truth = samples.to(inversion.resampled)
+        lines.append(f"latent sampled again: {psnr(inversion.resampled, truth, float(truth.max() - truth.min())):.1f} dB")
     if made is not None:
         lines.append(f"picture sampled again: {psnr(made.again, made.limit, 1.0):.1f} dB to what the VAE alone gives")
         if made.original is not None:
@@ -178,7 +176,11 @@ class MagicStyleInvert(io.ComfyNode):
                 ),
                 advanced(
                     io.Int.Input(
-                        "iterations", default=2, min=1, max=20, tooltip="Most corrections of a fixed-point step, one model call each."
+                        "iterations",
+                        default=2,
+                        min=1,
+                        max=20,
+                        tooltip="Most corrections of a fixed-point step, one model call each. More comes closer and takes longer: 2 to 5.",
                     )
                 ),
                 advanced(
@@ -189,7 +191,10 @@ class MagicStyleInvert(io.ComfyNode):
                         max=0.1,
                         step=0.0001,
                         round=False,
-                        tooltip="A fixed-point step ends early when a correction changes less than this share. 0: never.",
+                        tooltip=(
+                            "A fixed-point step ends early when a correction changes less than this share. Higher: faster, less close. "
+                            "0: never."
+                        ),
                     )
                 ),
                 advanced(
@@ -205,7 +210,10 @@ class MagicStyleInvert(io.ComfyNode):
                         default=512,
                         min=0,
                         max=1_000_000,
-                        tooltip="Room for remembered inversions on disk, in MB (3 MB each for SD1.5 at 512 px). 0: do not remember.",
+                        tooltip=(
+                            "Room for remembered inversions on disk, in MB (3 MB each for SD1.5 at 512 px). When it is full the least "
+                            "recently used go. 0: do not remember."
+                        ),
                     )
                 ),
             ],

@@ -13,7 +13,7 @@ from ..demo import face_network
 from ..host import capture_folder
 from ..host.capture_faces import find_face_masks
 from ..host.capture_pictures import masked_previews
-from ..host.capture_training import DTYPES, CaptureSettings, CaptureTraining
+from ..host.capture_training import DTYPES, CaptureSettings, CaptureTraining, Trained
 from ..host.faces import face_models
 from ..host.identity import Identity, list_files, load_identity
 from ..host.placeholders import Embedding, load_embedding, save_embedding, with_placeholders
@@ -77,7 +77,7 @@ def _picture_inputs(what: str, templates: str, slots: str, placeholder: str) -> 
             tooltip=f"The new word that will mean this {what} in prompts. One word, better none that exists already.",
         ),
         io.String.Input(
-            "class_word", default="person", tooltip="What is on the pictures, in a word that the model knows: person, woman, man, dog."
+            "class_word", default="person", tooltip="What is in the pictures, in a word that the model knows: person, woman, man, dog."
         ),
         advanced(
             io.String.Input(
@@ -111,7 +111,7 @@ def _fingerprint(folder: Any, linked: Any) -> str:
     """Changes with the folder's files and, where faces have to be found, with the detectors that are there."""
     chosen = _first(folder) or capture_folder.NO_FOLDER
     has_masks = "faces" in linked if chosen == capture_folder.NO_FOLDER else capture_folder.has_masks(chosen)
-    return capture_folder.fingerprint(chosen) + ("" if has_masks else " ".join(face_models()))
+    return capture_folder.state_of(chosen) + ("" if has_masks else " ".join(face_models()))
 
 
 def _check(placeholder: str | None, templates: str | None, slots: tuple[str, ...]) -> bool | str:
@@ -222,10 +222,13 @@ class MagicIdentityLoader(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=[TOY_IDENTITY, *list_files()],
-                    tooltip="The toy network knows drawn faces only; for photographs choose a file.",
+                    tooltip=(
+                        "ArcFace or AdaFace weights, such as w600k_r50. The toy network knows drawn faces only; for photographs "
+                        "choose a file."
+                    ),
                 )
             ],
-            outputs=[IdentityType.Output(display_name="identity", tooltip="For MagiCapture Train.")],
+            outputs=[IdentityType.Output(display_name="identity", tooltip="For MagiCapture Train and Portrait Metrics.")],
         )
 
     @classmethod
@@ -278,7 +281,7 @@ class MagiCaptureTrain(io.ComfyNode):
                     default=default.rank,
                     min=1,
                     max=128,
-                    tooltip="Size of the LoRA. The paper's 4 is enough for a face and a style.",
+                    tooltip="Size of the LoRA. Higher: room for more detail, and a larger file. The paper uses 4.",
                 ),
                 io.Int.Input(
                     "batch",
@@ -293,19 +296,25 @@ class MagiCaptureTrain(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="On a CPU the same seed gives the same training, bit for bit.",
+                    tooltip=(
+                        "Draws the noise, pictures and prompts of the training. On a CPU the same seed gives the same training, bit "
+                        "for bit."
+                    ),
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["auto", *DTYPES],
-                    tooltip="What the frozen model computes in; what is trained is fp32. auto: half precision on a GPU, fp32 on a CPU.",
+                    tooltip=(
+                        "What the frozen model computes in; what is trained is fp32. Half precision takes less memory. auto: half "
+                        "precision on a GPU, fp32 on a CPU."
+                    ),
                 ),
                 io.Int.Input(
                     "preview_every",
                     default=250,
                     min=0,
                     max=100_000,
-                    tooltip="A picture of the subject in the style after so many steps; 0: none.",
+                    tooltip="A picture of the subject in the style every so many steps; each costs 20 steps of sampling. 0: none.",
                 ),
                 io.Int.Input(
                     "checkpoint_every",
@@ -313,14 +322,38 @@ class MagiCaptureTrain(io.ComfyNode):
                     min=0,
                     max=100_000,
                     tooltip=(
-                        "Keeps the state after so many steps, and when you cancel, in output/magicapture. "
-                        "The same training started again goes on from there; 0: no."
+                        "Keeps the state every so many steps, and when you cancel, in output/magicapture. The same training started "
+                        "again goes on from there. 0: keeps nothing, so a cancelled training starts anew."
                     ),
                 ),
-                advanced(_rate("inversion_rate", default.inversion_rate, "Learning rate of the words in the first phase.")),
-                advanced(_rate("unet_rate", default.unet_rate, "Learning rate of the UNet's LoRA.")),
-                advanced(_rate("text_rate", default.text_rate, "Learning rate of the text encoders' LoRA.")),
-                advanced(_rate("embedding_rate", default.embedding_rate, "Learning rate of the words in the second phase.")),
+                advanced(
+                    _rate(
+                        "inversion_rate",
+                        default.inversion_rate,
+                        "Learning rate of the words in the first phase. Higher learns faster; too high gives broken pictures.",
+                    )
+                ),
+                advanced(
+                    _rate(
+                        "unet_rate",
+                        default.unet_rate,
+                        "Learning rate of the UNet's LoRA. Higher learns faster; too high gives broken pictures.",
+                    )
+                ),
+                advanced(
+                    _rate(
+                        "text_rate",
+                        default.text_rate,
+                        "Learning rate of the text encoders' LoRA. Higher learns faster; too high gives broken pictures.",
+                    )
+                ),
+                advanced(
+                    _rate(
+                        "embedding_rate",
+                        default.embedding_rate,
+                        "Learning rate of the words in the second phase. Higher learns faster; too high gives broken pictures.",
+                    )
+                ),
                 advanced(
                     io.Boolean.Input(
                         "masked",
@@ -332,7 +365,10 @@ class MagiCaptureTrain(io.ComfyNode):
                     io.Boolean.Input(
                         "composed_prompts",
                         default=True,
-                        tooltip="Also train prompts with both words, with the style pictures as stand-ins for all but the face.",
+                        tooltip=(
+                            "Also train prompts with both words, with the style pictures as stand-ins for all but the face. Off: the two "
+                            "words never learn to stand together."
+                        ),
                     )
                 ),
                 advanced(
@@ -342,7 +378,7 @@ class MagiCaptureTrain(io.ComfyNode):
                         min=0.0,
                         max=100.0,
                         step=0.1,
-                        tooltip="Keeps the attention of each word in its own region. 0: off; the paper's value is 2.5.",
+                        tooltip="Keeps the attention of each word in its own region: higher is stricter. 0: off; the paper's value is 2.5.",
                     )
                 ),
                 advanced(
@@ -352,7 +388,10 @@ class MagiCaptureTrain(io.ComfyNode):
                         min=0.0,
                         max=10.0,
                         step=0.1,
-                        tooltip="How much style pictures count more than the subject's in the first half of each phase.",
+                        tooltip=(
+                            "How many times a style picture counts against one of the subject in the first half of each phase. Higher: "
+                            "the style is learned first. 1: equal."
+                        ),
                     )
                 ),
                 advanced(
@@ -374,7 +413,10 @@ class MagiCaptureTrain(io.ComfyNode):
                         default=default.versions,
                         min=1,
                         max=64,
-                        tooltip="Encoded versions of each picture: mirrored, brighter, darker. Every step draws one. 1: as it is.",
+                        tooltip=(
+                            "Encoded versions of each picture: mirrored, brighter, darker. Every step draws one. More: more variety, and "
+                            "a longer start. 1: as it is."
+                        ),
                     )
                 ),
                 advanced(
@@ -384,12 +426,17 @@ class MagiCaptureTrain(io.ComfyNode):
                         min=0,
                         max=2048,
                         step=64,
-                        tooltip="Side of a square of the training pictures' area; their aspect is kept. 0: what the model was made for.",
+                        tooltip=(
+                            "Pictures are scaled to the area of a square with this side, aspect kept. Larger: finer detail, more memory. "
+                            "0: the model's own size."
+                        ),
                     )
                 ),
                 advanced(
                     io.Boolean.Input(
-                        "gradient_checkpointing", default=False, tooltip="Less memory, a third slower. The result is the same."
+                        "gradient_checkpointing",
+                        default=False,
+                        tooltip="Takes less memory and is slower: blocks are computed twice. The result is the same.",
                     )
                 ),
             ],
@@ -426,9 +473,13 @@ class MagiCaptureTrain(io.ComfyNode):
         chosen = CaptureSettings(precision=chosen_precision(precision), composed=composed_prompts, side=resolution, **settings)
         node = cls.hidden.unique_id if cls.hidden else None
         watch = TrainingWatch(chosen, len(subject.pictures) + len(style.pictures), node)
-        with memory_freed():
+
+        def train() -> Trained:
             training = CaptureTraining(model, clip, vae, subject, style, identity, chosen, watch.encoded)
-            trained = training.run(watch.stepped, _checkpoint(training.fingerprint), checkpoint_every, watch.previewed, preview_every)
+            return training.run(watch.stepped, _checkpoint(training.fingerprint), checkpoint_every, watch.previewed, preview_every)
+
+        with memory_freed():
+            trained = train()
         logging.info("MagiCapture: %s", trained.report)
         shown = ui.PreviewImage(torch.cat(watch.previews), cls=cls) if watch.previews else None
         return io.NodeOutput(trained.lora, trained.embeddings, {"loss": trained.history}, trained.report, ui=shown)
@@ -468,7 +519,10 @@ class MagiCaptureApply(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="How strongly the UNet's LoRA acts. The paper samples with .6: likeness without copying the pictures.",
+                    tooltip=(
+                        "How strongly the UNet's LoRA acts. Higher: closer to the training pictures; 0: not at all. The paper "
+                        "samples with .6, the toy workflow with 1."
+                    ),
                 ),
                 io.Float.Input(
                     "strength_clip",
@@ -476,7 +530,10 @@ class MagiCaptureApply(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="How strongly the text encoders' LoRA acts (paper: .9).",
+                    tooltip=(
+                        "How strongly the text encoders' LoRA acts. Higher: closer to the training pictures; 0: not at all. The "
+                        "paper samples with .9, the toy workflow with 1."
+                    ),
                 ),
             ],
             outputs=[

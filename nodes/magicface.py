@@ -139,7 +139,7 @@ class MagicFaceConceptFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **_: Any) -> str:
-        return "" if folder is None else concept_folder.fingerprint(folder)
+        return "" if folder is None else concept_folder.state_of(folder)
 
     @classmethod
     def execute(cls, folder: str, concepts: tuple[Concept, ...] = ()) -> io.NodeOutput:
@@ -187,16 +187,34 @@ class MagicFaceApply(io.ComfyNode):
                 io.Boolean.Input(
                     "semantic_cfg",
                     default=True,
-                    tooltip="Guides every word's region equally strongly. Needs CFG above 1; costs the layout in every step.",
+                    tooltip=(
+                        "Guides every word's region equally strongly. Needs CFG above 1; costs the layout in every step. Off: the "
+                        "sampler's plain CFG."
+                    ),
                 ),
                 advanced(
                     io.Float.Input(
-                        "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="When references begin to act, in parts of sampling."
+                        "start",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip=(
+                            "Share of sampling after which references act. Later: the prompt alone sets pose and layout, less is copied."
+                        ),
                     )
                 ),
                 advanced(
                     io.Float.Input(
-                        "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="When references cease to act, in parts of sampling."
+                        "end",
+                        default=1.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip=(
+                            "Share of sampling after which references no longer act. Earlier: the model finishes alone, fewer details "
+                            "are copied."
+                        ),
                     )
                 ),
                 advanced(
@@ -204,8 +222,8 @@ class MagicFaceApply(io.ComfyNode):
                         "layers",
                         default="fine",
                         tooltip=(
-                            "Where references act: 'fine' (the two finest levels of the decoder, the paper's choice), 'decoder', 'all', "
-                            "or blocks such as 'o6-11,m0,i7-8'."
+                            "Where references act: 'fine' (the two finest levels of the decoder, the paper's choice), 'decoder', 'all' "
+                            "(changes more of the rest of the picture), or blocks such as 'o6-11,m0,i7-8'."
                         ),
                     )
                 ),
@@ -227,7 +245,10 @@ class MagicFaceApply(io.ComfyNode):
                         "reference_noise",
                         options=["fixed", "per step"],
                         default="fixed",
-                        tooltip="The same noise on a reference in all steps, or fresh noise each step as in the official code.",
+                        tooltip=(
+                            "'fixed': the same noise on a reference in all steps, which keep_features needs. 'per step': fresh noise "
+                            "each step, as in the official code."
+                        ),
                     )
                 ),
                 advanced(
@@ -237,7 +258,10 @@ class MagicFaceApply(io.ComfyNode):
                         min=0,
                         max=0xFFFFFFFFFFFFFFFF,
                         control_after_generate=False,
-                        tooltip="Seed of the references' noise.",
+                        tooltip=(
+                            "Which noise the references are seen through. Another number gives a variant of the picture; higher is not "
+                            "better."
+                        ),
                     )
                 ),
                 advanced(

@@ -93,7 +93,10 @@ class MagicStyleApply(io.ComfyNode):
                     "preset",
                     options=[*PRESETS, _CUSTOM],
                     default="balanced",
-                    tooltip="How far the style goes. 'custom' uses the values below; the others have their own.",
+                    tooltip=(
+                        "How far the style goes: 'gentle' keeps most of the structure, 'strong' least. Only 'custom' uses the values "
+                        "from alpha to end; layers and what follows count always."
+                    ),
                 ),
                 advanced(
                     io.Float.Input(
@@ -102,7 +105,7 @@ class MagicStyleApply(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.05,
-                        tooltip="Custom: weight of the content's queries, which keep its structure. The paper: .8.",
+                        tooltip="Custom: weight of the content's queries. Higher keeps more of its structure. The paper: .8.",
                     )
                 ),
                 advanced(
@@ -124,8 +127,8 @@ class MagicStyleApply(io.ComfyNode):
                         options=list(KEYS),
                         default=default.fusion.keys,
                         tooltip=(
-                            "Custom: whose keys and values the queries meet. 'blend': both apart, mixed by alpha and beta; "
-                            "'content': none of the style's."
+                            "Custom: whose keys and values the queries meet. 'content+style': both at once; 'style': the style's only, "
+                            "more style and less structure; 'blend': both apart, mixed by alpha and beta; 'content': none of the style's."
                         ),
                     )
                 ),
@@ -136,7 +139,10 @@ class MagicStyleApply(io.ComfyNode):
                         min=-5.0,
                         max=10.0,
                         step=0.05,
-                        tooltip="Custom, with 'content+style': added to the logits of style tokens. 0 is neutral, 1 to 2 is more style.",
+                        tooltip=(
+                            "Custom, with 'content+style': added to the logits of style tokens. Higher is more style: 0 is neutral, 1 to "
+                            "2 strong; below 0 is less."
+                        ),
                     )
                 ),
                 advanced(
@@ -146,7 +152,10 @@ class MagicStyleApply(io.ComfyNode):
                         min=0.1,
                         max=5.0,
                         step=0.05,
-                        tooltip="Custom: above 1 each place looks at fewer, more similar ones: sharper. StyleID uses 1.5.",
+                        tooltip=(
+                            "Custom: factor on the attention logits. Above 1 each place looks at fewer, more similar ones: sharper; "
+                            "below 1 at more: smoother. 1 is neutral, StyleID uses 1.5."
+                        ),
                     )
                 ),
                 advanced(
@@ -156,7 +165,10 @@ class MagicStyleApply(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.05,
-                        tooltip="Custom: how far the start takes the style's mean and contrast: the strongest single lever for colour.",
+                        tooltip=(
+                            "Custom: how far the start takes the style's mean and contrast: 0 not at all, 1 fully. The strongest single "
+                            "lever for colour."
+                        ),
                     )
                 ),
                 advanced(
@@ -166,7 +178,10 @@ class MagicStyleApply(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.01,
-                        tooltip="Custom: when fusion begins. Later keeps structure.",
+                        tooltip=(
+                            "Custom: share of sampling after which fusion begins. Later leaves the first steps to the model; on the toy "
+                            "checkpoint .3 changes next to nothing."
+                        ),
                     )
                 ),
                 advanced(
@@ -176,14 +191,20 @@ class MagicStyleApply(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.01,
-                        tooltip="Custom: when fusion ends and the model draws on alone. Earlier keeps more structure, hardly less style.",
+                        tooltip=(
+                            "Custom: share of sampling after which fusion ends and the model draws on alone. Earlier keeps more "
+                            "structure, hardly less style."
+                        ),
                     )
                 ),
                 advanced(
                     io.String.Input(
                         "layers",
                         default="decoder",
-                        tooltip="Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as 'o6-11'.",
+                        tooltip=(
+                            "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as 'o6-11'. On "
+                            "the toy checkpoint these three come out alike."
+                        ),
                     )
                 ),
                 advanced(
@@ -269,13 +290,21 @@ class MagicStyleSampler(io.ComfyNode):
                 io.Image.Input("content", tooltip="The picture to draw anew. A batch is drawn together."),
                 io.Image.Input("style", tooltip="The picture whose look it takes. Any size."),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder of the model: gives the empty prompt. Zeros without it."),
-                io.Combo.Input("preset", options=list(PRESETS), default="balanced", tooltip="How far the style goes."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="balanced",
+                    tooltip="How far the style goes: 'gentle' keeps most of the portrait's structure, 'strong' least.",
+                ),
                 *steps_and_scheduler(),
                 advanced(
                     io.String.Input(
                         "layers",
                         default="decoder",
-                        tooltip="Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as 'o6-11'.",
+                        tooltip=(
+                            "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as 'o6-11'. On "
+                            "the toy checkpoint these three come out alike."
+                        ),
                     )
                 ),
                 advanced(
@@ -284,7 +313,9 @@ class MagicStyleSampler(io.ComfyNode):
                         default=512,
                         min=0,
                         max=1_000_000,
-                        tooltip="Room for remembered inversions on disk, in MB. 0: do not remember.",
+                        tooltip=(
+                            "Room for remembered inversions on disk, in MB. When it is full the least recently used go. 0: do not remember."
+                        ),
                     )
                 ),
             ],

@@ -78,7 +78,7 @@ class MagicConceptMask(io.ComfyNode):
                     min=0.01,
                     max=0.99,
                     step=0.01,
-                    tooltip="How sure a find must be: lower finds more, higher only what is plain.",
+                    tooltip="How sure a find must be: lower finds more, higher keeps only clear finds.",
                 ),
                 io.Combo.Input(
                     "if_nothing",
@@ -93,7 +93,16 @@ class MagicConceptMask(io.ComfyNode):
                         tooltip="For points: places inside the thing, in pixels, such as '120,80; 64,200', or JSON from a points editor.",
                     )
                 ),
-                advanced(io.String.Input("not_points", default="", tooltip="For points: places outside the thing, in the same form.")),
+                advanced(
+                    io.String.Input(
+                        "not_points",
+                        default="",
+                        tooltip=(
+                            "For points: places outside the thing, in the same form, where the mask took too much. They count beside "
+                            "points only."
+                        ),
+                    )
+                ),
                 advanced(
                     io.String.Input(
                         "box", default="", tooltip="For points: boxes around the thing as x,y,width,height in pixels; several with ';'."
@@ -109,7 +118,12 @@ class MagicConceptMask(io.ComfyNode):
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="The thing, one mask for each picture."),
-                Boxes.Output(display_name="boxes", tooltip="The boxes that were found, for nodes that take BOUNDING_BOX."),
+                Boxes.Output(
+                    display_name="boxes",
+                    tooltip=(
+                        "The boxes that were found, for nodes that take BOUNDING_BOX. Portrait Restore takes BBOX: connect the mask there."
+                    ),
+                ),
                 io.Image.Output(display_name="overlay", tooltip="The mask and the boxes over the picture."),
             ],
         )
@@ -218,7 +232,7 @@ class MagicMaskRefine(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Makes the mask hard: what is at least this becomes 1, the rest 0. 0 leaves it soft.",
+                    tooltip="Makes the mask hard: what is at least this becomes 1, the rest 0. Higher: a smaller mask. 0 leaves it soft.",
                 ),
                 io.Boolean.Input("largest_part", default=False, tooltip="Keeps only the largest connected part: drops specks."),
                 io.Boolean.Input("fill_holes", default=True, tooltip="Fills what the mask encloses on all sides."),

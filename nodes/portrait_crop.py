@@ -37,7 +37,13 @@ class MagicPortraitCrop(io.ComfyNode):
                     step=8,
                     tooltip="About how many pixels a side the cut-out gets: what the model was trained at (512, SDXL 1024, toy 128).",
                 ),
-                advanced(io.Boolean.Input("square", default=True, tooltip="Grows the box to a square as far as the picture allows.")),
+                advanced(
+                    io.Boolean.Input(
+                        "square",
+                        default=True,
+                        tooltip="Grows the box to a square as far as the picture allows. Off: the mask's box and its margin as they are.",
+                    )
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="IMAGE", tooltip="The cut-out at working size; both sides are multiples of 8."),
@@ -78,10 +84,17 @@ class MagicPortraitPaste(io.ComfyNode):
                     min=0.0,
                     max=0.5,
                     step=0.01,
-                    tooltip="How wide the soft edge is, as a share of the shorter side. 0: a hard edge.",
+                    tooltip=(
+                        "How wide the soft edge is, as a share of the shorter side. Wider hides the seam and shows less of the patch "
+                        "at its rim. 0: a hard edge."
+                    ),
                 ),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="Only this part of the cut-out is pasted, such as the face's mask, feathered."
+                    "mask",
+                    optional=True,
+                    tooltip=(
+                        "Only this part of the cut-out is pasted, such as the face. Its edge counts as it is: soften it with Refine Mask."
+                    ),
                 ),
             ],
             outputs=[io.Image.Output(display_name="IMAGE", tooltip="The whole picture with the patch in it.")],

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.face_restoration import Box, boxes_of_mask, load_onto_device, restore_face, scaled_boxes, spandrel_model, upscaled
-from .declare import advanced, schema
+from ..host.concept_masks import from_host_boxes
+from ..host.face_restoration import boxes_of_mask, on_device, restore_face, upscaled
+from ..magic.boxes import Box
+from .declare import Boxes, advanced, schema
 
 
 class MagicPortraitRestore(io.ComfyNode):
@@ -33,10 +35,14 @@ class MagicPortraitRestore(io.ComfyNode):
                     optional=True,
                     tooltip="Where the faces are: one mask a picture, or one for all. Separate areas are separate faces.",
                 ),
-                io.BBOX.Input(
+                io.MultiType.Input(
                     "boxes",
+                    [io.BBOX, Boxes],
                     optional=True,
-                    tooltip="Instead of a mask: x, y, width and height of each face in pixels, the same for every picture.",
+                    tooltip=(
+                        "Instead of a mask, or beside one: the faces' boxes, from Concept Mask or another detector. "
+                        "A single x, y, width and height (type BBOX) holds for every picture."
+                    ),
                 ),
                 io.UpscaleModel.Input(
                     "upscale_model",
@@ -49,7 +55,7 @@ class MagicPortraitRestore(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much of the restored face shows. Lower keeps more likeness.",
+                    tooltip="How much of the restored face shows: 0 none of it, 1 all. Lower keeps more likeness.",
                 ),
                 io.Combo.Input(
                     "on_no_face",
@@ -63,7 +69,10 @@ class MagicPortraitRestore(io.ComfyNode):
                         min=1.0,
                         max=4.0,
                         step=0.05,
-                        tooltip="How much around the face the model sees: these models were trained on whole heads.",
+                        tooltip=(
+                            "Side of the square that the model sees, in sides of the face's box. Higher: more of the head, fewer pixels "
+                            "for the face. These models were trained on whole heads."
+                        ),
                     )
                 ),
                 advanced(
@@ -73,7 +82,10 @@ class MagicPortraitRestore(io.ComfyNode):
                         min=0.0,
                         max=0.5,
                         step=0.01,
-                        tooltip="Width of the soft edge, as a share of the pasted square.",
+                        tooltip=(
+                            "Width of the soft edge, as a share of the pasted square. Wider hides the seam and shows less of the "
+                            "restored face at its rim. 0: a hard edge."
+                        ),
                     )
                 ),
             ],
@@ -97,7 +109,7 @@ class MagicPortraitRestore(io.ComfyNode):
 
         if faces is None and boxes is None:
             raise ValueError("no faces given: connect a mask of the faces, or boxes")
-        found = [_boxes(i, image, faces, boxes) for i in range(len(image))]
+        found = _boxes(image, faces, boxes)
         if on_no_face == "error" and [] in found:
             raise ValueError(f"picture {found.index([]) + 1} has no face in its mask: paint one, or set on_no_face to skip")
         bar = comfy.utils.ProgressBar(sum(map(len, found)) + len(image) * (upscale_model is not None))
@@ -108,31 +120,42 @@ class MagicPortraitRestore(io.ComfyNode):
             for i, picture in enumerate(pictures):
                 pictures[i] = upscaled(picture, upscale_model)
                 bar.update(1)
-        model = spandrel_model(face_model, load_onto_device(face_model))
-        for i, places in enumerate(found):
-            if not places:
-                logging.warning("MagicPortrait: picture %d has no face in its mask: left as it is", i + 1)
-            for box in scaled_boxes(places, factor):
-                pictures[i] = restore_face(pictures[i], box, model, margin, strength, feather)
-                bar.update(1)
+        with on_device(face_model) as model:
+            for i, places in enumerate(found):
+                if not places:
+                    logging.warning("MagicPortrait: picture %d has no face in its mask: left as it is", i + 1)
+                for box in places:
+                    pictures[i] = restore_face(pictures[i], box.scaled(factor), model, margin, strength, feather)
+                    bar.update(1)
         return io.NodeOutput(torch.cat(pictures).movedim(1, -1).cpu())
 
 
-def _boxes(index: int, image: torch.Tensor, faces: torch.Tensor | None, boxes: Any) -> list[Box]:
-    height, width = image.shape[1:3]
-    found: list[Box] = []
+def _boxes(image: torch.Tensor, faces: torch.Tensor | None, boxes: Any) -> list[list[Box]]:
+    """The faces of each picture."""
+    pictures, (height, width) = len(image), image.shape[1:3]
+    found: list[list[Box]] = [[] for _ in image]
     if faces is not None:
         masks = faces.reshape(-1, *faces.shape[-2:])
-        if len(masks) not in (1, len(image)):
-            raise ValueError(f"{len(image)} pictures but {len(masks)} masks: give one for each, or one for all")
-        mask = masks[index if len(masks) > 1 else 0]
-        if abs(width * mask.shape[0] - height * mask.shape[1]) > 8 * max(width, height, *mask.shape):
-            raise ValueError(f"picture and mask differ in aspect: {width}x{height} and {mask.shape[1]}x{mask.shape[0]}")
-        found += scaled_boxes(boxes_of_mask(mask), width / mask.shape[1])
-    for x, y, box_width, box_height in [boxes] if _is_box(boxes) else boxes or ():
-        found.append(Box(x, y, x + box_width, y + box_height))
+        if len(masks) not in (1, pictures):
+            raise ValueError(f"{pictures} pictures but {len(masks)} masks: give one for each, or one for all")
+        rows, columns = masks.shape[1:]
+        if abs(width * rows - height * columns) > 8 * max(width, height, rows, columns):
+            raise ValueError(f"picture and mask differ in aspect: {width}x{height} and {columns}x{rows}")
+        of_masks = [[box.scaled(width / columns) for box in boxes_of_mask(mask)] for mask in masks]
+        found = [list(of_masks[i if len(masks) > 1 else 0]) for i in range(pictures)]
+    if boxes is not None:
+        for into, more in zip(found, _read_boxes(boxes, pictures), strict=True):
+            into += [part for box in more if (part := box.clipped((height, width)))]
     return found
 
 
-def _is_box(boxes: Any) -> bool:
-    return isinstance(boxes, Sequence) and len(boxes) == 4 and all(isinstance(value, (int, float)) for value in boxes)
+def _read_boxes(boxes: Any, pictures: int) -> Sequence[Sequence[Box]]:
+    """BBOX, (x, y, width, height) of one face or a list of them for all pictures; or BOUNDING_BOX."""
+    each = [boxes] if _is_bbox(boxes) else list(boxes)
+    if each and all(map(_is_bbox, each)):
+        return [[Box(*numbers) for numbers in each]] * pictures
+    return from_host_boxes(boxes, pictures)
+
+
+def _is_bbox(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 4 and all(isinstance(number, (int, float)) for number in value)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from magicportrait.host import layout_tracker, magicface
 from magicportrait.tests.host.models import call_node
-from magicportrait.tests.host.sampling import PROMPT, Sampling, apply, encode, parts
+from magicportrait.tests.host.sampling import PROMPT, Sampling, apply, concepts, encode, parts, watch
 
 
 def core_node(module: str, name: str) -> Any:
@@ -65,6 +66,31 @@ def test_nodes_that_rearrange_tokens_are_refused_with_a_reason(node):
     patched = call_node(core_node(module, name), model=patched, **options)[0]
     with pytest.raises(ValueError, match=r"rearranges the tokens \(HyperTile, Token Merging\)"):
         Sampling(size=(32, 32)).run(patched, positive)
+
+
+def tiles(batch: int) -> Any:
+    """The model in two halves, `batch` of them in one call, as packs for tiled diffusion run it."""
+
+    def wrapper(apply_model, args):
+        x, sigma, conds = args["input"], args["timestep"], args["c"]
+        options = conds["transformer_options"]
+        halves = x.chunk(2, dim=-1)
+        if batch == 1:
+            return torch.cat([apply_model(half, sigma, **conds) for half in halves], dim=-1)
+        doubled = {name: torch.cat([value, value]) if torch.is_tensor(value) else value for name, value in conds.items()}
+        both = apply_model(torch.cat(halves), torch.cat([sigma, sigma]), **{**doubled, "transformer_options": options})
+        return torch.cat(both.chunk(2), dim=-1)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pictures_cut_into_tiles_are_refused_with_a_reason(batch):
+    patched, positive, _ = apply(parts()[0])
+    patched = patched.clone()
+    patched.set_model_unet_function_wrapper(tiles(batch))
+    with pytest.raises(ValueError, match="another node cuts the picture into tiles"):
+        Sampling(size=(16, 32)).run(patched, positive)
 
 
 def test_another_attention_patch_keeps_the_rows_that_are_not_ours():
@@ -160,6 +186,40 @@ def test_regional_conditioning():
     samples = sampling.run(patched, combined)
     plain = sampling.run(parts()[0], combined)
     assert samples.isfinite().all() and not torch.equal(samples, plain)
+
+
+def test_a_target_region_stays_where_it_was_painted_in_an_area_of_the_picture(monkeypatch):
+    """A region over the picture's left half is all of an area that covers this half, and none of the other half's."""
+    import nodes
+
+    left = torch.zeros(1, 64, 128)
+    left[..., :64] = 1
+    patched, positive, _ = apply(parts()[0], chained=concepts(1, region=left), inject_at=0.0, semantic_cfg=False)
+    owned: list[torch.Tensor] = []
+    original = magicface.group_tokens
+    monkeypatch.setattr(magicface, "group_tokens", lambda places: (owned.append(places), original(places))[1])
+    for x, concept in ((0, 0), (128, -1)):
+        owned.clear()
+        area = nodes.ConditioningSetArea().append(positive, 128, 128, x, 0, 1.0)[0]
+        Sampling(size=(16, 32), steps=1).run(patched, area + encode("a wall"))
+        assert owned and all((places == concept).all() for places in owned)
+
+
+def test_a_prompt_joined_behind_ours_does_not_mix_up_the_words(monkeypatch):
+    """ConditioningConcat gives twice the tokens, and so does the host to a short prompt that stands beside a long one."""
+    import nodes
+
+    lengths: set[int] = set()
+    original = layout_tracker.maths.token_maps
+    monkeypatch.setattr(layout_tracker.maths, "token_maps", lambda maps, *rest: (lengths.add(maps.shape[-1]), original(maps, *rest))[1])
+    patched, positive, _ = watch(parts()[0])
+    joined = nodes.ConditioningConcat().concat(positive, encode("a wall"))[0]
+    long = encode(" ".join(["blurry ugly"] * 60))
+    foreground = 2
+    for conditioning, tokens in ((joined, 154), (positive, 77)):
+        lengths.clear()
+        Sampling(steps=1, negative=long).run(patched, conditioning)
+        assert lengths == {foreground, tokens}
 
 
 def test_time_ranges():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import weakref
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from magicportrait.host import magicface
-from magicportrait.tests.host.models import state_of, structure_of
+from magicportrait.tests.host.models import call_node, state_of, structure_of
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode, parts, watch
 
 
@@ -111,6 +112,28 @@ def test_kept_features_are_used_and_only_for_the_same_weights(monkeypatch):
     changed.add_patches({name: ("diff", (torch.ones_like(changed.model.state_dict()[name]),))}, 1.0)
     Sampling().run(changed, positive)
     assert len(passes) == 8
+    sampling = importlib.import_module("comfy_extras.nodes_model_advanced").ModelSamplingDiscrete
+    other = call_node(sampling, model=patched, sampling="v_prediction", zsnr=False)[0]
+    Sampling().run(other, positive)
+    assert len(passes) == 12, "the same sigmas mean another picture"
+
+
+def test_the_largest_noise_seed_serves_several_references():
+    patched, positive, _ = apply(parts()[0], noise_seed=2**64 - 1)
+    assert Sampling(steps=1).run(patched, positive).isfinite().all()
+
+
+def test_references_that_do_not_fit_into_memory_together_run_one_by_one(monkeypatch):
+    patched, positive, _ = apply(parts()[0])
+    sampling = Sampling(steps=2)
+    together = sampling.run(patched, positive)
+    rows: list[int] = []
+    original = magicface.ReferencePass._options
+    monkeypatch.setattr(magicface.ReferencePass, "_options", lambda self, options, group, *rest: (
+        rows.append(len(group)), original(self, options, group, *rest))[1])  # fmt: skip
+    monkeypatch.setattr(type(patched.model), "memory_required", lambda *args, **kwargs: 1e30)
+    torch.testing.assert_close(sampling.run(patched, positive), together, rtol=1e-3, atol=3e-3)
+    assert set(rows) == {1} and len(rows) == 4
 
 
 def test_one_reference_pass_a_sigma_serves_the_whole_batch(monkeypatch):

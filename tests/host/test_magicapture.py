@@ -225,12 +225,59 @@ def test_previews_do_not_change_the_training():
     assert [image.shape for image in pictures] == [(1, SIDE, SIDE, 3)] * 3 and all(image.isfinite().all() for image in pictures)
 
 
+def test_a_step_is_reported_before_its_preview():
+    calls: list[tuple[str, int]] = []
+    training().run(lambda done, _: calls.append(("report", done)), preview=lambda done, _: calls.append(("preview", done)), previews=100)
+    steps = calls[-1][1]
+    assert calls == [*(("report", done) for done in range(1, steps + 1)), ("preview", steps)]
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     run = training()
     step(run)
     run.save(tmp_path / "state.pt")
     with pytest.raises(ValueError, match="belongs to a training with other pictures, settings or models"):
         training(rank=3).load(tmp_path / "state.pt")
+
+
+def test_a_checkpoint_that_was_cut_off_says_what_to_do(tmp_path):
+    run = training()
+    step(run)
+    run.save(tmp_path / "state.pt")
+    (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state\.pt cannot be read .* remove it to start anew"):
+        training().load(tmp_path / "state.pt")
+
+
+def test_the_decoder_takes_weights_only(monkeypatch):
+    """The host's layers hold handles of GPU memory: a copy of one would give the same memory back twice."""
+
+    class Handle:
+        def __deepcopy__(self, memo: Any) -> None:
+            raise AssertionError("a handle was copied")
+
+    vae = models_of("sd15")[2]
+    for module in vae.first_stage_model.modules():
+        monkeypatch.setattr(module, "handle", Handle(), raising=False)
+    run = training(identity=recogniser())
+    assert run._decode is not None
+    latents = torch.randn(1, 4, 8, 8)
+    with torch.inference_mode():
+        expected = vae.decode(run._process_out(latents)).movedim(-1, 1)
+    torch.testing.assert_close(run._decode(latents), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_identity_network_goes_back_when_encoding_is_cancelled(monkeypatch):
+    places: list[str] = []
+    network = recogniser()
+    monkeypatch.setattr(network.network, "to", lambda place: places.append(str(place)))
+
+    def cancel() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CaptureTraining(*models_of("sd15"), *sets(), network, QUICK, cancel)
+    assert len(places) == 2 and places[-1] == "cpu"
 
 
 def test_nothing_is_held_after_a_cancel(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import importlib
@@ -213,7 +214,7 @@ def test_low_memory_splitting_changes_nothing(fuse_negative, monkeypatch, model_
     model_calls.clear()
     monkeypatch.setattr(type(patched[0].model), "memory_required", lambda *args, **kwargs: 1e30)
     split = run(patched, content, cfg=7.0)
-    assert set(model_calls) == {3, 2}, "conditional and unconditional rows ran apart"
+    assert set(model_calls) == {1, 2}, "references ran one by one, conditional and unconditional rows apart"
     close(split, joined)
 
 
@@ -246,6 +247,28 @@ def test_features_above_the_budget_go_to_disk_and_leave_with_the_patch(monkeypat
     del kept
     gc.collect()
     assert not any(path.exists() for path in files)
+
+
+def test_on_a_full_disk_features_are_computed_again(monkeypatch, passes, caplog):
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(nodes, "FeatureStore", functools.partial(FeatureStore, budget=1000))
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    live, kept = run(apply()), apply(keep_features="memory")
+    passes.clear()
+    assert torch.equal(run(kept), live) and torch.equal(run(kept), live)
+    assert len(passes) == 6 and "No space left on device" in caplog.text
+
+
+def test_content_and_style_may_differ_in_what_else_their_conditioning_holds():
+    """A CLIP gives a pooled output too, nothing gives zeros without one: equal sizes must not make them one batch."""
+    content, other = inverted(0), inverted(50)[0]
+    tensor = content[0].conditioning[0][0]
+    for ours, theirs in ((torch.zeros(1, 8), None), (None, torch.zeros(1, 8))):
+        one, two = (dataclasses.replace(i, conditioning=[[tensor, {"pooled_output": p}]]) for i, p in ((content[0], ours), (other, theirs)))
+        styles = MagicStyleReference.execute(two, 1.0).args[0]
+        assert run(apply(content=(one, *content[1:]), styles=styles), content).isfinite().all()
 
 
 def test_kept_features_are_those_of_the_same_weights_and_patches(passes):

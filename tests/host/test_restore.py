@@ -61,6 +61,13 @@ def test_a_box_is_the_same_as_a_mask():
     by_mask = restored(gray(), faces=spots((10, 20, 42, 52)))
     for boxes in ([(10, 20, 32, 32)], (10, 20, 32, 32)):
         assert torch.equal(restored(gray(), boxes=boxes), by_mask)
+    found = {"x": 10, "y": 20, "width": 32, "height": 32, "label": "face", "score": 0.9}
+    for boxes in (found, [found], [[found]]):
+        assert torch.equal(restored(gray(), boxes=boxes), by_mask), "as Concept Mask gives them"
+    beyond = {**found, "x": 500}
+    assert torch.equal(restored(gray(), boxes=[[found, beyond]]), by_mask), "what is outside of the picture is no face"
+    two = restored(gray().repeat(2, 1, 1, 1), boxes=[[], [found]])
+    assert torch.equal(two[0], gray()[0]) and torch.equal(two[1], by_mask[0])
 
 
 def test_strength_margin_and_feather():

@@ -24,3 +24,11 @@ def test_colours_come_from_the_palette_or_the_theme() -> None:
         assert not re.findall(
             r"#[0-9a-fA-F]{3,8}\b(?!private)|rgba?\(|hsl", "\n".join(re.sub(r"this\.#\w+|^\s+#\w+\(", "", line) for line in lines)
         ), file
+
+
+def test_every_view_belongs_to_a_node_of_ours() -> None:
+    [table] = re.findall(r"const VIEWS = \{(.+?)\n\};", (JS / "magicportrait.js").read_text(encoding="utf-8"), re.DOTALL)
+    nodes = "".join(file.read_text(encoding="utf-8") for file in (dev.ROOT / "nodes").glob("*.py"))
+    views = re.findall(r"(\w+): \w+View,", table)
+    assert len(views) == 5
+    assert set(views) <= set(re.findall(r'node_id="(\w+)"', nodes))

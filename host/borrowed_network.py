@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-class LoadedModel:
+class BorrowedNetwork:
     """Moves a network to the device when it is used. Its memory goes when this object does, or earlier when the host needs it."""
 
     def __init__(self, network: torch.nn.Module):
@@ -19,9 +19,10 @@ class LoadedModel:
         holder = torch.nn.Sequential(network.eval())
         self._patcher = comfy.model_patcher.ModelPatcher(holder, load_device=self.device, offload_device=torch.device("cpu"))
 
-    @property
-    def network(self) -> Any:
+    def on_device(self) -> Any:
+        """The network, ready to run."""
         import comfy.model_management as management
 
-        management.load_models_gpu([self._patcher])
-        return self._patcher.model[0]
+        # In parts the host loads only layers of its own; and with --novram it loads none.
+        management.load_models_gpu([self._patcher], force_full_load=True)
+        return self._patcher.model[0].to(self.device)

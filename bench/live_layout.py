@@ -1,0 +1,88 @@
+"""What it costs that a page watches the layout while a picture is sampled: `python -m bench.live_layout`
+
+The three-concept picture of the toy checkpoint, with a page that listens and without one in turn, in one process; what would go through
+the websocket is written as JSON and counted. The toy's steps are short, so that a real model's share is smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+from . import toy
+
+# ruff: isort: split
+import torch
+
+from magicportrait.host import audience
+from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
+
+from .magicface_effect import PROMPT, reference_sets
+
+
+class Page:
+    """The host's server with one page, which listens or does not."""
+
+    client_id = "page"
+
+    def __init__(self) -> None:
+        self.sockets_metadata: dict[str, dict[str, Any]] = {self.client_id: {}}
+        self.sent: list[int] = []
+
+    def send_sync(self, event: str, data: dict[str, Any], client: str) -> None:
+        self.sent.append(len(json.dumps({"type": event, "data": data})))
+
+
+def patched(checkpoint: toy.Toy) -> tuple[Any, Any]:
+    chained: tuple[Any, ...] = ()
+    for part, portrait in reference_sets()[0].items():
+        drawn = toy.portraits.render(portrait)
+        mask = torch.from_numpy(drawn.masks[part])[None]
+        chained = MagicFaceConcept.execute(toy.picture(drawn), part, 3.0, mask, "", None, chained).args[0]
+    options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
+    # Outside of a graph nothing has an id, and what has none is not shown.
+    MagicFaceApply.hidden = argparse.Namespace(unique_id="1")  # type: ignore[assignment]
+    return MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, chained, **options).args[:2]
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=15, help="with and without")
+    args = parser.parse_args()
+    checkpoint, page = toy.Toy.load(), Page()
+    audience.running_server = lambda: page
+    model, positive = patched(checkpoint)
+    noise = checkpoint.noise([0])
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for run in range(2 * args.runs + 2):
+        listens = run % 2 == 1
+        page.sockets_metadata[page.client_id]["magicportrait"] = listens
+        page.sent.clear()
+        began = time.perf_counter()
+        checkpoint.sample(model, positive, noise)
+        # The first of both kinds warm up.
+        if run >= 2:
+            seconds[listens].append(time.perf_counter() - began)
+        assert bool(page.sent) == listens
+        if listens:
+            events, size = len(page.sent), sum(page.sent)
+    alone, watched = (statistics.median(seconds[listens]) for listens in (False, True))
+    ratios = sorted(b / a for a, b in zip(seconds[False], seconds[True], strict=True))
+    quarter = len(ratios) // 4
+    middle = f"{ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f}"
+    lines = ["# Cost of watching the layout live", ""]
+    lines += [f"`python -m bench.live_layout --runs {args.runs}`, 25 steps of the toy checkpoint with three concepts", ""]
+    lines += [
+        f"A picture takes {alone:.2f} s unwatched and {watched:.2f} s watched: {statistics.median(ratios):.3f} x "
+        f"(middle half of {len(ratios)} pairs: {middle}). {events} events, {size / 1000:.0f} kB in all, to the page that queued."
+    ]
+    toy.write_report("live_layout", lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Draws docs/live_layout.png: MagicFace Apply in ComfyUI's page after a run. `python -m bench.page_picture` (needs Chromium or Chrome)"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+import dev  # noqa: E402 (lies in the project's folder)
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NODE = "MagicFaceApply"
+READY = f"!!window.LiteGraph?.registered_node_types?.{NODE} && !!window.app?.extensionManager?.workflow?.activeWorkflow"
+LOOK_AT = """type => {
+    const node = app.graph.nodes.find(node => node.type == type);
+    app.canvas.ds.scale = 1;
+    [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = [300 - node.pos[0], 100 - node.pos[1]];
+    app.canvas.setDirty(true, true);
+    return String(node.id);
+}"""
+FINISHED = """() => {
+    const saved = app.graph.nodes.filter(node => node.type == 'SaveImage');
+    return saved.every(node => app.nodeOutputs[node.id]?.images?.length)
+        && [...document.querySelectorAll('.magic-backdrop')].every(image => image.naturalWidth > 0);
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
+    args = parser.parse_args()
+    workflow = json.loads((ROOT / "workflows" / "magicface_three_concepts.json").read_text(encoding="utf-8"))
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    host, python = dev.find_comfyui(args.comfyui), Path(sys.executable)
+    with dev.Server(host, python, dev.CACHE / "page", cpu=dev.needs_cpu_flag(python)) as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1300}, device_scale_factor=1.4)
+        page.request.post(f"{server.url}/api/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True})
+        page.goto(server.url, wait_until="domcontentloaded")
+        page.wait_for_function(READY, timeout=60_000)
+        page.evaluate("async workflow => { await app.loadGraphData(workflow) }", workflow)
+        node = page.evaluate(LOOK_AT, NODE)
+        page.get_by_test_id("queue-button").first.click()
+        page.wait_for_function(FINISHED, timeout=600_000)
+        # The node grows with what it shows.
+        page.wait_for_timeout(1000)
+        page.locator(f'[data-node-id="{node}"]').screenshot(path=ROOT / "docs" / "live_layout.png")
+        browser.close()
+    print("wrote docs/live_layout.png")
+
+
+if __name__ == "__main__":
+    main()
