@@ -85,5 +85,5 @@ def latent_at(latents: Tensor, sigmas: Sequence[float], sigma: float) -> Tensor:
 
 def psnr(x: Tensor, truth: Tensor, span: float) -> float:
     """Peak signal-to-noise ratio in dB; `span`: the distance between the smallest and largest possible value."""
-    error = float((x.float() - truth.float()).square().mean().detach())
+    error = float((x.float() - truth.to(x.device).float()).square().mean().detach())
     return float("inf") if error == 0 else 10 * float(torch.tensor(span**2 / error).log10())
