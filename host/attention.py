@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra
 
     heads = (x.unflatten(-1, (extra_options["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))
     # Sage and Flash attention ignore or refuse a bias, and cuDNN, which the host prefers, finds no plan for some that are broadcast.
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+    kernels = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if q.is_cuda else contextlib.nullcontext()
+    with kernels:
         # The bias is a view over heads and queries: it costs no memory.
         return F.scaled_dot_product_attention(*heads, attn_mask=bias[None, None, None, :]).transpose(1, 2).flatten(2)
 
