@@ -532,6 +532,8 @@ def serve(options: argparse.Namespace) -> int:
 
 HOST_HARDLY_MATTERS = (
     "test_analysis.py",
+    "test_devices.py",
+    "test_exploration.py",
     "test_help_pages.py",
     "test_locales.py",
     "test_magicapture.py",
@@ -605,21 +607,24 @@ def test(options: argparse.Namespace) -> int:
     if host:
         version = host_version(host)
         others = [other.resolve() for other in sorted(host.parent.glob("ComfyUI-*")) if is_comfyui(other) and other.resolve() != host]
-        # Two lanes, for two cores: what the second prints follows at the end.
+        # Two at a time, for two cores; what the others print follows when all are done.
         text = {"encoding": "utf-8", "errors": "replace"}
-        with tempfile.TemporaryFile("w+", dir=CACHE, **text) as output, concurrent.futures.ThreadPoolExecutor(1) as beside:
-            waiting = [beside.submit(part, f"tests/e2e on ComfyUI {version}", pytest, ["pytest", "tests/e2e", *expression], host, output)]
-            for other in others:
-                name, ignored = (
-                    f"tests/host on ComfyUI {host_version(other)}",
-                    [f"--ignore=tests/host/{file}" for file in HOST_HARDLY_MATTERS],
-                )
-                waiting.append(beside.submit(part, name, pytest, ["pytest", "tests/host", *ignored, *expression], other, output))
-            part(f"tests/host on ComfyUI {version}", pytest, ["pytest", "tests/host", *expression], host)
-            for each in waiting:
+        ignored = [f"--ignore=tests/host/{file}" for file in HOST_HARDLY_MATTERS]
+        beside = [(f"tests/e2e on ComfyUI {version}", ["pytest", "tests/e2e", *expression], host)]
+        beside += [
+            (f"tests/host on ComfyUI {host_version(other)}", ["pytest", "tests/host", *ignored, *expression], other) for other in others
+        ]
+        with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(2) as lanes:
+            first = lanes.submit(part, f"tests/host on ComfyUI {version}", pytest, ["pytest", "tests/host", *expression], host)
+            outputs = [stack.enter_context(tempfile.TemporaryFile("w+", dir=CACHE, **text)) for _ in beside]
+            waiting = [
+                lanes.submit(part, name, pytest, command, against, output) for (name, command, against), output in zip(beside, outputs)
+            ]
+            for each in (first, *waiting):
                 each.result()
-            output.seek(0)
-            shutil.copyfileobj(output, sys.stdout)
+            for output in outputs:
+                output.seek(0)
+                shutil.copyfileobj(output, sys.stdout)
         if not others:
             print(f"\nsecond host version: none beside {host}, tests/host ran on {version} only")
     else:

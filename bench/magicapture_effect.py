@@ -37,6 +37,7 @@ from magicportrait.host.capture_training import CaptureSettings, CaptureTraining
 from magicportrait.host.placeholders import Embedding, with_placeholders
 from magicportrait.magic.capture_losses import face_box, face_crops
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
+from magicportrait.magic.heat import over_picture, unit_range
 from magicportrait.nodes.magicapture import MagiCaptureApply
 
 TABLE = tuple((seed, STYLES[1 + seed % 3]) for seed in range(200, 208))
@@ -280,8 +281,7 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
                 _, maps = training.unet.predict(noisy, timestep, context, None, columns)
                 for token in range(2):
                     mean = F.interpolate(maps[:, :, token].mean(1, keepdim=True), size=image.shape[:2], mode="bilinear")[0, 0]
-                    mean = (mean - mean.min()) / (mean.max() - mean.min())
-                    shown.append(image * 0.25 + 0.75 * mean[..., None].expand(-1, -1, 3))
+                    shown.append(over_picture(unit_range(mean), image, strength=0.85))
             rows.append(shown)
     toy.contact_sheet(rows, path)
 
