@@ -1,8 +1,8 @@
 """What inversion and stylisation cost: `python -m bench.magicstyle` (`--fp16` on a GPU)
 
 An SD1.5-sized UNet with random weights at 512 px, CFG 1, one content and one style. Times are ratios to the plain CFG 1 step, which every
-process measures first, memory is the peak of the process (or of the GPU), weights included. What an image leaves behind is compared with the features that
-StyleID keeps for one: its README says more than 3 GB.
+process measures first; memory is the peak of the process (or of the GPU), weights included. What an image leaves behind is compared with
+the features that StyleID keeps for one: its README says more than 3 GB.
 """
 
 from __future__ import annotations
