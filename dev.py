@@ -48,6 +48,7 @@ for name in sys.argv[1:]:
     except importlib.metadata.PackageNotFoundError:
         print(name)
 """
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WINDOWS = os.name == "nt"
 FIND_HINT = "set COMFYUI_PATH, pass --comfyui DIR, or install ComfyUI with `pip install comfy-cli` and `comfy install`"
 
@@ -254,6 +255,13 @@ def link_pack(link: Path, pack: Path) -> None:
             link.symlink_to(pack, target_is_directory=True)
     except (OSError, subprocess.CalledProcessError):
         shutil.copytree(pack, link, ignore=shutil.ignore_patterns(".*", "__pycache__", "output", "training"))
+
+
+def find_browser() -> str:
+    """A program that Playwright can drive."""
+    if program := next(filter(None, map(shutil.which, BROWSERS)), None):
+        return program
+    raise DevError(f"no browser: install one of {', '.join(BROWSERS)}, such as with `apt install chromium`")
 
 
 def free_port() -> int:

@@ -18,10 +18,9 @@ from . import toy
 import torch
 
 from magicportrait.host import audience
-from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
+from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply
 
-from .magicface_effect import PROMPT, reference_sets
+from .magicface_effect import reference_sets, with_references
 
 
 class Page:
@@ -37,18 +36,6 @@ class Page:
         self.sent.append(len(json.dumps({"type": event, "data": data})))
 
 
-def patched(checkpoint: toy.Toy) -> tuple[Any, Any]:
-    chained: tuple[Any, ...] = ()
-    for part, portrait in reference_sets()[0].items():
-        drawn = toy.portraits.render(portrait)
-        mask = torch.from_numpy(drawn.masks[part])[None]
-        chained = MagicFaceConcept.execute(toy.picture(drawn), part, 3.0, mask, "", None, chained).args[0]
-    options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
-    # Outside of a graph nothing has an id, and what has none is not shown.
-    MagicFaceApply.hidden = argparse.Namespace(unique_id="1")  # type: ignore[assignment]
-    return MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, chained, **options).args[:2]
-
-
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +43,9 @@ def main() -> None:
     args = parser.parse_args()
     checkpoint, page = toy.Toy.load(), Page()
     audience.running_server = lambda: page
-    model, positive = patched(checkpoint)
+    # Outside of a graph nothing has an id, and what has none is not shown.
+    MagicFaceApply.hidden = argparse.Namespace(unique_id="1")  # type: ignore[assignment]
+    model, positive, _ = with_references(checkpoint, reference_sets()[0], DEFAULT_STRENGTH)
     noise = checkpoint.noise([0])
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for run in range(2 * args.runs + 2):

@@ -67,7 +67,8 @@ def plain_pictures(checkpoint: toy.Toy, noise: Tensor) -> Pictures:
     return Pictures(checkpoint.decode(samples), toy.regions(record, samples, [*CONCEPTS, *BYSTANDERS]))
 
 
-def magic_pictures(checkpoint: toy.Toy, noise: Tensor, references: dict[str, Portrait], strength: float, **options: Any) -> Pictures:
+def with_references(checkpoint: toy.Toy, references: dict[str, Portrait], strength: float, **options: Any) -> tuple[Any, Any, Any]:
+    """MODEL, conditioning and layout of MagicFace Apply."""
     chained: tuple[Any, ...] = ()
     for part, portrait in references.items():
         drawn = render(portrait)
@@ -76,7 +77,12 @@ def magic_pictures(checkpoint: toy.Toy, noise: Tensor, references: dict[str, Por
             toy.picture(drawn), part, strength, mask, f"a {portrait.gender} wearing a {part}", None, chained
         ).args[0]
     arguments = {**defaults_of(MagicFaceApply), **options, "prompt": PROMPT}
-    model, positive, record = MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, chained, **arguments).args
+    applied: tuple[Any, Any, Any] = MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, chained, **arguments).args
+    return applied
+
+
+def magic_pictures(checkpoint: toy.Toy, noise: Tensor, references: dict[str, Portrait], strength: float, **options: Any) -> Pictures:
+    model, positive, record = with_references(checkpoint, references, strength, **options)
     samples = checkpoint.sample(model, positive, noise)
     return Pictures(checkpoint.decode(samples), toy.regions(record, samples, list(references)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +14,6 @@ sys.path.append(str(ROOT))
 
 import dev  # noqa: E402 (lies in the project's folder)
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NODE = "MagicFaceApply"
 READY = f"!!window.LiteGraph?.registered_node_types?.{NODE} && !!window.app?.extensionManager?.workflow?.activeWorkflow"
 LOOK_AT = """type => {
@@ -37,10 +35,9 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
     args = parser.parse_args()
     workflow = json.loads((ROOT / "workflows" / "magicface_three_concepts.json").read_text(encoding="utf-8"))
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
     host, python = dev.find_comfyui(args.comfyui), Path(sys.executable)
     with dev.Server(host, python, dev.CACHE / "page", cpu=dev.needs_cpu_flag(python)) as server, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=dev.find_browser(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1400, "height": 1300}, device_scale_factor=1.4)
         page.request.post(f"{server.url}/api/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True})
         page.goto(server.url, wait_until="domcontentloaded")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..magic.blocks import Block
 
@@ -29,8 +30,6 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra
     """Attention with a bias on the keys. q: B N C; k, v: B M C; bias: M."""
     if bias is None:
         return plain_attention(q, k, v, extra_options)
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     heads = (x.unflatten(-1, (extra_options["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))
     # Sage and Flash attention ignore or refuse a bias, and cuDNN, which the host prefers, finds no plan for some that are broadcast.
     kernels = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if q.is_cuda else contextlib.nullcontext()

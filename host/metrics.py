@@ -298,10 +298,10 @@ def _lpips(comparison: Comparison) -> Tensor:
     if min(size) < _LPIPS_SIDE:
         raise Missing(f"pictures of {size[1]}x{size[0]} are too small: LPIPS needs {_LPIPS_SIDE} pixels a side")
     wanted = F.interpolate(references[..., :3].movedim(-1, 1).float(), size=size, mode="bilinear", antialias=True).to(model.device)
-    distances = []
+    distances, ready = [], model.on_device()
     for image in comparison.images:
         one = image[..., :3].movedim(-1, 0)[None].float().to(model.device)
-        distances.append(torch.stack([model.on_device()(one, other[None], normalize=True).flatten()[0] for other in wanted]).mean())
+        distances.append(torch.stack([ready(one, other[None], normalize=True).flatten()[0] for other in wanted]).mean())
     return torch.stack(distances)
 
 

@@ -113,8 +113,7 @@ def alike(references: Sequence[ReferenceImage]) -> list[list[int]]:
     for index, reference in enumerate(references):
         conditioning = reference.conditioning
         is_plain = len(conditioning) == 1 and set(conditioning[0][1]) <= {"pooled_output"}
-        options = conditioning[0][1]
-        pooled = options.get("pooled_output") if is_plain else None
-        shapes = (conditioning[0][0].shape, None if pooled is None else pooled.shape)
-        groups.setdefault((reference.latent.shape, shapes if is_plain else id(conditioning)), []).append(index)
+        tensor, pooled = conditioning[0][0], conditioning[0][1].get("pooled_output")
+        kind = (tensor.shape, None if pooled is None else pooled.shape) if is_plain else id(conditioning)
+        groups.setdefault((reference.latent.shape, kind), []).append(index)
     return list(groups.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
 import time
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .audience import audience
+from .audience import audience, running_server
 from .audience import encoded as as_base64
 from .capture_training import CaptureSettings
 
@@ -80,8 +79,7 @@ class TrainingWatch:
         page.send("magicportrait.training", point)
 
     def _say(self, text: str) -> None:
-        # Asked for rather than imported: without a running server there is nobody to tell.
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = running_server()
         if self._node is not None and hasattr(server, "send_progress_text"):
             server.send_progress_text(text, self._node)
 

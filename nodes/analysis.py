@@ -20,43 +20,17 @@ from ..magic.blocks import parse_blocks
 from ..magic.boxes import parse_points
 from ..magic.concepts import Concept
 from ..magic.heat import over_picture, unit_range
-from .declare import Attention, Concepts, Correspondences, advanced, range_complaint, schema
+from .declare import Attention, Concepts, Correspondences, advanced, range_complaint, schema, span_complaint, span_inputs
 
 _FRONTEND_SIDE = 32
 _LATENT_CELL = 8
 
 
-def _range_inputs() -> list[Any]:
-    return [
-        advanced(
-            io.Float.Input(
-                "start",
-                default=0.0,
-                min=0.0,
-                max=1.0,
-                step=0.01,
-                tooltip="Share of sampling after which watching begins. Later leaves out the steps that place things.",
-            )
-        ),
-        advanced(
-            io.Float.Input(
-                "end",
-                default=1.0,
-                min=0.0,
-                max=1.0,
-                step=0.01,
-                tooltip="Share of sampling after which watching ends. Earlier leaves out the steps that draw details.",
-            )
-        ),
-    ]
-
-
-def _check_range(node: type[io.ComfyNode], start: float | None, end: float | None) -> bool | str:
-    if complaint := range_complaint(node, start=start, end=end):
-        return complaint
-    if start is not None and end is not None and start > end:
-        return f"start ({start}) is after end ({end})"
-    return True
+def _range_inputs() -> list[io.Input]:
+    return span_inputs(
+        "Share of sampling after which watching begins. Later leaves out the steps that place things.",
+        "Share of sampling after which watching ends. Earlier leaves out the steps that draw details.",
+    )
 
 
 class MagicAttentionMap(io.ComfyNode):
@@ -102,7 +76,7 @@ class MagicAttentionMap(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
-        return _check_range(cls, start, end)
+        return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
 
     @classmethod
     def execute(
@@ -210,7 +184,7 @@ class MagicCorrespondence(io.ComfyNode):
             parse_points(points or "")
         except ValueError as error:
             return str(error)
-        return _check_range(cls, start, end)
+        return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
 
     @classmethod
     def execute(

@@ -44,6 +44,19 @@ def advanced(declared: _Input) -> _Input:
     return declared
 
 
+def span_inputs(start_tooltip: str, end_tooltip: str, start: float = 0.0, end: float = 1.0) -> list[io.Input]:
+    """The two shares of sampling between which a node acts."""
+    ends = (("start", start, start_tooltip), ("end", end, end_tooltip))
+    return [
+        advanced(io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)) for name, default, tooltip in ends
+    ]
+
+
+def span_complaint(start: float | None, end: float | None) -> str | None:
+    """None when nothing is wrong, or not known yet."""
+    return f"start ({start}) is after end ({end})" if start is not None and end is not None and start > end else None
+
+
 def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:
     """What is wrong with numbers that the node's schema does not allow, None when all are allowed. For validate_inputs: the host leaves the
     ranges of the inputs that it names to it. None stands for a linked input, whose value is not known yet."""

@@ -18,7 +18,7 @@ from ..host.references import check_masks, prepare_references
 from ..host.unet import attention_blocks, native_side
 from ..magic.blocks import parse_blocks
 from ..magic.concepts import Concept
-from .declare import Concepts, Layout, advanced, node_id, range_complaint, schema
+from .declare import Concepts, Layout, advanced, node_id, range_complaint, schema, span_complaint, span_inputs
 
 DEFAULT_STRENGTH = 3.0
 _CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
@@ -192,30 +192,9 @@ class MagicFaceApply(io.ComfyNode):
                         "sampler's plain CFG."
                     ),
                 ),
-                advanced(
-                    io.Float.Input(
-                        "start",
-                        default=0.0,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip=(
-                            "Share of sampling after which references act. Later: the prompt alone sets pose and layout, less is copied."
-                        ),
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "end",
-                        default=1.0,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip=(
-                            "Share of sampling after which references no longer act. Earlier: the model finishes alone, fewer details "
-                            "are copied."
-                        ),
-                    )
+                *span_inputs(
+                    "Share of sampling after which references act. Later: the prompt alone sets pose and layout, less is copied.",
+                    "Share of sampling after which references no longer act. Earlier: the model finishes alone, fewer details are copied.",
                 ),
                 advanced(
                     io.String.Input(
@@ -288,11 +267,7 @@ class MagicFaceApply(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
-        if complaint := range_complaint(cls, start=start, end=end):
-            return complaint
-        if start is not None and end is not None and start > end:
-            return f"start ({start}) is after end ({end})"
-        return True
+        return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
 
     @classmethod
     def execute(

@@ -13,7 +13,7 @@ from ..host.magicstyle import MagicStylePatch, Style
 from ..host.unet import attention_blocks
 from ..magic.blocks import parse_blocks
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
-from .declare import InversionType, Styles, advanced, range_complaint, schema
+from .declare import InversionType, Styles, advanced, range_complaint, schema, span_complaint, span_inputs
 from .inversion import empty_conditioning, invert_cached, sigmas_of, steps_and_scheduler
 
 _CUSTOM = "custom"
@@ -171,31 +171,13 @@ class MagicStyleApply(io.ComfyNode):
                         ),
                     )
                 ),
-                advanced(
-                    io.Float.Input(
-                        "start",
-                        default=default.start,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip=(
-                            "Custom: share of sampling after which fusion begins. Later leaves the first steps to the model; on the toy "
-                            "checkpoint .3 changes next to nothing."
-                        ),
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "end",
-                        default=default.end,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip=(
-                            "Custom: share of sampling after which fusion ends and the model draws on alone. Earlier keeps more "
-                            "structure, hardly less style."
-                        ),
-                    )
+                *span_inputs(
+                    "Custom: share of sampling after which fusion begins. Later leaves the first steps to the model; on the toy "
+                    "checkpoint .3 changes next to nothing.",
+                    "Custom: share of sampling after which fusion ends and the model draws on alone. Earlier keeps more "
+                    "structure, hardly less style.",
+                    default.start,
+                    default.end,
                 ),
                 advanced(
                     io.String.Input(
@@ -243,8 +225,8 @@ class MagicStyleApply(io.ComfyNode):
             return True
         if preset not in (_CUSTOM, None):
             return f"preset '{preset}' is not known: choose {', '.join([*PRESETS, _CUSTOM])}"
-        if start is not None and end is not None and start > end:
-            return f"start ({start}) is after end ({end})"
+        if complaint := span_complaint(start, end):
+            return complaint
         if alpha is not None and beta is not None and alpha + beta > 1.0001:
             return f"alpha ({alpha}) and beta ({beta}) add up to more than 1"
         return True

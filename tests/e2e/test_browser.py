@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,11 +15,10 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_pla
 
 import workflow_files
 from comfy_server import ComfyServer
-from dev import CACHE, PACK_NAME
+from dev import CACHE, PACK_NAME, DevError, find_browser
 from magicportrait.host.layout_masks import PALETTE
 from workflow_format import to_api_prompt
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -161,9 +159,10 @@ SHOWN = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail(f"no browser: install one of {', '.join(BROWSERS)}, such as with `apt install chromium`")
+    try:
+        program = find_browser()
+    except DevError as error:
+        pytest.fail(str(error))
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=OPTIONS)
         yield started
