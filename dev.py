@@ -500,11 +500,15 @@ def run_prompt(server: Server, prompt: dict[str, Any]) -> list[dict[str, str]]:
     raise server.failure("ComfyUI ended during the execution")
 
 
-def host_and_python(options: argparse.Namespace) -> tuple[Path, Path]:
+def find_or_install_comfyui(chosen: Path | None) -> Path:
     try:
-        host = find_comfyui(options.comfyui)
+        return find_comfyui(chosen)
     except HostNotFound:
-        host = install_comfyui()
+        return install_comfyui()
+
+
+def host_and_python(options: argparse.Namespace) -> tuple[Path, Path]:
+    host = find_or_install_comfyui(options.comfyui)
     return host, prepare_python(options.python, host)
 
 
@@ -587,7 +591,7 @@ def pytest(command: list[str], environment: dict[str, str], output: IO[str] | No
 def test(options: argparse.Namespace) -> int:
     host, problem = None, ""
     try:
-        host = find_comfyui(options.comfyui)
+        host = find_or_install_comfyui(options.comfyui)
     except DevError as error:
         problem = str(error)
     try:

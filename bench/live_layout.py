@@ -30,6 +30,7 @@ class Page:
 
     def __init__(self) -> None:
         self.sockets_metadata: dict[str, dict[str, Any]] = {self.client_id: {}}
+        self.prompt_queue = argparse.Namespace(currently_running={})
         self.sent: list[int] = []
 
     def send_sync(self, event: str, data: dict[str, Any], client: str) -> None:
@@ -67,8 +68,8 @@ def main() -> None:
     lines = ["# Cost of watching the layout live", ""]
     lines += [f"`python -m bench.live_layout --runs {args.runs}`, 25 steps of the toy checkpoint with three concepts", ""]
     lines += [
-        f"A picture takes {alone:.2f} s unwatched and {watched:.2f} s watched: {statistics.median(ratios):.3f} x "
-        f"(middle half of {len(ratios)} pairs: {middle}). {events} events, {size / 1000:.0f} kB in all, to the page that queued."
+        f"A picture takes {alone:.2f} s unwatched and {watched:.2f} s watched (medians); the median of {len(ratios)} pairs is "
+        f"{statistics.median(ratios):.3f} x (middle half: {middle}). {events} events, {size / 1000:.0f} kB in all, to the page that queued."
     ]
     toy.write_report("live_layout", lines)
 

@@ -16,13 +16,15 @@ _LISTENS = "magicportrait"
 
 @dataclass(frozen=True)
 class Audience:
-    """A browser page that shows our events."""
+    """A browser page that shows our events. workflow: the id of the one that it queued, None when the page did not say."""
 
     server: Any
     client: str
+    workflow: str | None
 
     def send(self, event: str, data: dict[str, Any]) -> None:
-        self.server.send_sync(event, data, self.client)
+        """Sends the event, with the workflow: by now the page may show another, which has nodes of the same ids."""
+        self.server.send_sync(event, {**data, "workflow": self.workflow}, self.client)
 
 
 def running_server() -> Any:
@@ -36,7 +38,16 @@ def audience() -> Audience | None:
     client = getattr(server, "client_id", None)
     if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
         return None
-    return Audience(server, client)
+    return Audience(server, client, _running_workflow(server))
+
+
+def _running_workflow(server: Any) -> str | None:
+    """The id of the workflow that runs: pages put it into a prompt, for the metadata of its pictures."""
+    for _, _, _, extra_data, *_ in server.prompt_queue.currently_running.values():
+        match extra_data:
+            case {"extra_pnginfo": {"workflow": {"id": str(workflow)}}}:
+                return workflow
+    return None
 
 
 def accept_listeners() -> None:

@@ -141,13 +141,15 @@ def _watched_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str,
 
 def _check_sampling(model: Any, sampling: Any) -> bool:
     """Whether the model predicts v. ValueError for models that training does not know."""
-    import comfy.model_base
+    import comfy.model_sampling as rules
 
-    kind = model.model.model_type
-    known = {comfy.model_base.ModelType.EPS: False, comfy.model_base.ModelType.V_PREDICTION: True}
-    if kind not in known or len(getattr(sampling, "sigmas", ())) != 1000:
-        raise ValueError(f"MagiCapture trains models that predict eps or v over 1000 timesteps (SD1.5, SD2.1, SDXL), got {kind.name}")
+    # Not the model's own type: ModelSamplingDiscrete gives it another rule.
+    rule = type(sampling).calculate_denoised
+    known = {rules.EPS.calculate_denoised: False, rules.V_PREDICTION.calculate_denoised: True}
+    if rule not in known or len(getattr(sampling, "sigmas", ())) != 1000:
+        name = rule.__qualname__.split(".")[0]
+        raise ValueError(f"MagiCapture trains models that predict eps or v over 1000 timesteps (SD1.5, SD2.1, SDXL), got {name}")
     channels = model.model.model_config.unet_config["in_channels"]
     if channels != 4:
         raise ValueError(f"MagiCapture trains text-to-image models with 4 latent channels, this one takes {channels} (inpainting, edit)")
-    return known[kind]
+    return known[rule]

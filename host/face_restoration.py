@@ -18,6 +18,8 @@ _INPUT_SIDE = 512
 _SMALLEST_FACE = 8
 _WORKING_MEMORY = 2 * 1024**3
 """What a model of this kind takes beside its weights for a face or a tile, generously."""
+_CENTRED = ("GFPGAN", "CodeFormer")
+"""Trained on pictures in -1..1. spandrel, which promises 0..1, hands them over as they come (RestoreFormer's it converts)."""
 
 
 def boxes_of_mask(mask: Tensor) -> list[Box]:
@@ -77,8 +79,13 @@ def on_device(descriptor: Any) -> Iterator[Callable[[Tensor], Tensor]]:
         device = torch.device(patcher.load_device)
 
     def run(image: Tensor) -> Tensor:
-        parameter = next(descriptor.model.parameters())
-        output: Tensor = descriptor(image.to(device, parameter.dtype))
+        # GFPGAN's `view` wants what a picture's own order of dimensions does not give.
+        image = image.to(device, next(descriptor.model.parameters()).dtype).contiguous()
+        if descriptor.architecture.id in _CENTRED:
+            # GFPGAN draws fresh noise otherwise: the same graph would give another picture each time.
+            centred: Tensor = descriptor.model(image * 2 - 1, randomize_noise=False)[0]
+            return ((centred.float() + 1) / 2).clamp(0, 1)
+        output: Tensor = descriptor(image)
         return output.float()
 
     try:

@@ -16,22 +16,29 @@ import torch
 from torch import Tensor
 
 DEFAULT_BUDGET = 2 * 1024**3
+_RUNS_REMEMBERED = 4
 
 Bank = dict[Hashable, list[Any]]
 """For every layer what it saw, picture by picture or concept by concept: dataclasses whose tensors are kept."""
 
 
 class FeatureStore:
-    """Banks by all that they depend on. Belongs to one patch and goes with it, files included."""
+    """Banks by all that they depend on. Belongs to one patch and goes with it, files included.
+
+    Once the budget is spent, what the last few runs did not use is forgotten: other steps or another sampler have other sigmas.
+    """
 
     def __init__(self, budget: int = DEFAULT_BUDGET):
         self._budget = budget
         self._banks: dict[tuple[Any, ...], Bank] = {}
         self._spilled: dict[tuple[Any, ...], tuple[Path, Bank]] = {}
         self._folder: Path | None = None
+        self._run, self._files, self._has_overflowed = 0, 0, False
+        self._last_use: dict[tuple[Any, ...], int] = {}
 
     def get(self, key: tuple[Any, ...], device: torch.device) -> Bank | None:
         """The bank on a device, or None."""
+        self._last_use[key] = self._run
         if key in self._banks:
             return _each(self._banks[key], lambda _, tensor: tensor.to(device))
         if key not in self._spilled:
@@ -44,11 +51,26 @@ class FeatureStore:
 
     def keep(self, key: tuple[Any, ...], bank: Mapping[Any, list[Any]]) -> None:
         """Takes a copy of a bank. On a full disk a warning: nothing depends on what is kept."""
+        self._last_use[key] = self._run
         kept = _each(bank, lambda _, tensor: tensor.to("cpu"))
         if self.size_in_memory + _size(kept) > self._budget:
+            self._has_overflowed = True
             self._spill(key, kept)
         else:
             self._banks[key] = kept
+
+    def end_run(self) -> None:
+        """A sampling run is over."""
+        if self._has_overflowed:
+            for key in [key for key, run in self._last_use.items() if self._run - run >= _RUNS_REMEMBERED]:
+                self._forget(key)
+        self._run += 1
+
+    def _forget(self, key: tuple[Any, ...]) -> None:
+        del self._last_use[key]
+        self._banks.pop(key, None)
+        if key in self._spilled:
+            self._spilled.pop(key)[0].unlink(missing_ok=True)
 
     @property
     def size_in_memory(self) -> int:
@@ -77,7 +99,8 @@ class FeatureStore:
             Path(folder_paths.get_temp_directory()).mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix="magicportrait_", dir=folder_paths.get_temp_directory()))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        return self._folder / f"{len(self._spilled)}.safetensors"
+        self._files += 1
+        return self._folder / f"{self._files}.safetensors"
 
 
 def _each(bank: Mapping[Any, list[Any]], change: Callable[[str, Tensor], Tensor]) -> Bank:

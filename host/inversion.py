@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -156,6 +157,9 @@ def inversion_key(model: Any, latent: Tensor, conds: dict[str, list[Any]], sigma
     weights = model_fingerprint(model)
     patches = (model.model_options, model.wrappers, model.callbacks, model.object_patches, model.attachments, model.hook_patches)
     others = (model.injections, model.additional_models)
+    # At CFG 1 the host leaves the negative out, unless a node wants it all the same.
+    if math.isclose(recipe.cfg, 1.0) and not model.model_options.get("disable_cfg1_optimization"):
+        conds = {name: cond for name, cond in conds.items() if name != "negative"}
     return weights, fingerprint(_FORMAT, weights, patches, others, latent, conds, sigmas, recipe.as_used())
 
 

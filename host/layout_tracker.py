@@ -52,6 +52,7 @@ class LayoutTracker:
         self._available = {layer.block: layer for layer in available}
         self._spans, self._ca_scale = spans, ca_scale
         self._rows, self._batch = SamplingRows(), 0
+        self._latent_size: tuple[int, ...] = ()
         self._open: _Measurement | None = None
         self.latest: dict[Any, SemanticLayout] = {}
 
@@ -64,23 +65,32 @@ class LayoutTracker:
         """The last layout that covers the whole picture."""
         return next((layout for cond_id, layout in self.latest.items() if cond_id not in self._rows.areas), None)
 
+    @property
+    def picture(self) -> SemanticLayout | None:
+        """What there is to show: the whole, or else the parts that our prompt is limited to, each in its place."""
+        if self.whole is not None or not self.latest:
+            return self.whole
+        return maths.joined([(layout, self._rows.areas[cond_id]) for cond_id, layout in self.latest.items()], self._latent_size)
+
     def begin(self, rows: SamplingRows, model_options: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
         """Starts measuring a model call on latents of `shape`: model options in which the attention layers report to this tracker."""
         self._rows, self._batch, self._open = rows, shape[0], _Measurement()
-        latent_size = tuple(shape[-2:])
-        levels = maths.layout_downscales([layer.downscale for layer in self._available.values()], math.prod(latent_size))
+        self._latent_size = tuple(shape[-2:])
+        levels = maths.layout_downscales([layer.downscale for layer in self._available.values()], math.prod(self._latent_size))
         blocks = [block for block, layer in self._available.items() if layer.downscale in levels]
-        self._size = tuple(-(-side // levels[0]) for side in latent_size)
+        self._size = tuple(-(-side // levels[0]) for side in self._latent_size)
         model_options = wrap_attention(
             model_options, "attn1", blocks, lambda block, previous: self._observe(block, previous, self._on_self)
         )
         return wrap_attention(model_options, "attn2", blocks, lambda block, previous: self._observe(block, previous, self._on_cross))
 
-    def finish(self) -> None:
-        """Ends the measurement of a model call: further passes at the same step (PAG, SAG, ...) are not measured."""
+    def finish(self) -> bool:
+        """Ends the measurement of a model call: further passes at the same step (PAG, SAG, ...) are not measured. False: it had ended."""
         measured, self._open = self._open, None
-        if measured is None or not measured.tokens:
-            return
+        if measured is None:
+            return False
+        if not measured.tokens:
+            return True
         areas, latest = self._rows.areas, {}
         negatives = {areas.get(i): measured.foreground[i].value for i in self._rows.negative if i in measured.foreground}
         for cond_id, mean in measured.tokens.items():
@@ -89,6 +99,7 @@ class LayoutTracker:
             foreground = own if negative is None else negative
             latest[cond_id] = maths.semantic_layout(maps, foreground, self._spans, self._ca_scale)
         self.latest = latest
+        return True
 
     def _observe(self, block: Block, previous: AttentionPatch, report: Any) -> AttentionPatch:
         depth = self._available[block].depth

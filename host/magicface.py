@@ -37,7 +37,8 @@ FeatureBank = dict[LayerKey, list[ReferenceTokens]]
 
 @dataclass(frozen=True)
 class SigmaRange:
-    """start and end: between them references act; RSA above `inject`, RBA below. All sigmas, start > inject > end."""
+    """start and end: between them references act; RSA above `inject`, RBA below. All sigmas, start >= end; without
+    inject < start there is no RSA, without inject > end no RBA."""
 
     start: float
     inject: float
@@ -113,6 +114,8 @@ class _MagicFaceRun:
 
     def close(self) -> None:
         """Lets go of every tensor, also when the run was cancelled."""
+        if self._patch.kept:
+            self._patch.kept.end_run()
         self._guider = self._references = self._tracker = self._bank = self._rows = self.watching = None
         self._visible = {}
         if self._live:
@@ -168,8 +171,9 @@ class _MagicFaceRun:
         return guide_by_region(args["denoised"], cond, args["uncond_denoised"], args["cond_scale"], layout)
 
     def _end_measurement(self, sigma: float) -> None:
-        self._tracker.finish()
-        layout = self._tracker.whole or self._tracker.layout_of(None)
+        if not self._tracker.finish():
+            return
+        layout = self._tracker.picture
         if layout is not None:
             batch, *grid = layout.regions.shape
             concepts = place_concepts(layout.concepts(self._patch.prompt.spans), self._patch.targets, batch, (grid[0], grid[1]))

@@ -131,6 +131,8 @@ class _MagicStyleRun:
 
     def close(self) -> None:
         """Lets go of every tensor, also when the run was cancelled."""
+        if self._patch.kept:
+            self._patch.kept.end_run()
         self._guider = self._pass = self._bank = None
         self._areas = {}
 

@@ -9,6 +9,7 @@ import { pictureUrl } from "./server.js";
 
 export class CompareView {
   constructor(node) {
+    this.run = null;
     this.pairs = element("div", { className: "magic-stage" });
     this.split = slider("original | sampled again", { min: 0, max: 100, step: 1, value: 50 }, (share) => this.#split(share));
     this.content = element("section", { className: "magic-view", "aria-label": "Reconstruction against original" });
@@ -16,9 +17,11 @@ export class CompareView {
     this.#split(50);
   }
 
-  show(comparison) {
+  /** A finished inversion: { pairs }, as in the output. */
+  show(run) {
+    this.run = run;
     this.pairs.replaceChildren(
-      ...comparison.map(({ original, reconstruction }, i) =>
+      ...run.pairs.map(({ original, reconstruction }, i) =>
         element(
           "div",
           { className: "magic-picture" },

@@ -17,6 +17,7 @@ const clamp = (value, highest) => Math.min(Math.max(value, 0), highest);
 
 export class CorrespondenceView {
   constructor(node) {
+    this.run = null;
     this.marker = element("span", { className: "magic-marker", "aria-hidden": "true" });
     this.image = element("img", { draggable: false });
     this.target = element(
@@ -39,11 +40,15 @@ export class CorrespondenceView {
     addView(node, "exploration", this.content);
   }
 
-  /** A finished run; null for one that was not recorded. */
+  clear() {
+    this.run = this.asked = this.answered = null;
+    this.content.replaceChildren();
+  }
+
+  /** A finished run, as in the output. */
   show(run) {
     this.run = run;
     this.asked = this.answered = null;
-    if (!run) return this.content.replaceChildren();
     this.picture.setOptions(run.pictures.map((_, i) => String(i + 1)));
     this.picture.row.hidden = run.pictures.length < 2;
     this.group.setOptions(run.groups.map(({ name }) => name));

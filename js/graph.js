@@ -9,11 +9,11 @@ const TEXT_SOURCES = new Set(["PrimitiveNode", "PrimitiveString", "PrimitiveStri
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 
-/** Tells workflows apart, through undo, reload and a change of tab; null for one that has no id yet. */
-export function workflowId() {
-  const id = rootGraph()?.id;
-  return id && id !== NO_ID ? id : null;
-}
+/** An id of a workflow; null for none, and for one that the host has not given yet. */
+export const knownId = (id) => (id && id !== NO_ID ? id : null);
+
+/** Tells workflows apart, through undo, reload and a change of tab. */
+export const workflowId = () => knownId(rootGraph()?.id);
 
 /** The nodes of the workflow that is open, in subgraphs too. */
 export function openNodes() {

@@ -1,8 +1,8 @@
 /**
  * The layout of a run on the node that watches it: while it samples the latest step, afterwards any step.
  *
- * magicportrait.run     { node, sampler, steps, phrases: [text], references: [{ phrase: index, image: JPEG }] }
- * magicportrait.layout  { node, sampler, layouts: { step: [PNG of each picture] }, done }
+ * magicportrait.run     { node, workflow, sampler, steps, phrases: [text], references: [{ phrase: index, image: JPEG }] }
+ * magicportrait.layout  { node, workflow, sampler, layouts: { step: [PNG of each picture] }, done }
  */
 
 import { addView, dataUrl, element, slider } from "./elements.js";
@@ -12,8 +12,8 @@ import { PromptHelp } from "./prompt_helper.js";
 
 /** What the server has told of one run. backdrops: addresses of its pictures, as far as there are any. */
 export class LayoutRun {
-  constructor({ node, sampler, steps, phrases, references }) {
-    Object.assign(this, { node, sampler, steps, phrases, references });
+  constructor({ node, workflow, sampler, steps, phrases, references }) {
+    Object.assign(this, { node, workflow, sampler, steps, phrases, references });
     this.layouts = new Map();
     this.backdrops = [];
     this.isDone = false;

@@ -43,8 +43,11 @@ function viewOf(id, View) {
   return node && views.get(node);
 }
 
-const layouts = new Runs((id) => viewOf(id, LayoutView));
-const trainings = new Runs((id) => viewOf(id, TrainingView));
+const runsOf = (View) => new Runs((id) => viewOf(id, View));
+const layouts = runsOf(LayoutView);
+const trainings = runsOf(TrainingView);
+const comparisons = runsOf(CompareView);
+const explorations = runsOf(CorrespondenceView);
 
 let isRefreshing = false;
 function refreshPrompts() {
@@ -63,23 +66,27 @@ function refreshPrompts() {
 }
 
 function onLayout(layout) {
-  const run = layouts.get(layout.node);
+  const run = layouts.get(layout);
   if (!run) return;
   run.add(layout);
   layouts.viewOf(run)?.update();
 }
 
 function onTraining(state) {
-  const known = trainings.get(state.node);
+  const known = trainings.get(state);
   const run = known?.goesOn(state) ? known : trainings.begin(new TrainingRun(state));
   run.add(state);
   trainings.viewOf(run)?.update();
 }
 
 function onExecuted({ node: id, output }) {
-  if (output?.magic_comparison) viewOf(id, CompareView)?.show(output.magic_comparison);
-  if (output?.magic_exploration) viewOf(id, CorrespondenceView)?.show(output.magic_exploration[0]);
-  else if (output?.magic_correspondence) views.get(nodeFor(id, CorrespondenceView))?.show(null);
+  if (output?.magic_comparison) comparisons.viewOf(comparisons.begin({ node: id, pairs: output.magic_comparison }));
+  if (output?.magic_exploration) explorations.viewOf(explorations.begin({ ...output.magic_exploration[0], node: id }));
+  else if (output?.magic_correspondence) {
+    // This run was not recorded: what is on screen is of an older one.
+    explorations.forget({ node: id });
+    views.get(nodeFor(id, CorrespondenceView))?.clear();
+  }
   if (output?.images) offerPictures(layouts.onScreen(), findNode(id), output.images.map(pictureUrl));
 }
 
@@ -112,8 +119,7 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     // Their nodes, and with them their views, have been made anew.
-    layouts.onScreen();
-    trainings.onScreen();
+    for (const runs of [layouts, trainings, comparisons, explorations]) runs.onScreen();
     refreshPrompts();
   },
 });

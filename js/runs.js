@@ -1,13 +1,15 @@
-import { workflowId } from "./graph.js";
+import { knownId, workflowId } from "./graph.js";
 
 const LIMIT = 8;
 
+const keyOf = ({ node, workflow }) => `${knownId(workflow)} ${node}`;
+
 /**
- * The last runs of one kind, by the ids of their nodes. They are kept apart from their views: the host makes nodes, and views with them,
- * anew at every undo, reload and change of tab.
+ * The last runs of one kind, by workflow and node. They are kept apart from their views: the host makes nodes, and views with them, anew
+ * at every undo, reload and change of tab.
  *
- * A run has `node`, its id, and perhaps `close`. It belongs to the first workflow on screen that has a view for it: the server does not
- * say which one was queued.
+ * A run has `node`, its id, perhaps `workflow`, the id of the one that was queued, and perhaps `close`. Without a workflow it belongs to
+ * the first one on screen that has a view for it.
  */
 export class Runs {
   #runs = new Map();
@@ -18,15 +20,18 @@ export class Runs {
     this.#findView = findView;
   }
 
-  get(node) {
-    return this.#runs.get(node);
+  /** The run that an event, with `node` and perhaps `workflow`, speaks of. */
+  get(event) {
+    return this.#runs.get(keyOf(event));
   }
 
   /** Takes the place of the node's run before. */
   begin(run) {
-    this.#forget(run.node);
-    this.#runs.set(run.node, run);
-    if (this.#runs.size > LIMIT) this.#forget(this.#runs.keys().next().value);
+    const key = keyOf(run);
+    this.#drop(key);
+    run.workflow = knownId(run.workflow);
+    this.#runs.set(key, run);
+    if (this.#runs.size > LIMIT) this.#drop(this.#runs.keys().next().value);
     return run;
   }
 
@@ -45,8 +50,12 @@ export class Runs {
     return [...this.#runs.values()].map((run) => [run, this.viewOf(run)]).filter(([, view]) => view);
   }
 
-  #forget(node) {
-    this.#runs.get(node)?.close?.();
-    this.#runs.delete(node);
+  forget(event) {
+    this.#drop(keyOf(event));
+  }
+
+  #drop(key) {
+    this.#runs.get(key)?.close?.();
+    this.#runs.delete(key);
   }
 }

@@ -1,7 +1,7 @@
 /**
  * A training as it runs: loss, previews, time left.
  *
- * magicportrait.training  { node, step, steps, loss, preview: JPEG or null, seconds_left: number or null }
+ * magicportrait.training  { node, workflow, step, steps, loss, preview: JPEG or null, seconds_left: number or null }
  */
 
 import { addView, dataUrl, element } from "./elements.js";
@@ -32,8 +32,8 @@ export function smoothed(losses) {
 
 /** What the server has told of one training: its last event, the losses of about POINTS steps, the last PREVIEWS previews. */
 export class TrainingRun {
-  constructor({ node, steps }) {
-    Object.assign(this, { node, steps });
+  constructor({ node, workflow, steps }) {
+    Object.assign(this, { node, workflow, steps });
     this.points = [];
     this.previews = [];
   }

@@ -33,6 +33,32 @@ class SemanticLayout:
         return out
 
 
+def joined(parts: Sequence[tuple[SemanticLayout, Sequence[int]]], size: Sequence[int]) -> SemanticLayout:
+    """Layouts of parts of a picture as one of all of it, with nothing in between; of parts that overlap the last one counts.
+
+    parts: each with the height, width, top and left of its area, in latent pixels of a picture of `size`.
+    """
+    first = parts[0][0]
+    whole = SemanticLayout(torch.full_like(first.regions, -1), torch.zeros_like(first.foreground), torch.zeros_like(first.phrase_maps))
+    for layout, (height, width, top, left) in parts:
+        rows, columns = (
+            _cells(start, length, cells / side)
+            for start, length, cells, side in zip((top, left), (height, width), first.regions.shape[1:], size, strict=True)
+        )
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        whole.regions[:, rows, columns] = F.interpolate(layout.regions[:, None].float(), size=shape, mode="nearest-exact")[:, 0].long()
+        foreground = F.interpolate(layout.foreground[:, None].float(), size=shape, mode="nearest-exact")[:, 0]
+        whole.foreground[:, rows, columns] = foreground > 0.5
+        if layout.phrase_maps.shape[1]:
+            whole.phrase_maps[..., rows, columns] = F.interpolate(layout.phrase_maps, size=shape, mode="bilinear", align_corners=False)
+    return whole
+
+
+def _cells(start: int, length: int, scale: float) -> slice:
+    first = round(start * scale)
+    return slice(first, max(first + 1, round((start + length) * scale)))
+
+
 def head_mean_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
     """Attention probabilities averaged over heads, float32. q: B N C, k: B M C -> B N M."""
     q, k = (x.reshape(*x.shape[:-1], heads, -1).float() for x in (q, k))

@@ -250,7 +250,7 @@ class MagicFaceApply(io.ComfyNode):
                         default="off",
                         tooltip=(
                             "'memory': what the references showed is kept for the next run with the same steps, which then costs little "
-                            "more than plain sampling. About 20 MB a reference and step for SD1.5; above 2 GB on disk."
+                            "more than plain sampling. For SD1.5 up to 24 MB a reference and step in half precision; above 2 GB on disk."
                         ),
                     )
                 ),

@@ -203,7 +203,7 @@ class MagicStyleApply(io.ComfyNode):
                         default="off",
                         tooltip=(
                             "'memory': what content and styles showed is kept for the next run, which then costs little more than plain "
-                            "sampling. About 35 MB a picture and step for SD1.5; above 2 GB on disk."
+                            "sampling. For SD1.5 about 40 MB a picture and step in half precision; above 2 GB on disk."
                         ),
                     )
                 ),

@@ -121,7 +121,8 @@ class MagicConceptMask(io.ComfyNode):
                 Boxes.Output(
                     display_name="boxes",
                     tooltip=(
-                        "The boxes that were found, for nodes that take BOUNDING_BOX. Portrait Restore takes BBOX: connect the mask there."
+                        "The boxes that were found, of ComfyUI's type BOUNDING_BOX: for Portrait Restore, Portrait Metrics and ComfyUI's "
+                        "own bounding box nodes."
                     ),
                 ),
                 io.Image.Output(display_name="overlay", tooltip="The mask and the boxes over the picture."),

@@ -111,7 +111,7 @@ class MagicPortraitRestore(io.ComfyNode):
             raise ValueError("no faces given: connect a mask of the faces, or boxes")
         found = _boxes(image, faces, boxes)
         if on_no_face == "error" and [] in found:
-            raise ValueError(f"picture {found.index([]) + 1} has no face in its mask: paint one, or set on_no_face to skip")
+            raise ValueError(f"picture {found.index([]) + 1} has no face in its mask or boxes: give one, or set on_no_face to skip")
         bar = comfy.utils.ProgressBar(sum(map(len, found)) + len(image) * (upscale_model is not None))
         pictures = [picture.movedim(-1, 0)[None, :3].float() for picture in image]
         factor = 1.0
@@ -123,7 +123,7 @@ class MagicPortraitRestore(io.ComfyNode):
         with on_device(face_model) as model:
             for i, places in enumerate(found):
                 if not places:
-                    logging.warning("MagicPortrait: picture %d has no face in its mask: left as it is", i + 1)
+                    logging.warning("MagicPortrait: picture %d has no face in its mask or boxes: not restored", i + 1)
                 for box in places:
                     pictures[i] = restore_face(pictures[i], box.scaled(factor), model, margin, strength, feather)
                     bar.update(1)

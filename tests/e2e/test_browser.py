@@ -367,6 +367,27 @@ def test_a_layout_outlives_its_node(frontend: Frontend) -> None:
     assert ["not this one" in complaint for complaint in frontend.forget_complaints()] == [True]
 
 
+def test_a_layout_waits_for_the_workflow_that_was_queued(frontend: Frontend) -> None:
+    """Two tabs made from one template have nodes of the same ids."""
+    queued = workflow_files.read("magicface_three_concepts")
+    other = {**queued, "id": "00000000-1111-4222-8333-444444444444"}
+    frontend.load(queued)
+    about = {"node": frontend.page.evaluate(ID_OF, "MagicFaceApply"), "sampler": frontend.page.evaluate(ID_OF, "KSampler")}
+    frontend.load(other)
+    layouts = frontend.page.locator(".magic-layout")
+    run = {**about, "steps": STEPS, "phrases": ["a man"], "references": []}
+
+    for workflow, pictures in ((queued, 1), (other, 2)):
+        frontend.send("magicportrait.run", {**run, "workflow": workflow["id"]})
+        shown = {"layouts": {"0": [png((2, 2))] * pictures}, "done": True}
+        frontend.send("magicportrait.layout", {**about, **shown, "workflow": workflow["id"]})
+        assert layouts.count() == (0 if workflow is queued else pictures)
+
+    frontend.load(queued)
+    assert layouts.count() == 1
+    assert frontend.complaints_about_us() == []
+
+
 def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> None:
     frontend.load(workflow_files.read("magicface_correspondence"))
     page = frontend.page
@@ -425,6 +446,12 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
     frontend.send("executed", {"node": node, "display_node": node, "output": output})
     view.get_by_text("queue the workflow again").wait_for()
     frontend.screenshot("correspondence_gone")
+    frontend.load(frontend.saved())
+    view.get_by_text("queue the workflow again").wait_for()
+    frontend.send("executed", {"node": node, "display_node": node, "output": {"magic_correspondence": [{}]}})
+    assert words.count() == 0, "an exploration of a run before this one"
+    frontend.load(frontend.saved())
+    assert words.count() == 0
     assert frontend.complaints_about_us() == []
 
 
@@ -499,6 +526,9 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
     assert len((training.locator(".magic-trend").get_attribute("points") or "").split()) == 11
     assert (training.locator("svg").get_attribute("aria-label") or "").startswith("Loss from 0.100 to 0.00909")
     frontend.screenshot("inversion_and_training")
+    frontend.load(frontend.saved())
+    frontend.page.wait_for_function("() => document.querySelector('.magic-original')?.naturalWidth == 64")
+    assert compared.get_by_role("slider").count() == 1
     assert frontend.complaints_about_us() == []
 
 

@@ -67,13 +67,17 @@ def test_the_map_is_the_layers_own_softmax():
     assert torch.allclose(maps[0, 0].float(), probabilities[:, position].view(side, side), atol=1e-4)
 
 
-def test_all_words_together_share_everything():
+def test_words_together_have_the_shares_of_each():
     words = "a man wearing a red hat and a striped scarf"
-    patched, positive, record = attention_map(parts()[0], prompt=words, phrases=words)
-    samples = Sampling(steps=1).run(patched, positive)
-    total = record.run_of(samples).float()
+
+    def maps(phrases: str) -> Any:
+        patched, positive, record = attention_map(parts()[0], prompt=words, phrases=phrases)
+        return record.run_of(Sampling(steps=1).run(patched, positive))[0].float()
+
+    total, parts_of_it = maps(words), maps("a man wearing a red hat, and a striped scarf")
+    assert len(total) == 1 and len(parts_of_it) == 2 and total.min() > 0
     # The rest goes to the start token and to the padding.
-    assert total.min() > 0 and total.max() < 1
+    assert total.max() < 1 and torch.allclose(total[0], parts_of_it.sum(0), atol=2e-3)
 
 
 def test_steps_outside_the_range_are_not_watched(monkeypatch):

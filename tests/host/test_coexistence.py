@@ -6,6 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,40 +138,28 @@ def test_lora_before_and_after():
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
 
 
-def test_perp_neg_guider():
+def sampled(guider: Any) -> torch.Tensor:
     import comfy.samplers
 
-    guider_node = core_node("nodes_perpneg", "PerpNegGuider")
-    patched, positive, _ = apply(parts()[0])
-    guider = call_node(
-        guider_node, model=patched, positive=positive, negative=encode("bad"), empty_conditioning=encode(""), cfg=7.0, neg_scale=1.0
-    )[0]
     noise = Sampling().noise()
-    sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "normal", 3)
-    samples = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
-    assert samples.isfinite().all()
+    sigmas = comfy.samplers.calculate_sigmas(parts()[0].get_model_object("model_sampling"), "normal", 3)
+    return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
 
 
-def test_dual_cfg_guider_finds_our_rows_wherever_they_stand():
-    import comfy.samplers
-
-    guider_node = core_node("nodes_custom_sampler", "DualCFGGuider")
+@pytest.mark.parametrize("name", ["PerpNegGuider", "DualCFGGuider"])
+def test_other_guiders_are_ours_too_wherever_our_rows_stand(name):
+    node = core_node("nodes_perpneg" if name == "PerpNegGuider" else "nodes_custom_sampler", name)
     patched, positive, record = apply(parts()[0])
+    conds = {"cond1": positive, "cond2": encode("a man")} if name == "DualCFGGuider" else {"positive": positive}
     inputs = {
-        "cond1": positive,
-        "cond2": encode("a man"),
-        "negative": encode("bad"),
-        "cfg_conds": 5.0,
-        "cfg_cond2_negative": 3.0,
-        "style": "regular",
-    }
-    run = guider_node.execute if hasattr(guider_node, "define_schema") else getattr(guider_node, guider_node.FUNCTION)
-    known = inspect.signature(run).parameters
-    guider = call_node(guider_node, model=patched, **{name: value for name, value in inputs.items() if name in known})[0]
-    noise = Sampling().noise()
-    sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "normal", 3)
-    samples = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
-    assert samples.isfinite().all() and record.run_of(samples)
+        **conds, "negative": encode("bad"), "empty_conditioning": encode(""), "cfg": 7.0, "neg_scale": 1.0, "cfg_conds": 5.0,
+        "cfg_cond2_negative": 3.0, "style": "regular",
+    }  # fmt: skip
+    known = inspect.signature(node.execute if hasattr(node, "define_schema") else getattr(node, node.FUNCTION)).parameters
+    inputs = {name: value for name, value in inputs.items() if name in known}
+    samples, plain = (sampled(call_node(node, model=model, **inputs)[0]) for model in (patched, parts()[0]))
+    assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1, 2]
+    assert not torch.equal(samples, plain)
 
 
 def test_regional_conditioning():
@@ -186,6 +175,21 @@ def test_regional_conditioning():
     samples = sampling.run(patched, combined)
     plain = sampling.run(parts()[0], combined)
     assert samples.isfinite().all() and not torch.equal(samples, plain)
+
+
+def test_the_layout_of_a_part_of_the_picture_stays_in_its_place():
+    import nodes
+
+    patched, positive, record = watch(parts()[0])
+    areas = [nodes.ConditioningSetArea().append(positive, 64, 128, x, 0, 1.0)[0] for x in (0, 192)]
+    for area, columns in ((areas[0], slice(0, 8)), (areas[0] + areas[1], slice(0, 32))):
+        samples = Sampling(size=(16, 32), steps=2).run(patched, area + encode("a wall"))
+        layout = list(record.run_of(samples).values())[-1]
+        owned = np.zeros((16, 32), bool)
+        owned[:, columns] = True
+        owned[:, 8:24] = False
+        assert (layout.concepts[0][~owned] == -1).all() and not layout.foreground[0][~owned].any()
+        assert not layout.phrase_maps[0][:, ~owned].any() and layout.phrase_maps[0][:, owned].all()
 
 
 def test_a_target_region_stays_where_it_was_painted_in_an_area_of_the_picture(monkeypatch):
@@ -228,8 +232,12 @@ def test_time_ranges():
     patched, positive, record = apply(parts()[0])
     early = nodes.ConditioningSetTimestepRange().set_range(positive, 0.0, 0.5)[0]
     late = nodes.ConditioningSetTimestepRange().set_range(positive, 0.5, 1.0)[0]
-    samples = Sampling().run(patched, early + late)
-    assert samples.isfinite().all() and record.run_of(samples)
+    plain = nodes.ConditioningSetTimestepRange().set_range(encode(PROMPT), 0.5, 1.0)[0]
+    sampling = Sampling()
+    samples = sampling.run(patched, early + late)
+    assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1, 2, 3]
+    first, second = sampling.run(patched, early + plain), sampling.run(patched, plain + late)
+    assert not torch.equal(samples, first) and not torch.equal(samples, second), "both ranges are ours"
 
 
 def test_controlnet_with_random_weights():
@@ -248,13 +256,13 @@ def test_controlnet_with_random_weights():
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
-    patched, positive, _ = apply(model)
+    patched, ours, _ = apply(model)
     hint = torch.rand(1, 128, 128, 3)
-    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(positive, encode("bad"), control, hint, 1.0, 0.0, 1.0)
-    sampling = Sampling(batch=2, steps=2)
-    sampling.negative = negative
+    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(ours, encode("bad"), control, hint, 1.0, 0.0, 1.0)
+    sampling = Sampling(batch=2, steps=2, negative=negative)
     samples = sampling.run(patched, positive)
     assert samples.isfinite().all() and not torch.equal(samples, sampling.run(model, positive))
+    assert not torch.equal(samples, sampling.run(patched, ours)), "the ControlNet does nothing"
 
 
 def test_two_patches_on_one_model_do_not_mix():

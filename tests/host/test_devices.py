@@ -190,7 +190,8 @@ def test_correspondence(options):
     shown = MagicCorrespondenceMap.execute(record, {"samples": samples}, 0.8, chained, torch.rand(2, 128, 128, 3))
     on_the_cpu(samples, *shown.args)
     [data] = shown.ui["magic_exploration"]
-    assert answer(data["key"], {"picture": "0", "x": "0.5", "y": "0.5", "step": "1", "group": "16x16"})
+    status, found = answer(data["key"], {"picture": "0", "x": "0.5", "y": "0.5", "step": "1", "group": "16x16"})
+    assert status == 200 and len(found["references"]) == len(chained)
 
 
 def test_attention_map():

@@ -1,8 +1,7 @@
-"""Identity networks from the user's files. The onnx ones need the optional package onnx2torch."""
+"""Identity networks from the user's files."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,6 @@ import torch
 from magicportrait.host.identity import list_files, load_identity
 from magicportrait.magic.iresnet import SIDE, load_iresnet
 from magicportrait.tests.unit.test_iresnet import weights
-
-needs_onnx2torch = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("onnx", "onnx2torch"))), reason="optional: pip install onnx2torch"
-)
 
 
 @pytest.fixture
@@ -50,7 +45,6 @@ def test_safetensors_are_the_network_that_was_saved(networks):
     torch.testing.assert_close(loaded.embed_crops(faces), expected)
 
 
-@needs_onnx2torch
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("options", [{}, {"dynamic_axes": {"data": {0: "batch"}}}, {"keep_initializers_as_inputs": True}], ids=str)
 def test_onnx_is_the_network_that_was_exported(networks, options):
@@ -65,7 +59,6 @@ def test_onnx_is_the_network_that_was_exported(networks, options):
     assert gradient.abs().amax((1, 2, 3)).min() > 0
 
 
-@needs_onnx2torch
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_another_onnx_file_is_refused_with_its_name(networks):
     exported(lambda: torch.nn.Conv2d(3, 4, 3), networks / "detector.onnx")

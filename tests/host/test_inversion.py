@@ -118,6 +118,14 @@ def test_guidance_takes_part(model_calls):
     assert not torch.equal(plain, guided) and not torch.equal(guided, other)
 
 
+def test_without_a_negative_guidance_is_away_from_the_empty_prompt():
+    options = {"positive": encode("a red hat"), "measure": False, "method": "ddim"}
+    default, empty, plain = (
+        invert(parts()[0], **options, **more)[0].latents for more in ({"cfg": 3.0}, {"cfg": 3.0, "negative": encode("")}, {"cfg": 1.0})
+    )
+    assert torch.equal(default, empty) and not torch.equal(default, plain)
+
+
 def test_without_a_text_encoder_the_conditioning_is_zero():
     model = parts()[0]
     inversion, *_, positive, _ = invert(model, clip=None, measure=False)
@@ -278,9 +286,11 @@ def attention(model: Any, strength: float) -> Any:
     return patched
 
 
-def key_of(model: Any = None, samples: Tensor | None = None, text: str = "", levels: Tensor = LOW, **recipe: Any) -> tuple[str, str]:
+def key_of(
+    model: Any = None, samples: Tensor | None = None, text: str = "", levels: Tensor = LOW, negative: Any = None, **recipe: Any
+) -> tuple[str, str]:
     chosen = Recipe(**{"method": "fixed-point", "iterations": 2, "tolerance": 1e-4, "cfg": 1.0, **recipe})
-    conds = {"positive": encode(text), "negative": encode("")}
+    conds = {"positive": encode(text), "negative": negative or encode("")}
     return inversion_key(model or parts()[0], latent() if samples is None else samples, conds, levels, chosen)
 
 
@@ -307,6 +317,15 @@ def test_another_input_is_another_key(name):
     model, key = key_of()
     other_model, other = key_of(**OTHER_INPUTS[name])
     assert other != key and other_model == model
+
+
+def test_a_negative_that_has_no_part_in_it_is_not_in_the_key():
+    negatives = [encode(text) for text in ("blurry", "a red hat")]
+    assert len({key_of(negative=negative, cfg=1.0) for negative in negatives}) == 1
+    assert len({key_of(negative=negative, cfg=2.0) for negative in negatives}) == 2
+    always = parts()[0].clone()
+    always.model_options["disable_cfg1_optimization"] = True
+    assert len({key_of(always, negative=negative, cfg=1.0) for negative in negatives}) == 2
 
 
 @pytest.mark.parametrize("method", ["ddim", "o-belm"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from magicportrait.host import magicface
+from magicportrait.host.feature_store import FeatureStore
+from magicportrait.nodes import magicface as nodes
 from magicportrait.tests.host.models import call_node, state_of, structure_of
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode, parts, watch
 
@@ -116,6 +120,31 @@ def test_kept_features_are_used_and_only_for_the_same_weights(monkeypatch):
     other = call_node(sampling, model=patched, sampling="v_prediction", zsnr=False)[0]
     Sampling().run(other, positive)
     assert len(passes) == 12, "the same sigmas mean another picture"
+
+
+def test_what_runs_have_not_used_for_long_is_forgotten(monkeypatch):
+    """Every number of steps has sigmas of its own, and an adaptive sampler has others for every seed."""
+    import comfy.samplers
+    import folder_paths
+
+    monkeypatch.setattr(nodes, "FeatureStore", functools.partial(FeatureStore, budget=0))
+    patched, positive, _ = apply(parts()[0], keep_features="memory")
+    sampling, sigmas = patched.get_model_object("model_sampling"), []
+    for steps in range(1, 9):
+        Sampling(steps=steps, size=(8, 8)).run(patched, positive)
+        sigmas.append({float(sigma) for sigma in comfy.samplers.calculate_sigmas(sampling, "normal", steps)[:-1]})
+        files = list(Path(folder_paths.get_temp_directory()).rglob("*.safetensors"))
+        assert len(files) == len(set().union(*sigmas[-4:])), "those of the last four runs"
+
+
+def test_a_measurement_ends_once(monkeypatch):
+    """It copies from the GPU, which waits for it."""
+    recorded: list[int] = []
+    original = magicface.layout_step
+    monkeypatch.setattr(magicface, "layout_step", lambda *args: (recorded.append(1), original(*args))[1])
+    patched, positive, _ = apply(parts()[0])
+    Sampling(steps=3).run(patched, positive)
+    assert len(recorded) == 3
 
 
 def test_the_largest_noise_seed_serves_several_references():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ class FakeServer:
     def __init__(self, client_id: str | None, listens: bool) -> None:
         self.client_id = client_id
         self.sockets_metadata: dict[str, dict[str, Any]] = {CLIENT: {"feature_flags": {}, **({"magicportrait": True} if listens else {})}}
+        workflow = {"extra_pnginfo": {"workflow": {"id": "a workflow"}}}
+        self.prompt_queue = SimpleNamespace(currently_running={3: (0, "a prompt", {}, workflow, [])})
         self.events: Events = []
 
     def send_sync(self, event: str, data: dict[str, Any], client: str) -> None:
@@ -60,6 +63,7 @@ def test_a_page_gets_every_step_of_the_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert (kind, client) == (live_layout.RUN_EVENT, CLIENT)
     assert (run["node"], run["steps"], run["phrases"]) == ("7", 5, ["hat", "scarf"])
     assert [reference["phrase"] for reference in run["references"]] == [0, 1]
+    assert {data["workflow"] for _, data, _ in server.events} == {"a workflow"}
     assert {kind for kind, *_ in layouts} == {live_layout.LAYOUT_EVENT}
     assert [data["done"] for _, data, _ in layouts] == [False] * (len(layouts) - 1) + [True]
     sent = {int(step): pictures for _, data, _ in layouts for step, pictures in data["layouts"].items()}
@@ -76,6 +80,15 @@ def test_layouts_are_not_sent_faster_than_they_can_be_seen(monkeypatch: pytest.M
     patched, positive, _ = apply(parts()[0])
     Sampling(steps=5).run(patched, positive)
     assert [sorted(map(int, data["layouts"])) for _, data, _ in server.events[1:]] == [[0], [1, 2, 3, 4]]
+
+
+@pytest.mark.usefixtures("node_seven")
+@pytest.mark.parametrize("extra_data", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"workflow": {}}}])
+def test_a_page_need_not_say_which_workflow_it_queues(monkeypatch: pytest.MonkeyPatch, extra_data: dict[str, Any]) -> None:
+    server = serve(monkeypatch)
+    server.prompt_queue.currently_running = {3: (0, "a prompt", {}, extra_data, [], {})}
+    Sampling(steps=2).run(*apply(parts()[0])[:2])
+    assert {data["workflow"] for _, data, _ in server.events} == {None}
 
 
 @pytest.mark.usefixtures("node_seven")

@@ -157,6 +157,30 @@ def test_the_trainable_model_is_the_hosts(shape):
     assert maps is not None and maps.shape[2] == 2 and maps.sum(2).max() <= 1
 
 
+@pytest.mark.parametrize(("rule", "predicts_v"), [("eps", False), ("v_prediction", True)])
+def test_a_node_says_what_the_model_predicts(rule, predicts_v):
+    """ModelSamplingDiscrete, for checkpoints that do not say it themselves."""
+    for shape in ("sd15", "sd21v"):
+        model, clip, vae = models_of(shape)
+        patched = resampled(model, rule)
+        run = CaptureTraining(patched, clip, vae, *sets(), None, QUICK)
+        assert run.unet.v_prediction == predicts_v
+        assert torch.equal(run.unet.alpha_bars, training(shape).unet.alpha_bars)
+
+
+@pytest.mark.parametrize(("rule", "name"), [("x0", "X0"), ("lcm", "LCM")])
+def test_other_rules_are_refused(rule, name):
+    model, clip, vae = models_of()
+    with pytest.raises(ValueError, match=f"predict eps or v over 1000 timesteps.*got {name}"):
+        CaptureTraining(resampled(model, rule), clip, vae, *sets(), None, QUICK)
+
+
+def resampled(model: Any, rule: str) -> Any:
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    return ModelSamplingDiscrete().patch(model, rule, False)[0]
+
+
 # ---- reproducible, resumable, cancellable ----
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from magicportrait.host import magicface
+from magicportrait.host.unet import attention_blocks
+from magicportrait.magic.blocks import parse_blocks
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, parts
 
 COMBINATIONS = [
@@ -70,24 +75,38 @@ def test_long_prompts_and_weights():
     assert samples.isfinite().all() and record.run_of(samples)
 
 
-def test_several_images_of_one_concept_count_together():
+def test_several_images_of_one_concept_count_together(monkeypatch):
     from magicportrait.nodes.magicface import MagicFaceConcept
 
     images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     one = MagicFaceConcept.execute(images[:1], "hat", 2.0).args[0]
     three = MagicFaceConcept.execute(images, "hat", 2.0).args[0]
     sampling, model = Sampling(steps=2), parts()[0]
+    counts: list[dict[Any, int]] = []
+    original = magicface._ModelCall
+
+    def spied(*args: Any) -> Any:
+        counts.append({layer: len(tokens.k) for layer, [tokens] in args[3].items()})
+        return original(*args)
+
+    monkeypatch.setattr(magicface, "_ModelCall", spied)
     results = []
     for chained in (one, three):
         patched, positive, _ = apply(model, chained=chained)
         results.append(sampling.run(patched, positive))
     assert not torch.equal(*results)
+    assert counts[-1] == {layer: 3 * count for layer, count in counts[0].items()}
 
 
-def test_layers_by_name_act_alone():
+@pytest.mark.parametrize("layers", ["m0", "o6-8", "all"])
+def test_layers_by_name_act_alone(layers, monkeypatch):
+    acting: set[str] = set()
+    original = magicface._ModelCall._attend
+    monkeypatch.setattr(
+        magicface._ModelCall, "_attend", lambda self, block, *rest: (acting.add(str(block)), original(self, block, *rest))[1]
+    )
     model, sampling = parts()[0], Sampling(steps=2)
-    results = []
-    for layers in ("m0", "o6-11", "all"):
-        patched, positive, _ = apply(model, layers=layers, semantic_cfg=False)
-        results.append(sampling.run(patched, positive))
-    assert not torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
+    patched, positive, _ = apply(model, layers=layers, semantic_cfg=False)
+    samples = sampling.run(patched, positive)
+    assert acting == {str(block) for block in parse_blocks(layers, attention_blocks(model))}
+    assert not torch.equal(samples, sampling.run(model, positive))

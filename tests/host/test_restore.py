@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ class Inverts:
     def __init__(self, scale: int = 1) -> None:
         self.scale, self.seen = scale, []
         self.model = torch.nn.Linear(1, 1)
+        self.architecture = SimpleNamespace(id="ESRGAN")
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         self.seen.append(tuple(image.shape[-2:]))
@@ -54,6 +56,47 @@ def test_only_the_faces_change():
     changed = (found - 0.2).abs().amax(-1)[0] > 0.01
     assert model.seen == [(512, 512)] * 2
     assert torch.equal(changed, spots((10, 20, 42, 52), (80, 30, 112, 62))[0] > 0)
+    torch.testing.assert_close(found[0, 30, 20], torch.full((3,), 0.8))
+
+
+def gfpgan() -> Any:
+    """spandrel's own GFPGAN, with few channels and random weights."""
+    from spandrel import ImageModelDescriptor
+    from spandrel.architectures.GFPGAN import GFPGAN, GFPGANArch
+
+    torch.manual_seed(0)
+    model = GFPGAN(narrow=1 / 16, channel_multiplier=1)
+    # Drawn noise counts for nothing as long as its weights are 0.
+    state = {name: torch.ones_like(value) if value.shape == (1,) else value for name, value in model.state_dict().items()}
+    return ImageModelDescriptor(
+        model, state, architecture=GFPGANArch(), purpose="FaceSR", tags=[], supports_half=False, supports_bfloat16=True, scale=1,
+        input_channels=3, output_channels=3, call_fn=lambda model, image: model(image)[0],
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def test_gfpgan_sees_and_gives_pictures_in_its_own_range():
+    descriptor, picture = gfpgan(), torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0))
+    expected = descriptor.model(picture.movedim(-1, 1).contiguous() * 2 - 1, randomize_noise=False)[0] / 2 + 0.5
+    found = restored(picture, descriptor, faces=torch.ones(1, 512, 512))
+    torch.testing.assert_close(found, expected.clamp(0, 1).movedim(1, -1), rtol=0, atol=1e-5)
+    assert ((found > 0) & (found < 1)).float().mean() > 0.3, "a picture that is clipped everywhere shows nothing"
+    assert torch.equal(found, restored(picture, descriptor, faces=torch.ones(1, 512, 512))), "noise of its own"
+
+
+def test_codeformer_sees_and_gives_pictures_in_its_own_range():
+    """Its code comes with spandrel_extra_arches, whose licence is not for everyone: this is its calling convention."""
+    seen: list[torch.Tensor] = []
+
+    class Network(torch.nn.Linear):
+        def forward(self, x: torch.Tensor, weight: float = 0.5, **_: Any) -> tuple[torch.Tensor, None, None]:
+            seen.append(x)
+            return -x, None, None
+
+    model = Inverts()
+    model.model, model.architecture.id = Network(1, 1), "CodeFormer"
+    found = restored(gray(), model, faces=spots((10, 20, 42, 52)))
+    torch.testing.assert_close(seen[0], torch.full((1, 3, 512, 512), -0.6))
     torch.testing.assert_close(found[0, 30, 20], torch.full((3,), 0.8))
 
 
@@ -99,7 +142,7 @@ def test_masks_of_another_size():
 def test_no_face():
     nothing = spots()
     assert torch.equal(restored(gray(), faces=nothing), gray())
-    with pytest.raises(ValueError, match="picture 1 has no face in its mask"):
+    with pytest.raises(ValueError, match="picture 1 has no face in its mask or boxes"):
         restored(gray(), faces=nothing, on_no_face="error")
     with pytest.raises(ValueError, match="connect a mask of the faces, or boxes"):
         restored(gray())
