@@ -15,6 +15,7 @@ from typing import Any
 from . import toy
 
 # ruff: isort: split
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,6 +107,9 @@ def score(plain: Pictures, magic: Pictures, references: dict[str, Portrait]) -> 
 SETTINGS: list[tuple[str, float, dict[str, Any]]] = [
     ("default", DEFAULT_STRENGTH, {}),
     ("RSA only", DEFAULT_STRENGTH, {"inject_at": 1.0}),
+    ("RSA only, strength 3.5", 3.5, {"inject_at": 1.0}),
+    ("RSA only, strength 4", 4.0, {"inject_at": 1.0}),
+    ("RSA only, strength 5", 5.0, {"inject_at": 1.0}),
     ("inject_at 0", DEFAULT_STRENGTH, {"inject_at": 0.0}),
     ("inject_at .4 (the paper's)", DEFAULT_STRENGTH, {"inject_at": 0.4}),
     ("without semantic CFG", DEFAULT_STRENGTH, {"semantic_cfg": False}),
@@ -133,19 +137,40 @@ def main() -> None:
     plain = plain_pictures(checkpoint, noise)
     lines = ["# MagicFace on the toy checkpoint", "", f"`python -m bench.magicface_effect`, 4 reference sets x {args.seeds} seeds", ""]
     lines += ["| | 1 concept: error | elsewhere | 3 concepts: error | elsewhere |", "| --- | --- | --- | --- | --- |"]
+    found: dict[str, list[float]] = {}
     for name, strength, options in SETTINGS:
         if args.only and name not in args.only:
             continue
-        cells = []
+        cells: list[float] = []
         for parts in (("hat",), CONCEPTS):
             scores = []
             for references in sets:
                 chosen = {part: references[part] for part in parts}
                 scores.append(score(plain, magic_pictures(checkpoint, noise, chosen, strength, **options), chosen))
-            cells += [f"{sum(values) / len(values):.3f}" for values in zip(*scores, strict=True)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            cells += [sum(values) / len(values) for values in zip(*scores, strict=True)]
+        found[name] = cells
+        lines.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
         print(lines[-1], flush=True)
+    lines += ["", *less_spill(found)]
     toy.write_report("magicface_effect", lines)
+
+
+def less_spill(found: dict[str, list[float]]) -> list[str]:
+    """The paper's ablation: what regions spare, at the error that RSA alone reaches with more strength (linear between the rows)."""
+    alone = [cells for name, cells in found.items() if name.startswith("RSA only")]
+    if "default" not in found or len(alone) < 2:
+        return []
+    words = []
+    for concepts, column in (("one concept", 0), ("three concepts", 2)):
+        error, spill = found["default"][column : column + 2]
+        # np.interp wants rising errors.
+        errors, spills = zip(*sorted((cells[column], cells[column + 1]) for cells in alone), strict=True)
+        if not errors[0] <= error <= errors[-1]:
+            words.append(f"{concepts}: RSA alone does not come to {error:.2f}, its best is {errors[0]:.2f}")
+            continue
+        same = float(np.interp(error, errors, spills))
+        words.append(f"{concepts}: {spill:.3f} against {same:.3f}, {1 - spill / same:.0%} less")
+    return [f"Change elsewhere of the default against RSA alone at the same error (strengths between): {'; '.join(words)}."]
 
 
 def write_figure(checkpoint: toy.Toy, sets: list[dict[str, Portrait]], path: Path) -> None:

@@ -140,8 +140,8 @@ class InversionCache:
         try:
             write_inversion(self._path(inversion.key), inversion)
             self._trim()
-        except UnstorableInversion:
-            pass
+        except UnstorableInversion as error:
+            logging.info("MagicPortrait: an inversion is not remembered: %s", error)
         except OSError as error:
             logging.warning("MagicPortrait: an inversion could not be cached: %s", error)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,16 @@ sys.path.append(str(Path(__file__).parent))
 
 
 RUN_IN_PAGE = {
-    "classic": {"magicface_one_concept", "magicstyle_one_node"},
+    "classic": {
+        "concept_to_comparison",
+        "magicapture",
+        "magicface_correspondence",
+        "magicface_one_concept",
+        "magicstyle_one_node",
+        "magicstyle_small_face",
+        "magicstyle_sweep",
+        "magicstyle_two_styles",
+    },
     "nodes2": {
         "magicface_one_concept",
         "magicface_three_concepts",
@@ -25,16 +35,19 @@ RUN_IN_PAGE = {
         "MagiCapture train",
     },
 }
-"""Every workflow opens in both frontends, and runs through the server (test_workflows.py). In the page these do."""
+"""Every workflow opens in both frontends, and runs through the server (test_workflows.py). In the page each runs in one frontend or both;
+MAGICPORTRAIT_RUN_ALL_IN_PAGE=1 runs all in both."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    run_all = os.environ.get("MAGICPORTRAIT_RUN_ALL_IN_PAGE") == "1"
+
     def is_kept(item: pytest.Item) -> bool:
         if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
             return True
         chosen = item.callspec.params
         runs = item.originalname in ("test_workflow_from_the_gallery_runs_and_shows_its_pictures", "test_blueprint_is_offered_and_runs")
-        return not runs or chosen["name"] in RUN_IN_PAGE[chosen["frontend"]]
+        return not runs or run_all or chosen["name"] in RUN_IN_PAGE[chosen["frontend"]]
 
     items[:] = [item for item in items if is_kept(item)]
 

@@ -126,6 +126,26 @@ def random_vae(seed: int = 0) -> Any:
     return checkpoint.build_vae(Autoencoder().state_dict())
 
 
+def controlled(model: Any, positive: list[Any], negative: list[Any], side: int = 128) -> tuple[list[Any], list[Any]]:
+    """Both conditionings under a ControlNet with random weights, for pictures of a side."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    import nodes
+
+    config = dict(model.model.model_config.unet_config)
+    for name in ("out_channels", "transformer_depth_output", "dtype", "use_temporal_attention", "legacy"):
+        config.pop(name, None)
+    torch.manual_seed(0)
+    network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+    found = nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, control, torch.rand(1, side, side, 3), 1.0, 0.0, 1.0)
+    return found[0], found[1]
+
+
 def call_node(node: Any, **inputs: Any) -> tuple[Any, ...]:
     """Runs a node class as the host does, old style or new, and returns its outputs."""
     output = node.execute(**inputs) if hasattr(node, "define_schema") else getattr(node(), node.FUNCTION)(**inputs)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from magicportrait.host import layout_tracker, magicface
-from magicportrait.tests.host.models import call_node
+from magicportrait.tests.host.models import call_node, controlled
 from magicportrait.tests.host.sampling import PROMPT, Sampling, apply, concepts, encode, parts, watch
 
 
@@ -241,24 +241,9 @@ def test_time_ranges():
 
 
 def test_controlnet_with_random_weights():
-    import comfy.cldm.cldm
-    import comfy.controlnet
-    import comfy.ops
-
-    import nodes
-
     model = parts()[0]
-    config = dict(model.model.model_config.unet_config)
-    for name in ("out_channels", "transformer_depth_output", "dtype", "use_temporal_attention", "legacy"):
-        config.pop(name, None)
-    torch.manual_seed(0)
-    network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
     patched, ours, _ = apply(model)
-    hint = torch.rand(1, 128, 128, 3)
-    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(ours, encode("bad"), control, hint, 1.0, 0.0, 1.0)
+    positive, negative = controlled(model, ours, encode("bad"))
     sampling = Sampling(batch=2, steps=2, negative=negative)
     samples = sampling.run(patched, positive)
     assert samples.isfinite().all() and not torch.equal(samples, sampling.run(model, positive))

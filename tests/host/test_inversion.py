@@ -26,7 +26,7 @@ from magicportrait.host.inversion_files import InversionCache, UnreadableInversi
 from magicportrait.magic.inversion import psnr
 from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
-from magicportrait.tests.host.models import call_node, random_model, state_of
+from magicportrait.tests.host.models import call_node, controlled, random_model, state_of
 from magicportrait.tests.host.sampling import encode, parts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +116,27 @@ def test_guidance_takes_part(model_calls):
     )
     assert model_calls == [1, 1, 1] + [2] * 6
     assert not torch.equal(plain, guided) and not torch.equal(guided, other)
+
+
+def hooked(conditioning: list[Any]) -> list[Any]:
+    """Under a hook that changes a weight while this conditioning is used."""
+    import comfy.hooks
+
+    name = "diffusion_model.output_blocks.8.1.transformer_blocks.0.attn1.to_v"
+    rows, columns = parts()[0].model.state_dict()[f"{name}.weight"].shape
+    lora = {f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.ones(1, columns) * 0.05}
+    return comfy.hooks.set_hooks_for_conditioning(conditioning, comfy.hooks.create_hook_lora(lora, 1.0, 0.0))
+
+
+@pytest.mark.parametrize("change", [lambda cond: controlled(parts()[0], cond, cond, 64)[0], hooked], ids=["ControlNet", "hook"])
+def test_what_hangs_on_the_conditioning_takes_part(change, caplog):
+    caplog.set_level(logging.INFO)
+    plain = encode("a red hat")
+    options = {"measure": False, "method": "ddim", "cache_mb": 64}
+    with_it, without = (invert(parts()[0], positive=positive, **options)[0].latents[0] for positive in (change(plain), plain))
+    assert with_it.isfinite().all() and not torch.equal(with_it, without)
+    assert torch.equal(invert(parts()[0], positive=plain, **options)[0].latents[0], without), "nothing is left behind"
+    assert len(list(Path(folder_paths.get_user_directory()).rglob("*.safetensors"))) == 1 and "which a file cannot hold" in caplog.text
 
 
 def test_without_a_negative_guidance_is_away_from_the_empty_prompt():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
 from magicportrait.demo import checkpoint
+from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.magicface import MagicFaceApply
 from magicportrait.nodes.toy import MagicToyCheckpoint
 from magicportrait.tests.host.models import call_node
+from magicportrait.tests.host.sampling import PROMPT, Sampling, concepts
 from magicportrait.tests.host.test_coexistence import core_node
 
 OPTIONS: dict[str, Any] = {
@@ -50,6 +54,43 @@ def test_a_copy_in_the_hosts_plain_patcher_is_the_same_model():
     assert type(copy) is comfy.model_patcher.ModelPatcher and copy.model is not model.model
     weights, copied = model.model.state_dict(), copy.model.state_dict()
     assert weights.keys() == copied.keys() and all(torch.equal(weights[name], copied[name]) for name in weights)
+
+
+def merged(model: Any) -> Any:
+    other = checkpoint.load()[0].clone()
+    other.add_patches({"diffusion_model.out.2.weight": ("diff", (torch.full((4, 64, 3, 3), 0.05),))}, 1.0)
+    return call_node(core_node("nodes_model_merging", "ModelMergeSimple"), model1=model, model2=other, ratio=0.5)[0]
+
+
+def with_lora(model: Any) -> Any:
+    import comfy.sd
+
+    name = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn1.to_v"
+    rows, columns = model.model.state_dict()[f"{name}.weight"].shape
+    lora = {f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.ones(1, columns) * 0.02}
+    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+
+
+CHANGES: dict[str, Any] = {
+    "LoRA": with_lora,
+    "merge": merged,
+    "FreeU": lambda model: call_node(core_node("nodes_freelunch", "FreeU_V2"), model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)[0],
+    "PAG": lambda model: call_node(core_node("nodes_pag", "PerturbedAttentionGuidance"), model=model, scale=3.0)[0],
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_hosts_nodes_change_the_toy_and_magicface_acts_on_what_they_make(name):
+    model, clip, vae = checkpoint.load()
+    changed, sampling = CHANGES[name](model), Sampling(steps=2, negative=clip.encode_from_tokens_scheduled(clip.tokenize("")))
+    plain = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
+    pictures = [sampling.run(model, plain), sampling.run(changed, plain)]
+    for each in (model, changed):
+        patched, positive, _ = MagicFaceApply.execute(each, clip, vae, concepts(), **options).args
+        pictures.append(sampling.run(patched, positive))
+    assert all(picture.isfinite().all() for picture in pictures)
+    assert all(not torch.equal(one, other) for one, other in itertools.combinations(pictures, 2))
 
 
 @pytest.mark.parametrize("patched", [False, True])
