@@ -23,7 +23,7 @@ from magicportrait.nodes.analysis import MagicAttentionHeatmap, MagicAttentionMa
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.inversion import MagicStyleInvert
 from magicportrait.nodes.layout import MagicLayoutMasks
-from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
+from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply, MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleSampler
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, refined
 from magicportrait.nodes.metrics import MagicCompareGrid
@@ -66,7 +66,7 @@ def concept(checkpoint: toy.Toy) -> list[Tensor]:
 def magicface(checkpoint: toy.Toy) -> list[Tensor]:
     chosen, noise = reference_sets()[0], checkpoint.noise([0, 1])
     references = [torch.from_numpy(portraits.render(chosen[part], checkpoint_side()).image) for part in CONCEPTS]
-    plain, magic = plain_pictures(checkpoint, noise), magic_pictures(checkpoint, noise, chosen, 2.5)
+    plain, magic = plain_pictures(checkpoint, noise), magic_pictures(checkpoint, noise, chosen, DEFAULT_STRENGTH)
     return [*references, *plain.images, *magic.images]
 
 
@@ -167,7 +167,7 @@ def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
     for part in CONCEPTS:
         drawn = portraits.render(reference_sets()[0][part], checkpoint_side())
         mask = torch.from_numpy(drawn.masks[part])[None]
-        [concepts] = MagicFaceConcept.execute(toy.picture(drawn), part, 2.5, mask, "", None, concepts).args
+        [concepts] = MagicFaceConcept.execute(toy.picture(drawn), part, DEFAULT_STRENGTH, mask, "", None, concepts).args
     options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
     model, positive, _ = MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **options).args
     region = torch.zeros(1, checkpoint_side(), checkpoint_side())
@@ -182,7 +182,7 @@ def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
 def compare(checkpoint: toy.Toy) -> list[Tensor]:
     chosen, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
     references = torch.cat([toy.picture(portraits.render(chosen[part], checkpoint_side())) for part in CONCEPTS])
-    plain, magic = plain_pictures(checkpoint, noise), magic_pictures(checkpoint, noise, chosen, 2.5)
+    plain, magic = plain_pictures(checkpoint, noise), magic_pictures(checkpoint, noise, chosen, DEFAULT_STRENGTH)
     options = {**defaults_of(MagicCompareGrid), "row_captions": "references\nplain\nMagicFace", "cell": 112, "font": 16}
     [grid] = MagicCompareGrid.execute(references, **options, row_2=plain.images, row_3=magic.images).args
     return [grid[0]]

@@ -1,10 +1,12 @@
 """Compares methods: concepts x prompts x seeds x methods through a ComfyUI server: `python -m bench.suite bench/suites/toy.yaml`
 
 A suite is a YAML file (see bench/suites/). `methods` are workflows in ComfyUI's API or editor format and what is set in them; `set` holds
-for all of them. '#id.input' names the input of a node, 'Type.input' that of all nodes of a type; $concept, $prompt and $seed stand for the
-cell's own. `nodes` are added to every workflow; `identity` names the network for CSIM, as for bench.metrics. A run that was
-interrupted goes on where it ended; a cell whose workflow or concept changed is drawn again. Into the output folder go the pictures,
-results.md, results.csv and a grid for every concept and prompt.
+for all of them. '#id.input' names the input of a node, 'Type.input' that of all nodes of a type. $concept, $prompt and $seed stand for the
+cell's own, $concept/folder for a folder of the concept's, $concept/folder/* for the first picture in it. `nodes` are added to every
+workflow; `identity` names the network for CSIM, as for bench.metrics. `references` are the folders of a concept whose pictures the results
+are compared with, each by itself, by the name that the table gives them: {style: style}; default image/. A run that was interrupted goes on
+where it ended; a cell whose workflow or concept changed is drawn again. Into the output folder go the pictures, results.md, results.csv and
+a grid for every concept and prompt.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from typing import Any
 from . import toy
 
 # ruff: isort: split
+import numpy as np
 import torch
 import yaml
 from PIL import Image
 from torch import Tensor
 
 import dev
-from magicportrait.demo.portraits import render
+from magicportrait.demo import captures
+from magicportrait.demo.portraits import STYLES, render, sample_portrait
 from magicportrait.host.compare_grid import CompareGrid
 from magicportrait.host.identity import Identity
 from magicportrait.host.metrics import ARROWS
@@ -41,21 +45,39 @@ from .magicface_effect import reference_sets
 from .metrics import identity_named, measure_files, pictures_in, read_pictures, use_models
 
 COLOUR = "colour distance"
+ALONE = ("CLIP-T", "aesthetic")
+"""Metrics that compare with no reference."""
 _NEAREST = 0.02
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A folder of the official format, its prompts, and its name on the server."""
+    """A folder, its prompts, its name on the server, and its folders of references by the name that the table gives them.
+
+    With image/ and mask/ it is of MagicFace's official format.
+    """
 
     name: str
     folder: Path
     prompts: tuple[str, ...]
     remote: str
+    groups: tuple[tuple[str, str], ...] = (("", "image"),)
+
+    def images(self, subfolder: str) -> list[Path]:
+        """Pictures, without masks of theirs that lie within."""
+        root = self.folder / subfolder
+        return [path for path in pictures_in(root) if "mask" not in path.relative_to(root).parts[:-1]]
 
     @property
-    def images(self) -> list[Path]:
-        return pictures_in(self.folder / "image")
+    def references(self) -> list[Path]:
+        return [path for _, subfolder in self.groups for path in self.images(subfolder)]
+
+    def on_server(self, address: str) -> str:
+        """A folder of the concept's, or ('folder/*') the first picture in it, as the server calls it."""
+        subfolder, is_picture, _ = address.partition("/*")
+        if not is_picture:
+            return f"{self.remote}/{address}"
+        return f"{self.remote}/{self.images(subfolder)[0].relative_to(self.folder).as_posix()}"
 
 
 @dataclass(frozen=True)
@@ -100,16 +122,19 @@ def read_suite(path: Path, output: Path) -> Suite:
 
 
 def _read_concept(entry: dict[str, Any], config: dict[str, Any], path: Path, output: Path) -> Concept:
-    name = str(entry["name"])
+    name, groups = str(entry["name"]), config.get("references") or {"": "image"}
     if "draw" in entry:
         folder = output / "concepts" / name
-        draw_concept(int(entry["draw"]), folder)
+        drawers = {frozenset({"content", "style"}): draw_pair, frozenset({"subject", "style"}): draw_capture}
+        drawers.get(frozenset(groups), draw_concept)(int(entry["draw"]), folder)
     else:
         folder = (path.parent / entry["folder"]).resolve()
     prompts = tuple(entry.get("prompts") or config.get("prompts") or _own_prompt(folder))
-    if not pictures_in(folder / "image") or not prompts:
-        raise ValueError(f"concept {name}: {folder} needs pictures in image/ and mask/, and a prompt here or in its config*.yaml")
-    return Concept(name, folder, prompts, f"suite_{path.stem}/{name}")
+    concept = Concept(name, folder, prompts, f"suite_{path.stem}/{name}", tuple(groups.items()))
+    if not all(concept.images(subfolder) for subfolder in groups.values()) or not prompts:
+        wanted = "image/ and mask/" if "image" in groups.values() else " and ".join(f"{subfolder}/" for subfolder in groups.values())
+        raise ValueError(f"concept {name}: {folder} needs pictures in {wanted}, and a prompt here or in its config*.yaml")
+    return concept
 
 
 def _own_prompt(folder: Path) -> list[str]:
@@ -121,19 +146,39 @@ def draw_concept(index: int, folder: Path) -> None:
     """A reference set of the toy world as a concept folder."""
     for part, portrait in reference_sets()[index].items():
         drawn = render(portrait)
-        for kind, pixels in (("image", drawn.image), ("mask", drawn.masks[part])):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray((pixels * 255).round().astype("uint8")).save(folder / kind / f"{part}.png")
+        _save(drawn.image, folder / "image" / f"{part}.png")
+        _save(drawn.masks[part], folder / "mask" / f"{part}.png")
+
+
+def draw_pair(index: int, folder: Path) -> None:
+    """A portrait and another one in another style."""
+    _save(render(sample_portrait(2 * index, "cartoon")).image, folder / "content" / "content.png")
+    _save(render(sample_portrait(2 * index + 1, STYLES[1 + index % (len(STYLES) - 1)])).image, folder / "style" / "style.png")
+
+
+def draw_capture(index: int, folder: Path) -> None:
+    """Pictures of a person and of a style, with head masks, as MagiCapture takes them."""
+    capture = captures.sample_capture(index, STYLES[1 + index % (len(STYLES) - 1)])
+    for name, people in (("subject", capture.subject), ("style", capture.style)):
+        for i, (image, mask) in enumerate(zip(*captures.draw(people), strict=True)):
+            _save(image, folder / name / f"{i + 1}.png")
+            _save(mask, folder / name / "mask" / f"{i + 1}.png")
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:  # H W or H W 3 in 0..1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((pixels * 255).round().astype("uint8")).save(path)
 
 
 # ---- running ----
 
 
 def cells(suite: Suite) -> Iterator[Cell]:
+    """Seed by seed: the server remembers what the cell before has trained or inverted."""
     for concept in suite.concepts:
-        for prompt in concept.prompts:
-            for seed in suite.seeds:
-                for method in suite.methods:
+        for method in suite.methods:
+            for prompt in concept.prompts:
+                for seed in suite.seeds:
                     yield Cell(method, concept, prompt, seed)
 
 
@@ -150,7 +195,10 @@ def prompt_of(suite: Suite, cell: Cell, object_info: dict[str, Any]) -> dict[str
             if must_fit and not found:
                 raise ValueError(f"method '{cell.method}' sets {address}, but its workflow has no such node")
             for node in found:
-                node["inputs"][name] = values.get(value, value) if isinstance(value, str) else value
+                if isinstance(value, str) and value.startswith("$concept/"):
+                    node["inputs"][name] = cell.concept.on_server(value.removeprefix("$concept/"))
+                else:
+                    node["inputs"][name] = values.get(value, value) if isinstance(value, str) else value
     return nodes
 
 
@@ -233,12 +281,17 @@ def results(suite: Suite, output: Path) -> tuple[dict[str, dict[str, list[float]
         for concept in suite.concepts:
             own = [cell for cell in cells(suite) if cell.method == method and cell.concept is concept]
             paths = [cell.path(output) for cell in own]
-            measured = measure_files(paths, concept.images, tuple(cell.prompt for cell in own), suite.identity)
-            missing |= measured.missing
-            references, masks = read_pictures(concept.images), read_pictures(pictures_in(concept.folder / "mask"))[..., 0]
-            colours = [colour_distance(picture, references, masks) for picture in read_pictures(paths)]
-            for name, values in {COLOUR: colours, **measured.columns}.items():
-                columns.setdefault(name, []).extend(values)
+            if masks := pictures_in(concept.folder / "mask"):
+                references, shown = read_pictures(concept.references), read_pictures(masks)[..., 0]
+                columns.setdefault(COLOUR, []).extend(colour_distance(picture, references, shown) for picture in read_pictures(paths))
+            for label, subfolder in concept.groups:
+                measured = measure_files(paths, concept.images(subfolder), tuple(cell.prompt for cell in own), suite.identity)
+                missing |= measured.missing
+                for name, values in measured.columns.items():
+                    if name not in ALONE:
+                        columns.setdefault(f"{label}: {name}" if label else name, []).extend(values)
+                    elif subfolder == concept.groups[0][1]:
+                        columns.setdefault(name, []).extend(values)
         table[method] = columns
     return table, missing
 
@@ -249,7 +302,10 @@ def write_results(suite: Suite, output: Path) -> None:
     count = len(list(cells(suite))) // len(suite.methods)
     arrows = {**ARROWS, COLOUR: "↓"}
     lines = [f"# {suite.name}", "", f"{count} pictures a method; mean and standard error.", ""]
-    lines += ["| method | " + " | ".join(f"{name} {arrows[name]}" for name in names) + " |", "| --- |" + " --- |" * len(names)]
+    lines += [
+        "| method | " + " | ".join(f"{name} {arrows[name.split(': ')[-1]]}" for name in names) + " |",
+        "| --- |" + " --- |" * len(names),
+    ]
     for method, columns in table.items():
         lines.append(f"| {method} | " + " | ".join(_mean_and_error(columns[name]) for name in names) + " |")
     lines += ["", *(f"- {name}: {reason}" for name, reason in missing.items())]
@@ -276,7 +332,7 @@ def _mean_and_error(values: list[float]) -> str:
 def write_grids(suite: Suite, output: Path) -> None:
     """References above, then a row for each method and a column for each seed."""
     for concept in suite.concepts:
-        references = [read_pictures([path])[0] for path in concept.images]
+        references = [read_pictures([path])[0] for path in concept.references]
         for number, prompt in enumerate(concept.prompts, 1):
             rows: list[list[Tensor | None]] = [list(references)]
             for method in suite.methods:
