@@ -620,8 +620,7 @@ def test(options: argparse.Namespace) -> int:
     if host:
         version = host_version(host)
         others = [other.resolve() for other in sorted(host.parent.glob("ComfyUI-*")) if is_comfyui(other) and other.resolve() != host]
-        # At once: the browser tests wait a lot. They go first, because they are the ones that time out. What the others print follows when
-        # all are done.
+        # At once: the browser tests wait a lot, and the host tests make way for them. What the others print follows when all are done.
         text = {"encoding": "utf-8", "errors": "replace"}
         ignored = [f"--ignore=tests/host/{file}" for file in HOST_HARDLY_MATTERS]
         beside = [(f"tests/e2e on ComfyUI {version}", ["pytest", "tests/e2e", *expression], host)]

@@ -21,9 +21,9 @@ def input_root() -> Path:
 
 
 def folders_with(is_wanted: Callable[[Path], bool]) -> list[str]:
-    """Names of folders up to two levels down in the input folder that are as wanted and no links to elsewhere."""
+    """Names of folders up to three levels down in the input folder that are as wanted and no links to elsewhere."""
     root = input_root()
-    found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir() and is_wanted(path))
+    found = (path for pattern in ("*", "*/*", "*/*/*") for path in root.glob(pattern) if path.is_dir() and is_wanted(path))
     return sorted(path.relative_to(root).as_posix() for path in found if path.resolve().is_relative_to(root.resolve()))
 
 

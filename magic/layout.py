@@ -42,7 +42,7 @@ def joined(parts: Sequence[tuple[SemanticLayout, Sequence[int]]], size: Sequence
     whole = SemanticLayout(torch.full_like(first.regions, -1), torch.zeros_like(first.foreground), torch.zeros_like(first.phrase_maps))
     for layout, (height, width, top, left) in parts:
         rows, columns = (
-            _cells(start, length, cells / side)
+            _cells(start, length, cells, side)
             for start, length, cells, side in zip((top, left), (height, width), first.regions.shape[1:], size, strict=True)
         )
         shape = (rows.stop - rows.start, columns.stop - columns.start)
@@ -54,9 +54,10 @@ def joined(parts: Sequence[tuple[SemanticLayout, Sequence[int]]], size: Sequence
     return whole
 
 
-def _cells(start: int, length: int, scale: float) -> slice:
-    first = round(start * scale)
-    return slice(first, max(first + 1, round((start + length) * scale)))
+def _cells(start: int, length: int, cells: int, side: int) -> slice:
+    """What a stretch of a side covers of its cells, one at least. It may reach beyond the side."""
+    first = min(round(start * cells / side), cells - 1)
+    return slice(first, min(cells, max(first + 1, round((start + length) * cells / side))))
 
 
 def head_mean_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:

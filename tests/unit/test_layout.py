@@ -15,6 +15,7 @@ from magicportrait.magic.layout import (
     SemanticLayout,
     foreground_columns,
     head_mean_attention,
+    joined,
     layout_downscales,
     propagate,
     semantic_layout,
@@ -312,3 +313,23 @@ def test_levels_are_there_finest_first_and_affordable(available: list[int], heig
     assert 1 <= len(levels) <= 3
     assert list(levels) == sorted(set(levels)) and set(levels) <= set(available)
     assert all(height * width <= level**2 * 64**2 for level in levels) or levels == (max(available),)
+
+
+def test_parts_are_joined_in_their_places():
+    def part(region: int) -> SemanticLayout:
+        return SemanticLayout(torch.full((2, 4, 8), region), torch.ones(2, 4, 8, dtype=torch.bool), torch.full((2, 1, 4, 8), region + 1.0))
+
+    # In a picture of 16x32 a cell is four pixels; the last part reaches beyond it.
+    found = joined([(part(0), (16, 8, 0, 0)), (part(1), (8, 8, 8, 4)), (part(2), (99, 99, 14, 28))], (16, 32))
+    assert found.regions[1].tolist() == [
+        [0, 0, -1, -1, -1, -1, -1, -1],
+        [0, 0, -1, -1, -1, -1, -1, -1],
+        [0, 1, 1, -1, -1, -1, -1, -1],
+        [0, 1, 1, -1, -1, -1, -1, 2],
+    ]
+    assert torch.equal(found.foreground, found.regions >= 0) and torch.equal(found.phrase_maps[:, 0], found.regions + 1.0)
+
+
+def test_a_part_of_less_than_a_cell_has_one():
+    dot = SemanticLayout(torch.zeros(1, 2, 2, dtype=torch.long), torch.ones(1, 2, 2, dtype=torch.bool), torch.zeros(1, 0, 2, 2))
+    assert joined([(dot, (1, 1, 15, 0))], (16, 16)).regions.tolist() == [[[-1, -1], [0, -1]]]
