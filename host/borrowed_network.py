@@ -8,13 +8,16 @@ import torch
 
 
 class BorrowedNetwork:
-    """Moves a network to the device when it is used. Its memory goes when this object does, or earlier when the host needs it."""
+    """Moves a network to the device when it is used. Its memory goes when this object does, or earlier when the host needs it.
 
-    def __init__(self, network: torch.nn.Module):
+    memory: bytes that it works in, beside its weights.
+    """
+
+    def __init__(self, network: torch.nn.Module, memory: float = 2 * 1024**3):
         import comfy.model_management as management
         import comfy.model_patcher
 
-        self.device = management.get_torch_device()
+        self.device, self._memory = management.get_torch_device(), memory
         # The host sets attributes of its own, such as 'device', which other libraries' networks refuse: hence the holder.
         holder = torch.nn.Sequential(network.eval())
         self._patcher = comfy.model_patcher.ModelPatcher(holder, load_device=self.device, offload_device=torch.device("cpu"))
@@ -24,5 +27,5 @@ class BorrowedNetwork:
         import comfy.model_management as management
 
         # In parts the host loads only layers of its own; and with --novram it loads none.
-        management.load_models_gpu([self._patcher], force_full_load=True)
+        management.load_models_gpu([self._patcher], memory_required=self._memory, force_full_load=True)
         return self._patcher.model[0].to(self.device)

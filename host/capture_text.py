@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture_lora import LoraLinear, patched_weights
-from .placeholders import Embedding, PlaceholderTokenizer, encoder_tokenizers
+from .placeholders import Embedding, PlaceholderTokenizer, base_tokenizer, encoder_tokenizers
 
 _TOLERANCE = 2e-3
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -128,7 +128,8 @@ class TrainableText:
             for word in placeholders
         ]
         self._clip = clip
-        self._tokenizer = PlaceholderTokenizer(clip.tokenizer, blank)
+        # Words that the CLIP has learned before stay out of it: a training could not hold them.
+        self._tokenizer = PlaceholderTokenizer(base_tokenizer(clip.tokenizer), blank)
         self._prompts: dict[str, Prompt] = {}
 
     def prompt(self, text: str) -> Prompt:
@@ -139,7 +140,7 @@ class TrainableText:
             positions: list[int] = []
             for name, encoder in self.encoders.items():
                 chunks = tokens[name.removeprefix("clip_")]
-                if len(chunks) > 1 or any(weight != 1 for _, weight in chunks[0]):
+                if len(chunks) > 1 or any(weight != 1 or isinstance(token, Tensor) for token, weight in chunks[0]):
                     raise ValueError(
                         f"training prompt '{text}' must fit into 77 tokens and have no weights or embeddings: shorten the template"
                     )

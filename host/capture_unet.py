@@ -133,7 +133,9 @@ def _watched_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str,
     """Cross-attention with an explicit softmax, of which `columns` (B K) are appended to `maps` as B heads K H W."""
     grid, count = token_grid(q, extra_options), extra_options["n_heads"]
     q, k, v = _heads(q, count), _heads(k, count), _heads(v, count)
-    probabilities = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1, torch.float32)  # B heads N 77
+    # As the host does where half precision overflows, which it does in SD2.1.
+    with torch.autocast(q.device.type, enabled=False):
+        probabilities = (q.float() * q.shape[-1] ** -0.5 @ k.float().transpose(-1, -2)).softmax(-1)  # B heads N 77
     index = columns[:, None, None].expand(-1, count, probabilities.shape[2], -1)
     maps.append(probabilities.gather(-1, index).transpose(2, 3).unflatten(-1, grid))
     return (probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2)

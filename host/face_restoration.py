@@ -64,18 +64,18 @@ def _soft_square(side: int, feather: float) -> Tensor:
 
 
 @contextlib.contextmanager
-def on_device(descriptor: Any) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A loaded spandrel model as a function, on its device and in the precision that it supports."""
+def on_device(descriptor: Any, memory: float = _WORKING_MEMORY) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A loaded spandrel model as a function, on its device and in the precision that it supports. memory: bytes that it works in."""
     import comfy.model_management as management
 
     patcher = getattr(descriptor, "patcher", None)
     if patcher is None:
         # Older hosts' loaders leave the memory to whoever runs the model.
         device = management.get_torch_device()
-        management.free_memory(management.module_size(descriptor.model) + _WORKING_MEMORY, device)
+        management.free_memory(management.module_size(descriptor.model) + memory, device)
         descriptor.to(device)
     else:
-        management.load_models_gpu([patcher], force_full_load=True)
+        management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
         device = torch.device(patcher.load_device)
 
     def run(image: Tensor) -> Tensor:
@@ -101,14 +101,19 @@ def upscaled(image: Tensor, descriptor: Any) -> Tensor:
     import comfy.utils
 
     tile = 512
-    with on_device(descriptor) as model:
+    # The host's own estimate.
+    memory = max(_WORKING_MEMORY, 3 * tile * tile * 4 * 384 * max(descriptor.scale, 1))
+    is_oom = getattr(management, "is_oom", lambda error: isinstance(error, management.OOM_EXCEPTION))
+    with on_device(descriptor, memory) as model:
         while True:
             try:
                 scaled: Tensor = comfy.utils.tiled_scale(
                     image, model, tile_x=tile, tile_y=tile, overlap=32, upscale_amount=descriptor.scale, output_device="cpu"
                 )
                 return scaled.clamp(0, 1)
-            except management.OOM_EXCEPTION:
+            except Exception as error:
+                if not is_oom(error):
+                    raise
                 tile //= 2
                 if tile < 128:
                     raise

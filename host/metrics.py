@@ -186,7 +186,7 @@ def dino_folders() -> list[str]:
 
 def _pretrained(model_class: Any, folder: str) -> BorrowedNetwork:
     path = model_folders.path_of(METRICS, folder)
-    return BorrowedNetwork(model_class.from_pretrained(path, local_files_only=True, use_safetensors=True))
+    return BorrowedNetwork(model_class.from_pretrained(path, local_files_only=True, use_safetensors=True).float())
 
 
 def _pictures_through(model_class: Any, folder: str, images: Tensor, read: Callable[[Any], Tensor]) -> Tensor:

@@ -28,10 +28,13 @@ class Embedding:
 class PlaceholderTokenizer:
     """A tokenizer of the host that also knows learned words: their tokens are vectors, as those of the host's 'embedding:' syntax are.
 
-    Everything else is the tokenizer's that it was made from, which stays as it was.
+    Everything else is the tokenizer's that it was made from, which stays as it was. If that one knows learned words, so does this one.
     """
 
     def __init__(self, tokenizer: Any, embeddings: Sequence[Embedding]):
+        if isinstance(tokenizer, PlaceholderTokenizer):
+            tokenizer, embeddings = tokenizer.base, (*tokenizer.embeddings, *embeddings)
+        self.base, self.embeddings = tokenizer, tuple(embeddings)
         self._inner = copy.copy(tokenizer)
         self._pattern, self._stand_ins = _stand_ins(embeddings)
         self._vectors: dict[str, dict[int, Tensor]] = {}
@@ -71,8 +74,14 @@ class PlaceholderTokenizer:
         return list(self._vectors[encoder])
 
 
+def base_tokenizer(tokenizer: Any) -> Any:
+    """The host's own, without learned words."""
+    return tokenizer.base if isinstance(tokenizer, PlaceholderTokenizer) else tokenizer
+
+
 def encoder_tokenizers(tokenizer: Any) -> dict[str, Any]:
     """The tokenizers of a CLIP's text encoders by the encoders' names. ValueError for anything but CLIP-L, CLIP-G and CLIP-H."""
+    tokenizer = base_tokenizer(tokenizer)
     found = {name: part for name, part in vars(tokenizer).items() if hasattr(part, "tokenizer") and hasattr(part, "embedding_key")}
     if not found or not found.keys() <= {"clip_l", "clip_g", "clip_h"}:
         raise ValueError(
@@ -119,7 +128,8 @@ def save_embedding(embedding: Embedding, name: str) -> Path:
     import folder_paths
     from safetensors.torch import save_file
 
-    if not re.fullmatch(r"[\w\- ]+", name):
+    # After 'embedding:' the host reads as far as the first space.
+    if not re.fullmatch(r"[\w\-]+", name):
         raise ValueError(f"file name '{name}' must consist of letters, digits, '-' and '_'")
     folder = Path(folder_paths.get_folder_paths("embeddings")[0])
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ _SAME_OBJECT = 0.7
 """Overlap (intersection over union) above which two boxes show the same thing."""
 
 _SAM_DECODER_HEADS = 8
+_SAM_MEMORY = 5 * 1024**3
+"""What vit_h works in: the attention of a few layers sees all 64x64 tokens at once."""
 
 
 def detector_names() -> list[str]:
@@ -40,7 +42,7 @@ class TextDetector:
         self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
         # The custom CUDA kernels would be compiled, or fetched, at run time.
         options = {"local_files_only": True, "use_safetensors": True, "disable_custom_kernels": True}
-        self._model = BorrowedNetwork(AutoModelForZeroShotObjectDetection.from_pretrained(path, **options))
+        self._model = BorrowedNetwork(AutoModelForZeroShotObjectDetection.from_pretrained(path, **options).float())
 
     def find(self, image: Tensor, text: str, threshold: float) -> list[Box]:
         """Boxes of what `text` names (several things separated by commas), best first. image: H W 3 in 0..1; threshold: 0..1."""
@@ -77,7 +79,7 @@ class Segmenter:
             raise ValueError(f"'{name}' is not a SAM checkpoint (vit_b, vit_l or vit_h): {model_folders.missing(SAMS)}")
         sam = build_sam(state)
         sam.load_state_dict(state)
-        self._model = BorrowedNetwork(sam)
+        self._model = BorrowedNetwork(sam, _SAM_MEMORY)
         self._predictor: Any = SamPredictor(self._model.on_device())
 
     def look_at(self, image: Tensor) -> None:

@@ -70,15 +70,16 @@ def clean_estimate(noisy: Tensor, output: Tensor, alpha_bar: Tensor, v_predictio
 def face_crops(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Cuts one square out of each image and scales it, with gradient. images: B 3 H W; boxes: B 3, centre x, centre y and half side in
     pixels -> B 3 side side. Outside the image the border continues."""
-    height, width = images.shape[-2:]
+    # Bilinear sampling looks at four pixels only: what is to become much smaller is made smaller first.
+    factor = max(1, int((boxes[:, 2].max() * 2 / side).item()))
+    if factor > 1:
+        images = F.avg_pool2d(images, factor, ceil_mode=True)
+    # In pixels of before; the last row and column may stand for less.
+    height, width = (count * factor for count in images.shape[-2:])
     steps = (torch.arange(side, device=images.device, dtype=torch.float32) + 0.5) / side * 2 - 1
     x = (boxes[:, :1] + boxes[:, 2:] * steps) / width * 2 - 1  # B side
     y = (boxes[:, 1:2] + boxes[:, 2:] * steps) / height * 2 - 1
     grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], -1)
-    # Bilinear sampling looks at four pixels only: what is to become much smaller is made smaller first, where its sides allow it.
-    factor = max(1, int((boxes[:, 2].max() * 2 / side).item()))
-    if factor > 1 and height % factor == 0 and width % factor == 0:
-        images = F.avg_pool2d(images, factor)
     return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -61,6 +61,9 @@ _HEAD = {"0": "bn2", "3": "fc", "4": "features"}
 
 def load_iresnet(state: Mapping[str, Tensor]) -> IResNet:
     """Builds the network that the weights are of. ValueError when they are of something else."""
+    if any(name.startswith("model.") for name in state):
+        # A training's checkpoint has the head that told its own people apart beside the model.
+        state = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
     state = {re.sub(r"^(module\.|model\.)+", "", name): tensor for name, tensor in state.items()}
     bgr = any(name.startswith("body.") for name in state)
     renamed = _from_adaface(state) if bgr else _from_arcface(state)
@@ -90,11 +93,11 @@ def _from_arcface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _from_adaface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
-        part, index, *rest = name.split(".")
-        if part == "body":
-            layer, number, *rest = rest
-            renamed[f"units.{index}.{_BODY[number] if layer == 'res_layer' else f'downsample.{number}'}.{'.'.join(rest)}"] = tensor
-        else:
-            names = {"input_layer": _STEM, "output_layer": _HEAD}[part]
-            renamed[f"{names[index]}.{'.'.join(rest)}"] = tensor
+        if found := re.fullmatch(r"body\.(\d+)\.(res|shortcut)_layer\.(\d+)\.(.+)", name):
+            index, layer, number, rest = found.groups()
+            name = f"units.{index}.{_BODY[number] if layer == 'res' else f'downsample.{number}'}.{rest}"
+        elif found := re.fullmatch(r"(input|output)_layer\.(\d+)\.(.+)", name):
+            layer, number, rest = found.groups()
+            name = f"{(_STEM if layer == 'input' else _HEAD)[number]}.{rest}"
+        renamed[name] = tensor
     return renamed

@@ -582,7 +582,9 @@ class MagicEmbeddingSave(io.ComfyNode):
     @classmethod
     def execute(cls, embeddings: tuple[Embedding, ...], name: str) -> io.NodeOutput:
         words = ["".join(character for character in embedding.placeholder if character.isalnum()) for embedding in embeddings]
-        paths = [save_embedding(embedding, f"{name.strip()}_{word or i}") for i, (embedding, word) in enumerate(zip(embeddings, words))]
+        paths = [
+            save_embedding(embedding, f"{'_'.join(name.split())}_{word or i}") for i, (embedding, word) in enumerate(zip(embeddings, words))
+        ]
         return io.NodeOutput("\n".join(f"embedding:{path.stem}" for path in paths))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from magicportrait.demo import captures
 from magicportrait.host import placeholders
 from magicportrait.host.capture_folder import NO_FOLDER
-from magicportrait.host.capture_training import CaptureSettings
+from magicportrait.host.capture_training import CaptureSettings, CaptureTraining
 from magicportrait.host.placeholders import Embedding, with_placeholders
 from magicportrait.nodes import magicapture as nodes
 from magicportrait.nodes.toy import MagicToyCapture
@@ -25,7 +26,7 @@ from magicportrait.tests.host import models
 from magicportrait.tests.host.models import call_node
 from magicportrait.tests.host.sampling import Sampling
 from magicportrait.tests.host.test_coexistence import core_node
-from magicportrait.tests.host.test_magicapture import models_of
+from magicportrait.tests.host.test_magicapture import QUICK, models_of, sets
 
 SIDE = 64
 PROMPT = "a portrait of a <anna> woman in the style of <ink>"
@@ -170,7 +171,7 @@ def test_only_files_of_the_embeddings_folder_are_read(folders, name):
         placeholders.load_embedding(name, "")
 
 
-@pytest.mark.parametrize("name", ["../escape", "a/b", ""])
+@pytest.mark.parametrize("name", ["../escape", "a/b", "", "my face"])
 def test_only_plain_file_names_are_written(folders, name):
     with pytest.raises(ValueError, match="must consist of"):
         placeholders.save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), name)
@@ -199,6 +200,43 @@ def test_a_placeholder_is_its_vectors_in_any_prompt(shape, count):
         assert [w for chunk in chunks for _, w in chunk] == pytest.approx([w for chunk in plain[name] for _, w in chunk])
     assert encode(words, text).isfinite().all()
     assert torch.equal(encode(words, "a cat"), encode(clip, "a cat"))
+
+
+def test_words_of_two_trainings_go_together(folders):
+    clip = models_of()[1]
+    generator = torch.Generator().manual_seed(0)
+    anna, ink, coal = (Embedding(word, {"clip_l": torch.randn(2, 96, generator=generator)}) for word in ("<anna>", "<ink>", "<coal>"))
+    both = with_placeholders(with_placeholders(clip, [anna]), [ink, coal])
+    text = "a photo of <anna> in <ink>, (<coal>:1.2)"
+    assert torch.equal(encode(both, text), encode(with_placeholders(clip, [anna, ink, coal]), text))
+    with pytest.raises(ValueError, match="'<anna>' is there twice"):
+        with_placeholders(both, [anna])
+
+
+def test_a_clip_with_learned_words_can_be_trained_again(folders):
+    model, clip, vae = models_of()
+    known = with_placeholders(clip, [Embedding("<other>", {"clip_l": torch.ones(1, 96)})])
+    first, second = (CaptureTraining(model, each, vae, *sets(), None, QUICK) for each in (clip, known))
+    assert torch.equal(*(run.text.prompt("a photo of <anna>").ids["clip_l"] for run in (first, second)))
+
+
+def test_a_template_with_an_embedding_is_refused(folders, monkeypatch):
+    placeholders.save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), "there")
+    folder_paths.filename_list_cache.pop("embeddings", None)
+    model, clip, vae = models_of()
+    monkeypatch.setattr(clip.tokenizer.clip_l, "embedding_directory", [str(folders / "embeddings")])
+    subject, style = sets()
+    subject = replace(subject, templates=("a photo of a {person}, embedding:there",))
+    with pytest.raises(ValueError, match="have no weights or embeddings"):
+        CaptureTraining(model, clip, vae, subject, style, None, QUICK)
+
+
+def test_a_name_with_a_space_is_one_that_prompts_can_use(folders, monkeypatch):
+    [saved] = nodes.MagicEmbeddingSave.execute((Embedding("<a>", {"clip_l": torch.ones(1, 96)}),), "my face").args
+    assert saved == "embedding:my_face_a"
+    clip = models_of()[1]
+    monkeypatch.setattr(clip.tokenizer.clip_l, "embedding_directory", [str(folders / "embeddings")])
+    assert any(isinstance(token[0], torch.Tensor) for token in clip.tokenize(saved)["l"][0])
 
 
 def test_a_placeholder_is_no_part_of_other_words():

@@ -181,6 +181,21 @@ def resampled(model: Any, rule: str) -> Any:
     return ModelSamplingDiscrete().patch(model, rule, False)[0]
 
 
+def test_watched_attention_does_not_overflow_in_half_precision():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (100 * torch.randn(1, count, 64, generator=generator).sign() for count in (4, 7))
+    k[:, 0] = q[:, 0]
+    options = {"n_heads": 1, "activations_shape": (1, 64, 2, 2), "block": ("output", 0)}
+    results = []
+    for dtype in (torch.float32, torch.float16):
+        maps: list[torch.Tensor] = []
+        v = torch.eye(7, 64, dtype=dtype)[None]
+        out = capture_unet._watched_attention(q.to(dtype), k.to(dtype), v, options, torch.tensor([[0, 1]]), maps)
+        results.append((out.float(), maps[0]))
+    assert results[1][0].isfinite().all() and results[1][1][0, 0, 0, 0, 0] == 1
+    torch.testing.assert_close(results[1], results[0])
+
+
 # ---- reproducible, resumable, cancellable ----
 
 

@@ -102,6 +102,16 @@ def test_text_boxes_are_those_of_the_library(models):
     assert ours <= expected
 
 
+def test_a_detector_saved_in_half_precision_finds_the_same(models):
+    from transformers import AutoModelForZeroShotObjectDetection
+
+    folder, image = models / "grounding-dino" / "tiny", pictures()[0]
+    full = segmentation.TextDetector("tiny").find(image, "hat", 0.3)
+    AutoModelForZeroShotObjectDetection.from_pretrained(folder).half().save_pretrained(folder)
+    half = segmentation.TextDetector("tiny").find(image, "hat", 0.3)
+    assert full and [box.corners for box in half] == [pytest.approx(box.corners, abs=1.0) for box in full]
+
+
 def test_text_gives_a_mask_for_each_picture(models):
     mask, boxes, overlay = masked(pictures(2))
     assert mask.shape == (2, 70, 50) and overlay.shape == (2, 70, 50, 3) and len(boxes) == 2

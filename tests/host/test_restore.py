@@ -5,9 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management as management
+import comfy.model_patcher
 import pytest
 import torch
 
+from magicportrait.host.borrowed_network import BorrowedNetwork
+from magicportrait.host.face_restoration import upscaled
 from magicportrait.nodes.restore import MagicPortraitRestore
 
 
@@ -132,6 +136,45 @@ def test_the_picture_is_enlarged_first():
     assert found.shape == (2, 192, 256, 3)
     changed = (found - 0.2).abs().amax(-1) > 0.01
     assert changed.sum().item() == 2 * 64 * 64 and changed[:, 40:104, 20:84].all()
+
+
+class RunsOut(Enlarges):
+    """Has not enough memory for large tiles."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(2)
+        self.error = error
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if image.shape[-1] > 128:
+            raise self.error
+        return super().__call__(image)
+
+
+def test_without_memory_tiles_become_smaller():
+    picture = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    error = management.OOM_EXCEPTION("out of memory") if management.OOM_EXCEPTION is not Exception else RuntimeError("out of memory")
+    torch.testing.assert_close(upscaled(picture, RunsOut(error)), upscaled(picture, Enlarges(2)))
+    if management.OOM_EXCEPTION is not Exception:
+        with pytest.raises(RuntimeError, match="another error"):
+            upscaled(picture, RunsOut(RuntimeError("another error")))
+
+
+def test_room_is_made_for_the_work_too(monkeypatch):
+    asked: list[float] = []
+    original = management.load_models_gpu
+
+    def spied(models: Any, memory_required: float = 0, **options: Any) -> Any:
+        asked.append(memory_required)
+        return original(models, memory_required, **options)
+
+    monkeypatch.setattr(management, "load_models_gpu", spied)
+    model, upscaler = Inverts(), Enlarges(4)
+    for each in (model, upscaler):
+        each.patcher = comfy.model_patcher.ModelPatcher(each.model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    restored(gray(), model, faces=spots((10, 20, 42, 52)), upscale_model=upscaler)
+    BorrowedNetwork(torch.nn.Linear(1, 1)).on_device()
+    assert min(asked) >= 2 * 1024**3 and max(asked) > 4 * 1024**3 and len(asked) == 3
 
 
 def test_masks_of_another_size():

@@ -148,6 +148,22 @@ def test_face_crops_show_the_box():
     assert wider.mean().item() == pytest.approx(0.25, abs=0.02)
 
 
+def test_what_becomes_much_smaller_is_smoothed_at_any_size():
+    """A reference is cut out of the whole picture, a drawn face out of the decoded part around it."""
+    picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    box = torch.tensor([[256.0, 256.0, 170.0]])
+    whole = losses.face_crops(picture, box, 112)
+    part = losses.face_crops(picture[..., 64:448, 64:448], box - torch.tensor([[64.0, 64.0, 0.0]]), 112)
+    fits = losses.face_crops(picture[..., 1:511, 1:511], box - torch.tensor([[1.0, 1.0, 0.0]]), 112)
+    for crop in (whole, part, fits):
+        assert crop.std() < 0.1, "the mean of nine has a third of the noise, 0.29"
+    ramp = torch.linspace(0, 1, 500).expand(1, 3, 500, 500)
+    smooth = [losses.face_crops(ramp[..., :width], box, 112) for width in (500, 498)]
+    torch.testing.assert_close(smooth[0], smooth[1], rtol=0, atol=1e-4)
+    middle = ((torch.arange(112) + 0.5) / 112 * 340 + 86 - 0.5) / 499
+    torch.testing.assert_close(smooth[0][0, 0, 50], middle, rtol=0, atol=2e-3)
+
+
 def test_the_crop_passes_its_gradient_to_the_box_only():
     image = random(1, 3, 32, 32).requires_grad_()
     (gradient,) = torch.autograd.grad(losses.face_crops(image, torch.tensor([[16.0, 16.0, 4.0]]), 8).sum(), image)

@@ -106,3 +106,14 @@ def test_other_weights_are_refused(broken):
         state["layer2.0.attention.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match="IResNet"):
         load_iresnet(state)
+
+
+def test_the_head_of_a_trainings_checkpoint_is_left_out():
+    state, faces = weights(True), torch.rand(2, 3, 112, 112)
+    saved = {f"model.{name}": tensor for name, tensor in state.items()} | {"head.kernel": torch.rand(24, 5), "head.t": torch.zeros(1)}
+    assert torch.equal(load_iresnet(saved)(faces), load_iresnet(state)(faces))
+
+
+def test_adaface_weights_beside_others_are_refused_with_the_name_of_what_is_too_much():
+    with pytest.raises(ValueError, match=r"do not fit an IResNet: .*head\.kernel"):
+        load_iresnet({**weights(True), "head.kernel": torch.rand(24, 5)})
