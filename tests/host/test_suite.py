@@ -196,7 +196,7 @@ def known_inputs(node: dict[str, Any]) -> set[str]:
     found = {node.define_schema().node_id: node.define_schema() for node in NODES}.get(node["class_type"])
     if found is None:
         return set()
-    inputs = {item.id: item for item in found.inputs}
+    inputs = {item.id: item for item in found.inputs or []}
     needed = {name for name, item in inputs.items() if not item.optional}
     return (node["inputs"].keys() - {name for name in inputs}) | (needed - node["inputs"].keys())
 
