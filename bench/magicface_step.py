@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from magicportrait.host.layout_record import LayoutRecord
-from magicportrait.host.magicface import FeatureStore, MagicFacePatch, SigmaRange
+from magicportrait.host.magicface import FeatureStore, MagicFacePatch, Span
 from magicportrait.host.prompts import TAG, TaggedPrompt
 from magicportrait.host.references import Reference
 from magicportrait.host.unet import attention_blocks
@@ -59,7 +59,7 @@ def conditioning(seed: int, tag: str = "") -> list[Any]:
     return [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(seed)), {TAG: tag} if tag else {}]]
 
 
-def patched(model: Any, references: int, inject_sigma: float, keep: bool) -> tuple[Any, list[Any]]:
+def patched(model: Any, references: int, keep: bool) -> tuple[Any, list[Any]]:
     """The model with a patch whose references are random latents: no text encoder or VAE is needed."""
     positive = conditioning(1, "bench")
     mask = torch.zeros(SIDE, SIDE)
@@ -76,7 +76,8 @@ def patched(model: Any, references: int, inject_sigma: float, keep: bool) -> tup
         references=tuple(Reference(i, torch.randn(1, 4, SIDE, SIDE), mask, 2.5, conditioning(10 + i)) for i in range(references)),
         targets=(None,) * references,
         blocks=parse_blocks("fine", available),
-        sigmas=SigmaRange(1e9, inject_sigma, 0.0),
+        # As much in RSA as in RBA. The default, .2, has less of RSA, in which all queries see all references.
+        span=Span(0.0, 0.5, 1.0),
         semantic_cfg=True,
         kept=FeatureStore() if keep else None,
     )
@@ -130,11 +131,9 @@ def measure(references: int, mode: str, steps: int, dtype: torch.dtype) -> tuple
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
     positive = conditioning(1)
-    # As much in RSA as in RBA. The default, .2, has less of RSA, in which all queries see all references.
-    sigma = float(sampling.percent_to_sigma(0.5))
     chosen = model
     if mode != "plain":
-        chosen, positive = patched(model, references, sigma, mode == "kept")
+        chosen, positive = patched(model, references, mode == "kept")
         if mode == "kept":
             sample(chosen, positive, sigmas)
     gc.collect()

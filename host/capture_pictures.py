@@ -106,7 +106,7 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:  # B C H W
     scale = max(size[0] / height, size[1] / width)
     scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
     if scaled != (height, width):
-        image = F.interpolate(image, size=scaled, mode="bicubic" if image.shape[1] == 3 else "bilinear", antialias=True)
+        image = F.interpolate(image.float(), size=scaled, mode="bicubic" if image.shape[1] == 3 else "bilinear", antialias=True)
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     return image[..., top : top + size[0], left : left + size[1]]
 

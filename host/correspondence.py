@@ -39,6 +39,8 @@ class CorrespondenceRecord(RunRecord[Correspondence]):
     """The correspondences of the last sampling runs."""
 
     what = "correspondence"
+    # One that is explored takes up to 32 MB.
+    runs_kept = 8
 
 
 @dataclass(frozen=True, eq=False)

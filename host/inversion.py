@@ -154,11 +154,14 @@ def sampler_for(inversion: Inversion) -> Any:
 
 def inversion_key(model: Any, latent: Tensor, conds: dict[str, list[Any]], sigmas: Tensor, recipe: Recipe) -> tuple[str, str]:
     """(the model's fingerprint, the fingerprint of all that an inversion depends on)."""
+    import comfy.patcher_extension as extension
+
     weights = model_fingerprint(model)
     patches = (model.model_options, model.wrappers, model.callbacks, model.object_patches, model.attachments, model.hook_patches)
     others = (model.injections, model.additional_models)
-    # At CFG 1 the host leaves the negative out, unless a node wants it all the same.
-    if math.isclose(recipe.cfg, 1.0) and not model.model_options.get("disable_cfg1_optimization"):
+    # At CFG 1 the host leaves the negative out, unless a node wants it all the same, or sets another CFG as it samples.
+    overridden = model.model_options.get("disable_cfg1_optimization") or model.wrappers.get(extension.WrappersMP.PREDICT_NOISE)
+    if math.isclose(recipe.cfg, 1.0) and not overridden:
         conds = {name: cond for name, cond in conds.items() if name != "negative"}
     return weights, fingerprint(_FORMAT, weights, patches, others, latent, conds, sigmas, recipe.as_used())
 
@@ -194,7 +197,7 @@ def resample_with(model: Any, inversion: Inversion, start: Tensor, conds: dict[s
     import comfy.model_management as management
 
     samples: Tensor = _guider(model, conds, cfg).sample(
-        torch.zeros_like(start), start, sampler_for(inversion), inversion.sigmas, callback=callback, disable_pbar=True, seed=0
+        torch.zeros_like(start), start, sampler_for(inversion), inversion.sigmas.clone(), callback=callback, disable_pbar=True, seed=0
     )
     # A guider leaves them where the model is.
     return samples.to(management.intermediate_device())

@@ -45,6 +45,18 @@ class SigmaRange:
     end: float
 
 
+@dataclass(frozen=True)
+class Span:
+    """The same as shares of sampling (0..1): what they mean in sigmas is the model's matter, which other nodes may change after us."""
+
+    start: float
+    inject: float
+    end: float
+
+    def of(self, model_sampling: Any) -> SigmaRange:
+        return SigmaRange(*(float(model_sampling.percent_to_sigma(share)) for share in (self.start, self.inject, self.end)))
+
+
 @dataclass(frozen=True, eq=False)
 class MagicFacePatch:
     """Everything a run needs. Without references it only measures the layout."""
@@ -56,7 +68,7 @@ class MagicFacePatch:
     references: tuple[Reference, ...] = ()
     targets: tuple[Tensor | None, ...] = ()
     blocks: tuple[Block, ...] = ()
-    sigmas: SigmaRange = SigmaRange(0.0, 0.0, 0.0)
+    span: Span = Span(0.0, 0.0, 1.0)
     semantic_cfg: bool = False
     noise_seed: int = 0
     noise_per_step: bool = False
@@ -100,8 +112,8 @@ class _MagicFaceRun:
     def __init__(self, patch: MagicFacePatch, guider: Any, sigmas: Tensor):
         self._patch, self._guider = patch, guider
         self._holders = holders_of(guider, patch.prompt.tag)
-        # At CFG 1 there is nothing to guide.
-        self._guides = patch.semantic_cfg and not math.isclose(getattr(guider, "cfg", 0.0), 1.0)
+        self._range = patch.span.of(guider.model_patcher.get_model_object("model_sampling"))
+        self._guides = False
         self._sigmas = [float(sigma) for sigma in sigmas]
         self._rows: SamplingRows | None = None
         self._tracker = LayoutTracker(patch.available, patch.prompt.spans, patch.ca_scale)
@@ -124,7 +136,9 @@ class _MagicFaceRun:
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The wrapper around a model call: conditional, unconditional and whatever guidance adds."""
         sigma = float(timestep.flatten()[0])
-        acting = bool(self._patch.references) and self._patch.sigmas.end <= sigma <= self._patch.sigmas.start
+        # At CFG 1, which a node may set for some steps only, there is nothing to guide.
+        self._guides = self._patch.semantic_cfg and not math.isclose(getattr(self._guider, "cfg", 0.0), 1.0)
+        acting = bool(self._patch.references) and self._range.end <= sigma <= self._range.start
         measuring = self._is_measured(sigma)
         if not acting and not measuring:
             return executor(x, timestep, model_options, *args, **kwargs)
@@ -147,7 +161,7 @@ class _MagicFaceRun:
         assert self._rows is not None
         layouts = {cond_id: self._tracker.layout_of(cond_id) for cond_id in self._rows.ours}
         watching = self.watching if self.watching and self.watching.watch.covers(sigma) else None
-        by_region = sigma < self._patch.sigmas.inject
+        by_region = sigma < self._range.inject
         return _ModelCall(self._patch, self._rows, layouts, bank, shape, by_region, self._step_of(sigma), watching)
 
     def _step_of(self, sigma: float) -> int:
@@ -161,12 +175,14 @@ class _MagicFaceRun:
             return True
         step = self._step_of(sigma)
         following = self._sigmas[min(step + 1, len(self._sigmas) - 1)]
-        return following < self._patch.sigmas.inject or step >= len(self._sigmas) - 2
+        return following < self._range.inject or step >= len(self._sigmas) - 2
 
     def _after_cfg(self, sigma: float, args: dict[str, Any]) -> Tensor:
         self._end_measurement(sigma)
         layout, cond = self._tracker.whole, args["cond_denoised"]
-        if not self._guides or layout is None or layout.regions.shape[0] != cond.shape[0]:
+        # Without an unconditional prediction the host gives zeros in its place.
+        guides = self._guides and args["uncond"] is not None and not math.isclose(args["cond_scale"], 1.0)
+        if not guides or layout is None or layout.regions.shape[0] != cond.shape[0]:
             return args["denoised"]
         return guide_by_region(args["denoised"], cond, args["uncond_denoised"], args["cond_scale"], layout)
 

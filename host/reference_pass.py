@@ -52,7 +52,9 @@ class Renoised:
 def features_key(guider: Any, sigma: float, model_options: dict[str, Any]) -> tuple[Any, ...]:
     """All that the features of a step depend on, beside the references: weights and patches, what sigma means, other nodes' parts."""
     patcher = guider.model_patcher
-    return sigma, patcher.patches_uuid, patcher.get_model_object("model_sampling"), *_foreign_parts(model_options)
+    # A bypassed LoRA is injected, and changes no weights.
+    injected = (part for name in sorted(patcher.injections) for part in patcher.injections[name])
+    return sigma, patcher.patches_uuid, patcher.get_model_object("model_sampling"), *injected, *_foreign_parts(model_options)
 
 
 def _foreign_parts(model_options: dict[str, Any]) -> tuple[Any, ...]:

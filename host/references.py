@@ -54,7 +54,7 @@ def _fitted(image: Tensor, native_side: int) -> Tensor:  # 1 H W 3
     size = tuple(max(8, round(side * scale / 8) * 8) for side in (height, width))
     if size == (height, width):
         return image
-    resized = F.interpolate(image.movedim(-1, 1), size=size, mode="bicubic", antialias=True)
+    resized = F.interpolate(image.movedim(-1, 1).float(), size=size, mode="bicubic", antialias=True)
     return resized.clamp(0, 1).movedim(1, -1)
 
 
@@ -100,10 +100,12 @@ def batched_conditioning(references: Sequence[ReferenceImage]) -> list[Any]:
     conditioning = references[0].conditioning
     if all(reference.conditioning is conditioning for reference in references):
         return conditioning
-    tensor = torch.cat([reference.conditioning[0][0] for reference in references])
+    # One may come from a file, another from a text encoder on the GPU.
+    device = conditioning[0][0].device
+    tensor = torch.cat([reference.conditioning[0][0].to(device) for reference in references])
     options = dict(conditioning[0][1])
     if options.get("pooled_output") is not None:
-        options["pooled_output"] = torch.cat([reference.conditioning[0][1]["pooled_output"] for reference in references])
+        options["pooled_output"] = torch.cat([reference.conditioning[0][1]["pooled_output"].to(device) for reference in references])
     return [[tensor, options]]
 
 

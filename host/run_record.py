@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
@@ -10,12 +11,12 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-_RUNS_KEPT = 4
 _Result = TypeVar("_Result")
 
 
 def _digest(latent: Tensor) -> str:
-    data = latent.detach().to("cpu", torch.float32).contiguous().numpy()
+    # Some hosts hand latents on in half precision.
+    data = latent.detach().to("cpu", torch.float16).contiguous().numpy()
     return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
 
 
@@ -24,12 +25,13 @@ class RunRecord(Generic[_Result]):
     """Filled by sampling runs, read by nodes that get the sampled latent: by it the right run is found."""
 
     what: ClassVar[str] = "record"
+    runs_kept: ClassVar[int] = 64
     phrases: tuple[str, ...]
     _runs: OrderedDict[str, _Result] = field(default_factory=OrderedDict)
 
     def store(self, latent: Tensor, run: _Result) -> None:
         self._runs[_digest(latent)] = run
-        while len(self._runs) > _RUNS_KEPT:
+        while len(self._runs) > self.runs_kept:
             self._runs.popitem(last=False)
 
     def run_of(self, latent: Tensor) -> _Result:
@@ -39,4 +41,10 @@ class RunRecord(Generic[_Result]):
                 f"the {self.what} is empty: the MODEL that came with it has not been sampled. Connect the LATENT of a sampler that used it"
             )
         found = self._runs.get(_digest(latent))
-        return next(reversed(self._runs.values())) if found is None else found
+        if found is not None:
+            return found
+        if len(self._runs) > 1:
+            logging.warning(
+                "MagicPortrait: the latent is of none of the last %d runs: the %s of the last is shown", len(self._runs), self.what
+            )
+        return next(reversed(self._runs.values()))

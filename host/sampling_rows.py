@@ -37,14 +37,18 @@ def holders_of(guider: Any, tag: str) -> set[str]:
 def identify_rows(guider: Any, tag: str, holders: set[str]) -> SamplingRows:
     """Reads the ids once the host has processed the conds.
 
-    For conds with an area the host copies ours, id included, into the other lists, to give the negative prompt the same area. Such
-    copies are not ours: they get an id of their own.
+    The host copies conds with an area, id included, into the other lists, to give the negative prompt the same area, and the other way
+    round. Such copies get an id of their own, and those of ours are not ours.
     """
-    for name, conds in guider.conds.items():
-        for cond in conds if name not in holders else ():
-            if cond.get(TAG) == tag:
+    taken = set()
+    # Ours first: they keep their ids.
+    for name in sorted(guider.conds, key=lambda name: name not in holders):
+        for cond in guider.conds[name] or ():
+            if cond["uuid"] in taken:
                 cond["uuid"] = uuid.uuid4()
-                del cond[TAG]
+            if name not in holders:
+                cond.pop(TAG, None)
+            taken.add(cond["uuid"])
     ours = [cond for name in holders for cond in guider.conds[name] if cond.get(TAG) == tag]
     negative = () if "negative" in holders else guider.conds.get("negative") or ()
     return SamplingRows(

@@ -72,7 +72,7 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """B H W C to another size, antialiased."""
     if tuple(image.shape[1:3]) == size:
         return image
-    return F.interpolate(image.movedim(-1, 1), size=size, mode="bicubic", antialias=True).clamp(0, 1).movedim(1, -1)
+    return F.interpolate(image.movedim(-1, 1).float(), size=size, mode="bicubic", antialias=True).clamp(0, 1).movedim(1, -1)
 
 
 def feathered(height: int, width: int, feather: float, open_sides: tuple[bool, bool, bool, bool]) -> Tensor:

@@ -255,7 +255,7 @@ class MagicStyleInvert(io.ComfyNode):
         if positive is None:
             positive = empty_conditioning(model, clip)
         if negative is None:
-            negative = positive if cfg == 1 else empty_conditioning(model, clip)
+            negative = empty_conditioning(model, clip)
         conds = {"positive": positive, "negative": negative}
         levels = sigmas_of(model, scheduler, steps) if sigmas is None else _checked(sigmas)
         recipe = Recipe(method, iterations, tolerance, cfg)
@@ -264,7 +264,8 @@ class MagicStyleInvert(io.ComfyNode):
         report = _report(inversion, is_known, samples, made)
         noise = {"samples": start_latent(model, inversion)}
         shown = None if made is None else {"magic_comparison": made.saved()}
-        return io.NodeOutput(inversion, noise, inversion.sigmas, sampler_for(inversion), positive, report, ui=shown)
+        # A copy: uni_pc writes into what it is given.
+        return io.NodeOutput(inversion, noise, inversion.sigmas.clone(), sampler_for(inversion), positive, report, ui=shown)
 
 
 def picture_latent(latent: dict[str, Any] | None, image: torch.Tensor | None, vae: Any) -> torch.Tensor:
@@ -360,4 +361,4 @@ class MagicInversionLoad(io.ComfyNode):
         inversion = inversion_files.read_inversion(Path(folder_paths.get_full_path_or_raise(inversion_files.FOLDER_KIND, file)))
         inversion.check_model(model, f"'{file}'")
         noise = {"samples": start_latent(model, inversion)}
-        return io.NodeOutput(inversion, noise, inversion.sigmas, sampler_for(inversion), inversion.conditioning)
+        return io.NodeOutput(inversion, noise, inversion.sigmas.clone(), sampler_for(inversion), inversion.conditioning)

@@ -12,7 +12,7 @@ from ..host import concept_folder
 from ..host.feature_store import FeatureStore
 from ..host.layout_record import LayoutRecord
 from ..host.live_layout import LayoutView
-from ..host.magicface import MagicFacePatch, SigmaRange
+from ..host.magicface import MagicFacePatch, Span
 from ..host.prompts import tagged_prompt
 from ..host.references import check_masks, prepare_references
 from ..host.unet import attention_blocks, native_side
@@ -293,7 +293,6 @@ class MagicFaceApply(io.ComfyNode):
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex)
         references = prepare_references(concepts, clip, vae, native_side(model))
         check_masks(references, concepts, blocks, available)
-        sampling = model.get_model_object("model_sampling")
         is_kept = keep_features == "memory" and reference_noise == "fixed"
         patch = MagicFacePatch(
             prompt=tagged,
@@ -303,7 +302,7 @@ class MagicFaceApply(io.ComfyNode):
             references=tuple(references),
             targets=tuple(concept.target_region for concept in concepts),
             blocks=blocks,
-            sigmas=SigmaRange(*(float(sampling.percent_to_sigma(percent)) for percent in (start, inject_at, end))),
+            span=Span(start, inject_at, end),
             semantic_cfg=semantic_cfg,
             noise_seed=noise_seed,
             noise_per_step=reference_noise == "per step",

@@ -66,7 +66,7 @@ class MagicStyleReference(io.ComfyNode):
     def execute(
         cls, inversion: Inversion, weight: float, mask: torch.Tensor | None = None, styles: tuple[Style, ...] = ()
     ) -> io.NodeOutput:
-        region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0]
+        region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0].cpu()
         if region is not None and float(region.max()) <= 0:
             raise ValueError("the mask of a style is empty: paint where it acts, or disconnect it to use it everywhere")
         return io.NodeOutput((*styles, Style(inversion, weight, region)))

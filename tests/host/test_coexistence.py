@@ -193,6 +193,55 @@ def test_the_layout_of_a_part_of_the_picture_stays_in_its_place():
         assert not layout.phrase_maps[0][:, ~owned].any() and layout.phrase_maps[0][:, owned].all()
 
 
+@pytest.mark.parametrize("make", [apply, watch])
+def test_another_prompt_may_be_limited_to_an_area(make):
+    """The host copies it, id included, into the negative, and the negative's into the positive."""
+    import nodes
+
+    patched, positive, record = make(parts()[0])
+    wall, bad = (nodes.ConditioningSetArea().append(encode(text), 64, 128, 0, 0, 1.0)[0] for text in ("a wall", "bad"))
+    for ours, negative in ((positive + wall, encode("bad")), (positive, encode("bad") + bad), (positive + wall, bad)):
+        samples = Sampling(steps=2, batch=2, negative=negative).run(patched, ours)
+        assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1]
+
+
+def test_without_an_unconditional_prediction_nothing_is_guided():
+    on, off = (apply(parts()[0], semantic_cfg=wanted) for wanted in (True, False))
+    node = core_node("nodes_perpneg", "PerpNegGuider")
+    inputs = {"negative": encode("bad"), "empty_conditioning": encode(""), "cfg": 7.0, "neg_scale": 0.0}
+    results = [sampled(call_node(node, model=patched, positive=positive, **inputs)[0]) for patched, positive, _ in (on, off)]
+    torch.testing.assert_close(*results)
+
+
+def test_a_cfg_that_a_node_sets_for_some_steps_counts():
+    import comfy_extras.nodes_custom_sampler as samplers
+
+    if not hasattr(samplers, "CFGOverride"):
+        pytest.skip("this host has no CFG Override")
+    on, off = (apply(parts()[0], semantic_cfg=wanted) for wanted in (True, False))
+
+    def pictures(cfg: float, override: float) -> list[torch.Tensor]:
+        models = (
+            call_node(samplers.CFGOverride, model=patched, cfg=override, start_percent=0.0, end_percent=1.0)[0] for patched, *_ in (on, off)
+        )
+        return [Sampling(steps=3, cfg=cfg).run(model, positive) for model, (_, positive, _) in zip(models, (on, off), strict=True)]
+
+    torch.testing.assert_close(*pictures(7.0, 1.0))
+    guided, plain = pictures(1.0, 7.0)
+    assert not torch.allclose(guided, plain)
+
+
+def test_shares_of_sampling_are_of_the_sampling_that_runs():
+    node = core_node("nodes_model_advanced", "ModelSamplingContinuousEDM")
+    edm = {"sampling": "eps", "sigma_max": 300.0, "sigma_min": 0.002}
+    model = parts()[0]
+    before, positive, _ = apply(call_node(node, model=model, **edm)[0], inject_at=0.4, start=0.1)
+    after, again, _ = apply(model, inject_at=0.4, start=0.1)
+    sampling = Sampling(steps=6)
+    one, two = sampling.run(before, positive), sampling.run(call_node(node, model=after, **edm)[0], again)
+    assert torch.equal(one, two)
+
+
 def test_a_target_region_stays_where_it_was_painted_in_an_area_of_the_picture(monkeypatch):
     """A region over the picture's left half is all of an area that covers this half, and none of the other half's."""
     import nodes

@@ -243,6 +243,27 @@ def test_magicstyle_sampler():
     on_the_cpu(drawn["samples"])
 
 
+@pytest.mark.usefixtures("everything_on_the_gpu")
+def test_an_inversion_from_the_cache_stands_beside_a_fresh_one():
+    model, clip, vae = parts()
+    content, options = torch.rand(1, 64, 64, 3), {**defaults_of(MagicStyleSampler), "steps": 2, "cache_mb": 64}
+    for seed in range(2):
+        look = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
+        MagicStyleSampler.execute(model, vae, content, look, clip=clip, **options)
+
+
+@pytest.mark.usefixtures("everything_on_the_gpu")
+def test_a_mask_on_the_gpu_stands_beside_none():
+    model = parts()[0]
+    content, look = (
+        invert(model, latent(1, (8, 8), seed).to(PRETEND), steps=2, measure=False, cache_mb=0, method="ddim") for seed in (0, 50)
+    )
+    styles = MagicStyleReference.execute(look[0], 1.0, torch.ones(1, 64, 64).to(PRETEND)).args[0]
+    styles = MagicStyleReference.execute(look[0], 0.5, None, styles).args[0]
+    patched, noise = MagicStyleApply.execute(model, content[0], styles, **defaults_of(MagicStyleApply)).args
+    assert sample(patched, noise, *content[2:5]).device == PRETEND
+
+
 # ---- MagiCapture ----
 
 

@@ -60,7 +60,7 @@ def test_runs_and_is_finite(shape, dtype, method, batch, size, model_calls):
         model, samples, shape, method=method, measure=False, iterations=1, tolerance=0.0, cache_mb=0
     )
     assert inversion.latents.shape == (4, batch, 4, *size) and inversion.latents.isfinite().all() and inversion.batch == batch
-    assert sigmas.tolist() == sorted(sigmas.tolist(), reverse=True) and sigmas[-1] == 0 and sigmas is inversion.sigmas
+    assert sigmas.tolist() == sorted(sigmas.tolist(), reverse=True) and sigmas[-1] == 0 and torch.equal(sigmas, inversion.sigmas)
     torch.testing.assert_close(inversion.latents[-1], model.model.process_latent_in(samples))
     assert torch.equal(noise["samples"], model.model.process_latent_out(inversion.latents[0]))
     assert inversion.resampled is None and "sampled again" not in report and positive is inversion.conditioning
@@ -137,6 +137,24 @@ def test_what_hangs_on_the_conditioning_takes_part(change, caplog):
     assert with_it.isfinite().all() and not torch.equal(with_it, without)
     assert torch.equal(invert(parts()[0], positive=plain, **options)[0].latents[0], without), "nothing is left behind"
     assert len(list(Path(folder_paths.get_user_directory()).rglob("*.safetensors"))) == 1 and "which a file cannot hold" in caplog.text
+
+
+def test_samplers_that_write_into_their_sigmas_leave_the_inversion_alone():
+    import comfy.samplers
+
+    model = parts()[0]
+    inversion, noise, sigmas, _, positive, _ = invert(model, measure=False)
+    sample(model, noise, sigmas, comfy.samplers.sampler_object("uni_pc"), positive)
+    assert inversion.sigmas[-1] == 0
+
+
+def test_a_cfg_that_a_node_sets_brings_the_negative_into_the_key():
+    import comfy_extras.nodes_custom_sampler as samplers
+
+    if not hasattr(samplers, "CFGOverride"):
+        pytest.skip("this host has no CFG Override")
+    model = call_node(samplers.CFGOverride, model=parts()[0], cfg=5.0, start_percent=0.0, end_percent=1.0)[0]
+    assert key_of(model, negative=encode("a wall"))[1] != key_of(model, negative=encode("a hat"))[1]
 
 
 def test_without_a_negative_guidance_is_away_from_the_empty_prompt():

@@ -14,6 +14,8 @@ import torch
 
 from magicportrait.host import magicface
 from magicportrait.host.feature_store import FeatureStore
+from magicportrait.host.references import prepare_references
+from magicportrait.magic.concepts import Concept
 from magicportrait.nodes import magicface as nodes
 from magicportrait.tests.host.models import call_node, state_of, structure_of
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode, parts, watch
@@ -145,6 +147,39 @@ def test_a_measurement_ends_once(monkeypatch):
     patched, positive, _ = apply(parts()[0])
     Sampling(steps=3).run(patched, positive)
     assert len(recorded) == 3
+
+
+def test_an_injection_is_no_part_of_what_was_kept_without_it(monkeypatch):
+    """A bypassed LoRA changes no weights."""
+    from comfy.patcher_extension import PatcherInjection
+
+    passes = []
+    original = magicface.ReferencePass.run
+    monkeypatch.setattr(magicface.ReferencePass, "run", lambda self, *args: (passes.append(1), original(self, *args)))
+    patched, positive, _ = apply(parts()[0], keep_features="memory")
+    injection = [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)]
+    counts = []
+    for injections in ([], injection, injection, [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)]):
+        model = patched.clone()
+        model.set_injections("bypass", injections)
+        Sampling(steps=2).run(model, positive)
+        counts.append(len(passes))
+    assert counts == [2, 4, 4, 6]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_every_run_of_a_list_finds_its_own_layout(half):
+    patched, positive, record = watch(parts()[0])
+    samples = [Sampling(seed=seed, steps=1, size=(8, 8)).run(patched, positive) for seed in range(6)]
+    found = [record.run_of(latent.half() if half else latent) for latent in samples]
+    assert len({id(run) for run in found}) == 6
+
+
+def test_references_in_half_precision_are_made_smaller():
+    """As LoadImage gives them under --fp16-intermediates."""
+    _, clip, vae = parts()
+    [reference] = prepare_references((Concept("hat", torch.rand(1, 256, 320, 3).half(), None, "", 1.0, None),), clip, vae, 128)
+    assert reference.latent.isfinite().all()
 
 
 def test_the_largest_noise_seed_serves_several_references():
