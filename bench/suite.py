@@ -35,7 +35,7 @@ from torch import Tensor
 
 import dev
 from magicportrait.demo import captures
-from magicportrait.demo.portraits import STYLES, render, sample_portrait
+from magicportrait.demo.portraits import STYLES, Style, render, sample_portrait
 from magicportrait.host.compare_grid import CompareGrid
 from magicportrait.host.identity import Identity
 from magicportrait.host.metrics import ARROWS
@@ -153,16 +153,21 @@ def draw_concept(index: int, folder: Path) -> None:
 def draw_pair(index: int, folder: Path) -> None:
     """A portrait and another one in another style."""
     _save(render(sample_portrait(2 * index, "cartoon")).image, folder / "content" / "content.png")
-    _save(render(sample_portrait(2 * index + 1, STYLES[1 + index % (len(STYLES) - 1)])).image, folder / "style" / "style.png")
+    _save(render(sample_portrait(2 * index + 1, _other_style(index))).image, folder / "style" / "style.png")
 
 
 def draw_capture(index: int, folder: Path) -> None:
     """Pictures of a person and of a style, with head masks, as MagiCapture takes them."""
-    capture = captures.sample_capture(index, STYLES[1 + index % (len(STYLES) - 1)])
+    capture = captures.sample_capture(index, _other_style(index))
     for name, people in (("subject", capture.subject), ("style", capture.style)):
         for i, (image, mask) in enumerate(zip(*captures.draw(people), strict=True)):
             _save(image, folder / name / f"{i + 1}.png")
             _save(mask, folder / name / "mask" / f"{i + 1}.png")
+
+
+def _other_style(index: int) -> Style:
+    """Another one than the cartoon, in which portraits and subjects are drawn."""
+    return STYLES[1 + index % (len(STYLES) - 1)]
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:  # H W or H W 3 in 0..1

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..magic.blocks import AttentionBlock, Block
 from ..magic.concepts import visible_tokens
 from ..magic.guidance import guide_by_region
-from ..magic.layout import SemanticLayout
+from ..magic.layout import SemanticLayout, area_cells
 from ..magic.reference_attention import ReferenceTokens, RegionTokens, group_tokens, place_concepts, reference_attention, region_attention
 from .attention import AttentionPatch, attend_chunks, biased_attention, token_grid, wrap_attention
 from .correspondence import CorrespondenceRun, CorrespondenceWatch
@@ -113,7 +113,6 @@ class _MagicFaceRun:
         self._patch, self._guider = patch, guider
         self._holders = holders_of(guider, patch.prompt.tag)
         self._range = patch.span.of(guider.model_patcher.get_model_object("model_sampling"))
-        self._guides = False
         self._sigmas = [float(sigma) for sigma in sigmas]
         self._rows: SamplingRows | None = None
         self._tracker = LayoutTracker(patch.available, patch.prompt.spans, patch.ca_scale)
@@ -136,8 +135,6 @@ class _MagicFaceRun:
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The wrapper around a model call: conditional, unconditional and whatever guidance adds."""
         sigma = float(timestep.flatten()[0])
-        # At CFG 1, which a node may set for some steps only, there is nothing to guide.
-        self._guides = self._patch.semantic_cfg and not math.isclose(getattr(self._guider, "cfg", 0.0), 1.0)
         acting = bool(self._patch.references) and self._range.end <= sigma <= self._range.start
         measuring = self._is_measured(sigma)
         if not acting and not measuring:
@@ -163,6 +160,11 @@ class _MagicFaceRun:
         watching = self.watching if self.watching and self.watching.watch.covers(sigma) else None
         by_region = sigma < self._range.inject
         return _ModelCall(self._patch, self._rows, layouts, bank, shape, by_region, self._step_of(sigma), watching)
+
+    @property
+    def _guides(self) -> bool:
+        """At CFG 1, which a node may set for some steps only, there is nothing to guide."""
+        return self._patch.semantic_cfg and not math.isclose(getattr(self._guider, "cfg", 0.0), 1.0)
 
     def _step_of(self, sigma: float) -> int:
         """The step that a model call at `sigma` belongs to."""
@@ -302,18 +304,10 @@ class _ModelCall:
             return None
         if (cond_id, grid) not in self._regions:
             if area is not None:
-                targets = tuple(None if target is None else _cut_out(target, area, self._size) for target in targets)
+                targets = tuple(t if t is None else t[(..., *area_cells(area, t.shape[1:], self._size))] for t in targets)
             found = None if layout is None else layout.concepts(self._patch.prompt.spans)
             self._regions[cond_id, grid] = group_tokens(place_concepts(found, targets, self._batch, grid))
         return self._regions[cond_id, grid]
-
-
-def _cut_out(mask: Tensor, area: Sequence[int], size: Sequence[int]) -> Tensor:
-    """The part of a mask (1 H W, of the whole picture) that an area of the latent shows. area: height, width, top, left; size: h w."""
-    height, width = (mask.shape[i] / size[i - 1] for i in (1, 2))
-    top, left = round(area[2] * height), round(area[3] * width)
-    bottom, right = round((area[2] + area[0]) * height), round((area[3] + area[1]) * width)
-    return mask[:, top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def _joined(tokens: Sequence[ReferenceTokens]) -> ReferenceTokens:

@@ -40,11 +40,8 @@ def joined(parts: Sequence[tuple[SemanticLayout, Sequence[int]]], size: Sequence
     """
     first = parts[0][0]
     whole = SemanticLayout(torch.full_like(first.regions, -1), torch.zeros_like(first.foreground), torch.zeros_like(first.phrase_maps))
-    for layout, (height, width, top, left) in parts:
-        rows, columns = (
-            _cells(start, length, cells, side)
-            for start, length, cells, side in zip((top, left), (height, width), first.regions.shape[1:], size, strict=True)
-        )
+    for layout, area in parts:
+        rows, columns = area_cells(area, first.regions.shape[1:], size)
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         whole.regions[:, rows, columns] = F.interpolate(layout.regions[:, None].float(), size=shape, mode="nearest-exact")[:, 0].long()
         foreground = F.interpolate(layout.foreground[:, None].float(), size=shape, mode="nearest-exact")[:, 0]
@@ -54,10 +51,17 @@ def joined(parts: Sequence[tuple[SemanticLayout, Sequence[int]]], size: Sequence
     return whole
 
 
-def _cells(start: int, length: int, cells: int, side: int) -> slice:
-    """What a stretch of a side covers of its cells, one at least. It may reach beyond the side."""
-    first = min(round(start * cells / side), cells - 1)
-    return slice(first, min(cells, max(first + 1, round((start + length) * cells / side))))
+def area_cells(area: Sequence[int], grid: Sequence[int], size: Sequence[int]) -> tuple[slice, slice]:
+    """The rows and columns of a grid that an area covers, one of each at least.
+
+    area: height, width, top and left in a picture of `size`, beyond which it may reach; grid: rows and columns over all of that picture.
+    """
+
+    def stretch(start: int, length: int, cells: int, side: int) -> slice:
+        first = min(round(start * cells / side), cells - 1)
+        return slice(first, min(cells, max(first + 1, round((start + length) * cells / side))))
+
+    return stretch(area[2], area[0], grid[0], size[0]), stretch(area[3], area[1], grid[1], size[1])
 
 
 def head_mean_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:

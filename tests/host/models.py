@@ -126,6 +126,13 @@ def random_vae(seed: int = 0) -> Any:
     return checkpoint.build_vae(Autoencoder().state_dict())
 
 
+def lora_file(model: Any, block: str, size: float) -> dict[str, torch.Tensor]:
+    """What a LoRA file holds that changes one layer of a block."""
+    name = f"diffusion_model.{block}.transformer_blocks.0.attn1.to_v"
+    rows, columns = model.model.state_dict()[f"{name}.weight"].shape
+    return {f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.full((1, columns), size)}
+
+
 def controlled(model: Any, positive: list[Any], negative: list[Any], side: int = 128) -> tuple[list[Any], list[Any]]:
     """Both conditionings under a ControlNet with random weights, for pictures of a side."""
     import comfy.cldm.cldm

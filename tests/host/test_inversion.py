@@ -26,7 +26,7 @@ from magicportrait.host.inversion_files import InversionCache, UnreadableInversi
 from magicportrait.magic.inversion import psnr
 from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
-from magicportrait.tests.host.models import call_node, controlled, random_model, state_of
+from magicportrait.tests.host.models import call_node, controlled, lora_file, random_model, state_of
 from magicportrait.tests.host.sampling import encode, parts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,10 +122,8 @@ def hooked(conditioning: list[Any]) -> list[Any]:
     """Under a hook that changes a weight while this conditioning is used."""
     import comfy.hooks
 
-    name = "diffusion_model.output_blocks.8.1.transformer_blocks.0.attn1.to_v"
-    rows, columns = parts()[0].model.state_dict()[f"{name}.weight"].shape
-    lora = {f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.ones(1, columns) * 0.05}
-    return comfy.hooks.set_hooks_for_conditioning(conditioning, comfy.hooks.create_hook_lora(lora, 1.0, 0.0))
+    hook = comfy.hooks.create_hook_lora(lora_file(parts()[0], "output_blocks.8.1", 0.05), 1.0, 0.0)
+    return comfy.hooks.set_hooks_for_conditioning(conditioning, hook)
 
 
 @pytest.mark.parametrize("change", [lambda cond: controlled(parts()[0], cond, cond, 64)[0], hooked], ids=["ControlNet", "hook"])

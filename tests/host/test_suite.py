@@ -186,10 +186,10 @@ def test_shipped_suites_fit_their_workflows(path, tmp_path):
         assert set(links) <= prompt.keys()
         assert "$" not in json.dumps(prompt)
         for node in prompt.values():
-            assert known_inputs(node) == set(), node["class_type"]
+            assert wrong_inputs(node) == set(), node["class_type"]
 
 
-def known_inputs(node: dict[str, Any]) -> set[str]:
+def wrong_inputs(node: dict[str, Any]) -> set[str]:
     """Names of inputs that one of our nodes does not have, and of those that it needs and has not got."""
     from magicportrait.nodes import NODES
 
@@ -198,7 +198,7 @@ def known_inputs(node: dict[str, Any]) -> set[str]:
         return set()
     inputs = {item.id: item for item in found.inputs or []}
     needed = {name for name, item in inputs.items() if not item.optional}
-    return (node["inputs"].keys() - {name for name in inputs}) | (needed - node["inputs"].keys())
+    return (node["inputs"].keys() - inputs.keys()) | (needed - node["inputs"].keys())
 
 
 def test_what_is_compared_with_several_folders_is_measured_with_each(monkeypatch, tmp_path):

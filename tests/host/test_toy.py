@@ -13,7 +13,7 @@ from magicportrait.demo import checkpoint
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.magicface import MagicFaceApply
 from magicportrait.nodes.toy import MagicToyCheckpoint
-from magicportrait.tests.host.models import call_node
+from magicportrait.tests.host.models import call_node, lora_file
 from magicportrait.tests.host.sampling import PROMPT, Sampling, concepts
 from magicportrait.tests.host.test_coexistence import core_node
 
@@ -65,10 +65,7 @@ def merged(model: Any) -> Any:
 def with_lora(model: Any) -> Any:
     import comfy.sd
 
-    name = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn1.to_v"
-    rows, columns = model.model.state_dict()[f"{name}.weight"].shape
-    lora = {f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.ones(1, columns) * 0.02}
-    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+    return comfy.sd.load_lora_for_models(model, None, lora_file(model, "output_blocks.5.1", 0.02), 1.0, 0.0)[0]
 
 
 CHANGES: dict[str, Any] = {
