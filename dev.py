@@ -1,4 +1,5 @@
-"""Runs this pack in a headless ComfyUI: `python dev.py demo`, `serve` or `test`. Standard library only."""
+"""Runs this pack in a headless ComfyUI: `python dev.py demo`, `serve` or `test`. Standard library
+only."""
 
 from __future__ import annotations
 
@@ -50,7 +51,10 @@ for name in sys.argv[1:]:
 """
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WINDOWS = os.name == "nt"
-FIND_HINT = "set COMFYUI_PATH, pass --comfyui DIR, or install ComfyUI with `pip install comfy-cli` and `comfy install`"
+FIND_HINT = (
+    "set COMFYUI_PATH, pass --comfyui DIR, or install ComfyUI with `pip install comfy-cli` and"
+    " `comfy install`"
+)
 
 # A proxy set in the environment must not get between us and the loopback interface.
 http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -68,7 +72,11 @@ class HostNotFound(DevError):
 
 
 def is_comfyui(folder: Path) -> bool:
-    return (folder / "main.py").is_file() and (folder / "nodes.py").is_file() and (folder / "comfy").is_dir()
+    return (
+        (folder / "main.py").is_file()
+        and (folder / "nodes.py").is_file()
+        and (folder / "comfy").is_dir()
+    )
 
 
 def default_comfyui() -> Path:
@@ -78,14 +86,18 @@ def default_comfyui() -> Path:
 
 
 def find_comfyui(chosen: Path | None = None) -> Path:
-    """The ComfyUI folder: `chosen`, COMFYUI_PATH, the one this pack is installed in, or comfy-cli's default place."""
+    """The ComfyUI folder: `chosen`, COMFYUI_PATH, the one this pack is installed in, or comfy-cli's
+    default place."""
     named = chosen or os.environ.get("COMFYUI_PATH")
     if named:
         host = Path(named).expanduser().resolve()
         if not is_comfyui(host):
-            raise DevError(f"{host} is not a ComfyUI folder (main.py, nodes.py and comfy/ expected)")
+            raise DevError(
+                f"{host} is not a ComfyUI folder (main.py, nodes.py and comfy/ expected)"
+            )
         return host
-    # A pack that is linked into custom_nodes has its host beside the link, not beside the link's target.
+    # A pack that is linked into custom_nodes has its host beside the link, not beside the link's
+    # target.
     for pack in (Path(os.path.abspath(__file__)).parent, ROOT):
         if pack.parent.name == "custom_nodes" and is_comfyui(pack.parent.parent):
             return pack.parent.parent.resolve()
@@ -95,10 +107,13 @@ def find_comfyui(chosen: Path | None = None) -> Path:
 
 
 def load_pack() -> None:
-    """Makes this folder importable as the package `magicportrait`, whatever it is called: for tests and benchmarks."""
+    """Makes this folder importable as the package `magicportrait`, whatever it is called: for tests
+    and benchmarks."""
     if "magicportrait" in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location("magicportrait", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "magicportrait", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec and spec.loader
     package = importlib.util.module_from_spec(spec)
     sys.modules["magicportrait"] = package
@@ -117,12 +132,15 @@ def use_host() -> None:
 
 
 def host_version(host: Path) -> str:
-    match = re.search(r'__version__ = "(.+?)"', (host / "comfyui_version.py").read_text(encoding="utf-8"))
+    match = re.search(
+        r'__version__ = "(.+?)"', (host / "comfyui_version.py").read_text(encoding="utf-8")
+    )
     return match[1] if match else "unknown"
 
 
 def install_comfyui() -> Path:
-    """Installs the tested ComfyUI version with comfy-cli; its requirements are left to `prepare_python`."""
+    """Installs the tested ComfyUI version with comfy-cli; its requirements are left to
+    `prepare_python`."""
     print(f"no ComfyUI found, installing {TESTED_VERSION} into {default_comfyui()}")
     if platform.system() == "Darwin":
         hardware = "--m-series" if platform.machine() == "arm64" else "--cpu"
@@ -130,7 +148,14 @@ def install_comfyui() -> Path:
         hardware = "--nvidia" if shutil.which("nvidia-smi") else "--cpu"
     create_venv()
     comfy = venv_program("comfy")
-    options = ["--skip-manager", "--skip-torch-or-directml", "--skip-requirement", "--version", TESTED_VERSION, hardware]
+    options = [
+        "--skip-manager",
+        "--skip-torch-or-directml",
+        "--skip-requirement",
+        "--version",
+        TESTED_VERSION,
+        hardware,
+    ]
     workspace = ["--workspace", str(default_comfyui())]
     try:
         pip_install(venv_program("python"), ["comfy-cli"])
@@ -150,7 +175,8 @@ def venv_program(name: str) -> Path:
 def create_venv() -> None:
     if venv_program("python").exists():
         return
-    if sys.version_info < (3, 10):  # noqa: UP036 (a newcomer's Python may be older than the project allows)
+    # A newcomer's Python may be older than the project allows.
+    if sys.version_info < (3, 10):  # noqa: UP036
         raise DevError(f"Python 3.10 or newer is needed, this is {platform.python_version()}")
     print(f"creating {VENV}", flush=True)
     with contextlib.ExitStack() as undo:
@@ -160,8 +186,13 @@ def create_venv() -> None:
         try:
             subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            hint = "install its venv module (Debian, Ubuntu: `apt install python3-venv`), or pass --python EXE"
-            raise DevError(f"{sys.executable or 'this Python'} cannot create {VENV}: {hint}") from error
+            hint = (
+                "install its venv module (Debian, Ubuntu: `apt install python3-venv`), or pass"
+                " --python EXE"
+            )
+            raise DevError(
+                f"{sys.executable or 'this Python'} cannot create {VENV}: {hint}"
+            ) from error
         undo.pop_all()
 
 
@@ -176,13 +207,18 @@ def pip_install(python: Path, arguments: Iterable[str]) -> None:
 
 
 def utf8(environment: Mapping[str, str]) -> dict[str, str]:
-    """For a Python whose output is read: elsewhere than on a terminal it would write in the encoding of the system."""
+    """For a Python whose output is read: elsewhere than on a terminal it would write in the
+    encoding of the system."""
     return {**environment, "PYTHONIOENCODING": "utf-8"}
 
 
 def ask_python(python: Path, code: str, *arguments: str) -> str:
     answer = subprocess.run(
-        [str(python), "-c", code, *arguments], capture_output=True, env=utf8(os.environ), encoding="utf-8", errors="replace"
+        [str(python), "-c", code, *arguments],
+        capture_output=True,
+        env=utf8(os.environ),
+        encoding="utf-8",
+        errors="replace",
     )
     if answer.returncode:
         raise DevError(f"{python} failed:\n{answer.stderr.strip()}")
@@ -190,21 +226,36 @@ def ask_python(python: Path, code: str, *arguments: str) -> str:
 
 
 def has_torch(python: Path) -> bool:
-    return ask_python(python, "import importlib.util as u; print(u.find_spec('torch') is not None)") == "True"
+    return (
+        ask_python(python, "import importlib.util as u; print(u.find_spec('torch') is not None)")
+        == "True"
+    )
 
 
 def needs_cpu_flag(python: Path) -> bool:
-    return ask_python(python, "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())") == "False"
+    return (
+        ask_python(
+            python,
+            "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())",
+        )
+        == "False"
+    )
 
 
 def missing_packages(python: Path, files: Iterable[Path]) -> list[str]:
-    """Looks for distributions rather than modules: those are the names that requirement files use."""
-    names = re.findall(r"^[A-Za-z][\w.-]*", "\n".join([*TORCH, *(file.read_text(encoding="utf-8") for file in files)]), re.MULTILINE)
+    """Looks for distributions rather than modules: those are the names that requirement files
+    use."""
+    names = re.findall(
+        r"^[A-Za-z][\w.-]*",
+        "\n".join([*TORCH, *(file.read_text(encoding="utf-8") for file in files)]),
+        re.MULTILINE,
+    )
     return ask_python(python, LIST_MISSING, *names).split()
 
 
 def prepare_python(chosen: Path | None, host: Path | None, with_tests: bool = False) -> Path:
-    """The interpreter to work with: `chosen` as it is, or the one of .venv with everything installed."""
+    """The interpreter to work with: `chosen` as it is, or the one of .venv with everything
+    installed."""
     files = {"host": host / "requirements.txt"} if host else {}
     if with_tests:
         files["tests"] = TEST_REQUIREMENTS
@@ -214,13 +265,19 @@ def prepare_python(chosen: Path | None, host: Path | None, with_tests: bool = Fa
             for file in files.values():
                 arguments += ["-r", str(file)]
             command = subprocess.list2cmdline(pip_command(chosen, arguments))
-            raise DevError(f"{chosen} lacks {', '.join(dict.fromkeys(missing))}; this installs them:\n  {command}")
+            raise DevError(
+                f"{chosen} lacks {', '.join(dict.fromkeys(missing))}; this installs them:\n "
+                f" {command}"
+            )
         return chosen
 
     create_venv()
     python = venv_program("python")
     stamp = VENV / "magicportrait.json"
-    wanted = {role: hashlib.sha256(" ".join(TORCH).encode() + file.read_bytes()).hexdigest() for role, file in files.items()}
+    wanted = {
+        role: hashlib.sha256(" ".join(TORCH).encode() + file.read_bytes()).hexdigest()
+        for role, file in files.items()
+    }
     installed = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
     if not has_torch(python):
         print("installing torch, a large download", flush=True)
@@ -238,30 +295,39 @@ def prepare_python(chosen: Path | None, host: Path | None, with_tests: bool = Fa
 
 
 def link_pack(link: Path, pack: Path) -> None:
-    """Links the pack into custom_nodes. The link lies inside the pack, which is harmless: ComfyUI looks only at its top level."""
+    """Links the pack into custom_nodes. The link lies inside the pack, which is harmless: ComfyUI
+    looks only at its top level."""
     if link.exists() and link.samefile(pack):
         return
     if link.is_symlink():
         link.unlink()
-    elif os.path.lexists(link):  # a junction whose target is gone does not exist for Path, and is no symlink
+    elif os.path.lexists(
+        link
+    ):  # a junction whose target is gone does not exist for Path, and is no symlink
         try:
             os.rmdir(link)  # removes a Windows junction without touching its target
         except OSError:
             shutil.rmtree(link)
     try:
         if WINDOWS:
-            subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(pack)], check=True, capture_output=True)
+            subprocess.run(
+                ["cmd", "/c", "mklink", "/J", str(link), str(pack)], check=True, capture_output=True
+            )
         else:
             link.symlink_to(pack, target_is_directory=True)
     except (OSError, subprocess.CalledProcessError):
-        shutil.copytree(pack, link, ignore=shutil.ignore_patterns(".*", "__pycache__", "output", "training"))
+        shutil.copytree(
+            pack, link, ignore=shutil.ignore_patterns(".*", "__pycache__", "output", "training")
+        )
 
 
 def find_browser() -> str:
     """A program that Playwright can drive."""
     if program := next(filter(None, map(shutil.which, BROWSERS)), None):
         return program
-    raise DevError(f"no browser: install one of {', '.join(BROWSERS)}, such as with `apt install chromium`")
+    raise DevError(
+        f"no browser: install one of {', '.join(BROWSERS)}, such as with `apt install chromium`"
+    )
 
 
 def free_port() -> int:
@@ -281,12 +347,27 @@ def is_taken(port: int) -> bool:
 
 
 class Server:
-    """ComfyUI with the pack linked in, as a context manager: it answers on entry and is stopped on exit, whatever happens."""
+    """ComfyUI with the pack linked in, as a context manager: it answers on entry and is stopped on
+    exit, whatever happens."""
 
     def __init__(
-        self, host: Path, python: Path, base: Path, *, cpu: bool, port: int | None = None, log_to_file: bool = True, pack: Path = ROOT
+        self,
+        host: Path,
+        python: Path,
+        base: Path,
+        *,
+        cpu: bool,
+        port: int | None = None,
+        log_to_file: bool = True,
+        pack: Path = ROOT,
     ) -> None:
-        self.host, self.python, self.base, self.cpu, self.pack = host, python, base.resolve(), cpu, pack
+        self.host, self.python, self.base, self.cpu, self.pack = (
+            host,
+            python,
+            base.resolve(),
+            cpu,
+            pack,
+        )
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.input_dir = self.base / "input"
@@ -298,14 +379,24 @@ class Server:
         for name in ("custom_nodes", "input", "output", "models", "user"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         link_pack(self.base / "custom_nodes" / PACK_NAME, self.pack)
-        command = [str(self.python), "main.py", "--base-directory", str(self.base), "--port", str(self.port), "--disable-auto-launch"]
+        command = [
+            str(self.python),
+            "main.py",
+            "--base-directory",
+            str(self.base),
+            "--port",
+            str(self.port),
+            "--disable-auto-launch",
+        ]
         # --base-directory does not move the database, which would end up in the host's folder.
         command += ["--database-url", f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}"]
         if self.cpu:
             command.append("--cpu")
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(self.log_path.open("wb")) if self.log_path else None
-            self.process = subprocess.Popen(command, cwd=self.host, env=utf8(os.environ), stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                command, cwd=self.host, env=utf8(os.environ), stdout=output, stderr=output
+            )
         try:
             self._wait_until_ready()
         except BaseException:
@@ -328,7 +419,9 @@ class Server:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise self.failure(f"ComfyUI ended with exit code {self.process.returncode} while starting")
+                raise self.failure(
+                    f"ComfyUI ended with exit code {self.process.returncode} while starting"
+                )
             try:
                 self.object_info()
                 return
@@ -351,7 +444,9 @@ class Server:
             return content
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         try:
             with http.open(request, timeout=60) as answer:
                 return answer.status, json.loads(answer.read() or b"{}")
@@ -382,10 +477,15 @@ class EventStream:
         self.stream = self.socket.makefile("rb")
         key = base64.b64encode(os.urandom(16)).decode()
         headers = f"Host: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        self.socket.sendall(f"GET {path} HTTP/1.1\r\n{headers}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+        self.socket.sendall(
+            f"GET {path} HTTP/1.1\r\n{headers}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version:"
+            " 13\r\n\r\n".encode()
+        )
         status = self.stream.readline()
         if b" 101 " not in status:
-            raise DevError(f"ComfyUI refused the event stream: {status.decode(errors='replace').strip()}")
+            raise DevError(
+                f"ComfyUI refused the event stream: {status.decode(errors='replace').strip()}"
+            )
         while self.stream.readline().strip():
             pass
 
@@ -435,7 +535,9 @@ class Progress:
     def step(self, value: float, maximum: float) -> None:
         if self.interactive and maximum:
             done = min(30, int(30 * value / maximum))
-            self._rewrite(f"[{'#' * done}{'-' * (30 - done)}] {value:.0f}/{maximum:.0f} {self.title}")
+            self._rewrite(
+                f"[{'#' * done}{'-' * (30 - done)}] {value:.0f}/{maximum:.0f} {self.title}"
+            )
 
     def end(self) -> None:
         if self.interactive:
@@ -443,7 +545,8 @@ class Progress:
             print("\r", end="", flush=True)
 
     def _rewrite(self, line: str) -> None:
-        """With spaces over what was there: an old Windows console knows no escape sequences, and prints them."""
+        """With spaces over what was there: an old Windows console knows no escape sequences, and
+        prints them."""
         line = line[: shutil.get_terminal_size().columns - 1]
         print(f"\r{line.ljust(self.width)}", end="", flush=True)
         self.width = len(line)
@@ -456,15 +559,20 @@ def describe_rejection(answer: dict[str, Any]) -> str:
         lines[0] += f": {error['message']} {error.get('details') or ''}".rstrip()
     for node_id, node in (answer.get("node_errors") or {}).items():
         for error in node["errors"]:
-            lines.append(f"  {node['class_type']} (node {node_id}): {error['message']}: {error.get('details') or ''}".rstrip(": "))
+            lines.append(
+                f"  {node['class_type']} (node {node_id}): {error['message']}:"
+                f" {error.get('details') or ''}".rstrip(": ")
+            )
     return "\n".join(lines)
 
 
 def describe_failure(error: dict[str, Any]) -> str:
-    """What went wrong in which node, and the innermost calls; the whole traceback is in the server's log."""
+    """What went wrong in which node, and the innermost calls; the whole traceback is in the
+    server's log."""
     where = f"{error['node_type']} (node {error['node_id']})"
     calls = re.sub(r"^[ ~^]+\n", "", "".join(error["traceback"][-3:]), flags=re.MULTILINE)
-    return f"{where} failed: {error['exception_type']}: {error['exception_message'].strip()}\n{calls}".rstrip()
+    message = f"{error['exception_type']}: {error['exception_message'].strip()}"
+    return f"{where} failed: {message}\n{calls}".rstrip()
 
 
 def run_prompt(server: Server, prompt: dict[str, Any]) -> list[dict[str, str]]:
@@ -485,7 +593,9 @@ def run_prompt(server: Server, prompt: dict[str, Any]) -> list[dict[str, str]]:
                 if kind == "executing" and data["node"] is None:
                     return pictures
                 if kind == "executing":
-                    progress.node(prompt.get(data["display_node"], {}).get("class_type", data["display_node"]))
+                    progress.node(
+                        prompt.get(data["display_node"], {}).get("class_type", data["display_node"])
+                    )
                 elif kind == "progress":
                     progress.step(data["value"], data["max"])
                 elif kind == "executed":
@@ -533,7 +643,9 @@ def demo(options: argparse.Namespace) -> int:
 def serve(options: argparse.Namespace) -> int:
     host, python = host_and_python(options)
     cpu = needs_cpu_flag(python)
-    with Server(host, python, CACHE / "comfyui", cpu=cpu, port=options.port, log_to_file=False) as server:
+    with Server(
+        host, python, CACHE / "comfyui", cpu=cpu, port=options.port, log_to_file=False
+    ) as server:
         server.info_with_pack()
         print(f"\nopen {server.url} (workflows: Templates > {PACK_NAME}; Ctrl-C stops)", flush=True)
         return server.process.wait()
@@ -553,7 +665,8 @@ HOST_HARDLY_MATTERS = (
     "test_metrics.py",
     "test_suite.py",
 )
-"""Tests of ours that ask little of ComfyUI's version (run them with COMFYUI_PATH): on the second one the minutes go to the others."""
+"""Tests of ours that ask little of ComfyUI's version (run them with COMFYUI_PATH): on the second
+one the minutes go to the others."""
 
 
 class Outcome(NamedTuple):
@@ -562,11 +675,21 @@ class Outcome(NamedTuple):
     skipped: int = 0
 
     def __str__(self) -> str:
-        return f"{self.passed} passed, {self.failed} failed" + (f", {self.skipped} skipped" if self.skipped else "")
+        return f"{self.passed} passed, {self.failed} failed" + (
+            f", {self.skipped} skipped" if self.skipped else ""
+        )
 
 
 def check(command: list[str], environment: dict[str, str], output: IO[str] | None) -> Outcome:
-    return Outcome(failed=1 if subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output).returncode else 0)
+    return Outcome(
+        failed=(
+            1
+            if subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=output
+            ).returncode
+            else 0
+        )
+    )
 
 
 def pytest(command: list[str], environment: dict[str, str], output: IO[str] | None) -> Outcome:
@@ -575,15 +698,22 @@ def pytest(command: list[str], environment: dict[str, str], output: IO[str] | No
     report = Path(name)
     report.unlink()
     code = subprocess.run(
-        [*command, "--durations=12", f"--junitxml={report}"], cwd=ROOT, env=environment, stdout=output, stderr=output
+        [*command, "--durations=12", f"--junitxml={report}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=output,
+        stderr=output,
     ).returncode
     if not report.exists():
         return Outcome(failed=1)
     suites = list(ElementTree.parse(report).iter("testsuite"))
     report.unlink()
     keys = ("tests", "failures", "errors", "skipped")
-    tests, failures, errors, skipped = (sum(int(suite.get(key, 0)) for suite in suites) for key in keys)
-    # A test that fails and then errors in its teardown is reported twice; a crash or a usage error not at all.
+    tests, failures, errors, skipped = (
+        sum(int(suite.get(key, 0)) for suite in suites) for key in keys
+    )
+    # A test that fails and then errors in its teardown is reported twice; a crash or a usage error
+    # not at all.
     failed = max(failures + errors, 1 if code not in (0, 5) else 0)
     return Outcome(max(0, tests - failures - errors - skipped), failed, skipped)
 
@@ -602,15 +732,32 @@ def test(options: argparse.Namespace) -> int:
     CACHE.mkdir(exist_ok=True)
     outcomes: list[tuple[str, Outcome]] = []
 
-    def part(name: str, kind: Any, command: list[str], against: Path | None = None, output: IO[str] | None = None) -> None:
+    def part(
+        name: str,
+        kind: Any,
+        command: list[str],
+        against: Path | None = None,
+        output: IO[str] | None = None,
+    ) -> None:
         print(f"\n== {name}", file=output, flush=True)
         started = time.monotonic()
         # The models of the tests are tiny: more threads only get in each other's way.
-        environment = utf8({"OMP_NUM_THREADS": "1", **os.environ, **({"COMFYUI_PATH": str(against)} if against else {})})
+        environment = utf8(
+            {
+                "OMP_NUM_THREADS": "1",
+                **os.environ,
+                **({"COMFYUI_PATH": str(against)} if against else {}),
+            }
+        )
         behind = ["nice", "-n", "10"] if "tests/host" in command and shutil.which("nice") else []
         outcome: Outcome = kind([*behind, python, "-m", *command], environment, output)
         outcomes.append((name, outcome))
-        print(f"== {name}: {'FAILED' if outcome.failed else 'ok'} after {time.monotonic() - started:.1f} s", file=output, flush=True)
+        print(
+            f"== {name}: {'FAILED' if outcome.failed else 'ok'} after"
+            f" {time.monotonic() - started:.1f} s",
+            file=output,
+            flush=True,
+        )
 
     expression = ["-k", options.k] if options.k else []
     part("ruff check", check, ["ruff", "check", "."])
@@ -619,19 +766,36 @@ def test(options: argparse.Namespace) -> int:
     part("tests/unit", pytest, ["pytest", "tests/unit", *expression])
     if host:
         version = host_version(host)
-        others = [other.resolve() for other in sorted(host.parent.glob("ComfyUI-*")) if is_comfyui(other) and other.resolve() != host]
-        # At once: the browser tests wait a lot, and the host tests make way for them. What the others print follows when all are done.
+        others = [
+            other.resolve()
+            for other in sorted(host.parent.glob("ComfyUI-*"))
+            if is_comfyui(other) and other.resolve() != host
+        ]
+        # At once: the browser tests wait a lot, and the host tests make way for them. What the
+        # others print follows when all are done.
         text = {"encoding": "utf-8", "errors": "replace"}
         ignored = [f"--ignore=tests/host/{file}" for file in HOST_HARDLY_MATTERS]
         beside = [(f"tests/e2e on ComfyUI {version}", ["pytest", "tests/e2e", *expression], host)]
         for other in others:
-            name = f"tests/host on ComfyUI {host_version(other)} without {', '.join(HOST_HARDLY_MATTERS)}"
+            name = (
+                f"tests/host on ComfyUI {host_version(other)} without"
+                f" {', '.join(HOST_HARDLY_MATTERS)}"
+            )
             beside.append((name, ["pytest", "tests/host", *ignored, *expression], other))
         with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(3) as lanes:
-            first = lanes.submit(part, f"tests/host on ComfyUI {version}", pytest, ["pytest", "tests/host", *expression], host)
-            outputs = [stack.enter_context(tempfile.TemporaryFile("w+", dir=CACHE, **text)) for _ in beside]
+            first = lanes.submit(
+                part,
+                f"tests/host on ComfyUI {version}",
+                pytest,
+                ["pytest", "tests/host", *expression],
+                host,
+            )
+            outputs = [
+                stack.enter_context(tempfile.TemporaryFile("w+", dir=CACHE, **text)) for _ in beside
+            ]
             waiting = [
-                lanes.submit(part, name, pytest, command, against, output) for (name, command, against), output in zip(beside, outputs)
+                lanes.submit(part, name, pytest, command, against, output)
+                for (name, command, against), output in zip(beside, outputs)
             ]
             for each in (first, *waiting):
                 each.result()
@@ -663,25 +827,47 @@ def interpreter(name: str) -> Path:
 
 def parse_arguments() -> argparse.Namespace:
     environment = (
-        "Without --python, .venv in the project's folder is created and filled on the first start and reused afterwards. "
-        "A torch that is already in it is kept, whatever its version: to run on a GPU, install your own build there first."
+        "Without --python, .venv in the project's folder is created and filled on the first start"
+        " and reused afterwards. A torch that is already in it is kept, whatever its version: to"
+        " run on a GPU, install your own build there first."
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--comfyui", type=Path, metavar="DIR", help="default: COMFYUI_PATH, the one around this pack, comfy-cli's")
-    common.add_argument("--python", type=interpreter, metavar="EXE", help="used as it is: must have ComfyUI's requirements")
+    common.add_argument(
+        "--comfyui",
+        type=Path,
+        metavar="DIR",
+        help="default: COMFYUI_PATH, the one around this pack, comfy-cli's",
+    )
+    common.add_argument(
+        "--python",
+        type=interpreter,
+        metavar="EXE",
+        help="used as it is: must have ComfyUI's requirements",
+    )
     parser = argparse.ArgumentParser(description=__doc__, epilog=environment)
     commands = parser.add_subparsers(dest="command", required=True)
     summary = "run a workflow and save its pictures"
-    command = commands.add_parser("demo", parents=[common], help=summary, description=summary, epilog=environment)
-    command.add_argument("--workflow", type=Path, default=ROOT / "workflows" / "magicface_three_concepts.json", metavar="FILE")
+    command = commands.add_parser(
+        "demo", parents=[common], help=summary, description=summary, epilog=environment
+    )
+    command.add_argument(
+        "--workflow",
+        type=Path,
+        default=ROOT / "workflows" / "magicface_three_concepts.json",
+        metavar="FILE",
+    )
     command.add_argument("--output", type=Path, default=ROOT / "output", metavar="DIR")
     command.set_defaults(run=demo)
     summary = "start ComfyUI with this pack for the browser"
-    command = commands.add_parser("serve", parents=[common], help=summary, description=summary, epilog=environment)
+    command = commands.add_parser(
+        "serve", parents=[common], help=summary, description=summary, epilog=environment
+    )
     command.add_argument("--port", type=int, default=8188)
     command.set_defaults(run=serve)
     summary = "lint, type check and run every test"
-    command = commands.add_parser("test", parents=[common], help=summary, description=summary, epilog=environment)
+    command = commands.add_parser(
+        "test", parents=[common], help=summary, description=summary, epilog=environment
+    )
     command.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
     command.set_defaults(run=test)
     return parser.parse_args()

@@ -1,4 +1,5 @@
-"""Converts a workflow as the editor saves it into the prompt that ComfyUI's /prompt endpoint takes."""
+"""Converts a workflow as the editor saves it into the prompt that ComfyUI's /prompt endpoint
+takes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 Node = dict[str, Any]
-# What an input receives: ("link", node id, slot) or ("value", anything); None is an input without a source.
+# What an input receives: ("link", node id, slot) or ("value", anything); None is an input without a
+# source.
 Source = tuple[Any, ...]
 
 MUTED, BYPASSED = 2, 4
@@ -21,16 +23,23 @@ class WorkflowError(Exception):
 
 
 def to_api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """`object_info` is what ComfyUI's endpoint of that name answers: it holds the order of every node's widgets."""
+    """`object_info` is what ComfyUI's endpoint of that name answers: it holds the order of every
+    node's widgets."""
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = dict(_read_link(link) for link in workflow["links"])
     prompt = {}
     for node in nodes.values():
         kind = node["type"]
-        if kind in NOTES or kind in ("Reroute", "PrimitiveNode") or node.get("mode", 0) in (MUTED, BYPASSED):
+        if (
+            kind in NOTES
+            or kind in ("Reroute", "PrimitiveNode")
+            or node.get("mode", 0) in (MUTED, BYPASSED)
+        ):
             continue
         if kind not in object_info:
-            raise WorkflowError(f"node {node['id']} has the type {kind!r}, which this ComfyUI does not know")
+            raise WorkflowError(
+                f"node {node['id']} has the type {kind!r}, which this ComfyUI does not know"
+            )
         inputs = _widget_values(node, object_info[kind]["input"])
         for socket in node.get("inputs", []):
             if socket.get("link") is None:
@@ -39,7 +48,9 @@ def to_api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict
             if source is None:
                 inputs.pop(socket["name"], None)
             else:
-                inputs[socket["name"]] = _quoted(source[1]) if source[0] == "value" else [str(source[1]), source[2]]
+                inputs[socket["name"]] = (
+                    _quoted(source[1]) if source[0] == "value" else [str(source[1]), source[2]]
+                )
         prompt[str(node["id"])] = {"class_type": kind, "inputs": inputs}
     return prompt
 
@@ -50,7 +61,9 @@ def _read_link(link: list[Any] | dict[str, Any]) -> tuple[int, tuple[int, int]]:
     return link[0], (link[1], link[2])
 
 
-def _resolve(origin: tuple[int, int], nodes: dict[int, Node], links: dict[int, tuple[int, int]]) -> Source | None:
+def _resolve(
+    origin: tuple[int, int], nodes: dict[int, Node], links: dict[int, tuple[int, int]]
+) -> Source | None:
     """Follows a link backwards through reroutes and bypassed nodes."""
     while True:
         node, slot = nodes[origin[0]], origin[1]
@@ -71,7 +84,8 @@ def _resolve(origin: tuple[int, int], nodes: dict[int, Node], links: dict[int, t
 
 
 def _bypass_link(node: Node, slot: int) -> int | None:
-    """The input that a bypassed node passes on: the one beside the output if its type fits, else the first that does."""
+    """The input that a bypassed node passes on: the one beside the output if its type fits, else
+    the first that does."""
     sockets = node.get("inputs", [])
     for socket in sockets[slot : slot + 1] + sockets:
         if socket["type"] == node["outputs"][slot]["type"]:
@@ -81,7 +95,8 @@ def _bypass_link(node: Node, slot: int) -> int | None:
 
 
 def _widget_values(node: Node, schema: dict[str, Any]) -> dict[str, Any]:
-    """The widgets' values by input name; also those of inputs that a link overrides, whose place in the list is kept."""
+    """The widgets' values by input name; also those of inputs that a link overrides, whose place in
+    the list is kept."""
     saved = node.get("widgets_values") or []
     if isinstance(saved, dict):
         names = {name for name, kind, _ in _widgets(node, schema) if kind != "UPLOAD"}
@@ -96,14 +111,17 @@ def _widget_values(node: Node, schema: dict[str, Any]) -> dict[str, Any]:
         elif "default" in options:
             values[name] = _quoted(options["default"])
         # The editor adds a "control after generate" widget to these, which is its own business.
-        has_control = kind == "INT" and (options.get("control_after_generate") or name in ("seed", "noise_seed"))
+        has_control = kind == "INT" and (
+            options.get("control_after_generate") or name in ("seed", "noise_seed")
+        )
         if has_control and position < len(saved) and saved[position] in CONTROL_VALUES:
             position += 1
     return values
 
 
 def _widgets(node: Node, schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Name, type and options of the node's widgets in the order in which the editor saves their values."""
+    """Name, type and options of the node's widgets in the order in which the editor saves their
+    values."""
     marked = {socket["widget"]["name"] for socket in node.get("inputs", []) if socket.get("widget")}
     for section in ("required", "optional"):
         uploads = False
@@ -112,12 +130,18 @@ def _widgets(node: Node, schema: dict[str, Any]) -> Iterator[tuple[str, str, dic
             if isinstance(kind, list):
                 kind = "COMBO"
             if kind in DYNAMIC_TYPES:
-                raise WorkflowError(f"node {node['id']} ({node['type']}): the dynamic input {name!r} cannot be converted")
+                raise WorkflowError(
+                    f"node {node['id']} ({node['type']}): the dynamic input {name!r} cannot be"
+                    " converted"
+                )
             uploads = uploads or bool(options.get("image_upload"))
-            if not options.get("forceInput") and (kind in WIDGET_TYPES or options.get("socketless") or name in marked):
+            if not options.get("forceInput") and (
+                kind in WIDGET_TYPES or options.get("socketless") or name in marked
+            ):
                 yield name, kind, options
         if uploads:
-            # The upload button, whose saved value is always "image", stands after the section's own widgets.
+            # The upload button, whose saved value is always "image", stands after the section's own
+            # widgets.
             yield "upload", "UPLOAD", {}
 
 

@@ -1,4 +1,5 @@
-"""Draws the pictures of the help pages, js/docs/*.jpg, on the toy checkpoint: `python -m bench.help_pictures`"""
+"""Draws the pictures of the help pages, js/docs/*.jpg, on the toy checkpoint: `python -m
+bench.help_pictures`"""
 
 from __future__ import annotations
 
@@ -15,11 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from magicportrait.demo import portraits
-from magicportrait.host.capture_pictures import masked_previews
-from magicportrait.host.face_restoration import boxes_of_mask, restore_face
-from magicportrait.host.inversion import resample_with
+from magicportrait.host.faces.restoration import boxes_of_mask, restore_face
+from magicportrait.host.inversion.run import resample_with
+from magicportrait.host.training.pictures import masked_previews
 from magicportrait.magic.capture_sets import capture_pictures
-from magicportrait.nodes.analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
+from magicportrait.nodes.analysis import (
+    MagicAttentionHeatmap,
+    MagicAttentionMap,
+    MagicCorrespondence,
+    MagicCorrespondenceMap,
+)
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.inversion import MagicStyleInvert
 from magicportrait.nodes.layout import MagicLayoutMasks
@@ -42,7 +48,10 @@ def save(name: str, images: Sequence[Tensor]) -> None:
     """images: H W 3 each, which come to one height in a row; a single one keeps its size."""
     tiles = [Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy()) for image in images]
     height = SIDE if len(tiles) > 1 else tiles[0].height
-    tiles = [tile.resize((round(tile.width * height / tile.height), height), Image.Resampling.LANCZOS) for tile in tiles]
+    tiles = [
+        tile.resize((round(tile.width * height / tile.height), height), Image.Resampling.LANCZOS)
+        for tile in tiles
+    ]
     sheet = Image.new("RGB", (sum(tile.width + GAP for tile in tiles) - GAP, height), "white")
     left = 0
     for tile in tiles:
@@ -65,8 +74,14 @@ def concept(checkpoint: toy.Toy) -> list[Tensor]:
 
 def magicface(checkpoint: toy.Toy) -> list[Tensor]:
     chosen, noise = reference_sets()[0], checkpoint.noise([0, 1])
-    references = [torch.from_numpy(portraits.render(chosen[part], checkpoint_side()).image) for part in CONCEPTS]
-    plain, magic = plain_pictures(checkpoint, noise), magic_pictures(checkpoint, noise, chosen, DEFAULT_STRENGTH)
+    references = [
+        torch.from_numpy(portraits.render(chosen[part], checkpoint_side()).image)
+        for part in CONCEPTS
+    ]
+    plain, magic = (
+        plain_pictures(checkpoint, noise),
+        magic_pictures(checkpoint, noise, chosen, DEFAULT_STRENGTH),
+    )
     return [*references, *plain.images, *magic.images]
 
 
@@ -85,14 +100,36 @@ def layout(checkpoint: toy.Toy) -> list[Tensor]:
 def inversion(checkpoint: toy.Toy) -> list[Tensor]:
     portrait = toy.held_out(1, lambda portrait: portrait.style == "cartoon")[0]
     image = toy.picture(portraits.render(portrait, checkpoint_side()))
-    options = {"steps": 30, "scheduler": "ddim_uniform", "method": "fixed-point", "cfg": 1.0, "iterations": 2, "tolerance": 1e-4}
+    options = {
+        "steps": 30,
+        "scheduler": "ddim_uniform",
+        "method": "fixed-point",
+        "cfg": 1.0,
+        "iterations": 2,
+        "tolerance": 1e-4,
+    }
     found, noise, *_, positive, _ = MagicStyleInvert.execute(
-        checkpoint.model, **options, measure=False, cache_mb=0, image=image, vae=checkpoint.vae, clip=checkpoint.clip
+        checkpoint.model,
+        **options,
+        measure=False,
+        cache_mb=0,
+        image=image,
+        vae=checkpoint.vae,
+        clip=checkpoint.clip,
     ).args
-    again = resample_with(checkpoint.model, found, noise["samples"], {"positive": positive, "negative": positive}, 1.0, None)
+    again = resample_with(
+        checkpoint.model,
+        found,
+        noise["samples"],
+        {"positive": positive, "negative": positive},
+        1.0,
+        None,
+    )
     values = noise["samples"][0, :3].movedim(0, -1)
     shown = (values - values.min()) / (values.max() - values.min())
-    shown = F.interpolate(shown.movedim(-1, 0)[None], size=(checkpoint_side(),) * 2, mode="nearest")[0].movedim(0, -1)
+    shown = F.interpolate(
+        shown.movedim(-1, 0)[None], size=(checkpoint_side(),) * 2, mode="nearest"
+    )[0].movedim(0, -1)
     return [image[0], shown, checkpoint.decode(again)[0]]
 
 
@@ -100,9 +137,23 @@ def style(checkpoint: toy.Toy) -> list[Tensor]:
     content = toy.held_out(1, lambda portrait: portrait.style == "cartoon")[0]
     pictures = [toy.picture(portraits.render(content, checkpoint_side()))]
     for name in ("sketch", "neon"):
-        look = toy.picture(portraits.render(toy.held_out(1, lambda portrait, name=name: portrait.style == name)[0], checkpoint_side()))
+        look = toy.picture(
+            portraits.render(
+                toy.held_out(1, lambda portrait, name=name: portrait.style == name)[0],
+                checkpoint_side(),
+            )
+        )
         [sampled] = MagicStyleSampler.execute(
-            checkpoint.model, checkpoint.vae, pictures[0], look, "balanced", 30, "ddim_uniform", "decoder", 0, checkpoint.clip
+            checkpoint.model,
+            checkpoint.vae,
+            pictures[0],
+            look,
+            "balanced",
+            30,
+            "ddim_uniform",
+            "decoder",
+            0,
+            checkpoint.clip,
         ).args
         pictures += [look, checkpoint.decode(sampled["samples"])]
     return [picture[0] for picture in pictures]
@@ -118,17 +169,32 @@ def crop(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def toy_checkpoint(checkpoint: toy.Toy) -> list[Tensor]:
-    prompt = "a smiling woman with red hair wearing a blue striped top hat, glasses and a green scarf, pink background, {} style"
+    prompt = (
+        "a smiling woman with red hair wearing a blue striped top hat, glasses and a green scarf,"
+        " pink background, {} style"
+    )
     pictures = []
     for i, name in enumerate(portraits.STYLES):
         positive = checkpoint.encode_text(prompt.format(name))
-        pictures.append(checkpoint.decode(checkpoint.sample(checkpoint.model, positive, checkpoint.noise([i])))[0])
+        pictures.append(
+            checkpoint.decode(checkpoint.sample(checkpoint.model, positive, checkpoint.noise([i])))[
+                0
+            ]
+        )
     return pictures
 
 
 def toy_portrait(checkpoint: toy.Toy) -> list[Tensor]:
-    drawn = portraits.render(toy.held_out(1, lambda portrait: portrait.hat is not None and portrait.scarf is not None)[0], 256)
-    return [torch.from_numpy(drawn.image), *(gray(torch.from_numpy(drawn.masks[part])) for part in ("hat", "face", "scarf"))]
+    drawn = portraits.render(
+        toy.held_out(1, lambda portrait: portrait.hat is not None and portrait.scarf is not None)[
+            0
+        ],
+        256,
+    )
+    return [
+        torch.from_numpy(drawn.image),
+        *(gray(torch.from_numpy(drawn.masks[part])) for part in ("hat", "face", "scarf")),
+    ]
 
 
 def concept_mask(checkpoint: toy.Toy) -> list[Tensor]:
@@ -136,24 +202,41 @@ def concept_mask(checkpoint: toy.Toy) -> list[Tensor]:
     image, exact = toy.picture(drawn), torch.from_numpy(drawn.masks["hat"])
     [box] = boxes_of_mask(exact)
     typed = f"{box.left},{box.top},{box.right - box.left},{box.bottom - box.top}"
-    options = {"target": "points", "sam": NO_SAM, "detector": NO_MODEL, "face_model": NO_MODEL, "box": typed}
-    mask, _, overlay = MagicConceptMask.execute(**{**defaults_of(MagicConceptMask), **options}, image=image).args
+    options = {
+        "target": "points",
+        "sam": NO_SAM,
+        "detector": NO_MODEL,
+        "face_model": NO_MODEL,
+        "box": typed,
+    }
+    mask, _, overlay = MagicConceptMask.execute(
+        **{**defaults_of(MagicConceptMask), **options}, image=image
+    ).args
     return [image[0], overlay[0], gray(mask[0])]
 
 
-def attention_maps(checkpoint: toy.Toy, phrases: str, seed: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def attention_maps(
+    checkpoint: toy.Toy, phrases: str, seed: int
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """A sample, and the heat map and the mask of each phrase."""
     options = {**defaults_of(MagicAttentionMap), "prompt": PROMPT, "phrases": phrases}
-    model, positive, record = MagicAttentionMap.execute(checkpoint.model, checkpoint.clip, **options).args
+    model, positive, record = MagicAttentionMap.execute(
+        checkpoint.model, checkpoint.clip, **options
+    ).args
     samples = checkpoint.sample(model, positive, checkpoint.noise([seed]))
     image = checkpoint.decode(samples)
-    heatmaps, masks, _ = MagicAttentionHeatmap.execute(record, {"samples": samples}, 0.8, image).args
+    heatmaps, masks, _ = MagicAttentionHeatmap.execute(
+        record, {"samples": samples}, 0.8, image
+    ).args
     return image[0], [heatmap[0] for heatmap in heatmaps], [mask[0] for mask in masks]
 
 
 def refine_mask(checkpoint: toy.Toy) -> list[Tensor]:
     image, _, [mask] = attention_maps(checkpoint, "scarf", 1)
-    steps = [refined(mask, 0.5, *chosen, False)[0] for chosen in ((False, False, 0, 0), (True, True, 0, 0), (True, True, 3, 5))]
+    steps = [
+        refined(mask, 0.5, *chosen, False)[0]
+        for chosen in ((False, False, 0, 0), (True, True, 0, 0), (True, True, 3, 5))
+    ]
     return [image, *(gray(step) for step in (mask, *steps))]
 
 
@@ -167,9 +250,13 @@ def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
     for part in CONCEPTS:
         drawn = portraits.render(reference_sets()[0][part], checkpoint_side())
         mask = torch.from_numpy(drawn.masks[part])[None]
-        [concepts] = MagicFaceConcept.execute(toy.picture(drawn), part, DEFAULT_STRENGTH, mask, "", None, concepts).args
+        [concepts] = MagicFaceConcept.execute(
+            toy.picture(drawn), part, DEFAULT_STRENGTH, mask, "", None, concepts
+        ).args
     options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
-    model, positive, _ = MagicFaceApply.execute(checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **options).args
+    model, positive, _ = MagicFaceApply.execute(
+        checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **options
+    ).args
     region = torch.zeros(1, checkpoint_side(), checkpoint_side())
     region[:, 92:108, 54:74] = 1
     model, record = MagicCorrespondence.execute(model, "", 0.0, 1.0, region).args
@@ -181,16 +268,33 @@ def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
 
 def compare(checkpoint: toy.Toy) -> list[Tensor]:
     chosen, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
-    references = torch.cat([toy.picture(portraits.render(chosen[part], checkpoint_side())) for part in CONCEPTS])
-    plain, magic = plain_pictures(checkpoint, noise), magic_pictures(checkpoint, noise, chosen, DEFAULT_STRENGTH)
-    options = {**defaults_of(MagicCompareGrid), "row_captions": "references\nplain\nMagicFace", "cell": 112, "font": 16}
-    [grid] = MagicCompareGrid.execute(references, **options, row_2=plain.images, row_3=magic.images).args
+    references = torch.cat(
+        [toy.picture(portraits.render(chosen[part], checkpoint_side())) for part in CONCEPTS]
+    )
+    plain, magic = (
+        plain_pictures(checkpoint, noise),
+        magic_pictures(checkpoint, noise, chosen, DEFAULT_STRENGTH),
+    )
+    options = {
+        **defaults_of(MagicCompareGrid),
+        "row_captions": "references\nplain\nMagicFace",
+        "cell": 112,
+        "font": 16,
+    }
+    [grid] = MagicCompareGrid.execute(
+        references, **options, row_2=plain.images, row_3=magic.images
+    ).args
     return [grid[0]]
 
 
 def capture(checkpoint: toy.Toy) -> list[Tensor]:
-    people, heads, styled, styled_heads, truth, _ = MagicToyCapture.execute(7, "sketch", 2, 256).args
-    sets = (capture_pictures([*pictures], [*masks], ["1", "2"]) for pictures, masks in ((people, heads), (styled, styled_heads)))
+    people, heads, styled, styled_heads, truth, _ = MagicToyCapture.execute(
+        7, "sketch", 2, 256
+    ).args
+    sets = (
+        capture_pictures([*pictures], [*masks], ["1", "2"])
+        for pictures, masks in ((people, heads), (styled, styled_heads))
+    )
     return [*(preview for pictures in sets for preview in masked_previews(pictures)), truth[0]]
 
 
@@ -200,7 +304,8 @@ def toy_capture(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def restore(checkpoint: toy.Toy) -> list[Tensor]:
-    """No restoration network can come with the pack: what one would be given, and where its answer would go."""
+    """No restoration network can come with the pack: what one would be given, and where its answer
+    would go."""
     people, heads, *_ = MagicToyCapture.execute(7, "cartoon", 2, 256).args
     image, mask = torch.cat([*people], 1), torch.cat([*heads], 1)
     given: list[Tensor] = []
@@ -212,8 +317,17 @@ def restore(checkpoint: toy.Toy) -> list[Tensor]:
     pasted = torch.zeros(1, 3, *image.shape[:2])
     values = defaults_of(MagicPortraitRestore)
     for box in boxes_of_mask(mask):
-        restore_face(image.movedim(-1, 0)[None], box, look, values["margin"], values["strength"], values["feather"])
-        pasted = restore_face(pasted, box, torch.ones_like, values["margin"], values["strength"], values["feather"])
+        restore_face(
+            image.movedim(-1, 0)[None],
+            box,
+            look,
+            values["margin"],
+            values["strength"],
+            values["feather"],
+        )
+        pasted = restore_face(
+            pasted, box, torch.ones_like, values["margin"], values["strength"], values["feather"]
+        )
     return [image, *given, image * (0.2 + 0.8 * pasted[0].movedim(0, -1))]
 
 

@@ -1,6 +1,7 @@
 """How close an inverted picture comes when it is sampled again: `python -m bench.inversion`
 
-Held-out portraits on the toy checkpoint, empty prompt, CFG 1. The VAE alone already changes a picture; no inverter can do better.
+Held-out portraits on the toy checkpoint, empty prompt, CFG 1. The VAE alone already changes a
+picture; no inverter can do better.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import comfy.samplers
 import torch
 
 from magicportrait.demo.portraits import render
-from magicportrait.host.inversion import Recipe, invert, resample
+from magicportrait.host.inversion.run import Recipe, invert, resample
 from magicportrait.magic.inversion import psnr
 
 RECIPES = {
@@ -27,7 +28,9 @@ RECIPES = {
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--portraits", type=int, default=8)
     args = parser.parse_args()
     checkpoint = toy.Toy.load()
@@ -36,18 +39,28 @@ def main() -> None:
     alone = checkpoint.vae.decode(latent)
     empty = checkpoint.encode_text("")
     conds = {"positive": empty, "negative": empty}
-    lines = ["# Inversion on the toy checkpoint", "", f"`python -m bench.inversion --portraits {args.portraits}`", ""]
+    lines = [
+        "# Inversion on the toy checkpoint",
+        "",
+        f"`python -m bench.inversion --portraits {args.portraits}`",
+        "",
+    ]
     lines += [
         f"The VAE alone: {psnr(alone, images, 1.0):.1f} dB to the image.",
         "Noise: deviation of the inverted latent over sigma, 1 is real noise.",
         "",
     ]
     lines += [
-        "| steps | method | dB to what the VAE alone gives | dB to the image | model calls | noise |",
+        (
+            "| steps | method | dB to what the VAE alone gives | dB to the image | model calls |"
+            " noise |"
+        ),
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for steps in (10, 20, 50):
-        sigmas = comfy.samplers.calculate_sigmas(checkpoint.model.get_model_object("model_sampling"), "ddim_uniform", steps)
+        sigmas = comfy.samplers.calculate_sigmas(
+            checkpoint.model.get_model_object("model_sampling"), "ddim_uniform", steps
+        )
         for name, recipe in RECIPES.items():
             inversion = invert(checkpoint.model, latent, conds, sigmas, recipe, None, ("", ""))
             again = checkpoint.vae.decode(resample(checkpoint.model, inversion, conds, 1.0, None))

@@ -1,7 +1,9 @@
-"""What it costs that a page watches the layout while a picture is sampled: `python -m bench.live_layout`
+"""What it costs that a page watches the layout while a picture is sampled: `python -m
+bench.live_layout`
 
-The three-concept picture of the toy checkpoint, with a page that listens and without one in turn, in one process; what would go through
-the websocket is written as JSON and counted. The toy's steps are short, so that a real model's share is smaller.
+The three-concept picture of the toy checkpoint, with a page that listens and without one in turn,
+in one process; what would go through the websocket is written as JSON and counted. The toy's steps
+are short, so that a real model's share is smaller.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from . import toy
 # ruff: isort: split
 import torch
 
-from magicportrait.host import audience
+from magicportrait.host.page import audience
 from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply
 
 from .magicface_effect import reference_sets, with_references
@@ -39,7 +41,9 @@ class Page:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=15, help="with and without")
     args = parser.parse_args()
     checkpoint, page = toy.Toy.load(), Page()
@@ -66,10 +70,17 @@ def main() -> None:
     quarter = len(ratios) // 4
     middle = f"{ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f}"
     lines = ["# Cost of watching the layout live", ""]
-    lines += [f"`python -m bench.live_layout --runs {args.runs}`, 25 steps of the toy checkpoint with three concepts", ""]
     lines += [
-        f"A picture takes {alone:.2f} s unwatched and {watched:.2f} s watched (medians); the median of {len(ratios)} pairs is "
-        f"{statistics.median(ratios):.3f} x (middle half: {middle}). {events} events, {size / 1000:.0f} kB in all, to the page that queued."
+        (
+            f"`python -m bench.live_layout --runs {args.runs}`, 25 steps of the toy checkpoint with"
+            " three concepts"
+        ),
+        "",
+    ]
+    lines += [
+        f"A picture takes {alone:.2f} s unwatched and {watched:.2f} s watched (medians); the median"
+        f" of {len(ratios)} pairs is {statistics.median(ratios):.3f} x (middle half: {middle})."
+        f" {events} events, {size / 1000:.0f} kB in all, to the page that queued."
     ]
     toy.write_report("live_layout", lines)
 

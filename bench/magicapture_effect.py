@@ -1,14 +1,16 @@
 """What MagiCapture's parts are worth, on the toy checkpoint: `python -m bench.magicapture_effect`
 
-Eight subject-style pairs. The subject is one person in five cartoon pictures, the style five pictures of other people; the truth, which no
-photograph has, is the person drawn in that style. Every method gets the same pictures and the same number of steps and samples the same
-noise. Figures, all against the truth, lower is better but for likeness:
-hair, face: distance of the mean colour where hair and face are in every picture of the truth (RGB in 0..1).
-style: distance of Gram matrices of the autoencoder's features, over that of the subject's cartoon pictures (1: no style learned).
-likeness: cosine of face embeddings. The network is the one that the identity loss uses, so it speaks for what uses that.
+Eight subject-style pairs. The subject is one person in five cartoon pictures, the style five
+pictures of other people; the truth, which no photograph has, is the person drawn in that style.
+Every method gets the same pictures and the same number of steps and samples the same noise.
+Figures, all against the truth, lower is better but for likeness: hair, face: distance of the mean
+colour where hair and face are in every picture of the truth (RGB in 0..1). style: distance of Gram
+matrices of the autoencoder's features, over that of the subject's cartoon pictures (1: no style
+learned). likeness: cosine of face embeddings. The network is the one that the identity loss uses,
+so it speaks for what uses that.
 
-Every result is kept in bench/results/magicapture_effect.json as soon as it is there; a second start goes on. The table is of the pairs that
-have all methods.
+Every result is kept in bench/results/magicapture_effect.json as soon as it is there; a second start
+goes on. The table is of the pairs that have all methods.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from magicportrait.demo import captures, checkpoint, face_network
 from magicportrait.demo.autoencoder import Autoencoder
 from magicportrait.demo.captures import Capture
 from magicportrait.demo.portraits import STYLES
-from magicportrait.host.capture_training import CaptureSettings, CaptureTraining, training_mode
-from magicportrait.host.placeholders import Embedding, with_placeholders
+from magicportrait.host.text.placeholders import Embedding, with_placeholders
+from magicportrait.host.training.run import CaptureSettings, CaptureTraining, training_mode
 from magicportrait.magic.capture_losses import face_box, face_crops
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
 from magicportrait.magic.heat import over_picture, unit_range
@@ -85,12 +87,24 @@ def sets(capture: Capture) -> tuple[Subject, StyleSet]:
     def pictures(name: str, portraits: Any) -> Any:
         images, masks = captures.draw(portraits)
         return capture_pictures(
-            [*map(torch.from_numpy, images)], [*map(torch.from_numpy, masks)], [f"{name} {i}" for i in range(len(images))]
+            [*map(torch.from_numpy, images)],
+            [*map(torch.from_numpy, masks)],
+            [f"{name} {i}" for i in range(len(images))],
         )
 
     return (
-        Subject(pictures("subject", capture.subject), "<subject>", capture.class_word, ("a {person}, cartoon style",)),
-        StyleSet(pictures("style", capture.style), "<style>", capture.class_word, ("a {person}, {style} style",)),
+        Subject(
+            pictures("subject", capture.subject),
+            "<subject>",
+            capture.class_word,
+            ("a {person}, cartoon style",),
+        ),
+        StyleSet(
+            pictures("style", capture.style),
+            "<style>",
+            capture.class_word,
+            ("a {person}, {style} style",),
+        ),
     )
 
 
@@ -101,27 +115,45 @@ def prompt_of(capture: Capture) -> str:
 class Pair:
     """All methods on one subject and one style."""
 
-    def __init__(self, loaded: toy.Toy, seed: int, style: Any, settings: CaptureSettings = SETTINGS):
+    def __init__(
+        self, loaded: toy.Toy, seed: int, style: Any, settings: CaptureSettings = SETTINGS
+    ):
         self.toy, self.settings = loaded, settings
         self.capture = captures.sample_capture(seed, style)
         self.subject, self.style = sets(self.capture)
-        self.truth, self.truth_faces = (torch.from_numpy(array) for array in captures.draw(self.capture.truth))
+        self.truth, self.truth_faces = (
+            torch.from_numpy(array) for array in captures.draw(self.capture.truth)
+        )
         self._inversions: dict[bool, tuple[list[Tensor], Tensor]] = {}
         self.identity = toy.identity()
 
     def words(self, method: str) -> Words:
         if method == BASE:
-            return Words(self.toy.model, self.toy.clip, f"a {self.capture.class_word}, {self.capture.style[0].style} style")
+            return Words(
+                self.toy.model,
+                self.toy.clip,
+                f"a {self.capture.class_word}, {self.capture.style[0].style} style",
+            )
         if method == "core TrainLoraNode":
             return self._core()
         training = self.trained(method)
         lora = training.lora() if training.settings.lora_steps else None
-        model, clip = MagiCaptureApply.execute(self.toy.model, self.toy.clip, training.text.learned(), *STRENGTHS, lora).args
+        model, clip = MagiCaptureApply.execute(
+            self.toy.model, self.toy.clip, training.text.learned(), *STRENGTHS, lora
+        ).args
         return Words(model, clip, prompt_of(self.capture))
 
     def trained(self, method: str) -> CaptureTraining:
         settings = replace(self.settings, **METHODS[method])
-        training = CaptureTraining(self.toy.model, self.toy.clip, self.toy.vae, self.subject, self.style, self.identity, settings)
+        training = CaptureTraining(
+            self.toy.model,
+            self.toy.clip,
+            self.toy.vae,
+            self.subject,
+            self.style,
+            self.identity,
+            settings,
+        )
         if settings.lora_steps:
             self._after_inversion(training)
         with training_mode():
@@ -130,13 +162,17 @@ class Pair:
         return training
 
     def _after_inversion(self, training: CaptureTraining) -> None:
-        """Puts a training behind its first phase, which methods that differ only in the second share."""
+        """Puts a training behind its first phase, which methods that differ only in the second
+        share."""
         masked = training.settings.masked
         if masked not in self._inversions:
             with training_mode():
                 while training.step < training.settings.inversion_steps:
                     training.train_step()
-            self._inversions[masked] = [rows.detach().clone() for rows in training.text.rows], training._generator.get_state()
+            self._inversions[masked] = (
+                [rows.detach().clone() for rows in training.text.rows],
+                training._generator.get_state(),
+            )
             return
         learned, state = self._inversions[masked]
         with torch.no_grad():
@@ -146,12 +182,14 @@ class Pair:
         training.step = training.settings.inversion_steps
 
     def _core(self) -> Words:
-        """The host's own trainer, with rare words for the subject and the style as one would choose them there."""
+        """The host's own trainer, with rare words for the subject and the style as one would choose
+        them there."""
         from comfy_extras.nodes_train import TrainLoraNode
 
         generator = torch.Generator().manual_seed(0)
         rare = [
-            Embedding(word, {"clip_l": F.normalize(torch.randn(1, 96, generator=generator)) * 2.2}) for word in ("<subject>", "<style>")
+            Embedding(word, {"clip_l": F.normalize(torch.randn(1, 96, generator=generator)) * 2.2})
+            for word in ("<subject>", "<style>")
         ]
         clip = with_placeholders(self.toy.clip, rare)
         latents, positive = [], []
@@ -164,11 +202,25 @@ class Pair:
                 positive.append(clip.encode_from_tokens_scheduled(clip.tokenize(text)))
         latents = [{"samples": torch.cat([latent["samples"] for latent in latents])}]
         options = {
-            "batch_size": self.settings.batch, "grad_accumulation_steps": 1, "steps": self.settings.steps, "learning_rate": CORE_RATE,
-            "rank": self.settings.rank, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32",
-            "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1,
-            "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
-        }  # fmt: skip
+            "batch_size": self.settings.batch,
+            "grad_accumulation_steps": 1,
+            "steps": self.settings.steps,
+            "learning_rate": CORE_RATE,
+            "rank": self.settings.rank,
+            "optimizer": "AdamW",
+            "loss_function": "MSE",
+            "seed": 0,
+            "training_dtype": "fp32",
+            "lora_dtype": "fp32",
+            "quantized_backward": False,
+            "algorithm": "LoRA",
+            "gradient_checkpointing": False,
+            "checkpoint_depth": 1,
+            "offloading": False,
+            "existing_lora": "[None]",
+            "bucket_mode": False,
+            "bypass_mode": False,
+        }
         known = inspect.signature(TrainLoraNode.execute).parameters
         torch.manual_seed(0)
         lora = TrainLoraNode.execute(
@@ -184,7 +236,9 @@ class Pair:
 
     def pictures(self, words: Words) -> Tensor:  # B H W 3
         positive = words.clip.encode_from_tokens_scheduled(words.clip.tokenize(words.prompt))
-        return self.toy.decode(self.toy.sample(words.model, positive, self.toy.noise(range(PICTURES))))
+        return self.toy.decode(
+            self.toy.sample(words.model, positive, self.toy.noise(range(PICTURES)))
+        )
 
     def score(self, pictures: Tensor) -> dict[str, float]:
         masks = captures_masks(self.capture)
@@ -192,14 +246,29 @@ class Pair:
         found = {}
         for part in ("hair", "face"):
             wanted = toy.mean_colour(self.truth.mean(0), masks[part])
-            found[part] = torch.stack([(toy.mean_colour(image, masks[part]) - wanted).norm() for image in pictures]).mean().item()
+            found[part] = (
+                torch.stack(
+                    [(toy.mean_colour(image, masks[part]) - wanted).norm() for image in pictures]
+                )
+                .mean()
+                .item()
+            )
         truth = grams(self.truth)
-        found["style"] = (distance(grams(pictures), truth) / distance(grams(cartoons), truth)).item()
+        found["style"] = (
+            distance(grams(pictures), truth) / distance(grams(cartoons), truth)
+        ).item()
         box = face_box(self.truth_faces.mean(0), face_network.MARGIN).expand(len(pictures), -1)
         with torch.no_grad():
-            ours = self.identity.embed_crops(face_crops(pictures.movedim(-1, 1), box, self.identity.side))
+            ours = self.identity.embed_crops(
+                face_crops(pictures.movedim(-1, 1), box, self.identity.side)
+            )
             boxes = torch.stack([face_box(mask, face_network.MARGIN) for mask in self.truth_faces])
-            theirs = F.normalize(self.identity.embed_crops(face_crops(self.truth.movedim(-1, 1), boxes, self.identity.side)).mean(0), dim=0)
+            theirs = F.normalize(
+                self.identity.embed_crops(
+                    face_crops(self.truth.movedim(-1, 1), boxes, self.identity.side)
+                ).mean(0),
+                dim=0,
+            )
         found["likeness"] = (ours @ theirs).mean().item()
         return found
 
@@ -218,12 +287,15 @@ def captures_masks(capture: Capture) -> dict[str, Tensor]:
 
 def encoder() -> torch.nn.Module:
     network = Autoencoder()
-    network.load_state_dict({name: tensor.float() for name, tensor in checkpoint.read_parts()["autoencoder"].items()})
+    network.load_state_dict(
+        {name: tensor.float() for name, tensor in checkpoint.read_parts()["autoencoder"].items()}
+    )
     return network.encoder.eval()
 
 
 def grams(images: Tensor) -> list[Tensor]:
-    """Mean Gram matrices of the autoencoder's features, at full, half and a quarter of the size. images: B H W 3."""
+    """Mean Gram matrices of the autoencoder's features, at full, half and a quarter of the size.
+    images: B H W 3."""
     x, found = images.movedim(-1, 1).float(), []
     with torch.no_grad():
         for layer in list(encoder())[:6]:
@@ -240,7 +312,9 @@ def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 def fingerprint(settings: CaptureSettings) -> str:
     """Results of another checkpoint or other settings are other results."""
-    digest = hashlib.sha256(checkpoint.PATH.read_bytes() + repr(settings).encode() + face_network.PATH.read_bytes())
+    digest = hashlib.sha256(
+        checkpoint.PATH.read_bytes() + repr(settings).encode() + face_network.PATH.read_bytes()
+    )
     return digest.hexdigest()[:12]
 
 
@@ -251,7 +325,10 @@ def table(results: dict[str, dict[str, float]], pairs: Any, methods: list[str]) 
     for method in methods:
         rows = [results[key(pair, method)] for pair in whole]
         if rows:
-            cells = [f"{sum(row[name] for row in rows) / len(rows):.3f}" for name in ("hair", "face", "style", "likeness")]
+            cells = [
+                f"{sum(row[name] for row in rows) / len(rows):.3f}"
+                for name in ("hair", "face", "style", "likeness")
+            ]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
@@ -261,7 +338,8 @@ def key(pair: tuple[int, str], method: str) -> str:
 
 
 def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> None:
-    """For each of some pictures of the truth: the picture, then where subject and style word look before and after the second phase."""
+    """For each of some pictures of the truth: the picture, then where subject and style word look
+    before and after the second phase."""
     rows = []
     with training_mode(), torch.no_grad():
         prompt = training.text.prompt(training.style.prompt(0, training.subject.person))
@@ -280,7 +358,11 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
                 context, _ = training.text.encode([prompt])
                 _, maps = training.unet.predict(noisy, timestep, context, None, columns)
                 for token in range(2):
-                    mean = F.interpolate(maps[:, :, token].mean(1, keepdim=True), size=image.shape[:2], mode="bilinear")[0, 0]
+                    mean = F.interpolate(
+                        maps[:, :, token].mean(1, keepdim=True),
+                        size=image.shape[:2],
+                        mode="bilinear",
+                    )[0, 0]
                     shown.append(over_picture(unit_range(mean), image, strength=0.85))
             rows.append(shown)
     toy.contact_sheet(rows, path)
@@ -288,15 +370,36 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=len(TABLE), help="only the first so many pairs")
-    parser.add_argument("--tuning", action="store_true", help="the tuning pairs instead of the table's; nothing is written")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=len(TABLE), help="only the first so many pairs"
+    )
+    parser.add_argument(
+        "--tuning",
+        action="store_true",
+        help="the tuning pairs instead of the table's; nothing is written",
+    )
     parser.add_argument("--only", nargs="*", help="only these methods, by name")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings (with --tuning)")
-    parser.add_argument("--figure", type=Path, help="also writes subject, truth and a picture of every method, a row a pair")
-    parser.add_argument("--attention", type=Path, help="only writes where both words look before and after the second phase")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings (with --tuning)"
+    )
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        help="also writes subject, truth and a picture of every method, a row a pair",
+    )
+    parser.add_argument(
+        "--attention",
+        type=Path,
+        help="only writes where both words look before and after the second phase",
+    )
     args = parser.parse_args()
-    changes = {name: type(getattr(SETTINGS, name))(json.loads(value)) for name, value in (item.split("=") for item in args.set)}
+    changes = {
+        name: type(getattr(SETTINGS, name))(json.loads(value))
+        for name, value in (item.split("=") for item in args.set)
+    }
     settings = replace(SETTINGS, **changes)
     pairs = (TUNING if args.tuning else TABLE)[: args.pairs]
     loaded = toy.Toy.load()
@@ -310,7 +413,9 @@ def main() -> None:
     results = stored.setdefault(fingerprint(settings), {})
     rows = []
     for number, (seed, style) in enumerate(pairs):
-        missing = [method for method in chosen if args.figure or key((seed, style), method) not in results]
+        missing = [
+            method for method in chosen if args.figure or key((seed, style), method) not in results
+        ]
         pair = Pair(loaded, seed, style, settings) if missing else None
         shown = []
         for method in missing:
@@ -320,14 +425,31 @@ def main() -> None:
             results[key((seed, style), method)] = found = pair.score(pictures)
             shown.append(pictures[0])
             numbers = " ".join(f"{name} {value:.3f}" for name, value in found.items())
-            print(f"pair {number + 1}/{len(pairs)} {seed} {style}: {method}: {numbers} ({time.perf_counter() - started:.0f} s)", flush=True)
+            print(
+                f"pair {number + 1}/{len(pairs)} {seed} {style}: {method}: {numbers}"
+                f" ({time.perf_counter() - started:.0f} s)",
+                flush=True,
+            )
             if not args.tuning:
                 RESULTS.parent.mkdir(exist_ok=True)
                 RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         if args.figure and pair is not None:
-            rows.append([pair.subject.pictures[0].image, pair.style.pictures[0].image, pair.truth[0], *shown])
+            rows.append(
+                [
+                    pair.subject.pictures[0].image,
+                    pair.style.pictures[0].image,
+                    pair.truth[0],
+                    *shown,
+                ]
+            )
             toy.contact_sheet(rows, args.figure)
-    lines = ["# MagiCapture on the toy checkpoint", "", "`python -m bench.magicapture_effect`", "", *table(results, pairs, chosen)]
+    lines = [
+        "# MagiCapture on the toy checkpoint",
+        "",
+        "`python -m bench.magicapture_effect`",
+        "",
+        *table(results, pairs, chosen),
+    ]
     if args.tuning or args.only or len(pairs) < len(TABLE):
         print("\n".join(lines))
     else:

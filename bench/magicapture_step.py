@@ -1,7 +1,9 @@
-"""What a MagiCapture step costs against the host's own trainer: `python -m bench.magicapture_step` (`--bf16 --latent 64` on a GPU)
+"""What a MagiCapture step costs against the host's own trainer: `python -m bench.magicapture_step`
+(`--bf16 --latent 64` on a GPU)
 
-SD1.5-sized UNet, CLIP-L, VAE and an IResNet-50 with random weights; same rank, batch and latents, no gradient checkpointing in either. A
-process for each figure. Memory is the peak of the process (or of the GPU), weights included.
+SD1.5-sized UNet, CLIP-L, VAE and an IResNet-50 with random weights; same rank, batch and latents,
+no gradient checkpointing in either. A process for each figure. Memory is the peak of the process
+(or of the GPU), weights included.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from . import toy
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from magicportrait.host.capture_training import CaptureSettings, CaptureTraining
-from magicportrait.host.identity import Identity
+from magicportrait.host.faces.identity import Identity
+from magicportrait.host.training.run import CaptureSettings, CaptureTraining
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
 from magicportrait.magic.iresnet import SIDE, IResNet
 
@@ -37,7 +39,9 @@ def text_encoder() -> Any:
     import comfy.sd1_clip
     import comfy.supported_models_base
 
-    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    target = comfy.supported_models_base.ClipTarget(
+        comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel
+    )
     clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
     _randomise(clip.cond_stage_model)
     return clip
@@ -48,9 +52,17 @@ def autoencoder() -> Any:
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
     config = {
-        "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
-        "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
-    }  # fmt: skip
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 128,
+        "ch_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
     network = AutoencoderKL(ddconfig=config, embed_dim=4)
     _randomise(network)
     return comfy.sd.VAE(sd=network.state_dict())
@@ -74,18 +86,36 @@ def _randomise(module: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         is_norm = parameter.ndim == 1 and name.endswith("weight")
-        parameter.data.copy_(torch.ones_like(parameter) if is_norm else torch.randn(parameter.shape, generator=generator).mul_(0.02))
+        parameter.data.copy_(
+            torch.ones_like(parameter)
+            if is_norm
+            else torch.randn(parameter.shape, generator=generator).mul_(0.02)
+        )
 
 
 def run_core(model: Any, latent: int, batch: int, steps: int, dtype: str) -> None:
     from comfy_extras.nodes_train import TrainLoraNode
 
     options = {
-        "batch_size": batch, "grad_accumulation_steps": 1, "steps": steps, "learning_rate": 1e-4, "rank": RANK, "optimizer": "AdamW",
-        "loss_function": "MSE", "seed": 0, "training_dtype": dtype, "lora_dtype": "fp32", "quantized_backward": False,
-        "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]",
-        "bucket_mode": False, "bypass_mode": False,
-    }  # fmt: skip
+        "batch_size": batch,
+        "grad_accumulation_steps": 1,
+        "steps": steps,
+        "learning_rate": 1e-4,
+        "rank": RANK,
+        "optimizer": "AdamW",
+        "loss_function": "MSE",
+        "seed": 0,
+        "training_dtype": dtype,
+        "lora_dtype": "fp32",
+        "quantized_backward": False,
+        "algorithm": "LoRA",
+        "gradient_checkpointing": False,
+        "checkpoint_depth": 1,
+        "offloading": False,
+        "existing_lora": "[None]",
+        "bucket_mode": False,
+        "bypass_mode": False,
+    }
     known = inspect.signature(TrainLoraNode.execute).parameters
     TrainLoraNode.execute(
         model=[model],
@@ -98,10 +128,14 @@ def run_core(model: Any, latent: int, batch: int, steps: int, dtype: str) -> Non
 def run_ours(mode: str, model: Any, latent: int, batch: int, steps: int, dtype: str) -> None:
     mask = torch.zeros(latent * 8, latent * 8)
     mask[latent : latent * 4, latent * 2 : latent * 5] = 1
-    pictures = capture_pictures([torch.rand(latent * 8, latent * 8, 3) for _ in range(PICTURES)], [mask], list("ab"))
+    pictures = capture_pictures(
+        [torch.rand(latent * 8, latent * 8, 3) for _ in range(PICTURES)], [mask], list("ab")
+    )
     inversion = mode == "textual inversion"
     phases = {"inversion_steps": steps if inversion else 0, "lora_steps": 0 if inversion else steps}
-    settings = CaptureSettings(**phases, rank=RANK, batch=batch, versions=1, side=latent * 8, precision=dtype)
+    settings = CaptureSettings(
+        **phases, rank=RANK, batch=batch, versions=1, side=latent * 8, precision=dtype
+    )
     training = CaptureTraining(
         model,
         text_encoder(),
@@ -128,7 +162,12 @@ def measure(mode: str, latent: int, batch: int, steps: int, dtype: str) -> tuple
     try:
         model = sd15_model(torch.float32 if dtype == "fp32" else torch.bfloat16)
         # The trainer of newer hosts makes its copy by loading the model again.
-        model.cached_patcher_init = (lambda disable_dynamic=False: sd15_model(torch.float32 if dtype == "fp32" else torch.bfloat16), ())
+        model.cached_patcher_init = (
+            lambda disable_dynamic=False: sd15_model(
+                torch.float32 if dtype == "fp32" else torch.bfloat16
+            ),
+            (),
+        )
         if mode == MODES[0]:
             run_core(model, latent, batch, steps, dtype)
         else:
@@ -139,11 +178,23 @@ def measure(mode: str, latent: int, batch: int, steps: int, dtype: str) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bf16", action="store_true", help="half precision, for GPUs")
-    parser.add_argument("--latent", type=int, default=32, help="side of the latents: 32 is 256 px, SD1.5's own is 64")
+    parser.add_argument(
+        "--latent",
+        type=int,
+        default=32,
+        help="side of the latents: 32 is 256 px, SD1.5's own is 64",
+    )
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=7, help="of each mode; two of three of ours have an identity loss")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=7,
+        help="of each mode; two of three of ours have an identity loss",
+    )
     parser.add_argument("--one", choices=MODES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     dtype = "bf16" if args.bf16 else "fp32"
@@ -153,10 +204,18 @@ def main() -> None:
 
     def alone(mode: str) -> tuple[float, int]:
         command = [sys.executable, "-m", "bench.magicapture_step", *sys.argv[1:], "--one", mode]
-        found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=toy.ROOT).stdout.rsplit("RESULT", 1)[1].split()
+        found = (
+            subprocess.run(command, capture_output=True, text=True, check=True, cwd=toy.ROOT)
+            .stdout.rsplit("RESULT", 1)[1]
+            .split()
+        )
         return float(found[0]), int(float(found[1]))
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     command = " ".join(["python -m bench.magicapture_step", *sys.argv[1:]])
     lines = [
         "# Cost of a MagiCapture step",
@@ -164,12 +223,18 @@ def main() -> None:
         f"`{command}` on {device}, {dtype}, {args.latent * 8} px, batch {args.batch}, rank {RANK}",
         "",
     ]
-    lines += ["| | seconds a step | against core | peak memory | against core |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "| | seconds a step | against core | peak memory | against core |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     core: tuple[float, int] | None = None
     for mode in MODES:
         seconds, memory = alone(mode)
         core = core or (seconds, memory)
-        lines.append(f"| {mode} | {seconds:.2f} | {seconds / core[0]:.2f} x | {memory / 2**30:.1f} GiB | {memory / core[1]:.2f} x |")
+        lines.append(
+            f"| {mode} | {seconds:.2f} | {seconds / core[0]:.2f} x | {memory / 2**30:.1f} GiB |"
+            f" {memory / core[1]:.2f} x |"
+        )
         print(lines[-1], flush=True)
     toy.write_report("magicapture_step", lines)
 

@@ -1,8 +1,9 @@
 """What inversion and stylisation cost: `python -m bench.magicstyle` (`--fp16` on a GPU)
 
-An SD1.5-sized UNet with random weights at 512 px, CFG 1, one content and one style. Times are ratios to the plain CFG 1 step, which every
-process measures first; memory is the peak of the process (or of the GPU), weights included. What an image leaves behind is compared with
-the features that StyleID keeps for one: its README says more than 3 GB.
+An SD1.5-sized UNet with random weights at 512 px, CFG 1, one content and one style. Times are
+ratios to the plain CFG 1 step, which every process measures first; memory is the peak of the
+process (or of the GPU), weights included. What an image leaves behind is compared with the features
+that StyleID keeps for one: its README says more than 3 GB.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from magicportrait.host.feature_store import FeatureStore
-from magicportrait.host.inversion import Inversion, Recipe, invert
-from magicportrait.host.inversion_files import write_inversion
-from magicportrait.host.magicstyle import MagicStylePatch, Style
-from magicportrait.host.unet import attention_blocks
+from magicportrait.host.inversion.files import write_inversion
+from magicportrait.host.inversion.run import Inversion, Recipe, invert
+from magicportrait.host.sampling.backbone.unet import attention_blocks
+from magicportrait.host.sampling.feature_store import FeatureStore
+from magicportrait.host.systems.magicstyle import MagicStylePatch, Style
 from magicportrait.magic.blocks import parse_blocks
 from magicportrait.magic.feature_fusion import PRESETS
 
@@ -43,7 +44,9 @@ def random_inversion(sigmas: Tensor) -> Inversion:
 def measure(mode: str, steps: int, dtype: torch.dtype) -> tuple[float, float, int]:
     """Seconds a step, those of a plain one, and bytes in use at the peak, weights included."""
     model = sd15_model(dtype)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", steps)
+    sigmas = comfy.samplers.calculate_sigmas(
+        model.get_model_object("model_sampling"), "ddim_uniform", steps
+    )
     positive = conditioning(1)
     # In the same process: how fast a machine is changes with what else it does.
     plain = sample(model, positive, sigmas, cfg=1.0)
@@ -56,7 +59,9 @@ def measure(mode: str, steps: int, dtype: torch.dtype) -> tuple[float, float, in
         content, style = random_inversion(sigmas), random_inversion(sigmas)
         kept = FeatureStore() if mode == "kept" else None
         blocks = parse_blocks("decoder", attention_blocks(model))
-        patch = MagicStylePatch(content, (Style(style, 1.0),), PRESETS["balanced"].fusion, blocks, 1e9, 0.0, False, kept)
+        patch = MagicStylePatch(
+            content, (Style(style, 1.0),), PRESETS["balanced"].fusion, blocks, 1e9, 0.0, False, kept
+        )
         model = patch.add_to(model)
         if kept:
             sample(model, positive, sigmas, cfg=1.0)
@@ -72,33 +77,67 @@ def stored_bytes(steps: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fp16", action="store_true", help="half precision, for GPUs")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--one", choices=MODES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print("RESULT", *measure(args.one, args.steps, torch.float16 if args.fp16 else torch.float32))
+        print(
+            "RESULT", *measure(args.one, args.steps, torch.float16 if args.fp16 else torch.float32)
+        )
         return
 
     def alone(mode: str) -> tuple[float, float, int]:
         """A process for each figure: a peak of memory cannot be taken back."""
-        command = [sys.executable, "-m", "bench.magicstyle", "--steps", str(args.steps), "--one", mode, *(["--fp16"] if args.fp16 else [])]
-        found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=toy.ROOT).stdout.rsplit("RESULT", 1)[1].split()
+        command = [
+            sys.executable,
+            "-m",
+            "bench.magicstyle",
+            "--steps",
+            str(args.steps),
+            "--one",
+            mode,
+            *(["--fp16"] if args.fp16 else []),
+        ]
+        found = (
+            subprocess.run(command, capture_output=True, text=True, check=True, cwd=toy.ROOT)
+            .stdout.rsplit("RESULT", 1)[1]
+            .split()
+        )
         return float(found[0]), float(found[1]), int(float(found[2]))
 
     _, plain, plain_memory = alone("plain")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = ["# Cost of inversion and MagicStyle", ""]
-    lines += [f"`python -m bench.magicstyle --steps {args.steps}` on {device}: plain CFG 1 step {plain:.2f} s", ""]
+    lines += [
+        (
+            f"`python -m bench.magicstyle --steps {args.steps}` on {device}: plain CFG 1 step"
+            f" {plain:.2f} s"
+        ),
+        "",
+    ]
     lines += ["| | time of a step | peak memory |", "| --- | --- | --- |"]
-    names = {"ddim": "inversion, ddim", "fixed-point": "inversion, fixed-point (2 iterations)", "o-belm": "inversion, o-belm",
-             "live": "MagicStyle, features recomputed", "kept": "MagicStyle, features kept"}  # fmt: skip
+    names = {
+        "ddim": "inversion, ddim",
+        "fixed-point": "inversion, fixed-point (2 iterations)",
+        "o-belm": "inversion, o-belm",
+        "live": "MagicStyle, features recomputed",
+        "kept": "MagicStyle, features kept",
+    }
     for mode, name in names.items():
         seconds, beside, memory = alone(mode)
         lines.append(f"| {name} | {seconds / beside:.2f} x | {memory / plain_memory:.2f} x |")
         print(lines[-1], flush=True)
-    lines += ["", f"On disk an image takes {stored_bytes(50) / 1e6:.1f} MB at 50 steps (StyleID: more than 3 GB)."]
+    lines += [
+        "",
+        (
+            f"On disk an image takes {stored_bytes(50) / 1e6:.1f} MB at 50 steps (StyleID: more"
+            " than 3 GB)."
+        ),
+    ]
     toy.write_report("magicstyle", lines)
 
 

@@ -1,8 +1,10 @@
-"""What MagicStyle does to a picture, and which of its settings do it. `python -m bench.magicstyle_effect`
+"""What MagicStyle does to a picture, and which of its settings do it. `python -m
+bench.magicstyle_effect`
 
-Held-out cartoons are drawn in the look of held-out sketches, neons and pastels of other people. Style: distance of the Gram matrices of
-[RGB, |Sobel|, 1] at three scales to those of the style picture, divided by the content's own distance (1: untouched, 0: the same
-statistics). Structure: correlation of the luminance gradient's magnitude with the content's.
+Held-out cartoons are drawn in the look of held-out sketches, neons and pastels of other people.
+Style: distance of the Gram matrices of [RGB, |Sobel|, 1] at three scales to those of the style
+picture, divided by the content's own distance (1: untouched, 0: the same statistics). Structure:
+correlation of the luminance gradient's magnitude with the content's.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magicportrait.demo.portraits import render
-from magicportrait.host.feature_store import FeatureStore
-from magicportrait.host.inversion import Inversion, Recipe, invert, resample_with
-from magicportrait.host.magicstyle import MagicStylePatch, Style
-from magicportrait.host.unet import attention_blocks
+from magicportrait.host.inversion.run import Inversion, Recipe, invert, resample_with
+from magicportrait.host.sampling.backbone.unet import attention_blocks
+from magicportrait.host.sampling.feature_store import FeatureStore
+from magicportrait.host.systems.magicstyle import MagicStylePatch, Style
 from magicportrait.magic.blocks import parse_blocks
 from magicportrait.magic.feature_fusion import PRESETS, Fusion, Preset
 from magicportrait.magic.inversion import psnr
@@ -51,7 +53,10 @@ ROWS: dict[str, tuple[Preset, str]] = {
     "content + style, .8/.2, scale 2": (both(0.8, 0.2, 2), "decoder"),
     "style, 1/0": (plain(Fusion(1, 0, "style")), "decoder"),
     "style, .8/.2": (plain(Fusion(0.8, 0.2, "style")), "decoder"),
-    "style, .75/0 and own, temperature 1.5 (StyleID's rule)": (plain(Fusion(0.75, 0, "style", temperature=1.5)), "decoder"),
+    "style, .75/0 and own, temperature 1.5 (StyleID's rule)": (
+        plain(Fusion(0.75, 0, "style", temperature=1.5)),
+        "decoder",
+    ),
     "blend, .5/.5": (plain(Fusion(0.5, 0.5, "blend")), "decoder"),
     "blend, .2/.8": (plain(Fusion(0.2, 0.8, "blend")), "decoder"),
     "blend, .5/.5, AdaIN .5": (plain(Fusion(0.5, 0.5, "blend"), 0.5), "decoder"),
@@ -68,7 +73,10 @@ ROWS: dict[str, tuple[Preset, str]] = {
     "style, .8/.2, AdaIN 1": (plain(Fusion(0.8, 0.2, "style"), 1), "decoder"),
     "style, .8/.2, AdaIN 1, from 30 %": (plain(Fusion(0.8, 0.2, "style"), 1, 0.3), "decoder"),
     "content + style, .8/.2, AdaIN .5, to 80 % (gentle)": (PRESETS["gentle"], "decoder"),
-    "content + style, .8/.2, scale .25, AdaIN 1, to 60 % (balanced)": (PRESETS["balanced"], "decoder"),
+    "content + style, .8/.2, scale .25, AdaIN 1, to 60 % (balanced)": (
+        PRESETS["balanced"],
+        "decoder",
+    ),
     "content + style, .8/.2, scale 2, AdaIN 1, to 80 % (strong)": (PRESETS["strong"], "decoder"),
 }
 
@@ -113,11 +121,21 @@ def structure(image: Tensor, other: Tensor) -> float:
 def prepare(checkpoint: toy.Toy, count: int) -> list[Pair]:
     portraits = toy.held_out(2 * count)
     conds = {"positive": checkpoint.encode_text(""), "negative": checkpoint.encode_text("")}
-    sigmas = comfy.samplers.calculate_sigmas(checkpoint.model.get_model_object("model_sampling"), "ddim_uniform", STEPS)
+    sigmas = comfy.samplers.calculate_sigmas(
+        checkpoint.model.get_model_object("model_sampling"), "ddim_uniform", STEPS
+    )
 
     def inverted(image: Tensor) -> Inversion:
         latent = checkpoint.vae.encode(image)
-        return invert(checkpoint.model, latent, conds, sigmas, Recipe("fixed-point", 2, 0.0, 1.0), None, ("", ""))
+        return invert(
+            checkpoint.model,
+            latent,
+            conds,
+            sigmas,
+            Recipe("fixed-point", 2, 0.0, 1.0),
+            None,
+            ("", ""),
+        )
 
     pairs = []
     for i in range(count):
@@ -127,27 +145,41 @@ def prepare(checkpoint: toy.Toy, count: int) -> list[Pair]:
     return pairs
 
 
-def draw(checkpoint: toy.Toy, pair: Pair, preset: Preset, layers: str, styles: Sequence[Style] | None = None) -> Tensor:
+def draw(
+    checkpoint: toy.Toy,
+    pair: Pair,
+    preset: Preset,
+    layers: str,
+    styles: Sequence[Style] | None = None,
+) -> Tensor:
     """1 H W 3."""
     model, sampling = checkpoint.model, checkpoint.model.get_model_object("model_sampling")
     blocks = parse_blocks(layers, attention_blocks(model))
     # Features of another set of layers, or of other styles, are not those that are kept.
     kept = pair.features if layers == "decoder" and styles is None else None
-    start, end = (float(sampling.percent_to_sigma(percent)) for percent in (preset.start, preset.end))
+    start, end = (
+        float(sampling.percent_to_sigma(percent)) for percent in (preset.start, preset.end)
+    )
     chosen = tuple(styles) if styles else (Style(pair.style, 1.0),)
     patch = MagicStylePatch(pair.content, chosen, preset.fusion, blocks, start, end, False, kept)
     noise = model.model.process_latent_out(patch.start_latent(preset.adain))
     empty = checkpoint.encode_text("")
-    samples = resample_with(patch.add_to(model), pair.content, noise, {"positive": empty, "negative": empty}, 1.0, None)
+    samples = resample_with(
+        patch.add_to(model), pair.content, noise, {"positive": empty, "negative": empty}, 1.0, None
+    )
     return checkpoint.decode(samples)
 
 
-def measure(checkpoint: toy.Toy, pairs: Sequence[Pair], preset: Preset, layers: str) -> tuple[float, float, float, list[Tensor]]:
+def measure(
+    checkpoint: toy.Toy, pairs: Sequence[Pair], preset: Preset, layers: str
+) -> tuple[float, float, float, list[Tensor]]:
     """(style, structure, PSNR to the content's reconstruction, pictures)."""
     scores, pictures = [], []
     for pair in pairs:
         picture = draw(checkpoint, pair, preset, layers)
-        content = checkpoint.decode(checkpoint.model.model.process_latent_out(pair.content.latents[-1]))
+        content = checkpoint.decode(
+            checkpoint.model.model.process_latent_out(pair.content.latents[-1])
+        )
         moved = gram_distance(picture, pair.style_image) / gram_distance(content, pair.style_image)
         scores.append((moved, structure(picture, content), psnr(picture, content, 1.0)))
         pictures.append(picture[0])
@@ -156,8 +188,9 @@ def measure(checkpoint: toy.Toy, pairs: Sequence[Pair], preset: Preset, layers: 
 
 
 def two_styles(checkpoint: toy.Toy, pairs: Sequence[Pair]) -> tuple[float, float]:
-    """Two styles, one on each half, as in the workflow: distance of each half to its own style and to the other, as shares of the
-    content's distance. A preset that ends early would let the model mix the halves again."""
+    """Two styles, one on each half, as in the workflow: distance of each half to its own style and
+    to the other, as shares of the content's distance. A preset that ends early would let the model
+    mix the halves again."""
     own, other = [], []
     for first, second in zip(pairs[0::2], pairs[1::2], strict=False):
         side = first.content_image.shape[1]
@@ -165,25 +198,43 @@ def two_styles(checkpoint: toy.Toy, pairs: Sequence[Pair]) -> tuple[float, float
         left[:, : side // 2] = 1
         styles = [Style(first.style, 1.0, left), Style(second.style, 1.0, 1 - left)]
         picture = draw(checkpoint, first, ROWS["style, .8/.2, AdaIN 1"][0], "decoder", styles)
-        content = checkpoint.decode(checkpoint.model.model.process_latent_out(first.content.latents[-1]))
-        for half, mine, foreign in ((slice(0, side // 2), first, second), (slice(side // 2, side), second, first)):
+        content = checkpoint.decode(
+            checkpoint.model.model.process_latent_out(first.content.latents[-1])
+        )
+        for half, mine, foreign in (
+            (slice(0, side // 2), first, second),
+            (slice(side // 2, side), second, first),
+        ):
             for style, found in ((mine, own), (foreign, other)):
                 image = style.style_image
-                found.append(gram_distance(picture[:, :, half], image) / gram_distance(content[:, :, half], image))
+                found.append(
+                    gram_distance(picture[:, :, half], image)
+                    / gram_distance(content[:, :, half], image)
+                )
     return sum(own) / len(own), sum(other) / len(other)
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--only", help="only rows whose name has this in it; nothing is written")
     parser.add_argument("--figure", type=Path, help="also write a grid of pictures there")
     args = parser.parse_args()
     checkpoint = toy.Toy.load()
     pairs = prepare(checkpoint, args.pairs)
-    lines = ["# MagicStyle on the toy checkpoint", "", f"`python -m bench.magicstyle_effect --pairs {args.pairs}`", ""]
-    lines += ["| keys and values, alpha/beta | style | structure | dB to the content |", "| --- | --- | --- | --- |"]
+    lines = [
+        "# MagicStyle on the toy checkpoint",
+        "",
+        f"`python -m bench.magicstyle_effect --pairs {args.pairs}`",
+        "",
+    ]
+    lines += [
+        "| keys and values, alpha/beta | style | structure | dB to the content |",
+        "| --- | --- | --- | --- |",
+    ]
     shown: dict[str, list[Tensor]] = {}
     for name, (preset, layers) in ROWS.items():
         if args.only and args.only not in name:
@@ -193,20 +244,31 @@ def main() -> None:
         print(lines[-1], flush=True)
     if args.only:
         return
-    lines += ["", "The paper's sweep (content + style, scale 1, AdaIN 1):", "", "| alpha/beta | style | structure |", "| --- | --- | --- |"]
+    lines += [
+        "",
+        "The paper's sweep (content + style, scale 1, AdaIN 1):",
+        "",
+        "| alpha/beta | style | structure |",
+        "| --- | --- | --- |",
+    ]
     for beta in (0.0, 0.2, 0.4, 0.6, 0.8):
         style, kept, _, _ = measure(checkpoint, pairs, both(1 - beta, beta, 1, 1), "decoder")
         lines.append(f"| {1 - beta:.1f}/{beta:.1f} | {style:.3f} | {kept:.3f} |")
     own, other = two_styles(checkpoint, pairs)
     lines += [
         "",
-        f"Two styles, half the picture each (style, .8/.2, AdaIN 1): distance to its own {own:.2f}, to the other half's {other:.2f}.",
+        (
+            "Two styles, half the picture each (style, .8/.2, AdaIN 1): distance to its own"
+            f" {own:.2f}, to the other half's {other:.2f}."
+        ),
     ]
     toy.write_report("magicstyle_effect", lines)
     if args.figure:
         rows = [[pair.content_image[0] for pair in pairs], [pair.style_image[0] for pair in pairs]]
         names = [name for name in ROWS if name.endswith(("(gentle)", "(balanced)", "(strong)"))]
-        toy.contact_sheet([row[:8] for row in [*rows, *(shown[name] for name in names)]], args.figure)
+        toy.contact_sheet(
+            [row[:8] for row in [*rows, *(shown[name] for name in names)]], args.figure
+        )
 
 
 if __name__ == "__main__":

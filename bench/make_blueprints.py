@@ -1,7 +1,8 @@
 """Writes the blueprints that are cut out of example workflows: `python -m bench.make_blueprints`
 
-A blueprint is a subgraph that ComfyUI lists in its node library. This cuts some nodes out of a workflow in workflows/, with the links
-between them; what comes from outside and what leads outside becomes a slot, in the order given here.
+A blueprint is a subgraph that ComfyUI lists in its node library. This cuts some nodes out of a
+workflow in workflows/, with the links between them; what comes from outside and what leads outside
+becomes a slot, in the order given here.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ Slot = tuple[int, str]
 
 @dataclass(frozen=True)
 class Blueprint:
-    """workflow: in workflows/; nodes: their places in the subgraph, by id; inputs: label -> all that it feeds; outputs: label -> whose;
-    widgets: shown on the node under their own names."""
+    """workflow: in workflows/; nodes: their places in the subgraph, by id; inputs: label -> all
+    that it feeds; outputs: label -> whose; widgets: shown on the node under their own names."""
 
     name: str
     description: str
@@ -40,8 +41,9 @@ SUBJECT, STYLE, TRAIN, APPLY = 3, 5, 7, 11
 BLUEPRINTS = (
     Blueprint(
         "MagiCapture train",
-        "A person and a style, learned from a handful of pictures of each: a model and a text encoder that know both new words. "
-        "Connect pictures, or choose folders of ComfyUI's input folder.",
+        "A person and a style, learned from a handful of pictures of each: a model and a text"
+        " encoder that know both new words. Connect pictures, or choose folders of ComfyUI's input"
+        " folder.",
         ("dreambooth", "train lora", "textual inversion"),
         "magicapture_train_sd15",
         {SUBJECT: (0, 0), STYLE: (0, 400), TRAIN: (400, 0), APPLY: (900, 0)},
@@ -61,7 +63,12 @@ BLUEPRINTS = (
             "style word": ((STYLE, "placeholder"),),
             "style class": ((STYLE, "class_word"),),
         },
-        {"MODEL": (APPLY, "MODEL"), "CLIP": (APPLY, "CLIP"), "lora": (TRAIN, "lora"), "embeddings": (TRAIN, "embeddings")},
+        {
+            "MODEL": (APPLY, "MODEL"),
+            "CLIP": (APPLY, "CLIP"),
+            "lora": (TRAIN, "lora"),
+            "embeddings": (TRAIN, "embeddings"),
+        },
         (
             (TRAIN, "inversion_steps"),
             (TRAIN, "lora_steps"),
@@ -75,8 +82,13 @@ BLUEPRINTS = (
 
 
 def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
-    """The content of the blueprint's file. KeyError names a slot that a node of the workflow does not have."""
-    nodes = {node["id"]: copy.deepcopy(node) for node in workflow["nodes"] if node["id"] in blueprint.nodes}
+    """The content of the blueprint's file. KeyError names a slot that a node of the workflow does
+    not have."""
+    nodes = {
+        node["id"]: copy.deepcopy(node)
+        for node in workflow["nodes"]
+        if node["id"] in blueprint.nodes
+    }
     links = [_Link(*link) for link in workflow["links"] if link[1] in nodes and link[3] in nodes]
     for order, (node_id, node) in enumerate(sorted(nodes.items())):
         node |= {"pos": [*blueprint.nodes[node_id]], "order": order}
@@ -90,7 +102,10 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
         fed = [(node_id, _index(nodes[node_id]["inputs"], name)) for node_id, name in targets]
         first = nodes[fed[0][0]]["inputs"][fed[0][1]]
         numbers = range(number + 1, number + 1 + len(fed))
-        links += [_Link(n, _INPUTS, i, node_id, slot, first["type"]) for n, (node_id, slot) in zip(numbers, fed, strict=True)]
+        links += [
+            _Link(n, _INPUTS, i, node_id, slot, first["type"])
+            for n, (node_id, slot) in zip(numbers, fed, strict=True)
+        ]
         number += len(fed)
         inputs.append(_slot(blueprint, "input", i, label, first, list(numbers)))
     for i, (label, (node_id, name)) in enumerate(blueprint.outputs.items()):
@@ -137,7 +152,9 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
         "inputs": [_outside(slot, nodes, blueprint) for slot in inputs],
         "outputs": [{**_names(slot), "links": []} for slot in outputs],
         "title": blueprint.name,
-        "properties": {"proxyWidgets": [[str(node_id), name] for node_id, name in blueprint.widgets]},
+        "properties": {
+            "proxyWidgets": [[str(node_id), name] for node_id, name in blueprint.widgets]
+        },
     }
     return {
         "revision": 0,
@@ -148,7 +165,10 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
         "groups": [],
         "definitions": {"subgraphs": [subgraph]},
         "config": {},
-        "extra": {"BlueprintDescription": blueprint.description, "BlueprintSearchAliases": [*blueprint.aliases]},
+        "extra": {
+            "BlueprintDescription": blueprint.description,
+            "BlueprintSearchAliases": [*blueprint.aliases],
+        },
         "version": 0.4,
         "id": _uuid(blueprint, "workflow"),
     }
@@ -171,23 +191,41 @@ def _index(slots: list[dict[str, Any]], name: str) -> int:
     return names.index(name)
 
 
-def _slot(blueprint: Blueprint, side: str, index: int, label: str, inner: dict[str, Any], links: list[int]) -> dict[str, Any]:
+def _slot(
+    blueprint: Blueprint, side: str, index: int, label: str, inner: dict[str, Any], links: list[int]
+) -> dict[str, Any]:
     # Names are unique, labels are what is read: several nodes have an input 'folder'.
     name = label.replace(" ", "_")
-    slot = {"id": _uuid(blueprint, f"{side} {label}"), "name": name, "type": inner["type"], "linkIds": links, "localized_name": name}
+    slot = {
+        "id": _uuid(blueprint, f"{side} {label}"),
+        "name": name,
+        "type": inner["type"],
+        "linkIds": links,
+        "localized_name": name,
+    }
     slot |= {"shape": inner["shape"]} if "shape" in inner else {}
     slot |= {"label": label} if label != name else {}
     return {**slot, "pos": [51 if side == "input" else 24, 24 + 20 * index]}
 
 
-def _outside(slot: dict[str, Any], nodes: dict[int, dict[str, Any]], blueprint: Blueprint) -> dict[str, Any]:
+def _outside(
+    slot: dict[str, Any], nodes: dict[int, dict[str, Any]], blueprint: Blueprint
+) -> dict[str, Any]:
     node_id, name = blueprint.inputs[slot.get("label", slot["name"])][0]
     is_widget = "widget" in nodes[node_id]["inputs"][_index(nodes[node_id]["inputs"], name)]
-    return {**_names(slot), **({"widget": {"name": slot["name"]}} if is_widget else {}), "link": None}
+    return {
+        **_names(slot),
+        **({"widget": {"name": slot["name"]}} if is_widget else {}),
+        "link": None,
+    }
 
 
 def _names(slot: dict[str, Any]) -> dict[str, Any]:
-    return {name: slot[name] for name in ("localized_name", "name", "shape", "type", "label") if name in slot}
+    return {
+        name: slot[name]
+        for name in ("localized_name", "name", "shape", "type", "label")
+        if name in slot
+    }
 
 
 def _uuid(blueprint: Blueprint, what: str) -> str:
@@ -197,9 +235,14 @@ def _uuid(blueprint: Blueprint, what: str) -> str:
 
 def main() -> None:
     for blueprint in BLUEPRINTS:
-        workflow = json.loads((ROOT / "workflows" / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
+        workflow = json.loads(
+            (ROOT / "workflows" / f"{blueprint.workflow}.json").read_text(encoding="utf-8")
+        )
         path = ROOT / "subgraphs" / f"{blueprint.name}.json"
-        path.write_text(json.dumps(build(blueprint, workflow), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(build(blueprint, workflow), indent=2, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
         print(f"wrote {path.relative_to(ROOT)}")
 
 

@@ -1,7 +1,7 @@
 """Runs the toy workflows and writes their thumbnails, workflows/<name>.jpg.
 
-References first, then pictures, then layouts and cut-outs. A picture that is alone with its references is shown large, with them set in;
-a strip of pictures without the references.
+References first, then pictures, then layouts and cut-outs. A picture that is alone with its
+references is shown large, with them set in; a strip of pictures without the references.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ PICTURES_OF_A_SET = 5
 """Of the subject and of the style in the training workflow: one of each is shown."""
 
 
-def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
-    """The references, pictures and layouts (or cut-outs) that a workflow shows and saves, told apart by their file names."""
+def results(
+    server: dev.Server, workflow: dict[str, Any]
+) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
+    """The references, pictures and layouts (or cut-outs) that a workflow shows and saves, told
+    apart by their file names."""
     prompt = to_api_prompt(workflow, server.object_info())
     training = any(data["class_type"] == "MagiCaptureTrain" for data in prompt.values())
     unwanted = {"MaskPreview", "LossGraphNode", *(("PreviewImage",) if training else ())}
@@ -47,7 +50,9 @@ def results(server: dev.Server, workflow: dict[str, Any]) -> tuple[list[Image.Im
         if name.endswith("_grid"):
             continue
         kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
-        kind = layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout", "_heat")) else kind
+        kind = (
+            layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout", "_heat")) else kind
+        )
         kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))
     if any(data["class_type"] == "MagicCorrespondenceMap" for data in prompt.values()):
         # They come reference by reference: those of the first picture are shown.
@@ -64,11 +69,18 @@ def squares(images: list[Image.Image]) -> list[Image.Image]:
         side = min(image.size)
         # The last tile of a strip whose tiles are not quite square reaches to its end.
         count = round(image.width / side)
-        tiles += [image.crop((round(i * image.width / count), 0, round((i + 1) * image.width / count), side)) for i in range(count)]
+        tiles += [
+            image.crop(
+                (round(i * image.width / count), 0, round((i + 1) * image.width / count), side)
+            )
+            for i in range(count)
+        ]
     return tiles
 
 
-def thumbnail(references: list[Image.Image], pictures: list[Image.Image], layouts: list[Image.Image]) -> Image.Image:
+def thumbnail(
+    references: list[Image.Image], pictures: list[Image.Image], layouts: list[Image.Image]
+) -> Image.Image:
     """A square of 2 x 2 or 3 x 3 tiles, or one large picture."""
     first, drawn = squares(references), squares(pictures)
     if len(pictures) == 1 and not layouts:
@@ -82,7 +94,10 @@ def thumbnail(references: list[Image.Image], pictures: list[Image.Image], layout
     side = SIDE // columns
     sheet = Image.new("RGB", (side * columns, side * columns), "white")
     for i, tile in enumerate(tiles):
-        sheet.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (i % columns * side, i // columns * side))
+        sheet.paste(
+            tile.resize((side, side), Image.Resampling.LANCZOS),
+            (i % columns * side, i // columns * side),
+        )
     return sheet
 
 
@@ -91,18 +106,31 @@ def with_insets(picture: Image.Image, left: Image.Image, right: Image.Image) -> 
     sheet = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     for tile, x in ((left, GAP), (right, SIDE - INSET - GAP)):
         inner = INSET - 2 * BORDER
-        sheet.paste(ImageOps.expand(tile.resize((inner, inner), Image.Resampling.LANCZOS), BORDER, "white"), (x, GAP))
+        sheet.paste(
+            ImageOps.expand(tile.resize((inner, inner), Image.Resampling.LANCZOS), BORDER, "white"),
+            (x, GAP),
+        )
     return sheet
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
-    parser.add_argument("names", nargs="*", default=[path.stem for path in sorted(WORKFLOWS.glob("*.json"))], help="default: all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        default=[path.stem for path in sorted(WORKFLOWS.glob("*.json"))],
+        help="default: all",
+    )
     options = parser.parse_args()
     borrowers = {borrower for several in BORROWERS.values() for borrower in several}
     python = Path(sys.executable)
-    with dev.Server(dev.find_comfyui(options.comfyui), python, dev.CACHE / "comfyui", cpu=dev.needs_cpu_flag(python)) as server:
+    with dev.Server(
+        dev.find_comfyui(options.comfyui),
+        python,
+        dev.CACHE / "comfyui",
+        cpu=dev.needs_cpu_flag(python),
+    ) as server:
         for name in sorted(set(options.names) - borrowers):
             workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
             picture = thumbnail(*results(server, workflow))

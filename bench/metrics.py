@@ -1,8 +1,10 @@
-"""The metrics of Portrait Metrics over folders of pictures: `python -m bench.metrics PICTURES --references FOLDER`
+"""The metrics of Portrait Metrics over folders of pictures: `python -m bench.metrics PICTURES
+--references FOLDER`
 
-Networks are looked for in --models (default: ComfyUI's models/metrics): transformers folders of CLIP and DINO, LAION's aesthetic head,
-torchvision's AlexNet for LPIPS. --identity names a network in ComfyUI's models/face_identity, or 'toy', the one for
-drawn faces that comes with the pack; CSIM takes every picture whole, so give it pictures that are cut to the face. What is missing is named
+Networks are looked for in --models (default: ComfyUI's models/metrics): transformers folders of
+CLIP and DINO, LAION's aesthetic head, torchvision's AlexNet for LPIPS. --identity names a network
+in ComfyUI's models/face_identity, or 'toy', the one for drawn faces that comes with the pack; CSIM
+takes every picture whole, so give it pictures that are cut to the face. What is missing is named
 below the table.
 """
 
@@ -21,8 +23,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from magicportrait.host.identity import Identity, load_identity
-from magicportrait.host.metrics import AUTO, OFF, Comparison, MetricTable, measure
+from magicportrait.host.faces.identity import Identity, load_identity
+from magicportrait.host.metrics.table import AUTO, OFF, Comparison, MetricTable, measure
 
 TOY = "toy"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -37,11 +39,17 @@ def read_pictures(paths: Iterable[Path]) -> Tensor:
     """B H W 3 in 0..1, all scaled to the size of the first."""
     images: list[Tensor] = []
     for path in paths:
-        pixels = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), np.float32) / 255
+        pixels = (
+            np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), np.float32) / 255
+        )
         image = torch.from_numpy(pixels)[None]
         if images and image.shape != images[0].shape:
             size = images[0].shape[1:3]
-            image = F.interpolate(image.movedim(-1, 1), size=size, mode="bicubic", antialias=True).clamp(0, 1).movedim(1, -1)
+            image = (
+                F.interpolate(image.movedim(-1, 1), size=size, mode="bicubic", antialias=True)
+                .clamp(0, 1)
+                .movedim(1, -1)
+            )
         images.append(image)
     return torch.cat(images)
 
@@ -62,22 +70,49 @@ def identity_named(name: str | None) -> Identity | None:
 
 @torch.inference_mode()
 def measure_files(
-    paths: list[Path], references: list[Path], prompts: tuple[str, ...], identity: Identity | None = None, **networks: str
+    paths: list[Path],
+    references: list[Path],
+    prompts: tuple[str, ...],
+    identity: Identity | None = None,
+    **networks: str,
 ) -> MetricTable:
     wanted = read_pictures(references) if references else None
     return measure(Comparison(read_pictures(paths), wanted, prompts, identity=identity, **networks))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pictures", type=Path, help="a folder of pictures")
-    parser.add_argument("--references", type=Path, metavar="FOLDER", help="what they are compared with")
+    parser.add_argument(
+        "--references", type=Path, metavar="FOLDER", help="what they are compared with"
+    )
     parser.add_argument("--prompt", help="for CLIP-T: one prompt for all pictures")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="for CLIP-T: a line for each picture, in the order of their names")
-    parser.add_argument("--models", type=Path, metavar="FOLDER", help="a folder of networks, before ComfyUI's models/metrics")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="for CLIP-T: a line for each picture, in the order of their names",
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of networks, before ComfyUI's models/metrics",
+    )
     for name in ("clip", "dino", "aesthetic", "lpips"):
-        parser.add_argument(f"--{name}", default=AUTO, metavar="NAME", help=f"which network, or '{OFF}'; default: the first found")
-    parser.add_argument("--identity", metavar="FILE", help=f"for CSIM: a file in models/face_identity, or '{TOY}' for drawn faces")
+        parser.add_argument(
+            f"--{name}",
+            default=AUTO,
+            metavar="NAME",
+            help=f"which network, or '{OFF}'; default: the first found",
+        )
+    parser.add_argument(
+        "--identity",
+        metavar="FILE",
+        help=f"for CSIM: a file in models/face_identity, or '{TOY}' for drawn faces",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
     args = parser.parse_args()
@@ -88,9 +123,16 @@ def main() -> None:
     if args.models:
         use_models(args.models)
     lines = args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else []
-    prompts = tuple(line.strip() for line in lines if line.strip()) or ((args.prompt,) if args.prompt else ())
+    prompts = tuple(line.strip() for line in lines if line.strip()) or (
+        (args.prompt,) if args.prompt else ()
+    )
     try:
-        names = {"clip": args.clip, "dino": args.dino, "aesthetic": args.aesthetic, "lpips": args.lpips}
+        names = {
+            "clip": args.clip,
+            "dino": args.dino,
+            "aesthetic": args.aesthetic,
+            "lpips": args.lpips,
+        }
         table = measure_files(paths, references, prompts, identity_named(args.identity), **names)
     except ValueError as error:
         parser.error(str(error))

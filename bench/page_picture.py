@@ -1,4 +1,5 @@
-"""Draws docs/live_layout.png: MagicFace Apply in ComfyUI's page after a run. `python -m bench.page_picture` (needs Chromium or Chrome)"""
+"""Draws docs/live_layout.png: MagicFace Apply in ComfyUI's page after a run. `python -m
+bench.page_picture` (needs Chromium or Chrome)"""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ sys.path.append(str(ROOT))
 import dev  # noqa: E402 (lies in the project's folder)
 
 NODE = "MagicFaceApply"
-READY = f"!!window.LiteGraph?.registered_node_types?.{NODE} && !!window.app?.extensionManager?.workflow?.activeWorkflow"
+READY = (
+    f"!!window.LiteGraph?.registered_node_types?.{NODE} &&"
+    " !!window.app?.extensionManager?.workflow?.activeWorkflow"
+)
 LOOK_AT = """type => {
     const node = app.graph.nodes.find(node => node.type == type);
     app.canvas.ds.scale = 1;
@@ -34,12 +38,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
     args = parser.parse_args()
-    workflow = json.loads((ROOT / "workflows" / "magicface_three_concepts.json").read_text(encoding="utf-8"))
+    workflow = json.loads(
+        (ROOT / "workflows" / "magicface_three_concepts.json").read_text(encoding="utf-8")
+    )
     host, python = dev.find_comfyui(args.comfyui), Path(sys.executable)
-    with dev.Server(host, python, dev.CACHE / "page", cpu=dev.needs_cpu_flag(python)) as server, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=dev.find_browser(), args=["--no-sandbox", "--disable-gpu"])
+    with (
+        dev.Server(host, python, dev.CACHE / "page", cpu=dev.needs_cpu_flag(python)) as server,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(
+            executable_path=dev.find_browser(), args=["--no-sandbox", "--disable-gpu"]
+        )
         page = browser.new_page(viewport={"width": 1400, "height": 1300}, device_scale_factor=1.4)
-        page.request.post(f"{server.url}/api/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True})
+        page.request.post(
+            f"{server.url}/api/settings",
+            data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True},
+        )
         page.goto(server.url, wait_until="domcontentloaded")
         page.wait_for_function(READY, timeout=60_000)
         page.evaluate("async workflow => { await app.loadGraphData(workflow) }", workflow)

@@ -1,12 +1,15 @@
-"""Compares methods: concepts x prompts x seeds x methods through a ComfyUI server: `python -m bench.suite bench/suites/toy.yaml`
+"""Compares methods: concepts x prompts x seeds x methods through a ComfyUI server: `python -m
+bench.suite bench/suites/toy.yaml`
 
-A suite is a YAML file (see bench/suites/). `methods` are workflows in ComfyUI's API or editor format and what is set in them; `set` holds
-for all of them. '#id.input' names the input of a node, 'Type.input' that of all nodes of a type. $concept, $prompt and $seed stand for the
-cell's own, $concept/folder for a folder of the concept's, $concept/folder/* for the first picture in it. `nodes` are added to every
-workflow; `identity` names the network for CSIM, as for bench.metrics. `references` are the folders of a concept whose pictures the results
-are compared with, each by itself, by the name that the table gives them: {style: style}; default image/. A run that was interrupted goes on
-where it ended; a cell whose workflow or concept changed is drawn again. Into the output folder go the pictures, results.md, results.csv and
-a grid for every concept and prompt.
+A suite is a YAML file (see bench/suites/). `methods` are workflows in ComfyUI's API or editor
+format and what is set in them; `set` holds for all of them. '#id.input' names the input of a node,
+'Type.input' that of all nodes of a type. $concept, $prompt and $seed stand for the cell's own,
+$concept/folder for a folder of the concept's, $concept/folder/* for the first picture in it.
+`nodes` are added to every workflow; `identity` names the network for CSIM, as for bench.metrics.
+`references` are the folders of a concept whose pictures the results are compared with, each by
+itself, by the name that the table gives them: {style: style}; default image/. A run that was
+interrupted goes on where it ended; a cell whose workflow or concept changed is drawn again. Into
+the output folder go the pictures, results.md, results.csv and a grid for every concept and prompt.
 """
 
 from __future__ import annotations
@@ -36,9 +39,9 @@ from torch import Tensor
 import dev
 from magicportrait.demo import captures
 from magicportrait.demo.portraits import STYLES, Style, render, sample_portrait
-from magicportrait.host.compare_grid import CompareGrid
-from magicportrait.host.identity import Identity
-from magicportrait.host.metrics import ARROWS
+from magicportrait.host.faces.identity import Identity
+from magicportrait.host.metrics.table import ARROWS
+from magicportrait.host.pictures.compare_grid import CompareGrid
 from workflow_format import to_api_prompt
 
 from .magicface_effect import reference_sets
@@ -52,7 +55,8 @@ _NEAREST = 0.02
 
 @dataclass(frozen=True)
 class Concept:
-    """A folder, its prompts, its name on the server, and its folders of references by the name that the table gives them.
+    """A folder, its prompts, its name on the server, and its folders of references by the name that
+    the table gives them.
 
     With image/ and mask/ it is of MagicFace's official format.
     """
@@ -66,14 +70,17 @@ class Concept:
     def images(self, subfolder: str) -> list[Path]:
         """Pictures, without masks of theirs that lie within."""
         root = self.folder / subfolder
-        return [path for path in pictures_in(root) if "mask" not in path.relative_to(root).parts[:-1]]
+        return [
+            path for path in pictures_in(root) if "mask" not in path.relative_to(root).parts[:-1]
+        ]
 
     @property
     def references(self) -> list[Path]:
         return [path for _, subfolder in self.groups for path in self.images(subfolder)]
 
     def on_server(self, address: str) -> str:
-        """A folder of the concept's, or ('folder/*') the first picture in it, as the server calls it."""
+        """A folder of the concept's, or ('folder/*') the first picture in it, as the server calls
+        it."""
         subfolder, is_picture, _ = address.partition("/*")
         if not is_picture:
             return f"{self.remote}/{address}"
@@ -104,13 +111,20 @@ class Cell:
 
     def path(self, output: Path) -> Path:
         number = self.concept.prompts.index(self.prompt) + 1
-        return output / "pictures" / self.method.replace(" ", "_") / f"{self.concept.name}_prompt{number}_seed{self.seed}.png"
+        return (
+            output
+            / "pictures"
+            / self.method.replace(" ", "_")
+            / f"{self.concept.name}_prompt{number}_seed{self.seed}.png"
+        )
 
 
 def read_suite(path: Path, output: Path) -> Suite:
     """ValueError says which entry is not understood."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or not all(config.get(key) for key in ("concepts", "seeds", "methods")):
+    if not isinstance(config, dict) or not all(
+        config.get(key) for key in ("concepts", "seeds", "methods")
+    ):
         raise ValueError(f"{path.name}: concepts, seeds and methods are needed")
     concepts = tuple(_read_concept(entry, config, path, output) for entry in config["concepts"])
     methods = {}
@@ -118,28 +132,50 @@ def read_suite(path: Path, output: Path) -> Suite:
         workflow = json.loads((path.parent / entry["workflow"]).read_text(encoding="utf-8"))
         methods[name] = (workflow, entry.get("set") or {})
     identity = identity_named(config.get("identity"))
-    return Suite(path.stem, concepts, tuple(config["seeds"]), methods, config.get("nodes") or {}, config.get("set") or {}, identity)
+    return Suite(
+        path.stem,
+        concepts,
+        tuple(config["seeds"]),
+        methods,
+        config.get("nodes") or {},
+        config.get("set") or {},
+        identity,
+    )
 
 
-def _read_concept(entry: dict[str, Any], config: dict[str, Any], path: Path, output: Path) -> Concept:
+def _read_concept(
+    entry: dict[str, Any], config: dict[str, Any], path: Path, output: Path
+) -> Concept:
     name, groups = str(entry["name"]), config.get("references") or {"": "image"}
     if "draw" in entry:
         folder = output / "concepts" / name
-        drawers = {frozenset({"content", "style"}): draw_pair, frozenset({"subject", "style"}): draw_capture}
+        drawers = {
+            frozenset({"content", "style"}): draw_pair,
+            frozenset({"subject", "style"}): draw_capture,
+        }
         drawers.get(frozenset(groups), draw_concept)(int(entry["draw"]), folder)
     else:
         folder = (path.parent / entry["folder"]).resolve()
     prompts = tuple(entry.get("prompts") or config.get("prompts") or _own_prompt(folder))
     concept = Concept(name, folder, prompts, f"suite_{path.stem}/{name}", tuple(groups.items()))
     if not all(concept.images(subfolder) for subfolder in groups.values()) or not prompts:
-        wanted = "image/ and mask/" if "image" in groups.values() else " and ".join(f"{subfolder}/" for subfolder in groups.values())
-        raise ValueError(f"concept {name}: {folder} needs pictures in {wanted}, and a prompt here or in its config*.yaml")
+        wanted = (
+            "image/ and mask/"
+            if "image" in groups.values()
+            else " and ".join(f"{subfolder}/" for subfolder in groups.values())
+        )
+        raise ValueError(
+            f"concept {name}: {folder} needs pictures in {wanted}, and a prompt here or in its"
+            " config*.yaml"
+        )
     return concept
 
 
 def _own_prompt(folder: Path) -> list[str]:
     configs = sorted(folder.glob("config*.y*ml"))
-    return [yaml.safe_load(configs[0].read_text(encoding="utf-8"))["target_prompt"]] if configs else []
+    return (
+        [yaml.safe_load(configs[0].read_text(encoding="utf-8"))["target_prompt"]] if configs else []
+    )
 
 
 def draw_concept(index: int, folder: Path) -> None:
@@ -153,7 +189,10 @@ def draw_concept(index: int, folder: Path) -> None:
 def draw_pair(index: int, folder: Path) -> None:
     """A portrait and another one in another style."""
     _save(render(sample_portrait(2 * index, "cartoon")).image, folder / "content" / "content.png")
-    _save(render(sample_portrait(2 * index + 1, _other_style(index))).image, folder / "style" / "style.png")
+    _save(
+        render(sample_portrait(2 * index + 1, _other_style(index))).image,
+        folder / "style" / "style.png",
+    )
 
 
 def draw_capture(index: int, folder: Path) -> None:
@@ -190,20 +229,30 @@ def cells(suite: Suite) -> Iterator[Cell]:
 def prompt_of(suite: Suite, cell: Cell, object_info: dict[str, Any]) -> dict[str, Any]:
     """What is sent to the server. ValueError when a method sets what its workflow does not have."""
     workflow, own = suite.methods[cell.method]
-    workflow = to_api_prompt(workflow, object_info) if "nodes" in workflow else json.loads(json.dumps(workflow))
+    workflow = (
+        to_api_prompt(workflow, object_info)
+        if "nodes" in workflow
+        else json.loads(json.dumps(workflow))
+    )
     nodes: dict[str, Any] = {**workflow, **json.loads(json.dumps(suite.nodes))}
     values = {"$concept": cell.concept.remote, "$prompt": cell.prompt, "$seed": cell.seed}
     for changes, must_fit in ((suite.changes, False), (own, True)):
         for address, value in changes.items():
             where, _, name = address.rpartition(".")
-            found = [node for key, node in nodes.items() if where in (f"#{key}", node["class_type"])]
+            found = [
+                node for key, node in nodes.items() if where in (f"#{key}", node["class_type"])
+            ]
             if must_fit and not found:
-                raise ValueError(f"method '{cell.method}' sets {address}, but its workflow has no such node")
+                raise ValueError(
+                    f"method '{cell.method}' sets {address}, but its workflow has no such node"
+                )
             for node in found:
                 if isinstance(value, str) and value.startswith("$concept/"):
                     node["inputs"][name] = cell.concept.on_server(value.removeprefix("$concept/"))
                 else:
-                    node["inputs"][name] = values.get(value, value) if isinstance(value, str) else value
+                    node["inputs"][name] = (
+                        values.get(value, value) if isinstance(value, str) else value
+                    )
     return nodes
 
 
@@ -231,13 +280,29 @@ class RunningServer(dev.Server):
 def upload(server: dev.Server, concept: Concept) -> None:
     """Copies a concept folder into the server's input folder."""
     for path in sorted(path for path in concept.folder.rglob("*") if path.is_file()):
-        subfolder = f"{concept.remote}/{path.parent.relative_to(concept.folder).as_posix()}".removesuffix("/.")
+        subfolder = (
+            f"{concept.remote}/{path.parent.relative_to(concept.folder).as_posix()}".removesuffix(
+                "/."
+            )
+        )
         boundary = uuid.uuid4().hex
         fields = {"type": "input", "subfolder": subfolder, "overwrite": "true"}
-        parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n\r\n'
-        body = b"".join([*parts, head.encode(), path.read_bytes(), f"\r\n--{boundary}--\r\n".encode()])
-        request = urllib.request.Request(f"{server.url}/upload/image", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        parts = [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode()
+            for k, v in fields.items()
+        ]
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image";'
+            f' filename="{path.name}"\r\n\r\n'
+        )
+        body = b"".join(
+            [*parts, head.encode(), path.read_bytes(), f"\r\n--{boundary}--\r\n".encode()]
+        )
+        request = urllib.request.Request(
+            f"{server.url}/upload/image",
+            body,
+            {"Content-Type": f"multipart/form-data; boundary={boundary}"},
+        )
         with dev.http.open(request, timeout=60) as answer:
             answer.read()
 
@@ -253,7 +318,9 @@ def draw_cells(suite: Suite, server: dev.Server, output: Path) -> None:
         if path.exists() and stamp.exists() and stamp.read_text() == digest:
             continue
         print(f"{number} of {len(everything)}: {path.relative_to(output)}", flush=True)
-        saved = [picture for picture in dev.run_prompt(server, prompt) if picture["type"] == "output"]
+        saved = [
+            picture for picture in dev.run_prompt(server, prompt) if picture["type"] == "output"
+        ]
         if not saved:
             raise dev.DevError(f"the workflow of '{cell.method}' saved no picture")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,12 +334,16 @@ def draw_cells(suite: Suite, server: dev.Server, output: Path) -> None:
 
 
 def colour_distance(picture: Tensor, references: Tensor, masks: Tensor) -> float:
-    """How far a concept's own colours are from those of a picture: for each reference the distance (RGB, 0..1) of its mean colour inside
-    the mask to the nearest 2 % of the picture's pixels. Knows nothing of shapes; needs no network. picture: H W 3; masks: B H W."""
+    """How far a concept's own colours are from those of a picture: for each reference the distance
+    (RGB, 0..1) of its mean colour inside the mask to the nearest 2 % of the picture's pixels. Knows
+    nothing of shapes; needs no network. picture: H W 3; masks: B H W.
+    """
     found = []
     for reference, mask in zip(references, masks, strict=True):
         distances = (picture - toy.mean_colour(reference, mask)).norm(dim=-1).flatten()
-        found.append(distances.topk(max(1, round(len(distances) * _NEAREST)), largest=False).values.mean())
+        found.append(
+            distances.topk(max(1, round(len(distances) * _NEAREST)), largest=False).values.mean()
+        )
     return torch.stack(found).mean().item()
 
 
@@ -284,13 +355,22 @@ def results(suite: Suite, output: Path) -> tuple[dict[str, dict[str, list[float]
     for method in suite.methods:
         columns: dict[str, list[float]] = {}
         for concept in suite.concepts:
-            own = [cell for cell in cells(suite) if cell.method == method and cell.concept is concept]
+            own = [
+                cell for cell in cells(suite) if cell.method == method and cell.concept is concept
+            ]
             paths = [cell.path(output) for cell in own]
             if masks := pictures_in(concept.folder / "mask"):
                 references, shown = read_pictures(concept.references), read_pictures(masks)[..., 0]
-                columns.setdefault(COLOUR, []).extend(colour_distance(picture, references, shown) for picture in read_pictures(paths))
+                columns.setdefault(COLOUR, []).extend(
+                    colour_distance(picture, references, shown) for picture in read_pictures(paths)
+                )
             for label, subfolder in concept.groups:
-                measured = measure_files(paths, concept.images(subfolder), tuple(cell.prompt for cell in own), suite.identity)
+                measured = measure_files(
+                    paths,
+                    concept.images(subfolder),
+                    tuple(cell.prompt for cell in own),
+                    suite.identity,
+                )
                 missing |= measured.missing
                 for name, values in measured.columns.items():
                     if name not in ALONE:
@@ -308,11 +388,15 @@ def write_results(suite: Suite, output: Path) -> None:
     arrows = {**ARROWS, COLOUR: "↓"}
     lines = [f"# {suite.name}", "", f"{count} pictures a method; mean and standard error.", ""]
     lines += [
-        "| method | " + " | ".join(f"{name} {arrows[name.split(': ')[-1]]}" for name in names) + " |",
+        "| method | "
+        + " | ".join(f"{name} {arrows[name.split(': ')[-1]]}" for name in names)
+        + " |",
         "| --- |" + " --- |" * len(names),
     ]
     for method, columns in table.items():
-        lines.append(f"| {method} | " + " | ".join(_mean_and_error(columns[name]) for name in names) + " |")
+        lines.append(
+            f"| {method} | " + " | ".join(_mean_and_error(columns[name]) for name in names) + " |"
+        )
     lines += ["", *(f"- {name}: {reason}" for name, reason in missing.items())]
     (output / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
@@ -322,7 +406,15 @@ def write_results(suite: Suite, output: Path) -> None:
         for method in suite.methods:
             own = [cell for cell in cells(suite) if cell.method == method]
             for i, cell in enumerate(own):
-                writer.writerow([method, cell.concept.name, cell.prompt, cell.seed, *(f"{table[method][name][i]:.6g}" for name in names)])
+                writer.writerow(
+                    [
+                        method,
+                        cell.concept.name,
+                        cell.prompt,
+                        cell.seed,
+                        *(f"{table[method][name][i]:.6g}" for name in names),
+                    ]
+                )
 
 
 def _mean_and_error(values: list[float]) -> str:
@@ -341,19 +433,41 @@ def write_grids(suite: Suite, output: Path) -> None:
         for number, prompt in enumerate(concept.prompts, 1):
             rows: list[list[Tensor | None]] = [list(references)]
             for method in suite.methods:
-                rows.append([read_pictures([Cell(method, concept, prompt, seed).path(output)])[0] for seed in suite.seeds])
-            captions = [f"seed {seed}" for seed in suite.seeds] if len(suite.seeds) >= len(references) else []
+                rows.append(
+                    [
+                        read_pictures([Cell(method, concept, prompt, seed).path(output)])[0]
+                        for seed in suite.seeds
+                    ]
+                )
+            captions = (
+                [f"seed {seed}" for seed in suite.seeds]
+                if len(suite.seeds) >= len(references)
+                else []
+            )
             grid = CompareGrid(rows, ["references", *suite.methods], captions, prompt, cell=192)
             picture = Image.fromarray((grid.draw()[0] * 255).round().byte().numpy())
             picture.save(output / f"grid_{concept.name}_prompt{number}.png")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("suite", type=Path, help="a YAML file")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: output/suites/<name of the suite>")
-    parser.add_argument("--port", type=int, help="of a ComfyUI that runs on this machine with this pack; default: start one of its own")
-    parser.add_argument("--models", type=Path, metavar="FOLDER", help="networks for the metrics, as for bench.metrics")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="default: output/suites/<name of the suite>"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        help="of a ComfyUI that runs on this machine with this pack; default: start one of its own",
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="FOLDER",
+        help="networks for the metrics, as for bench.metrics",
+    )
     args = parser.parse_args()
     output = (args.output or dev.ROOT / "output" / "suites" / args.suite.stem).resolve()
     try:
@@ -361,7 +475,13 @@ def main() -> None:
         if args.models:
             use_models(args.models)
         python = Path(sys.executable)
-        own = None if args.port else dev.Server(dev.find_comfyui(), python, dev.CACHE / "suite", cpu=dev.needs_cpu_flag(python))
+        own = (
+            None
+            if args.port
+            else dev.Server(
+                dev.find_comfyui(), python, dev.CACHE / "suite", cpu=dev.needs_cpu_flag(python)
+            )
+        )
         with own or RunningServer(args.port) as server:
             draw_cells(suite, server, output)
         write_results(suite, output)

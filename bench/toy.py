@@ -1,4 +1,5 @@
-"""The toy world for benchmarks: the pack and ComfyUI in this process, the shipped checkpoint, pictures and where their parts are."""
+"""The toy world for benchmarks: the pack and ComfyUI in this process, the shipped checkpoint,
+pictures and where their parts are."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from torch import Tensor  # noqa: E402
 from magicportrait.demo import checkpoint, face_network, portraits  # noqa: E402
 from magicportrait.demo.dataset import HELD_OUT_SEEDS  # noqa: E402
 from magicportrait.demo.portraits import Portrait, Rendering  # noqa: E402
-from magicportrait.host.identity import Identity  # noqa: E402
-from magicportrait.host.layout_record import LayoutRecord  # noqa: E402
+from magicportrait.host.faces.identity import Identity  # noqa: E402
+from magicportrait.host.layout.record import LayoutRecord  # noqa: E402
 from magicportrait.nodes.layout import MagicSemanticLayout  # noqa: E402
 
 LATENT = checkpoint.IMAGE_SIDE // 8
@@ -49,18 +50,41 @@ class Toy:
         return self.vae.decode(samples).clamp(0, 1)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        return torch.cat([torch.randn(1, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return torch.cat(
+            [
+                torch.randn(1, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed))
+                for seed in seeds
+            ]
+        )
 
-    def sample(self, model: Any, positive: Any, noise: Tensor, steps: int = 25, cfg: float = 4.0) -> Tensor:
+    def sample(
+        self, model: Any, positive: Any, noise: Tensor, steps: int = 25, cfg: float = 4.0
+    ) -> Tensor:
         import comfy.sample
 
         # Euler over the uniform schedule is DDIM with eta 0.
         empty = self.encode_text("")
         latent = torch.zeros_like(noise)
-        return comfy.sample.sample(model, noise, steps, cfg, "euler", "ddim_uniform", positive, empty, latent, disable_pbar=True, seed=0)
+        return comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            "euler",
+            "ddim_uniform",
+            positive,
+            empty,
+            latent,
+            disable_pbar=True,
+            seed=0,
+        )
 
-    def watch(self, prompt: str, phrases: Sequence[str], ca_scale: float = 1.0) -> tuple[Any, Any, LayoutRecord]:
-        return MagicSemanticLayout.execute(self.model, self.clip, prompt, ", ".join(phrases), ca_scale).args
+    def watch(
+        self, prompt: str, phrases: Sequence[str], ca_scale: float = 1.0
+    ) -> tuple[Any, Any, LayoutRecord]:
+        return MagicSemanticLayout.execute(
+            self.model, self.clip, prompt, ", ".join(phrases), ca_scale
+        ).args
 
 
 def identity() -> Identity:
@@ -68,7 +92,9 @@ def identity() -> Identity:
     return Identity("toy", face_network.load(), face_network.SIDE, face_network.MARGIN)
 
 
-def held_out(count: int, wanted: Callable[[Portrait], bool] = lambda portrait: True) -> list[Portrait]:
+def held_out(
+    count: int, wanted: Callable[[Portrait], bool] = lambda portrait: True
+) -> list[Portrait]:
     """The first `count` portraits that no training saw and that are as wanted."""
     found: list[Portrait] = []
     for seed in HELD_OUT_SEEDS:
@@ -85,7 +111,8 @@ def picture(rendering: Rendering) -> Tensor:  # 1 H W 3
 
 
 def owned_cells(record: LayoutRecord, samples: Tensor) -> Tensor:
-    """The index of the phrase that owns each cell in the layout of a run's last step, -1 for none: B rows columns."""
+    """The index of the phrase that owns each cell in the layout of a run's last step, -1 for none:
+    B rows columns."""
     run = record.run_of(samples)
     return torch.from_numpy(run[max(run)].concepts)
 
@@ -119,7 +146,9 @@ def write_report(name: str, lines: Sequence[str]) -> None:
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def contact_sheet(rows: Sequence[Sequence[Tensor]], path: Path, scale: int = 1, gap: int = 2) -> None:
+def contact_sheet(
+    rows: Sequence[Sequence[Tensor]], path: Path, scale: int = 1, gap: int = 2
+) -> None:
     """Pictures (H W 3) in rows, as one file."""
     from PIL import Image
 

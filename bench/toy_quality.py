@@ -1,8 +1,9 @@
 """How good is the toy checkpoint? `python -m bench.toy_quality`
 
-Autoencoder: PSNR on held-out portraits. Binding: is the asked colour the nearest palette colour where the part is drawn. Localisation:
-intersection over union of each phrase's region in the layout with the exact mask, on the layout's grid, on re-noised held-out portraits,
-beside the mean mask of the data set.
+Autoencoder: PSNR on held-out portraits. Binding: is the asked colour the nearest palette colour
+where the part is drawn. Localisation: intersection over union of each phrase's region in the layout
+with the exact mask, on the layout's grid, on re-noised held-out portraits, beside the mean mask of
+the data set.
 """
 
 from __future__ import annotations
@@ -47,12 +48,21 @@ def autoencoder_psnr(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
     images = torch.cat([toy.picture(render(portrait)) for portrait in portraits])
     decoded = checkpoint.decode(checkpoint.vae.encode(images))
     psnr = -10 * (images - decoded).square().mean((1, 2, 3)).log10()
-    by_style = {style: psnr[[i for i, p in enumerate(portraits) if p.style == style]].mean().item() for style in STYLES}
+    by_style = {
+        style: psnr[[i for i, p in enumerate(portraits) if p.style == style]].mean().item()
+        for style in STYLES
+    }
     return {"all": psnr.mean().item(), **by_style}
 
 
-def nearest_colour(image: Tensor, region: Tensor, palette: dict[str, tuple[int, int, int]], without: tuple[int, int, int] | None) -> str:
-    """The palette colour that most pixels of a region are nearest to; those nearest to `without` (a pattern's second) do not count."""
+def nearest_colour(
+    image: Tensor,
+    region: Tensor,
+    palette: dict[str, tuple[int, int, int]],
+    without: tuple[int, int, int] | None,
+) -> str:
+    """The palette colour that most pixels of a region are nearest to; those nearest to `without` (a
+    pattern's second) do not count."""
     names = list(palette)
     colours = torch.tensor([palette[name] for name in names] + ([without] if without else [])) / 255
     nearest = (image[region][:, None] - colours).square().sum(-1).argmin(1)
@@ -66,18 +76,31 @@ def binding(checkpoint: toy.Toy, count: int = 64, batch: int = 8) -> dict[str, f
     right: dict[str, list[bool]] = {"hat": [], "shirt": [], "background": []}
     for portrait_index, portrait in enumerate(portraits):
         named = phrases_of(portrait)
-        model, positive, record = checkpoint.watch(caption(portrait), list(named.values()), AUTOMATIC_CA_SCALE)
+        model, positive, record = checkpoint.watch(
+            caption(portrait), list(named.values()), AUTOMATIC_CA_SCALE
+        )
         samples = checkpoint.sample(model, positive, checkpoint.noise([portrait_index]), steps=20)
         image, found = checkpoint.decode(samples)[0], toy.regions(record, samples, list(named))
         found["background"] = ~toy.foreground(record, samples)
         assert portrait.hat is not None
-        asked = {"hat": portrait.hat.colour, "shirt": portrait.shirt.colour, "background": portrait.background}
+        asked = {
+            "hat": portrait.hat.colour,
+            "shirt": portrait.shirt.colour,
+            "background": portrait.background,
+        }
         for part, colour in asked.items():
             is_background = part == "background"
             source = BACKGROUND_COLOURS if is_background else GARMENT_COLOURS
-            palette = {name: tint(value, portrait.style, background=is_background) for name, value in source.items()}
+            palette = {
+                name: tint(value, portrait.style, background=is_background)
+                for name, value in source.items()
+            }
             garment = {"hat": portrait.hat, "shirt": portrait.shirt}.get(part)
-            second = tint(second_colour(colour), portrait.style) if garment and garment.pattern != "plain" else None
+            second = (
+                tint(second_colour(colour), portrait.style)
+                if garment and garment.pattern != "plain"
+                else None
+            )
             right[part].append(nearest_colour(image, found[part][0], palette, second) == colour)
     return {part: sum(values) / len(values) for part, values in right.items()}
 
@@ -94,12 +117,20 @@ def on_grid(mask: Tensor, side: int) -> Tensor:
 def localisation(
     checkpoint: toy.Toy, count: int = 48, percent: float = 0.7, ca_scale: float = AUTOMATIC_CA_SCALE
 ) -> dict[str, tuple[float, float]]:
-    """For each word (layout, baseline): IoU with the exact mask on the layout's own grid, on portraits re-noised to `percent` of the
-    schedule, with the ca_scale that MagicFace Apply takes for several concepts. The baseline: the data set's mean mask at half maximum."""
+    """For each word (layout, baseline): IoU with the exact mask on the layout's own grid, on
+    portraits re-noised to `percent` of the schedule, with the ca_scale that MagicFace Apply takes
+    for several concepts. The baseline: the data set's mean mask at half maximum.
+    """
     means = {
-        part: torch.stack(
-            [torch.from_numpy(render(sample_portrait(seed)).masks[part]) for seed in range(256) if _has(sample_portrait(seed), part)]
-        ).mean(0)
+        part: (
+            torch.stack(
+                [
+                    torch.from_numpy(render(sample_portrait(seed)).masks[part])
+                    for seed in range(256)
+                    if _has(sample_portrait(seed), part)
+                ]
+            ).mean(0)
+        )
         for part in LOCATED
     }
     scores: dict[str, list[tuple[float, float]]] = {word: [] for word in LOCATED}
@@ -109,21 +140,37 @@ def localisation(
         portrait = replace(portrait, glasses="glasses" if portrait.glasses else None)
         drawn = render(portrait)
         named = phrases_of(portrait)
-        model, positive, record = checkpoint.watch(caption(portrait), list(named.values()), ca_scale)
+        model, positive, record = checkpoint.watch(
+            caption(portrait), list(named.values()), ca_scale
+        )
         latent = checkpoint.vae.encode(toy.picture(drawn))
         samples = _one_step(model, positive, checkpoint, latent, sigma, index)
         found = toy.owned_cells(record, samples)[0]
         for i, part in enumerate(named):
             if part not in scores or drawn.masks[part].sum() < 32:
                 continue
-            coverage, mean = on_grid(torch.from_numpy(drawn.masks[part]), found.shape[0]), on_grid(means[part], found.shape[0])
+            coverage, mean = (
+                on_grid(torch.from_numpy(drawn.masks[part]), found.shape[0]),
+                on_grid(means[part], found.shape[0]),
+            )
             # Thin parts, such as glasses, fill no cell by half.
             truth = coverage > min(0.5, 0.5 * float(coverage.max()))
-            scores[part].append((intersection_over_union(found == i, truth), intersection_over_union(mean >= 0.5 * mean.max(), truth)))
-    return {word: tuple(torch.tensor(values).mean(0).tolist()) for word, values in scores.items() if values}  # type: ignore[misc]
+            scores[part].append(
+                (
+                    intersection_over_union(found == i, truth),
+                    intersection_over_union(mean >= 0.5 * mean.max(), truth),
+                )
+            )
+    return {
+        word: tuple(torch.tensor(values).mean(0).tolist())
+        for word, values in scores.items()
+        if values
+    }  # type: ignore[misc]
 
 
-def _one_step(model: object, positive: object, checkpoint: toy.Toy, latent: Tensor, sigma: float, seed: int) -> Tensor:
+def _one_step(
+    model: object, positive: object, checkpoint: toy.Toy, latent: Tensor, sigma: float, seed: int
+) -> Tensor:
     """One model call on a latent that is noised to `sigma`."""
     import comfy.samplers
 
@@ -131,7 +178,14 @@ def _one_step(model: object, positive: object, checkpoint: toy.Toy, latent: Tens
     guider.set_conds(positive, checkpoint.encode_text(""))
     guider.set_cfg(4.0)
     sigmas = torch.tensor([sigma, 0.0])
-    return guider.sample(checkpoint.noise([seed]), latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=seed)
+    return guider.sample(
+        checkpoint.noise([seed]),
+        latent,
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        disable_pbar=True,
+        seed=seed,
+    )
 
 
 def _has(portrait: Portrait, part: str) -> bool:
@@ -144,13 +198,21 @@ def sample_sheet(checkpoint: toy.Toy, path: Path, count: int = 32) -> None:
     for start in range(0, count, 8):
         for i, portrait in enumerate(portraits[start : start + 8]):
             positive = checkpoint.encode_text(caption(portrait))
-            images.append(checkpoint.decode(checkpoint.sample(checkpoint.model, positive, checkpoint.noise([start + i]), steps=20))[0])
+            images.append(
+                checkpoint.decode(
+                    checkpoint.sample(
+                        checkpoint.model, positive, checkpoint.noise([start + i]), steps=20
+                    )
+                )[0]
+            )
     toy.contact_sheet([images[i : i + 8] for i in range(0, count, 8)], path)
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--captions", type=int, default=64)
     parser.add_argument("--samples", type=Path, help="also write a sheet of samples there")
     args = parser.parse_args()
@@ -166,10 +228,21 @@ def main() -> None:
         + ")",
         "",
     ]
-    lines += [f"Binding, {args.captions} captions: " + ", ".join(f"{part} {share:.0%}" for part, share in bound.items()), ""]
-    lines += ["| IoU, 48 held-out portraits | " + " | ".join(located) + " | mean |", "| --- |" + " --- |" * (len(located) + 1)]
+    lines += [
+        f"Binding, {args.captions} captions: "
+        + ", ".join(f"{part} {share:.0%}" for part, share in bound.items()),
+        "",
+    ]
+    lines += [
+        "| IoU, 48 held-out portraits | " + " | ".join(located) + " | mean |",
+        "| --- |" + " --- |" * (len(located) + 1),
+    ]
     for i, name in enumerate(("layout", "mean mask of the data set")):
-        lines.append(f"| {name} | " + " | ".join(f"{pair[i]:.2f}" for pair in located.values()) + f" | {mean[i]:.2f} |")
+        lines.append(
+            f"| {name} | "
+            + " | ".join(f"{pair[i]:.2f}" for pair in located.values())
+            + f" | {mean[i]:.2f} |"
+        )
     toy.write_report("toy_quality", lines)
     print(json.dumps({"psnr": psnr, "binding": bound, "localisation": located}))
     if args.samples:

@@ -1,8 +1,10 @@
-"""The toy autoencoder: TAESD's architecture (github.com/madebyollin/taesd, 8x down, 4 channels) with narrow layers while it trains.
+"""The toy autoencoder: TAESD's architecture (github.com/madebyollin/taesd, 8x down, 4 channels)
+with narrow layers while it trains.
 
-A TAESD block whose weights are zero passes non-negative activations through unchanged, and zero rows and columns widen a
-convolution without changing it. So a narrow, shallow network is exactly a TAESD network with zeros: `as_taesd` writes it out
-in the full shape, which the host's own VAE class loads.
+A TAESD block whose weights are zero passes non-negative activations through unchanged, and zero
+rows and columns widen a convolution without changing it. So a narrow, shallow network is exactly a
+TAESD network with zeros: `as_taesd` writes it out in the full shape, which the host's own VAE class
+loads.
 """
 
 from __future__ import annotations
@@ -13,16 +15,24 @@ from torch import Tensor, nn
 TAESD_WIDTH = 64
 LATENT_CHANNELS = 4
 _ENCODER_STAGES = ((16, 0), (32, 1), (64, 2), (64, 3))
-"""(width, blocks) at full, 1/2, 1/4 and 1/8 resolution. TAESD has (64, 1), (64, 3), (64, 3), (64, 3)."""
+"""(width, blocks) at full, 1/2, 1/4 and 1/8 resolution. TAESD has (64, 1), (64, 3), (64, 3), (64,
+3)."""
 _DECODER_STAGES = ((64, 3), (64, 2), (32, 2), (16, 1))
-"""(width, blocks) at 1/8, 1/4, 1/2 and full resolution. TAESD has (64, 3), (64, 3), (64, 3), (64, 1)."""
+"""(width, blocks) at 1/8, 1/4, 1/2 and full resolution. TAESD has (64, 3), (64, 3), (64, 3), (64,
+1)."""
 _TAESD_BLOCKS = {"encoder": (1, 3, 3, 3), "decoder": (3, 3, 3, 1)}
 
 
 class Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.conv = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Conv2d(width, width, 3, padding=1), nn.ReLU())))[:-1]
+        self.conv = nn.Sequential(
+            *(
+                layer
+                for _ in range(3)
+                for layer in (nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+            )
+        )[:-1]
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x + self.conv(x))
@@ -72,17 +82,40 @@ class Autoencoder(nn.Module):
 def as_taesd(autoencoder: Autoencoder, scaling_factor: float = 0.18215) -> dict[str, Tensor]:
     """The same function as a state dict in TAESD's full shape, as the host's VAE loads it.
 
-    `scaling_factor` is the latent format's: the host multiplies what the encoder gives by it, so the VAE divides by it first.
+    `scaling_factor` is the latent format's: the host multiplies what the encoder gives by it, so
+    the VAE divides by it first.
     """
-    state: dict[str, Tensor] = {"vae_scale": torch.tensor(scaling_factor), "vae_shift": torch.tensor(0.0)}
-    _write(state, "taesd_encoder", autoencoder.encoder, _ENCODER_STAGES, _TAESD_BLOCKS["encoder"], first_index=0)
+    state: dict[str, Tensor] = {
+        "vae_scale": torch.tensor(scaling_factor),
+        "vae_shift": torch.tensor(0.0),
+    }
+    _write(
+        state,
+        "taesd_encoder",
+        autoencoder.encoder,
+        _ENCODER_STAGES,
+        _TAESD_BLOCKS["encoder"],
+        first_index=0,
+    )
     # The decoder's convolution, ReLU and clamp before its first stage keep TAESD's places 0 to 2.
-    _write(state, "taesd_decoder", autoencoder.decoder, _DECODER_STAGES, _TAESD_BLOCKS["decoder"], first_index=1)
+    _write(
+        state,
+        "taesd_decoder",
+        autoencoder.decoder,
+        _DECODER_STAGES,
+        _TAESD_BLOCKS["decoder"],
+        first_index=1,
+    )
     return state
 
 
 def _write(
-    state: dict[str, Tensor], name: str, layers: nn.Sequential, stages: tuple, full_blocks: tuple[int, ...], first_index: int
+    state: dict[str, Tensor],
+    name: str,
+    layers: nn.Sequential,
+    stages: tuple,
+    full_blocks: tuple[int, ...],
+    first_index: int,
 ) -> None:
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     blocks = iter(layer for layer in layers if isinstance(layer, Block))

@@ -1,4 +1,5 @@
-"""What MagiCapture learns from in the toy world: one person in several pictures, other people in one style, and the truth.
+"""What MagiCapture learns from in the toy world: one person in several pictures, other people in
+one style, and the truth.
 
 The truth is what no photograph has: the same person drawn in the style.
 """
@@ -26,12 +27,14 @@ from .portraits import (
 )
 
 HAIR_DYES = ("blue", "green", "pink", "purple")
-"""Hair that no caption of the training set names: the subject can only be learned from the pictures."""
+"""Hair that no caption of the training set names: the subject can only be learned from the
+pictures."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """subject: portraits of one person; style: portraits of others, all in one style; truth: the person in the style."""
+    """subject: portraits of one person; style: portraits of others, all in one style; truth: the
+    person in the style."""
 
     subject: tuple[Portrait, ...]
     style: tuple[Portrait, ...]
@@ -43,7 +46,8 @@ class Capture:
 
 
 def sample_capture(seed: int, style: Style, count: int = 5) -> Capture:
-    """A person and a style from a seed. Pose, expression, clothes and background change from picture to picture."""
+    """A person and a style from a seed. Pose, expression, clothes and background change from
+    picture to picture."""
     rng = random.Random(seed)
     person = replace(
         sample_portrait(rng.randrange(1_000_000), "cartoon"),
@@ -57,7 +61,12 @@ def sample_capture(seed: int, style: Style, count: int = 5) -> Capture:
         return replace(
             portrait,
             style=drawn,
-            pose=Pose(rng.uniform(-0.06, 0.06), rng.uniform(-0.02, 0.05), rng.uniform(0.95, 1.15), rng.uniform(-6, 6)),
+            pose=Pose(
+                rng.uniform(-0.06, 0.06),
+                rng.uniform(-0.02, 0.05),
+                rng.uniform(0.95, 1.15),
+                rng.uniform(-6, 6),
+            ),
             expression=rng.choice(EXPRESSIONS),
             shirt=Garment(rng.choice(list(GARMENT_COLOURS)), rng.choice(PATTERNS)),
             background=rng.choice(list(BACKGROUND_COLOURS)),
@@ -76,11 +85,14 @@ def sample_capture(seed: int, style: Style, count: int = 5) -> Capture:
 
 
 def head_mask(drawn: Rendering) -> np.ndarray:
-    """Face, hair and what is worn on the nose: H W in 0..1. The hair of a drawn person is as much who it is as the face."""
+    """Face, hair and what is worn on the nose: H W in 0..1. The hair of a drawn person is as much
+    who it is as the face."""
     return np.clip(drawn.masks["face"] + drawn.masks["hair"] + drawn.masks["glasses"], 0, 1)
 
 
 def draw(portraits: tuple[Portrait, ...], size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """Pictures N H W 3 and head masks N H W, float32 in 0..1."""
     drawn = [render(portrait, size) for portrait in portraits]
-    return np.stack([picture.image for picture in drawn]), np.stack([head_mask(picture) for picture in drawn])
+    return np.stack([picture.image for picture in drawn]), np.stack(
+        [head_mask(picture) for picture in drawn]
+    )

@@ -1,7 +1,8 @@
 """The toy checkpoint in the host's own classes, and how it is written.
 
-One safetensors file: 'unet.*' and 'text.*' with the host's key names, 'text.token_embedding' holding only the rows 'text.token_ids'
-(its row 0 stands for every other word), and 'autoencoder.*' in the narrow form of `autoencoder.py`.
+One safetensors file: 'unet.*' and 'text.*' with the host's key names, 'text.token_embedding'
+holding only the rows 'text.token_ids' (its row 0 stands for every other word), and 'autoencoder.*'
+in the narrow form of `autoencoder.py`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ IMAGE_SIDE = 128
 
 
 def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
-    """The file's tensors by part: 'unet', 'text' and 'autoencoder'. FileNotFoundError says what to do when it is missing."""
+    """The file's tensors by part: 'unet', 'text' and 'autoencoder'. FileNotFoundError says what to
+    do when it is missing."""
     from safetensors.torch import load_file
 
     if not path.exists():
         raise FileNotFoundError(
-            f"the toy checkpoint {path.name} is missing from {path.parent}: reinstall the pack, or train it (python -m demo.train --help)"
+            f"the toy checkpoint {path.name} is missing from {path.parent}: reinstall the pack, or"
+            " train it (python -m demo.train --help)"
         )
     parts: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}, "autoencoder": {}}
     for key, tensor in load_file(path).items():
@@ -34,16 +37,26 @@ def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def write_parts(parts: dict[str, dict[str, Tensor]], metadata: dict[str, str], path: Path = PATH) -> None:
+def write_parts(
+    parts: dict[str, dict[str, Tensor]], metadata: dict[str, str], path: Path = PATH
+) -> None:
     """Writes the checkpoint in half precision (token ids stay whole numbers)."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(exist_ok=True)
-    tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    tensors = {
+        f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()
+    }
     save_file(
-        {key: tensor.half().contiguous() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, path, metadata
+        {
+            key: tensor.half().contiguous() if tensor.is_floating_point() else tensor
+            for key, tensor in tensors.items()
+        },
+        path,
+        metadata,
     )
-    # safetensors writes files for their owner only; a pack is often installed by one user and run by another.
+    # safetensors writes files for their owner only; a pack is often installed by one user and run
+    # by another.
     path.chmod(0o644)
 
 
@@ -75,7 +88,8 @@ def build_model(state: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
     device, offload = management.get_torch_device(), management.unet_offload_device()
     config = ToyModel(UNET_CONFIG)
     dtype = management.unet_dtype(
-        model_params=sum(t.numel() for t in state.values()), supported_dtypes=[torch.float16, torch.bfloat16, torch.float32]
+        model_params=sum(t.numel() for t in state.values()),
+        supported_dtypes=[torch.float16, torch.bfloat16, torch.float32],
     )
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device))
     model = config.get_model(state, device=offload)
@@ -97,18 +111,29 @@ def build_clip(state: dict[str, Tensor]) -> Any:
     vocabulary[ids] = rows[1:]
     transformer = "clip_l.transformer."
     weights = {f"{transformer}text_model.embeddings.token_embedding.weight": vocabulary}
-    weights[f"{transformer}text_model.embeddings.position_embedding.weight"] = state["position_embedding"].float()
+    weights[f"{transformer}text_model.embeddings.position_embedding.weight"] = state[
+        "position_embedding"
+    ].float()
     weights[f"{transformer}text_projection.weight"] = torch.eye(TEXT_CONFIG["hidden_size"])
     for name, tensor in state.items():
         if name.startswith(("layers.", "final_layer_norm.")):
             name = f"encoder.{name}" if name.startswith("layers.") else name
             weights[f"{transformer}text_model.{name}"] = tensor.float()
-    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    target = comfy.supported_models_base.ClipTarget(
+        comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel
+    )
     options = {"clip_l_model_config": TEXT_CONFIG, "dtype": torch.float32}
-    clip = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), model_options=options)
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        model_options=options,
+    )
     missing, unexpected = clip.load_sd(weights, full_model=True)
     if unexpected or [name for name in missing if "logit_scale" not in name]:
-        raise RuntimeError(f"the toy text encoder does not fit this ComfyUI: missing {missing}, unexpected {unexpected}")
+        raise RuntimeError(
+            f"the toy text encoder does not fit this ComfyUI: missing {missing}, unexpected"
+            f" {unexpected}"
+        )
     return clip
 
 

@@ -1,4 +1,5 @@
-"""The face-embedding network of the toy world: who a drawn person is, whatever the style, the pose and the mood."""
+"""The face-embedding network of the toy world: who a drawn person is, whatever the style, the pose
+and the mood."""
 
 from __future__ import annotations
 
@@ -20,15 +21,24 @@ class FaceNetwork(nn.Sequential):
     def __init__(self) -> None:
         layers: list[nn.Module] = []
         for into, out in zip((3, *_WIDTHS[:-1]), _WIDTHS, strict=True):
-            layers += [nn.Conv2d(into, out, 3, stride=2, padding=1), nn.GroupNorm(8, out), nn.SiLU()]
-        super().__init__(*layers, nn.Flatten(), nn.Linear(_WIDTHS[-1] * (SIDE // 2 ** len(_WIDTHS)) ** 2, 64))
+            layers += [
+                nn.Conv2d(into, out, 3, stride=2, padding=1),
+                nn.GroupNorm(8, out),
+                nn.SiLU(),
+            ]
+        super().__init__(
+            *layers, nn.Flatten(), nn.Linear(_WIDTHS[-1] * (SIDE // 2 ** len(_WIDTHS)) ** 2, 64)
+        )
 
 
 def load(path: Path = PATH) -> FaceNetwork:
     from safetensors.torch import load_file
 
     if not path.exists():
-        raise FileNotFoundError(f"{path.name} is missing: reinstall the pack, or train it (python -m demo.train_identity)")
+        raise FileNotFoundError(
+            f"{path.name} is missing: reinstall the pack, or train it (python -m"
+            " demo.train_identity)"
+        )
     # Parameters made under inference_mode could not take part in a training.
     with torch.inference_mode(False):
         network = FaceNetwork()
@@ -40,7 +50,14 @@ def save(network: FaceNetwork, metadata: dict[str, str], path: Path = PATH) -> N
     from safetensors.torch import save_file
 
     path.parent.mkdir(exist_ok=True)
-    save_file({name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}, path, metadata)
+    save_file(
+        {
+            name: tensor.detach().half().contiguous()
+            for name, tensor in network.state_dict().items()
+        },
+        path,
+        metadata,
+    )
     path.chmod(0o644)
 
 

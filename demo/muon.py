@@ -1,6 +1,8 @@
-"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum, orthogonalised. It needs about half of Adam's steps here.
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum, orthogonalised. It needs
+about half of Adam's steps here.
 
-torch.optim.Muon takes matrices only; convolutions count as matrices of shape out x (in * kernel) here.
+torch.optim.Muon takes matrices only; convolutions count as matrices of shape out x (in * kernel)
+here.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrix with singular values around 1, by the quintic Newton-Schulz iteration of the reference above."""
+    """The nearest matrix with singular values around 1, by the quintic Newton-Schulz iteration of
+    the reference above."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
@@ -23,9 +26,12 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for weights with two dimensions or more; give biases, norms and embeddings to AdamW (`split_parameters`)."""
+    """Muon for weights with two dimensions or more; give biases, norms and embeddings to AdamW
+    (`split_parameters`)."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95):
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -44,7 +50,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(for Muon, for AdamW): hidden matrices, and all the rest. Embeddings are matrices that are looked up, not multiplied."""
+    """(for Muon, for AdamW): hidden matrices, and all the rest. Embeddings are matrices that are
+    looked up, not multiplied."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]

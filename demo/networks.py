@@ -1,6 +1,8 @@
-"""The diffusion model of the toy checkpoint: the shapes, and the networks in the form in which they are trained.
+"""The diffusion model of the toy checkpoint: the shapes, and the networks in the form in which they
+are trained.
 
-The host runs the same networks through its own classes (`checkpoint.py`): state dicts have the host's key names.
+The host runs the same networks through its own classes (`checkpoint.py`): state dicts have the
+host's key names.
 """
 
 from __future__ import annotations
@@ -30,7 +32,13 @@ UNET_CONFIG: dict[str, Any] = {
     "use_temporal_attention": False,
     "legacy": False,
 }
-ATTENTION_BLOCKS = [("input", 1), ("input", 3), ("input", 5), ("middle", 0), *(("output", i) for i in range(6))]
+ATTENTION_BLOCKS = [
+    ("input", 1),
+    ("input", 3),
+    ("input", 5),
+    ("middle", 0),
+    *(("output", i) for i in range(6)),
+]
 TEXT_CONFIG: dict[str, Any] = {
     "num_hidden_layers": 2,
     "hidden_size": 96,
@@ -48,29 +56,40 @@ class TextLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.self_attn = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")})
+        self.self_attn = nn.ModuleDict(
+            {name: nn.Linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+        )
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.layer_norm1(x)
-        q, k, v = (self.self_attn[name](normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in ("q_proj", "k_proj", "v_proj"))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        q, k, v = (
+            self.self_attn[name](normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        attended = (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        )
         x = x + self.self_attn["out_proj"](attended)
         hidden = self.mlp["fc1"](self.layer_norm2(x))
         return x + self.mlp["fc2"](hidden * torch.sigmoid(1.702 * hidden))
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer on a short vocabulary. Row 0 of the embedding stands for every word that is not in `token_ids`."""
+    """CLIP's text transformer on a short vocabulary. Row 0 of the embedding stands for every word
+    that is not in `token_ids`."""
 
     def __init__(self, token_ids: list[int]):
         super().__init__()
         width, config = TEXT_CONFIG["hidden_size"], TEXT_CONFIG
         self.register_buffer("token_ids", torch.tensor(token_ids))
         self.token_embedding = nn.Embedding(len(token_ids) + 1, width)
-        self.position_embedding = nn.Parameter(torch.empty(config["max_position_embeddings"], width))
+        self.position_embedding = nn.Parameter(
+            torch.empty(config["max_position_embeddings"], width)
+        )
         self.layers = nn.ModuleList(
-            TextLayer(width, config["num_attention_heads"], config["intermediate_size"]) for _ in range(config["num_hidden_layers"])
+            TextLayer(width, config["num_attention_heads"], config["intermediate_size"])
+            for _ in range(config["num_hidden_layers"])
         )
         self.final_layer_norm = nn.LayerNorm(width)
         nn.init.normal_(self.token_embedding.weight, std=0.2)
@@ -84,7 +103,8 @@ class TextEncoder(nn.Module):
 
 
 class _Operations:
-    """torch's own layers under the names by which the host's UNet asks for them; outputs that start at zero keep blocks quiet at first."""
+    """torch's own layers under the names by which the host's UNet asks for them; outputs that start
+    at zero keep blocks quiet at first."""
 
     Linear, Conv2d, GroupNorm, LayerNorm = nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm
 
@@ -106,16 +126,22 @@ def build_unet() -> nn.Module:
 
 
 def attention_recorder(cross_maps: list[Tensor]) -> dict[str, dict]:
-    """`patches_replace` for a training forward: SDPA in self-attention, explicit softmax in cross-attention.
+    """`patches_replace` for a training forward: SDPA in self-attention, explicit softmax in
+    cross-attention.
 
-    The head mean of the latter is appended to `cross_maps`."""
+    The head mean of the latter is appended to `cross_maps`.
+    """
 
     def split(x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     def self_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         heads = extra_options["n_heads"]
-        return F.scaled_dot_product_attention(split(q, heads), split(k, heads), split(v, heads)).transpose(1, 2).flatten(2)
+        return (
+            F.scaled_dot_product_attention(split(q, heads), split(k, heads), split(v, heads))
+            .transpose(1, 2)
+            .flatten(2)
+        )
 
     def cross_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         heads = extra_options["n_heads"]

@@ -1,7 +1,8 @@
-"""Procedural portraits: attributes, a caption, a picture in one of four styles, an exact mask for every part.
+"""Procedural portraits: attributes, a caption, a picture in one of four styles, an exact mask for
+every part.
 
-Everything follows from the attributes, so a portrait can be drawn again in another style, or with another hat,
-and compared pixel by pixel: the toy world has the ground truth that photographs lack.
+Everything follows from the attributes, so a portrait can be drawn again in another style, or with
+another hat, and compared pixel by pixel: the toy world has the ground truth that photographs lack.
 """
 
 from __future__ import annotations
@@ -50,8 +51,17 @@ HAIR_COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (190, 62, 30),
     "gray": (156, 156, 162),
 }
-SKIN_TONES: tuple[tuple[int, int, int], ...] = ((255, 224, 196), (238, 190, 150), (198, 140, 98), (140, 90, 58), (96, 60, 42))
-LENS_COLOURS: dict[str, tuple[int, int, int]] = {"glasses": (226, 238, 246), "sunglasses": (34, 34, 44)}
+SKIN_TONES: tuple[tuple[int, int, int], ...] = (
+    (255, 224, 196),
+    (238, 190, 150),
+    (198, 140, 98),
+    (140, 90, 58),
+    (96, 60, 42),
+)
+LENS_COLOURS: dict[str, tuple[int, int, int]] = {
+    "glasses": (226, 238, 246),
+    "sunglasses": (34, 34, 44),
+}
 
 PARTS = ("background", "hair", "shirt", "scarf", "face", "hat", "glasses")
 """Parts that a mask can be asked for. 'face' is skin with eyes, nose, mouth, ears and neck."""
@@ -74,7 +84,8 @@ class Garment:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the head is. Offsets in parts of the picture's side, scale 1 = default size, tilt in degrees."""
+    """Where the head is. Offsets in parts of the picture's side, scale 1 = default size, tilt in
+    degrees."""
 
     dx: float = 0.0
     dy: float = 0.0
@@ -84,7 +95,8 @@ class Pose:
 
 @dataclass(frozen=True)
 class Portrait:
-    """All that decides a portrait. `face_width`, `eye_size` and `eye_spacing` (1 = average) are the identity beyond colours."""
+    """All that decides a portrait. `face_width`, `eye_size` and `eye_spacing` (1 = average) are the
+    identity beyond colours."""
 
     gender: Literal["woman", "man"]
     skin: tuple[int, int, int]
@@ -106,14 +118,16 @@ class Portrait:
 
 @dataclass(frozen=True)
 class Rendering:
-    """`image`: H W 3, float32 in 0..1. `masks`: for every name in PARTS an H W float32 coverage in 0..1; they add up to 1."""
+    """`image`: H W 3, float32 in 0..1. `masks`: for every name in PARTS an H W float32 coverage in
+    0..1; they add up to 1."""
 
     image: np.ndarray
     masks: dict[str, np.ndarray]
 
 
 def sample_portrait(seed: int, style: Style | None = None) -> Portrait:
-    """Draws a portrait's attributes from a seed; `style` fixes the style and changes nothing else."""
+    """Draws a portrait's attributes from a seed; `style` fixes the style and changes nothing
+    else."""
     rng = random.Random(seed)
 
     def garment(kinds: tuple[str, ...] = ("",)) -> Garment:
@@ -134,7 +148,12 @@ def sample_portrait(seed: int, style: Style | None = None) -> Portrait:
         beard=gender == "man" and rng.random() < 0.35,
         expression=rng.choice(EXPRESSIONS),
         style=rng.choices(STYLES, (0.4, 0.2, 0.2, 0.2))[0],
-        pose=Pose(rng.uniform(-0.08, 0.08), rng.uniform(-0.03, 0.07), rng.uniform(0.92, 1.2), rng.uniform(-8, 8)),
+        pose=Pose(
+            rng.uniform(-0.08, 0.08),
+            rng.uniform(-0.03, 0.07),
+            rng.uniform(0.92, 1.2),
+            rng.uniform(-8, 8),
+        ),
         face_width=rng.uniform(0.9, 1.12),
         eye_size=rng.uniform(0.88, 1.15),
         eye_spacing=rng.uniform(0.92, 1.1),
@@ -143,13 +162,16 @@ def sample_portrait(seed: int, style: Style | None = None) -> Portrait:
 
 
 def caption(portrait: Portrait, mention: frozenset[str] = frozenset(PARTS)) -> str:
-    """The portrait in words, e.g. 'a smiling woman with red hair wearing a blue striped top hat and a green scarf, pink background,
-    sketch style'. Parts that are not in `mention` stay unsaid."""
+    """The portrait in words, e.g. 'a smiling woman with red hair wearing a blue striped top hat and
+    a green scarf, pink background, sketch style'. Parts that are not in `mention` stay unsaid."""
     return "".join(words for words, _ in caption_phrases(portrait, mention))
 
 
-def caption_phrases(portrait: Portrait, mention: frozenset[str] = frozenset(PARTS)) -> list[tuple[str, str | None]]:
-    """The caption cut into phrases, each with the part that it names (None: no part). Joined, they are the caption."""
+def caption_phrases(
+    portrait: Portrait, mention: frozenset[str] = frozenset(PARTS)
+) -> list[tuple[str, str | None]]:
+    """The caption cut into phrases, each with the part that it names (None: no part). Joined, they
+    are the caption."""
     mood = "" if portrait.expression == "calm" else portrait.expression + " "
     phrases: list[tuple[str, str | None]] = [("a ", None), (mood + portrait.gender, "face")]
     if "hair" in mention:
@@ -173,14 +195,35 @@ def caption_phrases(portrait: Portrait, mention: frozenset[str] = frozenset(PART
 
 
 def _garment_words(garment: Garment, name: str) -> tuple[str, str]:
-    adjectives = [garment.colour] + ([garment.pattern] if garment.pattern != "plain" else []) + ([garment.kind] if garment.kind else [])
+    adjectives = (
+        [garment.colour]
+        + ([garment.pattern] if garment.pattern != "plain" else [])
+        + ([garment.kind] if garment.kind else [])
+    )
     return "an " if adjectives[0][0] in "aeiou" else "a ", " ".join([*adjectives, name])
 
 
-# What is drawn, back to front. Every id below is one flat region; PART_OF says which part of the portrait it belongs to.
-_BACKGROUND, _HAIR_BACK, _NECK, _SHIRT, _SCARF, _EAR, _FACE, _BEARD, _HAIR, _WHITE, _PUPIL, _MOUTH, _NOSE, _LENS, _FRAME, _HAT, _BAND = (
-    range(17)
-)
+# What is drawn, back to front. Every id below is one flat region; PART_OF says which part of the
+# portrait it belongs to.
+(
+    _BACKGROUND,
+    _HAIR_BACK,
+    _NECK,
+    _SHIRT,
+    _SCARF,
+    _EAR,
+    _FACE,
+    _BEARD,
+    _HAIR,
+    _WHITE,
+    _PUPIL,
+    _MOUTH,
+    _NOSE,
+    _LENS,
+    _FRAME,
+    _HAT,
+    _BAND,
+) = range(17)
 _PART_OF = {
     _BACKGROUND: "background",
     _HAIR_BACK: "hair",
@@ -205,14 +248,17 @@ _NO_INK = 255
 Points = list[tuple[float, float]]
 
 
-def _ellipse(cx: float, cy: float, rx: float, ry: float, start: float = 0, stop: float = 360) -> Points:
+def _ellipse(
+    cx: float, cy: float, rx: float, ry: float, start: float = 0, stop: float = 360
+) -> Points:
     n = 28
     angles = (math.radians(start + (stop - start) * i / n) for i in range(n + 1))
     return [(cx + rx * math.cos(a), cy + ry * math.sin(a)) for a in angles]
 
 
 class _Canvas:
-    """A region map and an outline map, drawn together so that what lies in front hides the lines behind it."""
+    """A region map and an outline map, drawn together so that what lies in front hides the lines
+    behind it."""
 
     def __init__(self, side: int, pose: Pose):
         self.side = side
@@ -227,7 +273,8 @@ class _Canvas:
         cos, sin = math.cos(math.radians(pose.tilt)), math.sin(math.radians(pose.tilt))
         placed = []
         for x, y in points:
-            # The body below the chin leans far less than the head, or the shoulders would leave the picture.
+            # The body below the chin leans far less than the head, or the shoulders would leave the
+            # picture.
             lean = 1.0 if y < 0.66 else max(0.0, 1 - (y - 0.66) / 0.12)
             u, v = (x - cx) * pose.scale, (y - cy) * pose.scale
             rx, ry = u * cos - v * sin, u * sin + v * cos
@@ -240,7 +287,12 @@ class _Canvas:
         self._draw_regions.polygon(placed, fill=region)
         self._draw_outlines.polygon(placed, fill=_NO_INK)
         if outline:
-            self._draw_outlines.line([*placed, placed[0], placed[1]], fill=region, width=max(1, round(outline * self.side)), joint="curve")
+            self._draw_outlines.line(
+                [*placed, placed[0], placed[1]],
+                fill=region,
+                width=max(1, round(outline * self.side)),
+                joint="curve",
+            )
 
     def stroke(self, region: int, points: Points, width: float) -> None:
         placed, pixels = self._place(points), max(1, round(width * self.side))
@@ -253,31 +305,68 @@ def _draw(portrait: Portrait, side: int) -> _Canvas:
     rx, ry, cx, cy = 0.165 * portrait.face_width, 0.195, 0.5, 0.46
     if portrait.hair_style == "long":
         canvas.shape(
-            _HAIR_BACK, [*_ellipse(cx, cy - 0.02, rx + 0.065, ry + 0.04, 180, 360), (cx + rx + 0.085, 0.86), (cx - rx - 0.085, 0.86)]
+            _HAIR_BACK,
+            [
+                *_ellipse(cx, cy - 0.02, rx + 0.065, ry + 0.04, 180, 360),
+                (cx + rx + 0.085, 0.86),
+                (cx - rx - 0.085, 0.86),
+            ],
         )
     elif portrait.hair_style == "bob":
-        canvas.shape(_HAIR_BACK, [*_ellipse(cx, cy - 0.02, rx + 0.06, ry + 0.04, 180, 360), (cx + rx + 0.06, 0.63), (cx - rx - 0.06, 0.63)])
+        canvas.shape(
+            _HAIR_BACK,
+            [
+                *_ellipse(cx, cy - 0.02, rx + 0.06, ry + 0.04, 180, 360),
+                (cx + rx + 0.06, 0.63),
+                (cx - rx - 0.06, 0.63),
+            ],
+        )
     canvas.shape(_NECK, [(0.43, 0.58), (0.57, 0.58), (0.575, 0.76), (0.425, 0.76)])
     canvas.shape(
         _SHIRT,
-        [(0.42, 0.725), (0.5, 0.79), (0.58, 0.725), (0.74, 0.77), (0.83, 0.84), (0.88, 1.3), (0.12, 1.3), (0.17, 0.84), (0.26, 0.77)],
+        [
+            (0.42, 0.725),
+            (0.5, 0.79),
+            (0.58, 0.725),
+            (0.74, 0.77),
+            (0.83, 0.84),
+            (0.88, 1.3),
+            (0.12, 1.3),
+            (0.17, 0.84),
+            (0.26, 0.77),
+        ],
     )
     if portrait.scarf:
         canvas.shape(_SCARF, [(0.54, 0.75), (0.655, 0.74), (0.685, 0.98), (0.565, 0.99)])
         canvas.shape(
-            _SCARF, [(0.33, 0.695), (0.42, 0.665), (0.58, 0.665), (0.67, 0.695), (0.685, 0.775), (0.58, 0.82), (0.42, 0.82), (0.315, 0.775)]
+            _SCARF,
+            [
+                (0.33, 0.695),
+                (0.42, 0.665),
+                (0.58, 0.665),
+                (0.67, 0.695),
+                (0.685, 0.775),
+                (0.58, 0.82),
+                (0.42, 0.82),
+                (0.315, 0.775),
+            ],
         )
     for sign in (-1, 1):
         canvas.shape(_EAR, _ellipse(cx + sign * (rx + 0.008), cy + 0.015, 0.034, 0.05))
     canvas.shape(_FACE, _ellipse(cx, cy, rx, ry))
     if portrait.beard:
         jaw = _ellipse(cx, cy, rx, ry, 8, 172)
-        canvas.shape(_BEARD, [*jaw, *reversed(_ellipse(cx, cy + 0.02, rx * 0.72, ry * 0.52, 8, 172))])
+        canvas.shape(
+            _BEARD, [*jaw, *reversed(_ellipse(cx, cy + 0.02, rx * 0.72, ry * 0.52, 8, 172))]
+        )
     _draw_features(canvas, portrait, cx, cy)
     fringe = -0.075 if portrait.hair_style == "short" else -0.055
     canvas.shape(
         _HAIR,
-        [*_ellipse(cx, cy - 0.02, rx + 0.025, ry + 0.02, 183, 357), *_ellipse(cx, cy + fringe, rx * 0.98, 0.05, 0, -180)],
+        [
+            *_ellipse(cx, cy - 0.02, rx + 0.025, ry + 0.02, 183, 357),
+            *_ellipse(cx, cy + fringe, rx * 0.98, 0.05, 0, -180),
+        ],
     )
     if portrait.hair_style != "short":
         for sign in (-1, 1):
@@ -304,9 +393,14 @@ def _draw_features(canvas: _Canvas, portrait: Portrait, cx: float, cy: float) ->
         x, y = cx + sign * spread, cy - 0.005
         canvas.shape(_WHITE, _ellipse(x, y, 0.04 * size, 0.036 * size), outline=0.01)
         canvas.shape(_PUPIL, _ellipse(x, y + 0.004, 0.02 * size, 0.022 * size), outline=0)
-        inner, outer = (x - sign * 0.032, y - 0.058 + brow), (x + sign * 0.036, y - 0.058 - brow * 0.6)
+        inner, outer = (
+            (x - sign * 0.032, y - 0.058 + brow),
+            (x + sign * 0.036, y - 0.058 - brow * 0.6),
+        )
         canvas.stroke(_PUPIL, [inner, outer], 0.016)
-    canvas.stroke(_NOSE, [(cx - 0.004, cy + 0.035), (cx + 0.016, cy + 0.066), (cx - 0.008, cy + 0.07)], 0.012)
+    canvas.stroke(
+        _NOSE, [(cx - 0.004, cy + 0.035), (cx + 0.016, cy + 0.066), (cx - 0.008, cy + 0.07)], 0.012
+    )
     y = cy + 0.115
     if portrait.expression == "smiling":
         canvas.shape(_MOUTH, _ellipse(cx, y - 0.018, 0.066, 0.05, 0, 180), outline=0.012)
@@ -325,19 +419,49 @@ def _draw_glasses(canvas: _Canvas, portrait: Portrait, cx: float, cy: float, rx:
         if portrait.glasses == "sunglasses":
             canvas.shape(_LENS, ring, outline=0)
         canvas.stroke(_FRAME, [*ring, ring[1]], 0.021)
-        canvas.stroke(_FRAME, [(cx + sign * (spread + 0.06), cy - 0.008), (cx + sign * (rx + 0.004), cy - 0.016)], 0.018)
-    canvas.stroke(_FRAME, [(cx - spread + 0.06, cy - 0.004), (cx + spread - 0.06, cy - 0.004)], 0.018)
+        canvas.stroke(
+            _FRAME,
+            [(cx + sign * (spread + 0.06), cy - 0.008), (cx + sign * (rx + 0.004), cy - 0.016)],
+            0.018,
+        )
+    canvas.stroke(
+        _FRAME, [(cx - spread + 0.06, cy - 0.004), (cx + spread - 0.06, cy - 0.004)], 0.018
+    )
 
 
 def _draw_hat(canvas: _Canvas, kind: str, cx: float, cy: float, rx: float) -> None:
     y, w = cy - 0.105, rx + 0.03
     if kind == "top":
-        canvas.shape(_HAT, [(cx - w * 0.78, y - 0.005), (cx - w * 0.84, y - 0.235), (cx + w * 0.84, y - 0.235), (cx + w * 0.78, y - 0.005)])
-        canvas.shape(_BAND, [(cx - w * 0.79, y - 0.02), (cx - w * 0.8, y - 0.072), (cx + w * 0.8, y - 0.072), (cx + w * 0.79, y - 0.02)])
+        canvas.shape(
+            _HAT,
+            [
+                (cx - w * 0.78, y - 0.005),
+                (cx - w * 0.84, y - 0.235),
+                (cx + w * 0.84, y - 0.235),
+                (cx + w * 0.78, y - 0.005),
+            ],
+        )
+        canvas.shape(
+            _BAND,
+            [
+                (cx - w * 0.79, y - 0.02),
+                (cx - w * 0.8, y - 0.072),
+                (cx + w * 0.8, y - 0.072),
+                (cx + w * 0.79, y - 0.02),
+            ],
+        )
         canvas.shape(_HAT, _ellipse(cx, y, w + 0.075, 0.032))
     elif kind == "sun":
         canvas.shape(_HAT, [*_ellipse(cx, y - 0.01, w * 0.95, 0.2, 180, 360)])
-        canvas.shape(_BAND, [(cx - w * 0.94, y - 0.01), (cx - w * 0.9, y - 0.065), (cx + w * 0.9, y - 0.065), (cx + w * 0.94, y - 0.01)])
+        canvas.shape(
+            _BAND,
+            [
+                (cx - w * 0.94, y - 0.01),
+                (cx - w * 0.9, y - 0.065),
+                (cx + w * 0.9, y - 0.065),
+                (cx + w * 0.94, y - 0.01),
+            ],
+        )
         canvas.shape(
             _HAT,
             [
@@ -365,7 +489,8 @@ def _draw_hat(canvas: _Canvas, kind: str, cx: float, cy: float, rx: float) -> No
 
 @cache
 def _pattern_mask(pattern: str, side: int) -> np.ndarray:
-    """True where a pattern shows its second colour. Anchored to the picture; its period is 1/8 of the side: two latent cells at 128 px."""
+    """True where a pattern shows its second colour. Anchored to the picture; its period is 1/8 of
+    the side: two latent cells at 128 px."""
     period = side // 8
     y, x = np.mgrid[0:side, 0:side] + 0.5
     if pattern == "striped":
@@ -373,7 +498,9 @@ def _pattern_mask(pattern: str, side: int) -> np.ndarray:
     if pattern == "checkered":
         return ((x // (period / 2)) + (y // (period / 2))) % 2 < 1
     if pattern == "dotted":
-        return (x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < (0.27 * period) ** 2
+        return (x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < (
+            0.27 * period
+        ) ** 2
     if pattern == "hatched":
         return ((x + y) % (period / 2)) < period * 0.16
     return np.zeros((side, side), bool)
@@ -384,7 +511,9 @@ def _mix(a: tuple[int, int, int], b: tuple[int, int, int], amount: float) -> tup
     return r, g, b_
 
 
-def tint(colour: tuple[int, int, int], style: Style, *, background: bool = False) -> tuple[int, int, int]:
+def tint(
+    colour: tuple[int, int, int], style: Style, *, background: bool = False
+) -> tuple[int, int, int]:
     """What a palette colour (RGB, 0..255) looks like as a flat area in a style."""
     if style == "sketch":
         return _mix(_PAPER, colour, 0.35 if background else 0.55)
@@ -396,13 +525,17 @@ def tint(colour: tuple[int, int, int], style: Style, *, background: bool = False
 
 
 def second_colour(name: str) -> tuple[int, int, int]:
-    """The other colour of a patterned garment: white, or charcoal on the two that are close to white."""
+    """The other colour of a patterned garment: white, or charcoal on the two that are close to
+    white."""
     return _CHARCOAL if name in ("white", "yellow") else GARMENT_COLOURS["white"]
 
 
-def _region_colours(portrait: Portrait) -> dict[int, tuple[tuple[int, int, int], tuple[int, int, int], str]]:
+def _region_colours(
+    portrait: Portrait,
+) -> dict[int, tuple[tuple[int, int, int], tuple[int, int, int], str]]:
     """First colour, second colour and pattern of every region, before the style."""
-    # Hair may be dyed in any colour of cloth; captions and the training set know the natural ones only.
+    # Hair may be dyed in any colour of cloth; captions and the training set know the natural ones
+    # only.
     skin, hair = portrait.skin, {**GARMENT_COLOURS, **HAIR_COLOURS}[portrait.hair]
     flat = {
         _BACKGROUND: BACKGROUND_COLOURS[portrait.background],
@@ -420,16 +553,25 @@ def _region_colours(portrait: Portrait) -> dict[int, tuple[tuple[int, int, int],
         _FRAME: (30, 30, 40),
     }
     colours = {region: (colour, colour, "plain") for region, colour in flat.items()}
-    for region, garment in ((_SHIRT, portrait.shirt), (_SCARF, portrait.scarf), (_HAT, portrait.hat)):
+    for region, garment in (
+        (_SHIRT, portrait.shirt),
+        (_SCARF, portrait.scarf),
+        (_HAT, portrait.hat),
+    ):
         if garment:
-            colours[region] = (GARMENT_COLOURS[garment.colour], second_colour(garment.colour), garment.pattern)
+            colours[region] = (
+                GARMENT_COLOURS[garment.colour],
+                second_colour(garment.colour),
+                garment.pattern,
+            )
     if portrait.hat:
         band = _mix(GARMENT_COLOURS[portrait.hat.colour], (20, 16, 24), 0.35)
         colours[_BAND] = (band, band, "plain")
     return colours
 
 
-# An index into the palette of one portrait: the region, plus one of these where a pattern, the hatching or an outline shows.
+# An index into the palette of one portrait: the region, plus one of these where a pattern, the
+# hatching or an outline shows.
 _PATTERNED, _HATCHED, _INKED = 32, 64, 128
 
 
@@ -446,7 +588,9 @@ def _paint(portrait: Portrait, canvas: _Canvas) -> Image.Image:
             index[(regions == region) & _pattern_mask(pattern, side)] += _PATTERNED
     if style == "sketch":
         palette[_HATCHED:_INKED] = palette[:_HATCHED] * 0.82
-        index[_pattern_mask("hatched", side) & (regions != _BACKGROUND) & (regions != _WHITE)] += _HATCHED
+        index[_pattern_mask("hatched", side) & (regions != _BACKGROUND) & (regions != _WHITE)] += (
+            _HATCHED
+        )
     inked = outlines != _NO_INK
     index[inked] = outlines[inked] + _INKED
     picture = _through_palette(index, palette)
@@ -471,12 +615,18 @@ def _ink_colour(colour: tuple[int, int, int], region: int, style: Style) -> tupl
     if style == "sketch":
         return _mix(_PAPER, (70, 70, 82), 0.85)
     if style == "pastel":
-        return tint(colour, "pastel") if drawn_in_colour else _mix(tint(colour, "pastel"), (120, 90, 110), 0.35)
+        return (
+            tint(colour, "pastel")
+            if drawn_in_colour
+            else _mix(tint(colour, "pastel"), (120, 90, 110), 0.35)
+        )
     return colour if drawn_in_colour else _INK
 
 
 def _glow(picture: Image.Image, tubes: Image.Image, inked: np.ndarray) -> Image.Image:
-    halo = tubes.reduce(_SUPERSAMPLING).filter(ImageFilter.GaussianBlur(picture.width / 50 / _SUPERSAMPLING))
+    halo = tubes.reduce(_SUPERSAMPLING).filter(
+        ImageFilter.GaussianBlur(picture.width / 50 / _SUPERSAMPLING)
+    )
     lit = ImageChops.add(picture, halo.resize(picture.size).point(lambda value: value * 0.8))
     return Image.composite(tubes, lit, Image.fromarray(inked))
 
@@ -488,8 +638,15 @@ def render(portrait: Portrait, size: int = 128) -> Rendering:
     canvas = _draw(portrait, size * _SUPERSAMPLING)
     image = np.asarray(_paint(portrait, canvas).reduce(_SUPERSAMPLING), np.float32) / 255
     masks = {
-        name: np.asarray(canvas.regions.point([255 * (_PART_OF.get(i) == name) for i in range(256)]).reduce(_SUPERSAMPLING), np.float32)
-        / 255
+        name: (
+            np.asarray(
+                canvas.regions.point([255 * (_PART_OF.get(i) == name) for i in range(256)]).reduce(
+                    _SUPERSAMPLING
+                ),
+                np.float32,
+            )
+            / 255
+        )
         for name in PARTS
     }
     return Rendering(image, masks)

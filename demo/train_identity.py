@@ -1,7 +1,9 @@
-"""Trains the face-embedding network of the toy world: `python -m demo.train_identity` (some minutes on one core).
+"""Trains the face-embedding network of the toy world: `python -m demo.train_identity` (some minutes
+on one core).
 
-Contrastive: in every batch each person comes twice, in other styles, poses, moods and clothes; the two must find each other among all
-(InfoNCE, arXiv 1807.03748). Crops are shifted, scaled, mirrored and blurred, since the network looks at estimates of a denoiser later on.
+Contrastive: in every batch each person comes twice, in other styles, poses, moods and clothes; the
+two must find each other among all (InfoNCE, arXiv 1807.03748). Crops are shifted, scaled, mirrored
+and blurred, since the network looks at estimates of a denoiser later on.
 """
 
 from __future__ import annotations
@@ -37,18 +39,26 @@ _TEMPERATURE = 0.1
 
 def person(rng: random.Random) -> Portrait:
     drawn = sample_portrait(rng.randrange(1_000_000_000), "cartoon")
-    return replace(drawn, hair=rng.choice((*HAIR_DYES, *HAIR_COLOURS)), hat=None, scarf=None, glasses=None)
+    return replace(
+        drawn, hair=rng.choice((*HAIR_DYES, *HAIR_COLOURS)), hat=None, scarf=None, glasses=None
+    )
 
 
 def views(who: Portrait, count: int, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures `count` H W 3 of one person, each in a style of its own, and the head's boxes: centre x, centre y, half side, in pixels."""
+    """Pictures `count` H W 3 of one person, each in a style of its own, and the head's boxes:
+    centre x, centre y, half side, in pixels."""
     pictures, boxes = [], []
     for i in range(count):
         drawn = render(
             replace(
                 who,
                 style=STYLES[i % len(STYLES)],
-                pose=Pose(rng.uniform(-0.07, 0.07), rng.uniform(-0.03, 0.06), rng.uniform(0.92, 1.18), rng.uniform(-8, 8)),
+                pose=Pose(
+                    rng.uniform(-0.07, 0.07),
+                    rng.uniform(-0.03, 0.06),
+                    rng.uniform(0.92, 1.18),
+                    rng.uniform(-8, 8),
+                ),
                 expression=rng.choice(EXPRESSIONS),
                 shirt=Garment(rng.choice(list(GARMENT_COLOURS))),
                 background=rng.choice(list(BACKGROUND_COLOURS)),
@@ -71,33 +81,63 @@ def crops(pictures: Tensor, boxes: Tensor, rng: torch.Generator, jitter: bool) -
     if not jitter:
         return face_crops(images, boxes, SIDE)
     noise = torch.rand(len(boxes), 4, generator=rng) * 2 - 1
-    boxes = torch.stack([boxes[:, 0] + 4 * noise[:, 0], boxes[:, 1] + 4 * noise[:, 1], boxes[:, 2] * (1 + 0.12 * noise[:, 2])], 1)
+    boxes = torch.stack(
+        [
+            boxes[:, 0] + 4 * noise[:, 0],
+            boxes[:, 1] + 4 * noise[:, 1],
+            boxes[:, 2] * (1 + 0.12 * noise[:, 2]),
+        ],
+        1,
+    )
     found = face_crops(images, boxes, SIDE)
     found = torch.where(torch.rand(len(found), 1, 1, 1, generator=rng) < 0.5, found.flip(-1), found)
     small = torch.randint(12, SIDE + 1, (), generator=rng).item()
-    blurred = F.interpolate(F.interpolate(found, size=small, mode="area"), size=SIDE, mode="bilinear")
+    blurred = F.interpolate(
+        F.interpolate(found, size=small, mode="area"), size=SIDE, mode="bilinear"
+    )
     found = torch.where(torch.rand(len(found), 1, 1, 1, generator=rng) < 0.5, blurred, found)
-    return (found * (1 + 0.1 * noise[:, 3, None, None, None]) + 0.02 * torch.randn(found.shape, generator=rng)).clamp(0, 1)
+    return (
+        found * (1 + 0.1 * noise[:, 3, None, None, None])
+        + 0.02 * torch.randn(found.shape, generator=rng)
+    ).clamp(0, 1)
 
 
-def retrieval(network: FaceNetwork, pictures: Tensor, boxes: Tensor, rng: torch.Generator) -> tuple[float, float, float]:
-    """pictures: P V ... of people not trained on. Share of pictures whose nearest picture in another style is the same person, and the
-    mean similarity of the same and of different people."""
+def retrieval(
+    network: FaceNetwork, pictures: Tensor, boxes: Tensor, rng: torch.Generator
+) -> tuple[float, float, float]:
+    """pictures: P V ... of people not trained on. Share of pictures whose nearest picture in
+    another style is the same person, and the mean similarity of the same and of different
+    people."""
     with torch.no_grad():
-        found = torch.stack([normalised(network, crops(pictures[:, v], boxes[:, v], rng, False)) for v in range(pictures.shape[1])], 1)
+        found = torch.stack(
+            [
+                normalised(network, crops(pictures[:, v], boxes[:, v], rng, False))
+                for v in range(pictures.shape[1])
+            ],
+            1,
+        )
     hits, same, different = [], [], []
     for a in range(found.shape[1]):
         for b in range(found.shape[1]):
             if a != b:
                 similarity = found[:, a] @ found[:, b].T
-                hits.append((similarity.argmax(1) == torch.arange(len(found))).float().mean().item())
+                hits.append(
+                    (similarity.argmax(1) == torch.arange(len(found))).float().mean().item()
+                )
                 same.append(similarity.diagonal().mean().item())
-                different.append(((similarity.sum() - similarity.diagonal().sum()) / (similarity.numel() - len(found))).item())
+                different.append(
+                    (
+                        (similarity.sum() - similarity.diagonal().sum())
+                        / (similarity.numel() - len(found))
+                    ).item()
+                )
     return tuple(sum(values) / len(values) for values in (hits, same, different))  # type: ignore[return-value]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--people", type=int, default=700)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=48, help="people a step")
@@ -115,7 +155,10 @@ def main() -> None:
     for step in range(args.steps):
         who = torch.randperm(args.people, generator=generator)[: args.batch]
         pair = [torch.randint(count, (args.batch,), generator=generator) for _ in range(2)]
-        one, two = (normalised(network, crops(pictures[who, v], boxes[who, v], generator, True)) for v in pair)
+        one, two = (
+            normalised(network, crops(pictures[who, v], boxes[who, v], generator, True))
+            for v in pair
+        )
         similarity = one @ two.T / _TEMPERATURE
         index = torch.arange(args.batch)
         loss = (F.cross_entropy(similarity, index) + F.cross_entropy(similarity.T, index)) / 2
@@ -124,9 +167,18 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == args.steps - 1:
-            scores = retrieval(network.eval(), pictures[args.people :], boxes[args.people :], generator)
-            print(f"step {step} loss {loss.item():.3f} retrieval {scores[0]:.3f} same {scores[1]:.3f} other {scores[2]:.3f}", flush=True)
-    save(network, {"steps": str(args.steps), "people": str(args.people), "retrieval": f"{scores[0]:.3f}"})
+            scores = retrieval(
+                network.eval(), pictures[args.people :], boxes[args.people :], generator
+            )
+            print(
+                f"step {step} loss {loss.item():.3f} retrieval {scores[0]:.3f} same {scores[1]:.3f}"
+                f" other {scores[2]:.3f}",
+                flush=True,
+            )
+    save(
+        network,
+        {"steps": str(args.steps), "people": str(args.people), "retrieval": f"{scores[0]:.3f}"},
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Names for the attention layers of a UNet: 'o6-11,m0,i7-8' are output blocks 6 to 11, the middle block and input blocks 7 and 8."""
+"""Names for the attention layers of a UNet: 'o6-11,m0,i7-8' are output blocks 6 to 11, the middle
+block and input blocks 7 and 8."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Block(NamedTuple):
 
 
 class AttentionBlock(NamedTuple):
-    """A block with self-attention. downscale: latent size / token grid size (1, 2, 4, 8); depth: how many transformer blocks it holds."""
+    """A block with self-attention. downscale: latent size / token grid size (1, 2, 4, 8); depth:
+    how many transformer blocks it holds."""
 
     block: Block
     downscale: int
@@ -31,8 +33,9 @@ class AttentionBlock(NamedTuple):
 def parse_blocks(text: str, available: Sequence[AttentionBlock]) -> tuple[Block, ...]:
     """The blocks that `text` names, in forward order.
 
-    `text` is a preset ('fine': the two finest levels of the decoder, the paper's choice; 'decoder'; 'all') or a list of blocks and
-    ranges. A range takes in what has attention in it. ValueError when something is not understood or names no attention at all.
+    `text` is a preset ('fine': the two finest levels of the decoder, the paper's choice; 'decoder';
+    'all') or a list of blocks and ranges. A range takes in what has attention in it. ValueError
+    when something is not understood or names no attention at all.
     """
     having = [layer.block for layer in available]
     preset = text.strip().lower()
@@ -49,11 +52,21 @@ def parse_blocks(text: str, available: Sequence[AttentionBlock]) -> tuple[Block,
     for item in filter(None, (part.strip() for part in preset.split(","))):
         match = _ITEM.fullmatch(item)
         if match is None:
-            raise ValueError(f"layers: '{item}' is not understood: expected 'fine', 'decoder', 'all' or blocks such as 'o6-11,m0,i7-8'")
+            raise ValueError(
+                f"layers: '{item}' is not understood: expected 'fine', 'decoder', 'all' or blocks"
+                " such as 'o6-11,m0,i7-8'"
+            )
         letter, first, last = match[1], int(match[2]), int(match[3] or match[2])
-        named = {block for block in having if block.stage == _STAGES[letter] and first <= block.index <= last}
+        named = {
+            block
+            for block in having
+            if block.stage == _STAGES[letter] and first <= block.index <= last
+        }
         if not named:
-            raise ValueError(f"layers: '{item}' has no self-attention in this model: it has {format_blocks(having)}")
+            raise ValueError(
+                f"layers: '{item}' has no self-attention in this model: it has"
+                f" {format_blocks(having)}"
+            )
         chosen |= named
     if not chosen:
         raise ValueError(f"layers: no block given: this model has {format_blocks(having)}")
@@ -65,7 +78,9 @@ def format_blocks(blocks: Iterable[Block]) -> str:
     parts: list[str] = []
     start = previous = None
     for block in [*blocks, None]:
-        if previous is not None and (block is None or block.stage != previous.stage or block.index != previous.index + 1):
+        if previous is not None and (
+            block is None or block.stage != previous.stage or block.index != previous.index + 1
+        ):
             assert start is not None
             parts.append(str(start) if start == previous else f"{start}-{previous.index}")
             start = block

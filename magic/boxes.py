@@ -15,7 +15,8 @@ FACE_AREAS: dict[str, tuple[float, float, float, float]] = {
     "face+hair": (0.2, 0.45, 0.2, 0.05),
     "head": (0.3, 0.6, 0.3, 0.2),
 }
-"""What is added to a face box at its left, top, right and bottom, in parts of its width and height. Face boxes end at brows and chin."""
+"""What is added to a face box at its left, top, right and bottom, in parts of its width and height.
+Face boxes end at brows and chin."""
 
 CHOICES = ("all", "largest", "index")
 
@@ -42,12 +43,23 @@ class Box:
 
     def scaled(self, factor: float) -> Box:
         """The same part of a picture that is `factor` times as large."""
-        return replace(self, x=self.x * factor, y=self.y * factor, width=self.width * factor, height=self.height * factor)
+        return replace(
+            self,
+            x=self.x * factor,
+            y=self.y * factor,
+            width=self.width * factor,
+            height=self.height * factor,
+        )
 
     def clipped(self, size: tuple[int, int]) -> Box | None:
         """The part inside a picture of `size` (rows, columns); None when nothing is."""
         left, top, right, bottom = self.corners
-        left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, float(size[1])), min(bottom, float(size[0]))
+        left, top, right, bottom = (
+            max(left, 0.0),
+            max(top, 0.0),
+            min(right, float(size[1])),
+            min(bottom, float(size[0])),
+        )
         if right <= left or bottom <= top:
             return None
         return replace(self, x=left, y=top, width=right - left, height=bottom - top)
@@ -64,7 +76,8 @@ class Box:
 
 
 def choose(boxes: Sequence[Box], which: str, index: int) -> list[Box]:
-    """Some of the boxes, left to right. which: 'all', 'largest', or 'index' (counted from 0; none where there are not so many)."""
+    """Some of the boxes, left to right. which: 'all', 'largest', or 'index' (counted from 0; none
+    where there are not so many)."""
     ordered = sorted(boxes, key=lambda box: (box.x + box.width / 2, box.y))
     if which == "largest":
         return [max(ordered, key=lambda box: box.area)] if ordered else []
@@ -72,17 +85,21 @@ def choose(boxes: Sequence[Box], which: str, index: int) -> list[Box]:
 
 
 def parse_points(text: str) -> list[Point]:
-    """'120,80; 64,200', or JSON such as [{"x": 120, "y": 80}]. ValueError says what is not understood."""
+    """'120,80; 64,200', or JSON such as [{"x": 120, "y": 80}]. ValueError says what is not
+    understood."""
     return [(x, y) for x, y in _numbers(text, ("x", "y"), "points", "120,80; 64,200")]
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """'x,y,width,height; ...', or JSON such as [{"x": 0, "y": 0, "width": 64, "height": 64}]. ValueError says what is not understood."""
+    """'x,y,width,height; ...', or JSON such as [{"x": 0, "y": 0, "width": 64, "height": 64}].
+    ValueError says what is not understood."""
     numbers = _numbers(text, ("x", "y", "width", "height"), "box", "40,20,200,260")
     boxes = [Box(x, y, width, height) for x, y, width, height in numbers]
     for box in boxes:
         if box.width <= 0 or box.height <= 0:
-            raise ValueError(f"box: width and height must be above 0, got {box.width:g} and {box.height:g}")
+            raise ValueError(
+                f"box: width and height must be above 0, got {box.width:g} and {box.height:g}"
+            )
     return boxes
 
 
@@ -91,11 +108,21 @@ def _numbers(text: str, names: tuple[str, ...], what: str, example: str) -> list
     try:
         if text.startswith(("[", "{")):
             entries = json.loads(text)
-            found = [tuple(float(entry[name]) for name in names) for entry in (entries if isinstance(entries, list) else [entries])]
+            found = [
+                tuple(float(entry[name]) for name in names)
+                for entry in (entries if isinstance(entries, list) else [entries])
+            ]
         else:
-            found = [tuple(float(number) for number in part.split(",")) for part in re.split(r"[;\n]", text) if part.strip()]
+            found = [
+                tuple(float(number) for number in part.split(","))
+                for part in re.split(r"[;\n]", text)
+                if part.strip()
+            ]
     except (ValueError, KeyError, TypeError):
         found = [()]
     if any(len(entry) != len(names) for entry in found):
-        raise ValueError(f"{what}: '{text}' is not understood: expected {','.join(names)} in pixels, such as '{example}', or a JSON list")
+        raise ValueError(
+            f"{what}: '{text}' is not understood: expected {','.join(names)} in pixels, such as"
+            f" '{example}', or a JSON list"
+        )
     return found

@@ -1,7 +1,9 @@
-"""The losses of MagiCapture (arXiv 2309.06895) and of its official code, github.com/junhahyung/MagiCapture.
+"""The losses of MagiCapture (arXiv 2309.06895) and of its official code,
+github.com/junhahyung/MagiCapture.
 
-Every loss returns one value a sample (B), so that a batch of three costs what three batches of one cost, and weights mean the same at any
-batch size. The official code sums or mixes samples in three places and is exact for a batch of one.
+Every loss returns one value a sample (B), so that a batch of three costs what three batches of one
+cost, and weights mean the same at any batch size. The official code sums or mixes samples in three
+places and is exact for a batch of one.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ from torch import Tensor
 
 _FLOOR = 0.01
 _SEEN = 1e-8
-"""Attention below this is none: a map of it has nothing to refocus, and one over its height would overflow in the gradient."""
+"""Attention below this is none: a map of it has nothing to refocus, and one over its height would
+overflow in the gradient."""
 
 
 def loss_weights(masks: Tensor, size: tuple[int, int], temperature: float = 1.0) -> Tensor:
-    """How much each latent pixel counts. masks: B H W in 0..1 -> B h w in (0, 1], with 1 at every sample's maximum.
+    """How much each latent pixel counts. masks: B H W in 0..1 -> B h w in (0, 1], with 1 at every
+    sample's maximum.
 
-    A hundredth is left everywhere. temperature: above 1 sharper, below 1 flatter. The official code takes the nearest pixel and the
-    maximum over the batch; this one averages the area, and looks at each sample by itself.
+    A hundredth is left everywhere. temperature: above 1 sharper, below 1 flatter. The official code
+    takes the nearest pixel and the maximum over the batch; this one averages the area, and looks at
+    each sample by itself.
     """
     scaled = F.interpolate(masks[:, None].float(), size=size, mode="area")[:, 0]
     weights = (scaled + _FLOOR) ** temperature
@@ -27,16 +32,18 @@ def loss_weights(masks: Tensor, size: tuple[int, int], temperature: float = 1.0)
 
 
 def masked_reconstruction(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean squared error inside a weight map, relative to its area. prediction, target: B C h w; weights: B h w -> B."""
+    """Mean squared error inside a weight map, relative to its area. prediction, target: B C h w;
+    weights: B h w -> B."""
     error = (prediction.float() - target.float()).square() * weights[:, None].square()
     return error.mean((1, 2, 3)) * (weights[0].numel() / weights.sum((1, 2)))
 
 
 def refocusing_targets(weights: Tensor, composed: Tensor) -> Tensor:
-    """Where each placeholder token may look. weights: B h w, the reconstruction's; composed: B, bool -> B 2 h w.
+    """Where each placeholder token may look. weights: B h w, the reconstruction's; composed: B,
+    bool -> B 2 h w.
 
-    Samples of one placeholder use the first target. In a composed sample the first is the subject's, the second the style's, whose
-    region the weights are.
+    Samples of one placeholder use the first target. In a composed sample the first is the
+    subject's, the second the style's, whose region the weights are.
     """
     first = torch.where(composed[:, None, None], 1 - weights, weights)
     return torch.stack([first, weights], 1)
@@ -45,14 +52,20 @@ def refocusing_targets(weights: Tensor, composed: Tensor) -> Tensor:
 def refocusing(maps: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     """The attention refocusing loss: placeholders are pushed out of the region that is not theirs.
 
-    maps: B M K H W, cross-attention probabilities of K tokens in M maps (layers times heads); targets: B K h w in 0..1;
-    present: B K, bool, which tokens a sample has -> B. Minimum and maximum of a map carry no gradient. A constant map and one of no
-    attention have nothing to refocus: they count as zero, without gradient.
+    maps: B M K H W, cross-attention probabilities of K tokens in M maps (layers times heads);
+    targets: B K h w in 0..1; present: B K, bool, which tokens a sample has -> B. Minimum and
+    maximum of a map carry no gradient. A constant map and one of no attention have nothing to
+    refocus: they count as zero, without gradient.
     """
     batch, count, tokens = maps.shape[:3]
     size = targets.shape[-2:]
-    maps = F.interpolate(maps.float().flatten(0, 1), size=size, mode="bilinear", align_corners=False).reshape(batch, count, tokens, *size)
-    low, high = maps.detach().amin((-2, -1), keepdim=True), maps.detach().amax((-2, -1), keepdim=True)
+    maps = F.interpolate(
+        maps.float().flatten(0, 1), size=size, mode="bilinear", align_corners=False
+    ).reshape(batch, count, tokens, *size)
+    low, high = (
+        maps.detach().amin((-2, -1), keepdim=True),
+        maps.detach().amax((-2, -1), keepdim=True),
+    )
     # Relative to the map's level: rounding alone must not be stretched into a picture.
     varies = (high - low > 1e-4 * high) & (high > _SEEN)
     normalised = torch.where(varies, (maps - low) / torch.where(varies, high - low, 1), 0)
@@ -68,9 +81,11 @@ def clean_estimate(noisy: Tensor, output: Tensor, alpha_bar: Tensor, v_predictio
 
 
 def face_crops(images: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Cuts one square out of each image and scales it, with gradient. images: B 3 H W; boxes: B 3, centre x, centre y and half side in
-    pixels -> B 3 side side. Outside the image the border continues."""
-    # Bilinear sampling looks at four pixels only: what is to become much smaller is made smaller first.
+    """Cuts one square out of each image and scales it, with gradient. images: B 3 H W; boxes: B 3,
+    centre x, centre y and half side in pixels -> B 3 side side. Outside the image the border
+    continues."""
+    # Bilinear sampling looks at four pixels only: what is to become much smaller is made smaller
+    # first.
     factor = max(1, int((boxes[:, 2].max() * 2 / side).item()))
     if factor > 1:
         images = F.avg_pool2d(images, factor, ceil_mode=True)
@@ -80,22 +95,29 @@ def face_crops(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     x = (boxes[:, :1] + boxes[:, 2:] * steps) / width * 2 - 1  # B side
     y = (boxes[:, 1:2] + boxes[:, 2:] * steps) / height * 2 - 1
     grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], -1)
-    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(
+        images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False
+    )
 
 
 def face_box(mask: Tensor, scale: float) -> Tensor:
-    """The square around a mask (H W, values above one half count) as centre x, centre y, half side times `scale`."""
+    """The square around a mask (H W, values above one half count) as centre x, centre y, half side
+    times `scale`."""
     rows, columns = (mask > 0.5).any(1).nonzero().flatten(), (mask > 0.5).any(0).nonzero().flatten()
     if not len(rows):
         rows, columns = torch.arange(mask.shape[0]), torch.arange(mask.shape[1])
-    left, top, right, bottom = (float(x) for x in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    left, top, right, bottom = (
+        float(x) for x in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    )
     return square_around((left, top, right, bottom), scale)
 
 
 def square_around(corners: tuple[float, float, float, float], scale: float) -> Tensor:
     """The same for a box: left, top, right, bottom in pixels."""
     left, top, right, bottom = corners
-    return torch.tensor([(left + right) / 2, (top + bottom) / 2, max(bottom - top, right - left) / 2 * scale])
+    return torch.tensor(
+        [(left + right) / 2, (top + bottom) / 2, max(bottom - top, right - left) / 2 * scale]
+    )
 
 
 def identity(embeddings: Tensor, references: Tensor) -> Tensor:

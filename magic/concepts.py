@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 
 MINIMUM_COVERAGE = 0.1
-"""A token whose cell the mask covers less than this takes no part: it shows mostly something else."""
+"""A token whose cell the mask covers less than this takes no part: it shows mostly something
+else."""
 
 
 @dataclass(frozen=True, eq=False)
 class Concept:
     """One concept of a MagicFace picture.
 
-    phrase: the words of the target prompt that name it. images: B H W 3 in 0..1, one or several references of the same thing.
-    mask: B H W or 1 H W in 0..1, None for the whole image. prompt: what the references show. strength: added to the logits of the
-    reference's tokens (natural log: 3 multiplies the odds by 20). target_region: 1 H W in 0..1, where the concept goes; None: automatic.
+    phrase: the words of the target prompt that name it. images: B H W 3 in 0..1, one or several
+    references of the same thing. mask: B H W or 1 H W in 0..1, None for the whole image. prompt:
+    what the references show. strength: added to the logits of the reference's tokens (natural log:
+    3 multiplies the odds by 20). target_region: 1 H W in 0..1, where the concept goes; None:
+    automatic.
     """
 
     phrase: str
@@ -29,38 +32,60 @@ class Concept:
 
     def __post_init__(self) -> None:
         if not self.phrase.strip():
-            raise ValueError("a concept needs a phrase: the words of the target prompt that name it, such as 'hat'")
+            raise ValueError(
+                "a concept needs a phrase: the words of the target prompt that name it, such as"
+                " 'hat'"
+            )
         if self.images.ndim != 4 or 0 in self.images.shape:
-            raise ValueError(f"concept '{self.phrase}' has no image: expected B H W C, got {list(self.images.shape)}")
+            raise ValueError(
+                f"concept '{self.phrase}' has no image: expected B H W C, got"
+                f" {list(self.images.shape)}"
+            )
         if self.mask is not None:
             self._check_mask(self.mask)
         if self.target_region is not None and float(self.target_region.max()) <= 0.5:
-            raise ValueError(f"target region of concept '{self.phrase}' is empty: paint where it goes, or disconnect the mask")
+            raise ValueError(
+                f"target region of concept '{self.phrase}' is empty: paint where it goes, or"
+                " disconnect the mask"
+            )
 
     def _check_mask(self, mask: Tensor) -> None:
         (height, width), (mask_height, mask_width) = self.images.shape[1:3], mask.shape[-2:]
         if mask.shape[0] not in (1, self.images.shape[0]):
             raise ValueError(
-                f"concept '{self.phrase}' has {self.images.shape[0]} images but {mask.shape[0]} masks: give one for each, or one for all"
+                f"concept '{self.phrase}' has {self.images.shape[0]} images but {mask.shape[0]}"
+                " masks: give one for each, or one for all"
             )
         # A cell of rounding is allowed: masks often come from a resized copy of the image.
-        if abs(width * mask_height - height * mask_width) > max(width, height, mask_width, mask_height) * 8:
+        if (
+            abs(width * mask_height - height * mask_width)
+            > max(width, height, mask_width, mask_height) * 8
+        ):
             raise ValueError(
-                f"mask and image of concept '{self.phrase}' differ in aspect: the image is {width}x{height}, "
-                f"the mask {mask_width}x{mask_height}. Use a mask that was drawn on this image"
+                f"mask and image of concept '{self.phrase}' differ in aspect: the image is"
+                f" {width}x{height}, the mask {mask_width}x{mask_height}. Use a mask that was drawn"
+                " on this image"
             )
         if float(mask.max()) <= MINIMUM_COVERAGE:
-            raise ValueError(f"mask of concept '{self.phrase}' is empty: paint over the part of the image to take")
+            raise ValueError(
+                f"mask of concept '{self.phrase}' is empty: paint over the part of the image to"
+                " take"
+            )
 
 
 def visible_tokens(mask: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The tokens of a reference that take part, and the log of how far the mask covers each.
 
-    mask: H W in 0..1 at any size, or None for all. grid: rows, columns of the token grid. Returns indices (T) and log coverage (T).
+    mask: H W in 0..1 at any size, or None for all. grid: rows, columns of the token grid. Returns
+    indices (T) and log coverage (T).
     """
     if mask is None:
         count = grid[0] * grid[1]
         return torch.arange(count), torch.zeros(count)
-    coverage = torch.nn.functional.interpolate(mask[None, None].float(), size=grid, mode="area").flatten().clamp(max=1)
+    coverage = (
+        torch.nn.functional.interpolate(mask[None, None].float(), size=grid, mode="area")
+        .flatten()
+        .clamp(max=1)
+    )
     index = (coverage >= MINIMUM_COVERAGE).nonzero().flatten()
     return index, coverage[index].log()

@@ -1,8 +1,10 @@
-"""MagicStyle's feature fusion attention, FFA (arXiv 2409.08156): a picture is drawn anew with the content's and the style's features.
+"""MagicStyle's feature fusion attention, FFA (arXiv 2409.08156): a picture is drawn anew with the
+content's and the style's features.
 
-The paper's equation is not public. What is known: the self-attention queries, keys and values of the DDIM-inverted content and style are
-fused, alpha and beta weight the content's and the style's queries, alpha + beta = 1, .8 and .2 in the paper's figures. Which keys and
-values they meet is our reconstruction; all plausible readings are here, and `bench/magicstyle_effect.py` compares them.
+The paper's equation is not public. What is known: the self-attention queries, keys and values of
+the DDIM-inverted content and style are fused, alpha and beta weight the content's and the style's
+queries, alpha + beta = 1, .8 and .2 in the paper's figures. Which keys and values they meet is our
+reconstruction; all plausible readings are here, and `bench/magicstyle_effect.py` compares them.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ _NEGLIGIBLE = 1e-3
 class Fusion:
     """How strongly and how features are fused.
 
-    alpha, beta: weights of the content's and the style's queries, the rest is the picture's own; keys: whose keys and values the queries
-    meet; style_scale: added to the logits of style tokens (natural log); temperature: factor on the logits, above 1 is more selective.
+    alpha, beta: weights of the content's and the style's queries, the rest is the picture's own;
+    keys: whose keys and values the queries meet; style_scale: added to the logits of style tokens
+    (natural log); temperature: factor on the logits, above 1 is more selective.
     """
 
     alpha: float
@@ -38,7 +41,8 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Preset:
-    """A fusion and when it acts. adain: how far the start latent takes the style's statistics (0..1); start, end: parts of sampling."""
+    """A fusion and when it acts. adain: how far the start latent takes the style's statistics
+    (0..1); start, end: parts of sampling."""
 
     fusion: Fusion
     adain: float
@@ -48,15 +52,21 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "gentle": Preset(Fusion(0.8, 0.2, "content+style"), adain=0.5, start=0.0, end=0.8),
-    "balanced": Preset(Fusion(0.8, 0.2, "content+style", style_scale=0.25), adain=1.0, start=0.0, end=0.6),
-    "strong": Preset(Fusion(0.8, 0.2, "content+style", style_scale=2.0), adain=1.0, start=0.0, end=0.8),
+    "balanced": Preset(
+        Fusion(0.8, 0.2, "content+style", style_scale=0.25), adain=1.0, start=0.0, end=0.6
+    ),
+    "strong": Preset(
+        Fusion(0.8, 0.2, "content+style", style_scale=2.0), adain=1.0, start=0.0, end=0.8
+    ),
 }
-"""From the ablation of `bench/magicstyle_effect.py`. Left alone in its last steps the model mends edges without losing the style."""
+"""From the ablation of `bench/magicstyle_effect.py`. Left alone in its last steps the model mends
+edges without losing the style."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a self-attention layer saw in one picture. q, k, v: 1 N C; grid: rows and columns of its tokens."""
+    """What a self-attention layer saw in one picture. q, k, v: 1 N C; grid: rows and columns of its
+    tokens."""
 
     q: Tensor
     k: Tensor
@@ -66,22 +76,30 @@ class Features:
 
 @dataclass(frozen=True)
 class Area:
-    """Tokens that are drawn by one rule. style: index of the style, None for the content's own look; index: M tokens, None for all of
-    them; share: M, how much of their result this rule gives (0..1)."""
+    """Tokens that are drawn by one rule. style: index of the style, None for the content's own
+    look; index: M tokens, None for all of them; share: M, how much of their result this rule gives
+    (0..1)."""
 
     style: int | None
     index: Tensor | None
     share: Tensor
 
 
-def style_shares(weights: Sequence[float], masks: Sequence[Tensor | None], size: tuple[int, int]) -> Tensor:
+def style_shares(
+    weights: Sequence[float], masks: Sequence[Tensor | None], size: tuple[int, int]
+) -> Tensor:
     """How much each style counts at each place: S rows columns, adding up to 1 at most.
 
-    weights: 0..1 each; masks: H W in 0..1 each, None for everywhere. Where styles together ask for more than 1 they share it.
+    weights: 0..1 each; masks: H W in 0..1 each, None for everywhere. Where styles together ask for
+    more than 1 they share it.
     """
     wanted = torch.stack(
         [
-            torch.full(size, weight) if mask is None else weight * F.interpolate(mask[None, None].float(), size=size, mode="area")[0, 0]
+            (
+                torch.full(size, weight)
+                if mask is None
+                else weight * F.interpolate(mask[None, None].float(), size=size, mode="area")[0, 0]
+            )
             for weight, mask in zip(weights, masks, strict=True)
         ]
     )
@@ -89,7 +107,8 @@ def style_shares(weights: Sequence[float], masks: Sequence[Tensor | None], size:
 
 
 def areas_of(shares: Tensor) -> list[Area]:
-    """The rules of a token grid. shares: S rows columns (`style_shares`). What no style claims is drawn as the content is."""
+    """The rules of a token grid. shares: S rows columns (`style_shares`). What no style claims is
+    drawn as the content is."""
     shares = shares.flatten(1)
     rules: list[tuple[int | None, Tensor]] = [*enumerate(shares), (None, 1 - shares.sum(0))]
     areas = []
@@ -105,14 +124,26 @@ def resample_tokens(x: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> 
     if grid == size:
         return x
     picture = x.transpose(1, 2).reshape(1, -1, *grid)
-    return F.interpolate(picture, size=size, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    return (
+        F.interpolate(picture, size=size, mode="bilinear", align_corners=False)
+        .flatten(2)
+        .transpose(1, 2)
+    )
 
 
-def fuse(own: Features, content: Features, style: Features, fusion: Fusion, attend: Attend, index: Tensor | slice = slice(None)) -> Tensor:
+def fuse(
+    own: Features,
+    content: Features,
+    style: Features,
+    fusion: Fusion,
+    attend: Attend,
+    index: Tensor | slice = slice(None),
+) -> Tensor:
     """FFA with one style: the result of the tokens `index`, 1 M C.
 
-    own: what the layer sees in the picture that is being drawn, on the same grid as the content's; the style's grid may differ.
-    attend(q, k, v, bias): multi-head attention; bias: one number a key or None, added to the logits.
+    own: what the layer sees in the picture that is being drawn, on the same grid as the content's;
+    the style's grid may differ. attend(q, k, v, bias): multi-head attention; bias: one number a key
+    or None, added to the logits.
     """
     style_q = resample_tokens(style.q, style.grid, content.grid)
     rest = 1 - fusion.alpha - fusion.beta
@@ -127,14 +158,28 @@ def fuse(own: Features, content: Features, style: Features, fusion: Fusion, atte
     if fusion.keys == "content+style":
         bias = None
         if fusion.style_scale:
-            bias = torch.cat([q.new_zeros(content.k.shape[1]), q.new_full((style.k.shape[1],), fusion.style_scale)])
-        return attend(q, torch.cat([content.k, style.k], dim=1), torch.cat([content.v, style.v], dim=1), bias)
-    out = fusion.alpha * attend(q, content.k, content.v, None) + fusion.beta * attend(q, style.k, style.v, None)
+            bias = torch.cat(
+                [
+                    q.new_zeros(content.k.shape[1]),
+                    q.new_full((style.k.shape[1],), fusion.style_scale),
+                ]
+            )
+        return attend(
+            q, torch.cat([content.k, style.k], dim=1), torch.cat([content.v, style.v], dim=1), bias
+        )
+    out = fusion.alpha * attend(q, content.k, content.v, None) + fusion.beta * attend(
+        q, style.k, style.v, None
+    )
     return out + rest * attend(q, own.k, own.v, None) if abs(rest) > 1e-6 else out
 
 
 def feature_fusion_attention(
-    own: Features, content: Features, styles: Sequence[Features], areas: Sequence[Area], fusion: Fusion, attend: Attend
+    own: Features,
+    content: Features,
+    styles: Sequence[Features],
+    areas: Sequence[Area],
+    fusion: Fusion,
+    attend: Attend,
 ) -> Tensor:
     """FFA with any number of styles, each where `areas` says: 1 N C."""
     out = torch.zeros_like(content.q)
@@ -148,14 +193,20 @@ def feature_fusion_attention(
     return out
 
 
-def adapt_statistics(content: Tensor, styles: Sequence[Tensor], shares: Tensor, amount: float) -> Tensor:
-    """AdaIN (arXiv 1703.06868) of a start latent: moved towards each style's channel means and deviations where that style acts.
+def adapt_statistics(
+    content: Tensor, styles: Sequence[Tensor], shares: Tensor, amount: float
+) -> Tensor:
+    """AdaIN (arXiv 1703.06868) of a start latent: moved towards each style's channel means and
+    deviations where that style acts.
 
-    content: B C h w; styles: 1 C h' w' each; shares: S h w; amount: 0 leaves the content, 1 takes the styles' statistics.
+    content: B C h w; styles: 1 C h' w' each; shares: S h w; amount: 0 leaves the content, 1 takes
+    the styles' statistics.
     """
     out = content.clone()
     mean, std = content.mean((2, 3), keepdim=True), content.std((2, 3), keepdim=True)
     for style, share in zip(styles, shares.to(content), strict=True):
-        moved = (content - mean) / (std + 1e-8) * style.std((2, 3), keepdim=True) + style.mean((2, 3), keepdim=True)
+        moved = (content - mean) / (std + 1e-8) * style.std((2, 3), keepdim=True) + style.mean(
+            (2, 3), keepdim=True
+        )
         out += amount * share * (moved - content)
     return out

@@ -1,4 +1,5 @@
-"""Semantic guidance: every word's region is guided equally strongly. In the official MagicFace code, not in its paper."""
+"""Semantic guidance: every word's region is guided equally strongly. In the official MagicFace
+code, not in its paper."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from .layout import SemanticLayout, smooth
 
 
 def semantic_rate(guidance: Tensor, layout: SemanticLayout, cfg: float) -> Tensor:
-    """The factor on the guidance at every place, so that its norm in each token's region becomes its norm over the foreground.
+    """The factor on the guidance at every place, so that its norm in each token's region becomes
+    its norm over the foreground.
 
-    guidance: B C H W, cond - uncond (noise or denoised: only ratios count). Returns B 1 H W in about .8 .. min(3, 15 / cfg); places that
-    belong to no token get the minimum.
+    guidance: B C H W, cond - uncond (noise or denoised: only ratios count). Returns B 1 H W in
+    about .8 .. min(3, 15 / cfg); places that belong to no token get the minimum.
     """
     norm = guidance.float().norm(dim=1)  # B H W
     size = tuple(norm.shape[-2:])
@@ -31,7 +33,10 @@ def semantic_rate(guidance: Tensor, layout: SemanticLayout, cfg: float) -> Tenso
     return smooth(painted.clamp(0.8, 3.0).clamp(max=15 / max(cfg, 1e-3)))
 
 
-def guide_by_region(denoised: Tensor, cond: Tensor, uncond: Tensor, cfg: float, layout: SemanticLayout) -> Tensor:
-    """Adds what region-wise guidance changes to an already guided prediction. All B C H W, denoised predictions."""
+def guide_by_region(
+    denoised: Tensor, cond: Tensor, uncond: Tensor, cfg: float, layout: SemanticLayout
+) -> Tensor:
+    """Adds what region-wise guidance changes to an already guided prediction. All B C H W, denoised
+    predictions."""
     guidance = cond - uncond
     return denoised + (semantic_rate(guidance, layout, cfg) - 1).to(denoised) * cfg * guidance

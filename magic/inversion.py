@@ -1,9 +1,12 @@
-"""DDIM inversion: from a picture's latent back to the noise that a deterministic sampler turns into it again.
+"""DDIM inversion: from a picture's latent back to the noise that a deterministic sampler turns into
+it again.
 
-Everything is in the form in which ComfyUI samples, x = x0 + sigma * eps with sigma = sqrt(1 - alpha_bar) / sqrt(alpha_bar). There a DDIM
-step (arXiv 2010.02502, equation 12, eta 0) is an Euler step, x' = x + (sigma' - sigma) * eps(x, sigma), for eps and v prediction alike.
+Everything is in the form in which ComfyUI samples, x = x0 + sigma * eps with sigma = sqrt(1 -
+alpha_bar) / sqrt(alpha_bar). There a DDIM step (arXiv 2010.02502, equation 12, eta 0) is an Euler
+step, x' = x + (sigma' - sigma) * eps(x, sigma), for eps and v prediction alike.
 
-`Eps` is called as eps(x, sigma) with x: B C h w and a positive sigma; it is never called at 0, where a noise prediction means nothing.
+`Eps` is called as eps(x, sigma) with x: B C h w and a positive sigma; it is never called at 0,
+where a noise prediction means nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +22,21 @@ OnStep = Callable[[int, Tensor], None]
 """(how many steps are done, the latent reached)."""
 
 
-def invert_ddim(eps: Eps, x: Tensor, sigmas: Sequence[float], on_step: OnStep, iterations: int = 0, tolerance: float = 0.0) -> list[Tensor]:
+def invert_ddim(
+    eps: Eps,
+    x: Tensor,
+    sigmas: Sequence[float],
+    on_step: OnStep,
+    iterations: int = 0,
+    tolerance: float = 0.0,
+) -> list[Tensor]:
     """The latents of the inversion, one for each of `sigmas`.
 
-    x: B C h w, the clean latent; sigmas: rising, from 0. The step that has to be undone is x = y + (sigma - sigma') * eps(y, sigma'), which
-    names y on both sides. With no iterations eps is taken at x instead (the usual DDIM inversion, as in arXiv 2211.09794); each iteration
-    puts the last y in its place (fixed-point inversion, arXiv 2309.04907), until y changes by less than `tolerance` of its norm.
+    x: B C h w, the clean latent; sigmas: rising, from 0. The step that has to be undone is x = y +
+    (sigma - sigma') * eps(y, sigma'), which names y on both sides. With no iterations eps is taken
+    at x instead (the usual DDIM inversion, as in arXiv 2211.09794); each iteration puts the last y
+    in its place (fixed-point inversion, arXiv 2309.04907), until y changes by less than `tolerance`
+    of its norm.
     """
     latents = [x]
     for i in range(len(sigmas) - 1):
@@ -42,38 +54,52 @@ def invert_ddim(eps: Eps, x: Tensor, sigmas: Sequence[float], on_step: OnStep, i
     return latents
 
 
-def belm_step(before: Tensor, x: Tensor, noise: Tensor, sigma_before: float, sigma: float, sigma_after: float) -> Tensor:
-    """The latent at `sigma_after` from those at `sigma_before` and `sigma`, and noise = eps(x, sigma).
+def belm_step(
+    before: Tensor, x: Tensor, noise: Tensor, sigma_before: float, sigma: float, sigma_after: float
+) -> Tensor:
+    """The latent at `sigma_after` from those at `sigma_before` and `sigma`, and noise = eps(x,
+    sigma).
 
-    O-BELM (arXiv 2410.07273) in this form: the parabola through both latents with the slope at the second. It works in
-    both directions, and one direction undoes the other exactly, whatever eps is.
+    O-BELM (arXiv 2410.07273) in this form: the parabola through both latents with the slope at the
+    second. It works in both directions, and one direction undoes the other exactly, whatever eps
+    is.
     """
     ratio = (sigma_after - sigma) / (sigma_before - sigma)
     return ratio**2 * before + (1 - ratio**2) * x + (sigma_after - sigma) * (1 - ratio) * noise
 
 
 def invert_belm(eps: Eps, x: Tensor, sigmas: Sequence[float], on_step: OnStep) -> list[Tensor]:
-    """As `invert_ddim`, exactly: `sample_belm` from the last two of these latents ends at x again. sigmas: at least 0 and one more."""
+    """As `invert_ddim`, exactly: `sample_belm` from the last two of these latents ends at x again.
+    sigmas: at least 0 and one more."""
     latents = invert_ddim(eps, x, sigmas[:2], on_step)
     for i in range(1, len(sigmas) - 1):
         noise = eps(latents[i], sigmas[i])
-        latents.append(belm_step(latents[i - 1], latents[i], noise, sigmas[i - 1], sigmas[i], sigmas[i + 1]))
+        latents.append(
+            belm_step(latents[i - 1], latents[i], noise, sigmas[i - 1], sigmas[i], sigmas[i + 1])
+        )
         on_step(i + 1, latents[i + 1])
     return latents
 
 
-def sample_belm(eps: Eps, x: Tensor, second: Tensor | None, sigmas: Sequence[float], on_step: OnStep) -> Tensor:
-    """Samples with O-BELM. x: B C h w at sigmas[0]; second: the latent at sigmas[1] (None: a DDIM step finds it); sigmas: falling."""
+def sample_belm(
+    eps: Eps, x: Tensor, second: Tensor | None, sigmas: Sequence[float], on_step: OnStep
+) -> Tensor:
+    """Samples with O-BELM. x: B C h w at sigmas[0]; second: the latent at sigmas[1] (None: a DDIM
+    step finds it); sigmas: falling."""
     before, x = x, x + (sigmas[1] - sigmas[0]) * eps(x, sigmas[0]) if second is None else second
     on_step(1, x)
     for i in range(1, len(sigmas) - 1):
-        before, x = x, belm_step(before, x, eps(x, sigmas[i]), sigmas[i - 1], sigmas[i], sigmas[i + 1])
+        before, x = (
+            x,
+            belm_step(before, x, eps(x, sigmas[i]), sigmas[i - 1], sigmas[i], sigmas[i + 1]),
+        )
         on_step(i + 1, x)
     return x
 
 
 def latent_at(latents: Tensor, sigmas: Sequence[float], sigma: float) -> Tensor:
-    """A trajectory's latent at any sigma, linear between the two nearest. latents: N B C h w at `sigmas`, which fall. -> B C h w."""
+    """A trajectory's latent at any sigma, linear between the two nearest. latents: N B C h w at
+    `sigmas`, which fall. -> B C h w."""
     if sigma >= sigmas[0]:
         return latents[0]
     for i in range(1, len(sigmas)):
@@ -84,6 +110,7 @@ def latent_at(latents: Tensor, sigmas: Sequence[float], sigma: float) -> Tensor:
 
 
 def psnr(x: Tensor, truth: Tensor, span: float) -> float:
-    """Peak signal-to-noise ratio in dB; `span`: the distance between the smallest and largest possible value."""
+    """Peak signal-to-noise ratio in dB; `span`: the distance between the smallest and largest
+    possible value."""
     error = float((x.float() - truth.to(x.device).float()).square().mean().detach())
     return float("inf") if error == 0 else 10 * float(torch.tensor(span**2 / error).log10())

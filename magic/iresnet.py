@@ -1,4 +1,5 @@
-"""The IResNet of ArcFace (arXiv 1801.07698) and AdaFace (arXiv 2204.00964), in whatever depth and naming the weights have."""
+"""The IResNet of ArcFace (arXiv 1801.07698) and AdaFace (arXiv 2204.00964), in whatever depth and
+naming the weights have."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ SIDE = 112
 
 
 class _Unit(nn.Module):
-    """Normalise, convolve, convolve with the stride, and add the input, itself projected or thinned out where the shape changes."""
+    """Normalise, convolve, convolve with the stride, and add the input, itself projected or thinned
+    out where the shape changes."""
 
     def __init__(self, into: int, out: int, stride: int, projected: bool):
         super().__init__()
@@ -19,7 +21,11 @@ class _Unit(nn.Module):
         self.bn1, self.conv1 = nn.BatchNorm2d(into), nn.Conv2d(into, out, 3, padding=1, bias=False)
         self.bn2, self.prelu = nn.BatchNorm2d(out), nn.PReLU(out)
         self.conv2, self.bn3 = nn.Conv2d(out, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
-        self.downsample = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out)) if projected else None
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            if projected
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         kept = self.downsample(x) if self.downsample else x[..., :: self.stride, :: self.stride]
@@ -28,20 +34,32 @@ class _Unit(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Faces B 3 112 112, RGB in -1..1 -> embeddings B D. bgr: the weights expect blue first, as AdaFace's do."""
+    """Faces B 3 112 112, RGB in -1..1 -> embeddings B D. bgr: the weights expect blue first, as
+    AdaFace's do."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], bgr: bool):
         super().__init__()
         self.bgr = bgr
         width = shapes["conv1.weight"][0]
-        self.conv1, self.bn1, self.prelu = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
+        self.conv1, self.bn1, self.prelu = (
+            nn.Conv2d(3, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.PReLU(width),
+        )
         units: list[nn.Module] = []
         into = stage = 0
-        for index in range(1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("units."))):
-            into, out = shapes[f"units.{index}.conv1.weight"][1], shapes[f"units.{index}.conv1.weight"][0]
+        for index in range(
+            1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("units."))
+        ):
+            into, out = (
+                shapes[f"units.{index}.conv1.weight"][1],
+                shapes[f"units.{index}.conv1.weight"][0],
+            )
             starts = out != stage
             stage = out
-            units.append(_Unit(into, out, 2 if starts else 1, f"units.{index}.downsample.0.weight" in shapes))
+            units.append(
+                _Unit(into, out, 2 if starts else 1, f"units.{index}.downsample.0.weight" in shapes)
+            )
         self.units = nn.Sequential(*units)
         embedding, features = shapes["fc.weight"]
         self.bn2 = nn.BatchNorm2d(stage)
@@ -69,24 +87,36 @@ def load_iresnet(state: Mapping[str, Tensor]) -> IResNet:
     renamed = _from_adaface(state) if bgr else _from_arcface(state)
     if not {"conv1.weight", "fc.weight", "units.0.conv1.weight"} <= renamed.keys():
         raise ValueError(
-            "these are no weights of an ArcFace or AdaFace IResNet: keys such as 'layer1.0.conv1.weight' or 'body.0.*' are missing"
+            "these are no weights of an ArcFace or AdaFace IResNet: keys such as"
+            " 'layer1.0.conv1.weight' or 'body.0.*' are missing"
         )
     network = IResNet({name: tuple(tensor.shape) for name, tensor in renamed.items()}, bgr)
     missing, unexpected = network.load_state_dict(renamed, strict=False)
     left_out = {"num_batches_tracked", "features.weight", "features.bias"}
     if unexpected or [name for name in missing if not name.endswith(tuple(left_out))]:
-        raise ValueError(f"these weights do not fit an IResNet: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        raise ValueError(
+            f"these weights do not fit an IResNet: missing {missing[:3]}, unexpected"
+            f" {unexpected[:3]}"
+        )
     return network.eval().requires_grad_(False)
 
 
 def _from_arcface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """layer1.0 ... layer4.2 become one row of units."""
-    places = sorted({tuple(map(int, found.groups())) for name in state if (found := re.match(r"layer(\d)\.(\d+)\.", name))})
+    places = sorted(
+        {
+            tuple(map(int, found.groups()))
+            for name in state
+            if (found := re.match(r"layer(\d)\.(\d+)\.", name))
+        }
+    )
     index = {place: i for i, place in enumerate(places)}
     renamed = {}
     for name, tensor in state.items():
         found = re.match(r"layer(\d)\.(\d+)\.(.+)", name)
-        renamed[f"units.{index[int(found[1]), int(found[2])]}.{found[3]}" if found else name] = tensor
+        renamed[f"units.{index[int(found[1]), int(found[2])]}.{found[3]}" if found else name] = (
+            tensor
+        )
     return renamed
 
 
@@ -95,7 +125,8 @@ def _from_adaface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if found := re.fullmatch(r"body\.(\d+)\.(res|shortcut)_layer\.(\d+)\.(.+)", name):
             index, layer, number, rest = found.groups()
-            name = f"units.{index}.{_BODY[number] if layer == 'res' else f'downsample.{number}'}.{rest}"
+            place = _BODY[number] if layer == "res" else f"downsample.{number}"
+            name = f"units.{index}.{place}.{rest}"
         elif found := re.fullmatch(r"(input|output)_layer\.(\d+)\.(.+)", name):
             layer, number, rest = found.groups()
             name = f"{(_STEM if layer == 'input' else _HEAD)[number]}.{rest}"

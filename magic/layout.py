@@ -1,4 +1,5 @@
-"""The semantic layout: which word of the prompt owns which part of the picture, read from the attention of the sampling step.
+"""The semantic layout: which word of the prompt owns which part of the picture, read from the
+attention of the sampling step.
 
 MagicFace (arXiv 2408.07433), section 3.3; constants as in the official code.
 """
@@ -18,43 +19,62 @@ FOREGROUND_CA_SCALE = 0.9
 
 @dataclass(frozen=True)
 class SemanticLayout:
-    """regions: B H W, position of the prompt token that owns each place, -1 for none. foreground: B H W, bool.
-    phrase_maps: B P H W, each phrase's map divided by its mean (1 = average), for soft masks."""
+    """regions: B H W, position of the prompt token that owns each place, -1 for none. foreground: B
+    H W, bool. phrase_maps: B P H W, each phrase's map divided by its mean (1 = average), for soft
+    masks."""
 
     regions: Tensor
     foreground: Tensor
     phrase_maps: Tensor
 
     def concepts(self, spans: Sequence[Sequence[int]]) -> Tensor:
-        """The index of the phrase that owns each place, -1 for none: B H W. A token of two phrases counts for the longer one."""
+        """The index of the phrase that owns each place, -1 for none: B H W. A token of two phrases
+        counts for the longer one."""
         out = torch.full_like(self.regions, -1)
         for i, span in sorted(enumerate(spans), key=lambda item: len(item[1])):
             out[torch.isin(self.regions, torch.tensor(span, device=out.device))] = i
         return out
 
 
-def joined(parts: Sequence[tuple[SemanticLayout, Sequence[int]]], size: Sequence[int]) -> SemanticLayout:
-    """Layouts of parts of a picture as one of all of it, with nothing in between; of parts that overlap the last one counts.
+def joined(
+    parts: Sequence[tuple[SemanticLayout, Sequence[int]]], size: Sequence[int]
+) -> SemanticLayout:
+    """Layouts of parts of a picture as one of all of it, with nothing in between; of parts that
+    overlap the last one counts.
 
-    parts: each with the height, width, top and left of its area, in latent pixels of a picture of `size`.
+    parts: each with the height, width, top and left of its area, in latent pixels of a picture of
+    `size`.
     """
     first = parts[0][0]
-    whole = SemanticLayout(torch.full_like(first.regions, -1), torch.zeros_like(first.foreground), torch.zeros_like(first.phrase_maps))
+    whole = SemanticLayout(
+        torch.full_like(first.regions, -1),
+        torch.zeros_like(first.foreground),
+        torch.zeros_like(first.phrase_maps),
+    )
     for layout, area in parts:
         rows, columns = area_cells(area, first.regions.shape[1:], size)
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        whole.regions[:, rows, columns] = F.interpolate(layout.regions[:, None].float(), size=shape, mode="nearest-exact")[:, 0].long()
-        foreground = F.interpolate(layout.foreground[:, None].float(), size=shape, mode="nearest-exact")[:, 0]
+        whole.regions[:, rows, columns] = F.interpolate(
+            layout.regions[:, None].float(), size=shape, mode="nearest-exact"
+        )[:, 0].long()
+        foreground = F.interpolate(
+            layout.foreground[:, None].float(), size=shape, mode="nearest-exact"
+        )[:, 0]
         whole.foreground[:, rows, columns] = foreground > 0.5
         if layout.phrase_maps.shape[1]:
-            whole.phrase_maps[..., rows, columns] = F.interpolate(layout.phrase_maps, size=shape, mode="bilinear", align_corners=False)
+            whole.phrase_maps[..., rows, columns] = F.interpolate(
+                layout.phrase_maps, size=shape, mode="bilinear", align_corners=False
+            )
     return whole
 
 
-def area_cells(area: Sequence[int], grid: Sequence[int], size: Sequence[int]) -> tuple[slice, slice]:
+def area_cells(
+    area: Sequence[int], grid: Sequence[int], size: Sequence[int]
+) -> tuple[slice, slice]:
     """The rows and columns of a grid that an area covers, one of each at least.
 
-    area: height, width, top and left in a picture of `size`, beyond which it may reach; grid: rows and columns over all of that picture.
+    area: height, width, top and left in a picture of `size`, beyond which it may reach; grid: rows
+    and columns over all of that picture.
     """
 
     def stretch(start: int, length: int, cells: int, side: int) -> slice:
@@ -96,12 +116,14 @@ def _relative(x: Tensor) -> Tensor:
 
 
 def token_maps(propagated: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A layer's maps as pictures of the layout's size: bilinear, smoothed, each divided by its mean. B N T -> B T H W."""
+    """A layer's maps as pictures of the layout's size: bilinear, smoothed, each divided by its
+    mean. B N T -> B T H W."""
     return _relative(_resized(propagated, grid, size))
 
 
 def foreground_columns(attention: Tensor, starts: Sequence[int]) -> Tensor:
-    """The start tokens' share and that of all others, B N T -> B N 2. Linear, so it may be taken before or after `propagate`."""
+    """The start tokens' share and that of all others, B N T -> B N 2. Linear, so it may be taken
+    before or after `propagate`."""
     start = attention[..., list(starts)].sum(-1)
     return torch.stack([start, attention.sum(-1) - start], dim=-1)
 
@@ -111,11 +133,14 @@ def _resized(propagated: Tensor, grid: tuple[int, int], size: tuple[int, int]) -
     return smooth(F.interpolate(maps, size=size, mode="bilinear", align_corners=False))
 
 
-def semantic_layout(maps: Tensor, foreground: Tensor, spans: Sequence[Sequence[int]], ca_scale: float) -> SemanticLayout:
+def semantic_layout(
+    maps: Tensor, foreground: Tensor, spans: Sequence[Sequence[int]], ca_scale: float
+) -> SemanticLayout:
     """The layout of a step from its averaged maps.
 
-    maps: B T H W (`token_maps`, mean over layers); foreground: B 2 H W, the same of `foreground_columns`; spans: the token positions
-    of each phrase; ca_scale: what tokens that name no phrase are multiplied with (.5 to 1; less gives the phrases more room).
+    maps: B T H W (`token_maps`, mean over layers); foreground: B 2 H W, the same of
+    `foreground_columns`; spans: the token positions of each phrase; ca_scale: what tokens that name
+    no phrase are multiplied with (.5 to 1; less gives the phrases more room).
     """
     scale = torch.full((maps.shape[1],), ca_scale, device=maps.device, dtype=maps.dtype)
     for span in spans:
@@ -125,19 +150,26 @@ def semantic_layout(maps: Tensor, foreground: Tensor, spans: Sequence[Sequence[i
     is_foreground = foreground[:, 0] <= foreground[:, 1]
     if ca_scale < FOREGROUND_CA_SCALE:
         regions = torch.where(is_foreground, regions, -1)
-    phrase_maps = torch.stack([maps[:, list(span)].amax(1) for span in spans], dim=1) if spans else maps[:, :0]
+    phrase_maps = (
+        torch.stack([maps[:, list(span)].amax(1) for span in spans], dim=1)
+        if spans
+        else maps[:, :0]
+    )
     return SemanticLayout(regions, is_foreground, phrase_maps)
 
 
 def layout_downscales(available: Sequence[int], latent_tokens: int) -> tuple[int, ...]:
-    """Which attention levels (latent size / 1, 2, 4, 8) the layout is read from: three of them, from /2 on as in the official code.
+    """Which attention levels (latent size / 1, 2, 4, 8) the layout is read from: three of them,
+    from /2 on as in the official code.
 
-    On a latent so small that /2 has fewer than 16x16 tokens full size is taken in too, and what has fewer than 8x8 is left out (such maps
-    cannot tell a scarf from a shirt); on one so large that a level has more than 64x64 tokens that level is left out (its map alone would
-    take a gigabyte).
+    On a latent so small that /2 has fewer than 16x16 tokens full size is taken in too, and what has
+    fewer than 8x8 is left out (such maps cannot tell a scarf from a shirt); on one so large that a
+    level has more than 64x64 tokens that level is left out (its map alone would take a gigabyte).
     """
     finest = 2 if latent_tokens >= 4 * 16 * 16 else 1
-    usable = sorted(level for level in set(available) if level >= finest and latent_tokens <= level**2 * 64 * 64)
+    usable = sorted(
+        level for level in set(available) if level >= finest and latent_tokens <= level**2 * 64 * 64
+    )
     if finest == 1:
         usable = [level for level in usable if latent_tokens >= level**2 * 8 * 8]
     return tuple((usable or [max(available)])[:3])

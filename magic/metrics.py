@@ -11,19 +11,26 @@ STYLE_LEVELS = 3
 
 
 def mean_cosine(features: Tensor, references: Tensor) -> Tensor:
-    """The cosine of each row with all references, averaged: N D, M D -> N in -1..1. CSIM, CLIP-I, CLIP-T and DINO are this."""
-    return (F.normalize(features.float(), dim=-1) @ F.normalize(references.float(), dim=-1).T).mean(1)
+    """The cosine of each row with all references, averaged: N D, M D -> N in -1..1. CSIM, CLIP-I,
+    CLIP-T and DINO are this."""
+    return (F.normalize(features.float(), dim=-1) @ F.normalize(references.float(), dim=-1).T).mean(
+        1
+    )
 
 
 def linear_chain(state: dict[str, Tensor], features: Tensor) -> Tensor:
-    """A head of linear layers without activations (both LAION aesthetic predictors are such): N D -> N.
+    """A head of linear layers without activations (both LAION aesthetic predictors are such): N D
+    -> N.
 
-    state: '<anything>.weight' and '.bias' in forward order of their names. ValueError when the layers do not fit each other or the input.
+    state: '<anything>.weight' and '.bias' in forward order of their names. ValueError when the
+    layers do not fit each other or the input.
     """
     for name in sorted((key for key in state if key.endswith("weight")), key=_natural):
         weight = state[name].float()
         if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
-            raise ValueError(f"layer {name} takes {weight.shape[-1]} features, {features.shape[1]} came")
+            raise ValueError(
+                f"layer {name} takes {weight.shape[-1]} features, {features.shape[1]} came"
+            )
         bias = state.get(name[: -len("weight")] + "bias")
         features = F.linear(features.float(), weight, None if bias is None else bias.float())
     if features.shape[1] != 1:
@@ -36,16 +43,21 @@ def _natural(name: str) -> list[int]:
 
 
 def style_distance(images: Tensor, references: Tensor) -> Tensor:
-    """How differently two sets of pictures are drawn, wherever things are in them: 0 (alike) to 1. B H W 3, M h w 3 in 0..1 -> B.
+    """How differently two sets of pictures are drawn, wherever things are in them: 0 (alike) to 1.
+    B H W 3, M h w 3 in 0..1 -> B.
 
-    Ours, in the manner of Gatys et al. (2016, equations 3 to 5) but without a network, so that it is always there: Gram matrices of fixed
-    filters (colour, its edges in x and y, its Laplacian, and the strength of its edges) at three scales, each difference divided by both
-    norms. It sees palette, line, shading and grain; it knows nothing of motifs.
+    Ours, in the manner of Gatys et al. (2016, equations 3 to 5) but without a network, so that it
+    is always there: Gram matrices of fixed filters (colour, its edges in x and y, its Laplacian,
+    and the strength of its edges) at three scales, each difference divided by both norms. It sees
+    palette, line, shading and grain; it knows nothing of motifs.
     """
     wanted = [grams.mean(0) for grams in _style_grams(references)]
     distances = []
     for own, other in zip(_style_grams(images), wanted, strict=True):
-        distances.append((own - other).flatten(1).norm(dim=1) / (own.flatten(1).norm(dim=1) + other.norm()).clamp(min=1e-8))
+        distances.append(
+            (own - other).flatten(1).norm(dim=1)
+            / (own.flatten(1).norm(dim=1) + other.norm()).clamp(min=1e-8)
+        )
     return torch.stack(distances).mean(0)
 
 
@@ -58,9 +70,16 @@ def _style_grams(images: Tensor) -> list[Tensor]:
             x = F.avg_pool2d(x, 2, ceil_mode=True)
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         centre = padded[..., 1:-1, 1:-1]
-        left, right, up, down = padded[..., 1:-1, :-2], padded[..., 1:-1, 2:], padded[..., :-2, 1:-1], padded[..., 2:, 1:-1]
+        left, right, up, down = (
+            padded[..., 1:-1, :-2],
+            padded[..., 1:-1, 2:],
+            padded[..., :-2, 1:-1],
+            padded[..., 2:, 1:-1],
+        )
         across, along = (right - left) / 2, (down - up) / 2
         edges = (across**2 + along**2).sum(1, keepdim=True).sqrt()
-        maps = torch.cat([centre, across, along, left + right + up + down - 4 * centre, edges], dim=1).flatten(2)
+        maps = torch.cat(
+            [centre, across, along, left + right + up + down - 4 * centre, edges], dim=1
+        ).flatten(2)
         grams.append(maps @ maps.transpose(1, 2) / maps.shape[-1])
     return grams

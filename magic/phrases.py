@@ -17,31 +17,50 @@ def _same(a: Token, b: Token) -> bool:
     return bool(a == b)
 
 
-def occurrences(phrase: Sequence[Token], prompt: Sequence[tuple[int, Token]]) -> list[tuple[int, ...]]:
-    """Where `phrase` stands in `prompt`: for each time the positions of its tokens. `prompt`: (position, token), without special tokens."""
+def occurrences(
+    phrase: Sequence[Token], prompt: Sequence[tuple[int, Token]]
+) -> list[tuple[int, ...]]:
+    """Where `phrase` stands in `prompt`: for each time the positions of its tokens. `prompt`:
+    (position, token), without special tokens."""
     n = len(phrase)
     if n == 0:
         return []
     return [
         tuple(position for position, _ in prompt[start : start + n])
         for start in range(len(prompt) - n + 1)
-        if all(_same(token, wanted) for (_, token), wanted in zip(prompt[start : start + n], phrase, strict=True))
+        if all(
+            _same(token, wanted)
+            for (_, token), wanted in zip(prompt[start : start + n], phrase, strict=True)
+        )
     ]
 
 
-def assign_spans(phrases: Sequence[Sequence[Token]], prompt: Sequence[tuple[int, Token]]) -> list[tuple[int, ...]]:
+def assign_spans(
+    phrases: Sequence[Sequence[Token]], prompt: Sequence[tuple[int, Token]]
+) -> list[tuple[int, ...]]:
     """The token positions of every phrase; empty where a phrase is not in the prompt.
 
-    A phrase owns every place where it stands, except inside a longer phrase ('hat' inside 'red hat') if it stands elsewhere too. When
-    several concepts have the same phrase ('a man and a man'), the first gets its first place and so on, and those that are left over
-    share the last one.
+    A phrase owns every place where it stands, except inside a longer phrase ('hat' inside 'red
+    hat') if it stands elsewhere too. When several concepts have the same phrase ('a man and a
+    man'), the first gets its first place and so on, and those that are left over share the last
+    one.
     """
     places = [occurrences(phrase, prompt) for phrase in phrases]
     spans: list[tuple[int, ...]] = []
     for i, phrase in enumerate(phrases):
-        taken = {position for j, other in enumerate(phrases) if len(other) > len(phrase) for place in places[j] for position in place}
+        taken = {
+            position
+            for j, other in enumerate(phrases)
+            if len(other) > len(phrase)
+            for place in places[j]
+            for position in place
+        }
         own = [place for place in places[i] if taken.isdisjoint(place)] or places[i]
-        alike = [j for j, other in enumerate(phrases) if len(other) == len(phrase) and all(map(_same, other, phrase))]
+        alike = [
+            j
+            for j, other in enumerate(phrases)
+            if len(other) == len(phrase) and all(map(_same, other, phrase))
+        ]
         if len(alike) > 1 and own:
             own = [own[min(alike.index(i), len(own) - 1)]]
         spans.append(tuple(dict.fromkeys(position for place in own for position in place)))

@@ -1,7 +1,8 @@
-"""MagicFace's two attention rules (arXiv 2408.07433, section 3): RSA lays the picture out, RBA fills in the details region by region.
+"""MagicFace's two attention rules (arXiv 2408.07433, section 3): RSA lays the picture out, RBA
+fills in the details region by region.
 
-Both take `attend(q, k, v, bias)`, plain multi-head attention with q: B N C, k, v: B M C and bias: M or None, added to the logits of
-every query and head.
+Both take `attend(q, k, v, bias)`, plain multi-head attention with q: B N C, k, v: B M C and bias: M
+or None, added to the logits of every query and head.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 @dataclass(frozen=True)
 class ReferenceTokens:
-    """The visible tokens of one concept's references in one layer. k, v: T C; bias: T, strength + log of the mask's coverage."""
+    """The visible tokens of one concept's references in one layer. k, v: T C; bias: T, strength +
+    log of the mask's coverage."""
 
     k: Tensor
     v: Tensor
@@ -27,25 +29,36 @@ class ReferenceTokens:
 
 @dataclass(frozen=True)
 class RegionTokens:
-    """The tokens of one image of the batch that share a rule. `concept`: index of the concept, None for plain attention; `index`: R."""
+    """The tokens of one image of the batch that share a rule. `concept`: index of the concept, None
+    for plain attention; `index`: R."""
 
     image: int
     concept: int | None
     index: Tensor
 
 
-def _attend_with(q: Tensor, k: Tensor, v: Tensor, references: Sequence[ReferenceTokens], attend: Attend) -> Tensor:
+def _attend_with(
+    q: Tensor, k: Tensor, v: Tensor, references: Sequence[ReferenceTokens], attend: Attend
+) -> Tensor:
     batch, own = k.shape[:2]
     bias = torch.cat([k.new_zeros(own), *(reference.bias.to(k) for reference in references)])
-    keys = torch.cat([k, *(reference.k.to(k).expand(batch, -1, -1) for reference in references)], dim=1)
-    values = torch.cat([v, *(reference.v.to(v).expand(batch, -1, -1) for reference in references)], dim=1)
+    keys = torch.cat(
+        [k, *(reference.k.to(k).expand(batch, -1, -1) for reference in references)], dim=1
+    )
+    values = torch.cat(
+        [v, *(reference.v.to(v).expand(batch, -1, -1) for reference in references)], dim=1
+    )
     return attend(q, keys, values, bias)
 
 
-def reference_attention(q: Tensor, k: Tensor, v: Tensor, references: Sequence[ReferenceTokens], attend: Attend) -> Tensor:
-    """Reference-aware self-attention (RSA): every query attends to its own image and to all references in one softmax.
+def reference_attention(
+    q: Tensor, k: Tensor, v: Tensor, references: Sequence[ReferenceTokens], attend: Attend
+) -> Tensor:
+    """Reference-aware self-attention (RSA): every query attends to its own image and to all
+    references in one softmax.
 
-    q, k, v: B N C -> B N C. Equation 4 of the paper, with the weighted mask as an additive bias as in the official code.
+    q, k, v: B N C -> B N C. Equation 4 of the paper, with the weighted mask as an additive bias as
+    in the official code.
     """
     if not references:
         return attend(q, k, v, None)
@@ -53,12 +66,19 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, references: Sequence[Re
 
 
 def region_attention(
-    q: Tensor, k: Tensor, v: Tensor, references: Sequence[ReferenceTokens], regions: Sequence[RegionTokens], attend: Attend
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    references: Sequence[ReferenceTokens],
+    regions: Sequence[RegionTokens],
+    attend: Attend,
 ) -> Tensor:
-    """Region-grouped blend attention (RBA): the queries of a concept's region attend to their own image and to that concept only.
+    """Region-grouped blend attention (RBA): the queries of a concept's region attend to their own
+    image and to that concept only.
 
-    q, k, v: B N C -> B N C. `regions` must name every token of every image exactly once (`group_tokens` does). Equations 5 and 6 of the
-    paper; the queries are gathered, so each is computed once, whatever the number of concepts.
+    q, k, v: B N C -> B N C. `regions` must name every token of every image exactly once
+    (`group_tokens` does). Equations 5 and 6 of the paper; the queries are gathered, so each is
+    computed once, whatever the number of concepts.
     """
     out = torch.empty_like(q)
     for region in regions:
@@ -67,15 +87,20 @@ def region_attention(
         if region.concept is None:
             out[one, region.index] = attend(queries, k[one], v[one], None)
         else:
-            out[one, region.index] = _attend_with(queries, k[one], v[one], [references[region.concept]], attend)
+            out[one, region.index] = _attend_with(
+                queries, k[one], v[one], [references[region.concept]], attend
+            )
     return out
 
 
-def place_concepts(layout: Tensor | None, targets: Sequence[Tensor | None], batch: int, grid: tuple[int, int]) -> Tensor:
+def place_concepts(
+    layout: Tensor | None, targets: Sequence[Tensor | None], batch: int, grid: tuple[int, int]
+) -> Tensor:
     """The concept that owns each token, B rows columns, -1 for none.
 
-    layout: B H W as measured (-1: none), or None where nothing was measured yet. targets: for each concept the region that the user
-    painted (1 H W in 0..1), which replaces the measured one, or None.
+    layout: B H W as measured (-1: none), or None where nothing was measured yet. targets: for each
+    concept the region that the user painted (1 H W in 0..1), which replaces the measured one, or
+    None.
     """
     device = layout.device if layout is not None else None
     owned = torch.full((batch, *grid), -1, device=device)
@@ -92,9 +117,14 @@ def place_concepts(layout: Tensor | None, targets: Sequence[Tensor | None], batc
 
 
 def group_tokens(concepts: Tensor) -> list[RegionTokens]:
-    """The tokens of every image grouped by the concept that owns them. concepts: B rows columns (`place_concepts`)."""
+    """The tokens of every image grouped by the concept that owns them. concepts: B rows columns
+    (`place_concepts`)."""
     groups = []
     for image, row in enumerate(concepts.flatten(1)):
         for concept in row.unique().tolist():
-            groups.append(RegionTokens(image, None if concept < 0 else concept, (row == concept).nonzero().flatten()))
+            groups.append(
+                RegionTokens(
+                    image, None if concept < 0 else concept, (row == concept).nonzero().flatten()
+                )
+            )
     return groups

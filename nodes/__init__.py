@@ -5,9 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from ..host.audience import accept_listeners
-from ..host.correspondence_view import accept_questions
-from .analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
+from ..host.page.audience import accept_listeners
+from ..host.page.correspondence_view import accept_questions
+from .analysis import (
+    MagicAttentionHeatmap,
+    MagicAttentionMap,
+    MagicCorrespondence,
+    MagicCorrespondenceMap,
+)
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicapture import (

@@ -1,4 +1,5 @@
-"""Looking into a sampling run: where words are in the picture, and where in the references the picture looks."""
+"""Looking into a sampling run: where words are in the picture, and where in the references the
+picture looks."""
 
 from __future__ import annotations
 
@@ -11,16 +12,25 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from ..host.attention_maps import AttentionMapPatch, AttentionRecord
-from ..host.correspondence import Correspondence, CorrespondenceRecord, watched
-from ..host.correspondence_view import view_data
-from ..host.prompts import TAG, tagged_prompt
-from ..host.unet import attention_blocks
+from ..host.analysis.attention_maps import AttentionMapPatch, AttentionRecord
+from ..host.analysis.correspondence import Correspondence, CorrespondenceRecord, watched
+from ..host.page.correspondence_view import view_data
+from ..host.sampling.backbone.unet import attention_blocks
+from ..host.text.prompts import TAG, tagged_prompt
 from ..magic.blocks import parse_blocks
 from ..magic.boxes import parse_points
 from ..magic.concepts import Concept
 from ..magic.heat import over_picture, unit_range
-from .declare import Attention, Concepts, Correspondences, advanced, range_complaint, schema, span_complaint, span_inputs
+from .declare import (
+    Attention,
+    Concepts,
+    Correspondences,
+    advanced,
+    range_complaint,
+    schema,
+    span_complaint,
+    span_inputs,
+)
 
 _FRONTEND_SIDE = 32
 _LATENT_CELL = 8
@@ -28,8 +38,10 @@ _LATENT_CELL = 8
 
 def _range_inputs() -> list[io.Input]:
     return span_inputs(
-        "Share of sampling after which watching begins. Later leaves out the steps that place things.",
-        "Share of sampling after which watching ends. Earlier leaves out the steps that draw details.",
+        "Share of sampling after which watching begins. Later leaves out the steps that place"
+        " things.",
+        "Share of sampling after which watching ends. Earlier leaves out the steps that draw"
+        " details.",
     )
 
 
@@ -41,22 +53,36 @@ class MagicAttentionMap(io.ComfyNode):
             display_name="Attention Map (MagicPortrait)",
             category="MagicPortrait/analysis",
             description=(
-                "Watches how much each place of the picture looks at a phrase of the prompt, without changing the picture. "
-                "Connect MODEL and CONDITIONING to a sampler, then use Attention Heatmap."
+                "Watches how much each place of the picture looks at a phrase of the prompt,"
+                " without changing the picture. Connect MODEL and CONDITIONING to a sampler, then"
+                " use Attention Heatmap."
             ),
             search_aliases=["cross attention", "daam", "heatmap", "explain", "visualize attention"],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model, patched or not: SD1.5, SD2.1, SDXL or a fine-tune."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A UNet model, patched or not: SD1.5, SD2.1, SDXL or a fine-tune.",
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip="The picture in words."),
-                io.String.Input("phrases", default="hat, scarf", tooltip="Words of the prompt to watch, separated by commas."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="The picture in words.",
+                ),
+                io.String.Input(
+                    "phrases",
+                    default="hat, scarf",
+                    tooltip="Words of the prompt to watch, separated by commas.",
+                ),
                 advanced(
                     io.String.Input(
                         "layers",
                         default="all",
                         tooltip=(
-                            "Which layers count: 'all', 'decoder', 'fine' (its two finest levels: the sharpest maps), or blocks such as "
-                            "'o6-11,m0,i7-8'."
+                            "Which layers count: 'all', 'decoder', 'fine' (its two finest levels:"
+                            " the sharpest maps), or blocks such as 'o6-11,m0,i7-8'."
                         ),
                     )
                 ),
@@ -64,13 +90,23 @@ class MagicAttentionMap(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="The conditioning to watch instead of a new one, such as MagicFace Apply's, made from the same prompt.",
+                    tooltip=(
+                        "The conditioning to watch instead of a new one, such as MagicFace Apply's,"
+                        " made from the same prompt."
+                    ),
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The watched model; its pictures are those of the model that came in."),
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt, for the sampler's positive input."),
-                Attention.Output(display_name="attention", tooltip="For Attention Heatmap, after sampling."),
+                io.Model.Output(
+                    display_name="MODEL",
+                    tooltip="The watched model; its pictures are those of the model that came in.",
+                ),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The prompt, for the sampler's positive input."
+                ),
+                Attention.Output(
+                    display_name="attention", tooltip="For Attention Heatmap, after sampling."
+                ),
             ],
         )
 
@@ -80,16 +116,31 @@ class MagicAttentionMap(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, prompt: str, phrases: str, layers: str, start: float, end: float, positive: list[Any] | None = None
+        cls,
+        model: Any,
+        clip: Any,
+        prompt: str,
+        phrases: str,
+        layers: str,
+        start: float,
+        end: float,
+        positive: list[Any] | None = None,
     ) -> io.NodeOutput:
         wanted = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
         if not wanted:
-            raise ValueError("phrases is empty: write words of the prompt, separated by commas, such as 'hat, scarf'")
+            raise ValueError(
+                "phrases is empty: write words of the prompt, separated by commas, such as 'hat,"
+                " scarf'"
+            )
         tagged = tagged_prompt(clip, prompt, wanted, uuid.uuid4().hex)
         if positive is not None:
             # Another node of ours may know this conditioning by its tag: it stays.
             tag = positive[0][1].get(TAG, tagged.tag)
-            tagged = dataclasses.replace(tagged, conditioning=[[t, {**options, TAG: tag}] for t, options in positive], tag=tag)
+            tagged = dataclasses.replace(
+                tagged,
+                conditioning=[[t, {**options, TAG: tag}] for t, options in positive],
+                tag=tag,
+            )
         available = attention_blocks(model)
         blocks = parse_blocks(layers, available)
         sampling = model.get_model_object("model_sampling")
@@ -106,37 +157,84 @@ class MagicAttentionHeatmap(io.ComfyNode):
             node_id="MagicAttentionHeatmap",
             display_name="Attention Heatmap (MagicPortrait)",
             category="MagicPortrait/analysis",
-            description="The attention that a finished picture paid to each phrase: as colours over the picture, and as soft masks.",
+            description=(
+                "The attention that a finished picture paid to each phrase: as colours over the"
+                " picture, and as soft masks."
+            ),
             search_aliases=["cross attention", "daam", "heatmap", "mask", "attention mask"],
             inputs=[
                 Attention.Input("attention", tooltip="From Attention Map."),
-                io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),
-                io.Image.Input("image", optional=True, tooltip="The decoded picture: gives maps their size and lies under the colours."),
+                io.Latent.Input(
+                    "samples",
+                    tooltip=(
+                        "The latent that the sampler made with that model: by it the run is found."
+                    ),
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip=(
+                        "The decoded picture: gives maps their size and lies under the colours."
+                    ),
+                ),
                 io.Float.Input(
-                    "strength", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="How much the colours cover the picture; 0 hides them."
+                    "strength",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the colours cover the picture; 0 hides them.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="heatmaps", is_output_list=True, tooltip="One batch for each phrase, in their order."),
-                io.Mask.Output(
-                    display_name="masks", is_output_list=True, tooltip="The same as masks: 0 where the phrase gets least, 1 where most."
+                io.Image.Output(
+                    display_name="heatmaps",
+                    is_output_list=True,
+                    tooltip="One batch for each phrase, in their order.",
                 ),
-                io.String.Output(display_name="legend", tooltip="The share of all attention that each phrase got, on average and at most."),
+                io.Mask.Output(
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="The same as masks: 0 where the phrase gets least, 1 where most.",
+                ),
+                io.String.Output(
+                    display_name="legend",
+                    tooltip=(
+                        "The share of all attention that each phrase got, on average and at most."
+                    ),
+                ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, attention: AttentionRecord, samples: dict[str, Any], strength: float, image: torch.Tensor | None = None
+        cls,
+        attention: AttentionRecord,
+        samples: dict[str, Any],
+        strength: float,
+        image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         latent = samples["samples"]
         maps = attention.run_of(latent).float()
-        size = tuple(side * _LATENT_CELL for side in latent.shape[-2:]) if image is None else tuple(image.shape[1:3])
+        size = (
+            tuple(side * _LATENT_CELL for side in latent.shape[-2:])
+            if image is None
+            else tuple(image.shape[1:3])
+        )
         enlarged = F.interpolate(maps, size=size, mode="bicubic", align_corners=False).clamp(min=0)
-        base = torch.full((len(maps), *size, 3), 0.5) if image is None else image[..., :3].cpu().expand(len(maps), -1, -1, -1)
+        base = (
+            torch.full((len(maps), *size, 3), 0.5)
+            if image is None
+            else image[..., :3].cpu().expand(len(maps), -1, -1, -1)
+        )
         masks = [unit_range(enlarged[:, i]) for i in range(maps.shape[1])]
-        shares = [f"{phrase}: {maps[:, i].mean():.1%} (at most {maps[:, i].max():.1%})" for i, phrase in enumerate(attention.phrases)]
-        return io.NodeOutput([over_picture(mask, base, strength) for mask in masks], masks, ", ".join(shares))
+        shares = [
+            f"{phrase}: {maps[:, i].mean():.1%} (at most {maps[:, i].max():.1%})"
+            for i, phrase in enumerate(attention.phrases)
+        ]
+        return io.NodeOutput(
+            [over_picture(mask, base, strength) for mask in masks], masks, ", ".join(shares)
+        )
 
 
 class MagicCorrespondence(io.ComfyNode):
@@ -147,8 +245,9 @@ class MagicCorrespondence(io.ComfyNode):
             display_name="Correspondence (MagicPortrait)",
             category="MagicPortrait/analysis",
             description=(
-                "Watches where in the references a place of the new picture looks. Put it between MagicFace Apply and the sampler, "
-                "then use Correspondence Map. Pictures stay as they are."
+                "Watches where in the references a place of the new picture looks. Put it between"
+                " MagicFace Apply and the sampler, then use Correspondence Map. Pictures stay as"
+                " they are."
             ),
             search_aliases=["attention visualization", "reference attention", "explain magicface"],
             inputs=[
@@ -156,30 +255,44 @@ class MagicCorrespondence(io.ComfyNode):
                 io.String.Input(
                     "points",
                     default="64,40",
-                    tooltip="Places of the new picture in pixels, such as '256,120' or '256,120; 300,90'. They count together.",
+                    tooltip=(
+                        "Places of the new picture in pixels, such as '256,120' or '256,120;"
+                        " 300,90'. They count together."
+                    ),
                 ),
                 *_range_inputs(),
-                io.Mask.Input("mask", optional=True, tooltip="A region of the new picture, used instead of the points."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="A region of the new picture, used instead of the points.",
+                ),
                 advanced(
                     io.Boolean.Input(
                         "explore",
                         default=True,
                         optional=True,
                         tooltip=(
-                            "Also records where all other places look, so that Correspondence Map can be explored in the browser. "
-                            "Off: a little faster, and up to 32 MB of memory less for each run."
+                            "Also records where all other places look, so that Correspondence Map"
+                            " can be explored in the browser. Off: a little faster, and up to 32 MB"
+                            " of memory less for each run."
                         ),
                     )
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The watched model, for the sampler."),
-                Correspondences.Output(display_name="correspondence", tooltip="For Correspondence Map, after sampling."),
+                io.Model.Output(
+                    display_name="MODEL", tooltip="The watched model, for the sampler."
+                ),
+                Correspondences.Output(
+                    display_name="correspondence", tooltip="For Correspondence Map, after sampling."
+                ),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, points: str | None, start: float | None, end: float | None) -> bool | str:
+    def validate_inputs(
+        cls, points: str | None, start: float | None, end: float | None
+    ) -> bool | str:
         try:
             parse_points(points or "")
         except ValueError as error:
@@ -188,14 +301,26 @@ class MagicCorrespondence(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, points: str, start: float, end: float, mask: torch.Tensor | None = None, explore: bool = True
+        cls,
+        model: Any,
+        points: str,
+        start: float,
+        end: float,
+        mask: torch.Tensor | None = None,
+        explore: bool = True,
     ) -> io.NodeOutput:
         places = tuple(parse_points(points))
         if not places and mask is None:
-            raise ValueError("points is empty: write a place of the new picture, such as '256,120', or connect a mask")
+            raise ValueError(
+                "points is empty: write a place of the new picture, such as '256,120', or connect a"
+                " mask"
+            )
         region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0]
         if region is not None and not region.any():
-            raise ValueError("the mask is empty: paint a region of the new picture, or disconnect it and use points")
+            raise ValueError(
+                "the mask is empty: paint a region of the new picture, or disconnect it and use"
+                " points"
+            )
         return io.NodeOutput(*watched(model, places, region, start, end, explore))
 
 
@@ -207,19 +332,38 @@ class MagicCorrespondenceMap(io.ComfyNode):
             display_name="Correspondence Map (MagicPortrait)",
             category="MagicPortrait/analysis",
             description=(
-                "Where in each reference the watched place looked: colours over the reference, and numbers. "
-                "In the browser, point at any other place to see where that one looked."
+                "Where in each reference the watched place looked: colours over the reference, and"
+                " numbers. In the browser, point at any other place to see where that one looked."
             ),
             search_aliases=["attention visualization", "reference heatmap", "explore attention"],
             inputs=[
                 Correspondences.Input("correspondence", tooltip="From Correspondence."),
-                io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),
-                Concepts.Input("concepts", optional=True, tooltip="The concepts of MagicFace Apply: their images lie under the colours."),
+                io.Latent.Input(
+                    "samples",
+                    tooltip=(
+                        "The latent that the sampler made with that model: by it the run is found."
+                    ),
+                ),
+                Concepts.Input(
+                    "concepts",
+                    optional=True,
+                    tooltip="The concepts of MagicFace Apply: their images lie under the colours.",
+                ),
                 io.Float.Input(
-                    "strength", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="How much the colours cover the reference; 0 hides them."
+                    "strength",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the colours cover the reference; 0 hides them.",
                 ),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The decoded picture: shown in the browser to point at. Without it a gray one is."
+                    "image",
+                    optional=True,
+                    tooltip=(
+                        "The decoded picture: shown in the browser to point at. Without it a gray"
+                        " one is."
+                    ),
                 ),
             ],
             outputs=[
@@ -230,10 +374,14 @@ class MagicCorrespondenceMap(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="json",
-                    tooltip="For each picture and reference: its share of the attention, and the place seen most (0..1).",
+                    tooltip=(
+                        "For each picture and reference: its share of the attention, and the place"
+                        " seen most (0..1)."
+                    ),
                 ),
             ],
-            # Of a workflow that has run already the host tells a page that comes later of output nodes only.
+            # Of a workflow that has run already the host tells a page that comes later of output
+            # nodes only.
             is_output_node=True,
         )
 
@@ -249,21 +397,44 @@ class MagicCorrespondenceMap(io.ComfyNode):
         latent = samples["samples"]
         found = correspondence.run_of(latent)
         if image is not None and len(image) != len(latent):
-            raise ValueError(f"image has {len(image)} pictures, but the run had {len(latent)}: connect the decoded samples")
+            raise ValueError(
+                f"image has {len(image)} pictures, but the run had {len(latent)}: connect the"
+                " decoded samples"
+            )
         images = [image for concept in concepts for image in concept.images[..., :3]]
         if images and len(images) != len(found.maps):
-            raise ValueError(f"concepts have {len(images)} images, but the run had {len(found.maps)}: connect those of MagicFace Apply")
+            raise ValueError(
+                f"concepts have {len(images)} images, but the run had {len(found.maps)}: connect"
+                " those of MagicFace Apply"
+            )
         bases = [each.cpu() for each in images] or [_gray(maps.shape) for maps in found.maps]
         pictures = []
         for base, maps in zip(bases, found.maps, strict=True):
-            enlarged = F.interpolate(maps[:, None], size=base.shape[:2], mode="bicubic", align_corners=False)[:, 0].clamp(min=0)
-            pictures.append(over_picture(unit_range(enlarged), base.expand(len(maps), -1, -1, -1), strength))
+            enlarged = F.interpolate(
+                maps[:, None], size=base.shape[:2], mode="bicubic", align_corners=False
+            )[:, 0].clamp(min=0)
+            pictures.append(
+                over_picture(unit_range(enlarged), base.expand(len(maps), -1, -1, -1), strength)
+            )
         data = _as_data(found, correspondence.phrases)
-        text = json.dumps([[{k: v for k, v in entry.items() if k != "map"} for entry in entries] for entries in data], indent=1)
+        text = json.dumps(
+            [
+                [{k: v for k, v in entry.items() if k != "map"} for entry in entries]
+                for entries in data
+            ],
+            indent=1,
+        )
         shown: dict[str, Any] = {"magic_correspondence": data}
         if found.exploration:
-            drawn = _gray(latent.shape).expand(len(latent), -1, -1, -1) if image is None else image[..., :3]
-            references = [(correspondence.phrases[concept], base) for concept, base in zip(found.concepts, bases, strict=True)]
+            drawn = (
+                _gray(latent.shape).expand(len(latent), -1, -1, -1)
+                if image is None
+                else image[..., :3]
+            )
+            references = [
+                (correspondence.phrases[concept], base)
+                for concept, base in zip(found.concepts, bases, strict=True)
+            ]
             shown["magic_exploration"] = [view_data(found.exploration, drawn, references)]
         return io.NodeOutput(pictures, text, ui=shown)
 
@@ -274,16 +445,23 @@ def _gray(latent: tuple[int, ...]) -> torch.Tensor:
 
 
 def _as_data(found: Correspondence, phrases: tuple[str, ...]) -> list[list[dict[str, Any]]]:
-    """For each picture and reference: phrase, share (0..1), peak (x, y in 0..1), and the map in rows of 0..255."""
+    """For each picture and reference: phrase, share (0..1), peak (x, y in 0..1), and the map in
+    rows of 0..255."""
     pictures = []
     for image, shares in enumerate(found.shares.tolist()):
         entries = []
         for maps, share, concept in zip(found.maps, shares, found.concepts, strict=True):
             height, width = maps.shape[-2:]
             row, column = divmod(int(maps[image].argmax()), width)
-            small = F.interpolate(maps[None, image : image + 1], size=[min(side, _FRONTEND_SIDE) for side in (height, width)], mode="area")
+            small = F.interpolate(
+                maps[None, image : image + 1],
+                size=[min(side, _FRONTEND_SIDE) for side in (height, width)],
+                mode="area",
+            )
             levels = (unit_range(small[0, 0]) * 255).round().int().tolist()
             peak = [round((column + 0.5) / width, 4), round((row + 0.5) / height, 4)]
-            entries.append({"phrase": phrases[concept], "share": round(share, 6), "peak": peak, "map": levels})
+            entries.append(
+                {"phrase": phrases[concept], "share": round(share, 6), "peak": peak, "map": levels}
+            )
         pictures.append(entries)
     return pictures

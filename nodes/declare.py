@@ -27,7 +27,8 @@ def schema(**fields: Any) -> io.Schema:
 
 
 def defaults_of(node: type[io.ComfyNode]) -> dict[str, Any]:
-    """What the widgets of a node start with, by name: to call a node from code as an untouched node in a graph would be."""
+    """What the widgets of a node start with, by name: to call a node from code as an untouched node
+    in a graph would be."""
     declared = ((item.id, getattr(item, "default", None)) for item in node.define_schema().inputs)
     return {name: default for name, default in declared if default is not None}
 
@@ -44,22 +45,33 @@ def advanced(declared: _Input) -> _Input:
     return declared
 
 
-def span_inputs(start_tooltip: str, end_tooltip: str, start: float = 0.0, end: float = 1.0) -> list[io.Input]:
+def span_inputs(
+    start_tooltip: str, end_tooltip: str, start: float = 0.0, end: float = 1.0
+) -> list[io.Input]:
     """The two shares of sampling between which a node acts."""
     ends = (("start", start, start_tooltip), ("end", end, end_tooltip))
     return [
-        advanced(io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)) for name, default, tooltip in ends
+        advanced(
+            io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+        )
+        for name, default, tooltip in ends
     ]
 
 
 def span_complaint(start: float | None, end: float | None) -> str | None:
     """None when nothing is wrong, or not known yet."""
-    return f"start ({start}) is after end ({end})" if start is not None and end is not None and start > end else None
+    return (
+        f"start ({start}) is after end ({end})"
+        if start is not None and end is not None and start > end
+        else None
+    )
 
 
 def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:
-    """What is wrong with numbers that the node's schema does not allow, None when all are allowed. For validate_inputs: the host leaves the
-    ranges of the inputs that it names to it. None stands for a linked input, whose value is not known yet."""
+    """What is wrong with numbers that the node's schema does not allow, None when all are allowed.
+    For validate_inputs: the host leaves the ranges of the inputs that it names to it. None stands
+    for a linked input, whose value is not known yet.
+    """
     declared = {item.id: item for item in node.define_schema().inputs}
     for name, value in values.items():
         low, high = declared[name].min, declared[name].max
@@ -70,5 +82,6 @@ def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | N
 
 
 def node_id(node: type[io.ComfyNode]) -> str | None:
-    """The id in the graph of the node that is executed, if its schema asks for it; None outside of a graph."""
+    """The id in the graph of the node that is executed, if its schema asks for it; None outside of
+    a graph."""
     return node.hidden.unique_id if node.hidden else None

@@ -1,4 +1,5 @@
-"""DDIM inversion (arXiv 2010.02502): a picture as the noise that a sampler turns into it again, with the whole way between."""
+"""DDIM inversion (arXiv 2010.02502): a picture as the noise that a sampler turns into it again,
+with the whole way between."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..host import inversion_files
-from ..host.inversion import (
+from ..host.inversion import files as inversion_files
+from ..host.inversion.run import (
     METHODS,
     Inversion,
     Recipe,
@@ -22,7 +23,7 @@ from ..host.inversion import (
     start_latent,
     zero_conditioning,
 )
-from ..host.prompts import encode
+from ..host.text.prompts import encode
 from ..magic.inversion import psnr
 from .declare import InversionType, advanced, schema
 
@@ -35,14 +36,23 @@ def steps_and_scheduler() -> list[io.Input]:
 
     return [
         io.Int.Input(
-            "steps", default=30, min=2, max=1000, tooltip="Steps of the inversion, and of sampling later. More is closer: 20 to 50 works."
+            "steps",
+            default=30,
+            min=2,
+            max=1000,
+            tooltip=(
+                "Steps of the inversion, and of sampling later. More is closer: 20 to 50 works."
+            ),
         ),
         advanced(
             io.Combo.Input(
                 "scheduler",
                 options=list(comfy.samplers.SCHEDULER_NAMES),
                 default="ddim_uniform",
-                tooltip="How the steps are spread over the noise levels. 'ddim_uniform' is the papers' choice.",
+                tooltip=(
+                    "How the steps are spread over the noise levels. 'ddim_uniform' is the papers'"
+                    " choice."
+                ),
             )
         ),
     ]
@@ -52,32 +62,51 @@ def sigmas_of(model: Any, scheduler: str, steps: int) -> torch.Tensor:
     """Falling to 0."""
     import comfy.samplers
 
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+    sigmas = comfy.samplers.calculate_sigmas(
+        model.get_model_object("model_sampling"), scheduler, steps
+    )
     return _checked(sigmas)
 
 
 def _checked(sigmas: torch.Tensor) -> torch.Tensor:
     if len(sigmas) < 3 or float(sigmas[-1]) != 0 or not bool((sigmas[:-1] > sigmas[1:]).all()):
         raise ValueError(
-            f"sigmas must fall to 0 in two steps or more, got {[round(value, 3) for value in sigmas.tolist()[:8]]}: "
-            "take the low part of SplitSigmas, or leave the input open"
+            "sigmas must fall to 0 in two steps or more, got"
+            f" {[round(value, 3) for value in sigmas.tolist()[:8]]}: take the low part of"
+            " SplitSigmas, or leave the input open"
         )
     return sigmas.float()
 
 
-def invert_cached(model: Any, samples: torch.Tensor, conds: dict[str, list[Any]], sigmas: torch.Tensor, recipe: Recipe, cache_mb: int,
-                  measures: bool) -> tuple[Inversion, bool]:  # fmt: skip
-    """(the inversion, whether it was there already). No model call when it was, but for what `measures` adds the first time."""
+def invert_cached(
+    model: Any,
+    samples: torch.Tensor,
+    conds: dict[str, list[Any]],
+    sigmas: torch.Tensor,
+    recipe: Recipe,
+    cache_mb: int,
+    measures: bool,
+) -> tuple[Inversion, bool]:
+    """(the inversion, whether it was there already). No model call when it was, but for what
+    `measures` adds the first time."""
     import latent_preview
 
     check_noise_model(model)
     steps = len(sigmas) - 1
     key = inversion_key(model, samples, conds, sigmas, recipe)
-    cache = inversion_files.InversionCache(inversion_files.cache_folder(), cache_mb * 1024**2) if cache_mb else None
+    cache = (
+        inversion_files.InversionCache(inversion_files.cache_folder(), cache_mb * 1024**2)
+        if cache_mb
+        else None
+    )
     known = cache.find(key[1]) if cache else None
-    inversion = known or invert(model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key)
+    inversion = known or invert(
+        model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key
+    )
     if measures and inversion.resampled is None:
-        again = resample(model, inversion, conds, recipe.cfg, latent_preview.prepare_callback(model, steps))
+        again = resample(
+            model, inversion, conds, recipe.cfg, latent_preview.prepare_callback(model, steps)
+        )
         inversion = dataclasses.replace(inversion, resampled=again.cpu())
     if cache and inversion is not known:
         cache.keep(inversion)
@@ -86,39 +115,62 @@ def invert_cached(model: Any, samples: torch.Tensor, conds: dict[str, list[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class _Reconstruction:
-    """limit: what the VAE alone makes of the latent; again: what sampling does; original: the image, if there is one. All B H W 3."""
+    """limit: what the VAE alone makes of the latent; again: what sampling does; original: the
+    image, if there is one. All B H W 3."""
 
     limit: torch.Tensor
     again: torch.Tensor
     original: torch.Tensor | None
 
     def saved(self) -> list[dict[str, Any]]:
-        """Pairs of pictures in the host's temporary folder, for the page and for whoever reads the history."""
+        """Pairs of pictures in the host's temporary folder, for the page and for whoever reads the
+        history."""
         before = self.limit if self.original is None else self.original
         originals, again = (
-            ui.ImageSaveHelper.save_images(pictures, "magic_comparison", io.FolderType.temp, None) for pictures in (before, self.again)
+            ui.ImageSaveHelper.save_images(pictures, "magic_comparison", io.FolderType.temp, None)
+            for pictures in (before, self.again)
         )
-        return [{"original": original, "reconstruction": picture} for original, picture in zip(originals, again, strict=True)]
+        return [
+            {"original": original, "reconstruction": picture}
+            for original, picture in zip(originals, again, strict=True)
+        ]
 
 
-def _reconstruction(inversion: Inversion, samples: torch.Tensor, vae: Any, image: torch.Tensor | None) -> _Reconstruction | None:
+def _reconstruction(
+    inversion: Inversion, samples: torch.Tensor, vae: Any, image: torch.Tensor | None
+) -> _Reconstruction | None:
     if inversion.resampled is None or vae is None:
         return None
     limit = vae.decode(samples)
-    return _Reconstruction(limit, vae.decode(inversion.resampled), None if image is None else _cropped(image, limit))
+    return _Reconstruction(
+        limit, vae.decode(inversion.resampled), None if image is None else _cropped(image, limit)
+    )
 
 
-def _report(inversion: Inversion, is_known: bool, samples: torch.Tensor, made: _Reconstruction | None) -> str:
+def _report(
+    inversion: Inversion, is_known: bool, samples: torch.Tensor, made: _Reconstruction | None
+) -> str:
     steps = len(inversion.sigmas) - 1
     lines = [f"{inversion.method}, {steps} steps up to sigma {float(inversion.sigmas[0]):.2f}"]
-    lines.append(f"{inversion.model_calls} model calls, {inversion.seconds:.1f} s{', from the cache: none now' if is_known else ''}")
+    lines.append(
+        f"{inversion.model_calls} model calls, {inversion.seconds:.1f}"
+        f" s{', from the cache: none now' if is_known else ''}"
+    )
     if inversion.resampled is not None:
         truth = samples.to(inversion.resampled)
-        lines.append(f"latent sampled again: {psnr(inversion.resampled, truth, float(truth.max() - truth.min())):.1f} dB")
+        lines.append(
+            "latent sampled again:"
+            f" {psnr(inversion.resampled, truth, float(truth.max() - truth.min())):.1f} dB"
+        )
     if made is not None:
-        lines.append(f"picture sampled again: {psnr(made.again, made.limit, 1.0):.1f} dB to what the VAE alone gives")
+        lines.append(
+            f"picture sampled again: {psnr(made.again, made.limit, 1.0):.1f} dB to what the VAE"
+            " alone gives"
+        )
         if made.original is not None:
-            again, limit = (psnr(picture, made.original, 1.0) for picture in (made.again, made.limit))
+            again, limit = (
+                psnr(picture, made.original, 1.0) for picture in (made.again, made.limit)
+            )
             lines.append(f"to the image: {again:.1f} dB; the VAE alone: {limit:.1f} dB")
     return "\n".join(lines)
 
@@ -137,35 +189,80 @@ class MagicStyleInvert(io.ComfyNode):
             display_name="MagicStyle Invert (DDIM inversion)",
             category="MagicPortrait/MagicStyle",
             description=(
-                "Finds the noise that sampling turns into this picture again, and remembers the way. For MagicStyle Apply, "
-                "or for editing with any prompt. The same picture, model and settings are computed once only, also after a restart."
+                "Finds the noise that sampling turns into this picture again, and remembers the"
+                " way. For MagicStyle Apply, or for editing with any prompt. The same picture,"
+                " model and settings are computed once only, also after a restart."
             ),
-            search_aliases=["ddim inversion", "unsample", "unsampler", "invert", "inversion", "noise", "reconstruct", "null text", "belm"],
+            search_aliases=[
+                "ddim inversion",
+                "unsample",
+                "unsampler",
+                "invert",
+                "inversion",
+                "noise",
+                "reconstruct",
+                "null text",
+                "belm",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="SD1.5, SD2.1 or SDXL, eps or v prediction. LoRAs and other patches take part."),
-                io.Latent.Input("latent", optional=True, tooltip="The picture as a latent. Either this, or image and vae."),
-                io.Image.Input("image", optional=True, tooltip="The picture. A batch is inverted together."),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes the image; with it the report also says how close the picture comes."),
-                io.Clip.Input("clip", optional=True, tooltip="Gives the empty prompt when no conditioning is connected."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "SD1.5, SD2.1 or SDXL, eps or v prediction. LoRAs and other patches take"
+                        " part."
+                    ),
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="The picture as a latent. Either this, or image and vae.",
+                ),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The picture. A batch is inverted together."
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip=(
+                        "Encodes the image; with it the report also says how close the picture"
+                        " comes."
+                    ),
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Gives the empty prompt when no conditioning is connected.",
+                ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="What the picture shows. Default: the empty prompt of the CLIP, or zeros without one. For styles leave it.",
+                    tooltip=(
+                        "What the picture shows. Default: the empty prompt of the CLIP, or zeros"
+                        " without one. For styles leave it."
+                    ),
                 ),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="Only used with CFG above 1. Default: the empty prompt of the CLIP, or zeros without one.",
+                    tooltip=(
+                        "Only used with CFG above 1. Default: the empty prompt of the CLIP, or"
+                        " zeros without one."
+                    ),
                 ),
-                io.Sigmas.Input("sigmas", optional=True, tooltip="Own noise levels instead of steps and scheduler: falling to 0."),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="Own noise levels instead of steps and scheduler: falling to 0.",
+                ),
                 *steps_and_scheduler(),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default="fixed-point",
                     tooltip=(
-                        "'fixed-point' comes very close at 2 to 3 model calls a step; 'ddim' is the plain one, one call; 'o-belm' is exact "
-                        "at one call, with its own sampler (SAMPLER output), but its noise is further from real noise."
+                        "'fixed-point' comes very close at 2 to 3 model calls a step; 'ddim' is the"
+                        " plain one, one call; 'o-belm' is exact at one call, with its own sampler"
+                        " (SAMPLER output), but its noise is further from real noise."
                     ),
                 ),
                 advanced(
@@ -184,7 +281,10 @@ class MagicStyleInvert(io.ComfyNode):
                         default=2,
                         min=1,
                         max=20,
-                        tooltip="Most corrections of a fixed-point step, one model call each. More comes closer and takes longer: 2 to 5.",
+                        tooltip=(
+                            "Most corrections of a fixed-point step, one model call each. More"
+                            " comes closer and takes longer: 2 to 5."
+                        ),
                     )
                 ),
                 advanced(
@@ -196,8 +296,8 @@ class MagicStyleInvert(io.ComfyNode):
                         step=0.0001,
                         round=False,
                         tooltip=(
-                            "A fixed-point step ends early when a correction changes less than this share. Higher: faster, less close. "
-                            "0: never."
+                            "A fixed-point step ends early when a correction changes less than this"
+                            " share. Higher: faster, less close. 0: never."
                         ),
                     )
                 ),
@@ -205,7 +305,10 @@ class MagicStyleInvert(io.ComfyNode):
                     io.Boolean.Input(
                         "measure",
                         default=True,
-                        tooltip="Samples the picture again to report how close it comes: one more model call a step, once.",
+                        tooltip=(
+                            "Samples the picture again to report how close it comes: one more model"
+                            " call a step, once."
+                        ),
                     )
                 ),
                 advanced(
@@ -215,19 +318,35 @@ class MagicStyleInvert(io.ComfyNode):
                         min=0,
                         max=1_000_000,
                         tooltip=(
-                            "Room for remembered inversions on disk, in MB (2.3 MB each for SD1.5 at 512 px and 30 steps). When it is "
-                            "full the least recently used go. 0: do not remember."
+                            "Room for remembered inversions on disk, in MB (2.3 MB each for SD1.5"
+                            " at 512 px and 30 steps). When it is full the least recently used go."
+                            " 0: do not remember."
                         ),
                     )
                 ),
             ],
             outputs=[
-                InversionType.Output(display_name="inversion", tooltip="The whole way to noise: for MagicStyle, or to save."),
-                io.Latent.Output(display_name="noise", tooltip="Where sampling starts: connect to SamplerCustom with add_noise off."),
+                InversionType.Output(
+                    display_name="inversion",
+                    tooltip="The whole way to noise: for MagicStyle, or to save.",
+                ),
+                io.Latent.Output(
+                    display_name="noise",
+                    tooltip="Where sampling starts: connect to SamplerCustom with add_noise off.",
+                ),
                 io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise levels to sample over."),
-                io.Sampler.Output(display_name="SAMPLER", tooltip="The sampler that fits the method: Euler, or O-BELM's own."),
-                io.Conditioning.Output(display_name="positive", tooltip="The conditioning that was used: sample with it at CFG 1."),
-                io.String.Output(display_name="report", tooltip="Model calls, time and how close the picture comes, in dB."),
+                io.Sampler.Output(
+                    display_name="SAMPLER",
+                    tooltip="The sampler that fits the method: Euler, or O-BELM's own.",
+                ),
+                io.Conditioning.Output(
+                    display_name="positive",
+                    tooltip="The conditioning that was used: sample with it at CFG 1.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Model calls, time and how close the picture comes, in dB.",
+                ),
             ],
         )
 
@@ -259,21 +378,36 @@ class MagicStyleInvert(io.ComfyNode):
         conds = {"positive": positive, "negative": negative}
         levels = sigmas_of(model, scheduler, steps) if sigmas is None else _checked(sigmas)
         recipe = Recipe(method, iterations, tolerance, cfg)
-        inversion, is_known = invert_cached(model, samples, conds, levels, recipe, cache_mb, measure)
+        inversion, is_known = invert_cached(
+            model, samples, conds, levels, recipe, cache_mb, measure
+        )
         made = _reconstruction(inversion, samples, vae, image if latent is None else None)
         report = _report(inversion, is_known, samples, made)
         noise = {"samples": start_latent(model, inversion)}
         shown = None if made is None else {"magic_comparison": made.saved()}
         # A copy: uni_pc writes into what it is given.
-        return io.NodeOutput(inversion, noise, inversion.sigmas.clone(), sampler_for(inversion), positive, report, ui=shown)
+        return io.NodeOutput(
+            inversion,
+            noise,
+            inversion.sigmas.clone(),
+            sampler_for(inversion),
+            positive,
+            report,
+            ui=shown,
+        )
 
 
-def picture_latent(latent: dict[str, Any] | None, image: torch.Tensor | None, vae: Any) -> torch.Tensor:
+def picture_latent(
+    latent: dict[str, Any] | None, image: torch.Tensor | None, vae: Any
+) -> torch.Tensor:
     """B C h w."""
     if latent is not None:
         samples: torch.Tensor = latent["samples"]
         if not samples.any():
-            raise ValueError("the latent is empty (all zeros): connect a picture (VAE Encode), not an Empty Latent Image")
+            raise ValueError(
+                "the latent is empty (all zeros): connect a picture (VAE Encode), not an Empty"
+                " Latent Image"
+            )
         return samples
     if image is None or vae is None:
         raise ValueError("there is nothing to invert: connect latent, or both image and vae")
@@ -296,9 +430,15 @@ class MagicInversionSave(io.ComfyNode):
             search_aliases=["inversion", "inversion file", "export inversion"],
             inputs=[
                 InversionType.Input("inversion", tooltip="What MagicStyle Invert found."),
-                io.String.Input("name", default="inversion", tooltip="The file's name; a number is added."),
+                io.String.Input(
+                    "name", default="inversion", tooltip="The file's name; a number is added."
+                ),
             ],
-            outputs=[io.String.Output(display_name="file", tooltip="The name of the file, as Load Inversion lists it.")],
+            outputs=[
+                io.String.Output(
+                    display_name="file", tooltip="The name of the file, as Load Inversion lists it."
+                )
+            ],
             is_output_node=True,
         )
 
@@ -307,8 +447,11 @@ class MagicInversionSave(io.ComfyNode):
         import folder_paths
 
         root = Path(folder_paths.get_output_directory()) / "inversions"
-        # Against that folder, not all of output: the host refuses names that lead out of what it is given.
-        folder, stem, counter, *_ = folder_paths.get_save_image_path(name.strip() or "inversion", str(root))
+        # Against that folder, not all of output: the host refuses names that lead out of what it is
+        # given.
+        folder, stem, counter, *_ = folder_paths.get_save_image_path(
+            name.strip() or "inversion", str(root)
+        )
         path = Path(folder) / f"{stem}_{counter:05}_.safetensors"
         while path.exists():
             counter += 1
@@ -327,15 +470,28 @@ class MagicInversionLoad(io.ComfyNode):
             description="Reads an inversion from output/inversions or models/inversions.",
             search_aliases=["inversion", "inversion file", "import inversion"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that it was made with: another one is refused."),
-                io.Combo.Input("file", options=inversion_files.list_files() or [_NO_FILE], tooltip="A file that Save Inversion wrote."),
+                io.Model.Input(
+                    "model", tooltip="The model that it was made with: another one is refused."
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=inversion_files.list_files() or [_NO_FILE],
+                    tooltip="A file that Save Inversion wrote.",
+                ),
             ],
             outputs=[
                 InversionType.Output(display_name="inversion", tooltip="The whole way to noise."),
-                io.Latent.Output(display_name="noise", tooltip="Where sampling starts: connect to SamplerCustom with add_noise off."),
+                io.Latent.Output(
+                    display_name="noise",
+                    tooltip="Where sampling starts: connect to SamplerCustom with add_noise off.",
+                ),
                 io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise levels to sample over."),
-                io.Sampler.Output(display_name="SAMPLER", tooltip="The sampler that fits the method."),
-                io.Conditioning.Output(display_name="positive", tooltip="The conditioning under which it was inverted."),
+                io.Sampler.Output(
+                    display_name="SAMPLER", tooltip="The sampler that fits the method."
+                ),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The conditioning under which it was inverted."
+                ),
             ],
         )
 
@@ -343,7 +499,10 @@ class MagicInversionLoad(io.ComfyNode):
     def validate_inputs(cls, file: str | None) -> bool | str:
         if file is None or file in inversion_files.list_files():
             return True
-        return f"inversion file '{file}' is not there: save one with Save Inversion, or put it into models/inversions"
+        return (
+            f"inversion file '{file}' is not there: save one with Save Inversion, or put it into"
+            " models/inversions"
+        )
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> float:
@@ -358,7 +517,15 @@ class MagicInversionLoad(io.ComfyNode):
 
         if file not in inversion_files.list_files():
             raise ValueError(f"inversion file '{file}' is not there")
-        inversion = inversion_files.read_inversion(Path(folder_paths.get_full_path_or_raise(inversion_files.FOLDER_KIND, file)))
+        inversion = inversion_files.read_inversion(
+            Path(folder_paths.get_full_path_or_raise(inversion_files.FOLDER_KIND, file))
+        )
         inversion.check_model(model, f"'{file}'")
         noise = {"samples": start_latent(model, inversion)}
-        return io.NodeOutput(inversion, noise, inversion.sigmas.clone(), sampler_for(inversion), inversion.conditioning)
+        return io.NodeOutput(
+            inversion,
+            noise,
+            inversion.sigmas.clone(),
+            sampler_for(inversion),
+            inversion.conditioning,
+        )

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.layout_masks import layout_masks, overlay
-from ..host.layout_record import LayoutRecord
-from ..host.live_layout import LayoutView
-from ..host.magicface import MagicFacePatch
-from ..host.prompts import tagged_prompt
-from ..host.unet import attention_blocks
+from ..host.layout.masks import layout_masks, overlay
+from ..host.layout.record import LayoutRecord
+from ..host.page.live_layout import LayoutView
+from ..host.sampling.backbone.unet import attention_blocks
+from ..host.systems.magicface import MagicFacePatch
+from ..host.text.prompts import tagged_prompt
 from .declare import Layout, advanced, node_id, schema
 
 
@@ -32,9 +32,17 @@ class MagicSemanticLayout(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip="The picture in words."),
                 io.String.Input(
-                    "phrases", default="hat, scarf", tooltip="Words of the prompt to find in the picture, separated by commas."
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="The picture in words.",
+                ),
+                io.String.Input(
+                    "phrases",
+                    default="hat, scarf",
+                    tooltip="Words of the prompt to find in the picture, separated by commas.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -44,28 +52,44 @@ class MagicSemanticLayout(io.ComfyNode):
                         max=1.0,
                         step=0.05,
                         tooltip=(
-                            "How much the other words of the prompt count: lower gives the phrases more room. "
-                            "Below .9 they are kept off the background."
+                            "How much the other words of the prompt count: lower gives the phrases"
+                            " more room. Below .9 they are kept off the background."
                         ),
                     )
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The watched model; its pictures are those of the model that came in."),
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt, for the sampler's positive input."),
+                io.Model.Output(
+                    display_name="MODEL",
+                    tooltip="The watched model; its pictures are those of the model that came in.",
+                ),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The prompt, for the sampler's positive input."
+                ),
                 Layout.Output(display_name="layout", tooltip="For Layout Masks, after sampling."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, prompt: str, phrases: str, ca_scale: float) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, clip: Any, prompt: str, phrases: str, ca_scale: float
+    ) -> io.NodeOutput:
         wanted = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
         if not wanted:
-            raise ValueError("phrases is empty: write words of the prompt, separated by commas, such as 'hat, scarf'")
+            raise ValueError(
+                "phrases is empty: write words of the prompt, separated by commas, such as 'hat,"
+                " scarf'"
+            )
         tagged = tagged_prompt(clip, prompt, wanted, uuid.uuid4().hex)
         view = LayoutView(node_id(cls), tagged.phrases)
-        patch = MagicFacePatch(tagged, LayoutRecord(tagged.phrases), tuple(attention_blocks(model)), ca_scale, view=view)
+        patch = MagicFacePatch(
+            tagged,
+            LayoutRecord(tagged.phrases),
+            tuple(attention_blocks(model)),
+            ca_scale,
+            view=view,
+        )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, patch.record)
 
 
@@ -76,34 +100,76 @@ class MagicLayoutMasks(io.ComfyNode):
             node_id="MagicLayoutMasks",
             display_name="Layout Masks (MagicPortrait)",
             category="MagicPortrait/layout",
-            description="The layout of a finished picture as masks, one for each phrase, and as a coloured overlay.",
-            search_aliases=["mask", "mask from attention", "segment", "segmentation", "region masks"],
+            description=(
+                "The layout of a finished picture as masks, one for each phrase, and as a coloured"
+                " overlay."
+            ),
+            search_aliases=[
+                "mask",
+                "mask from attention",
+                "segment",
+                "segmentation",
+                "region masks",
+            ],
             inputs=[
                 Layout.Input("layout", tooltip="From MagicFace Apply or Semantic Layout."),
-                io.Latent.Input("samples", tooltip="The latent that the sampler made with that model: by it the run is found."),
-                io.Image.Input("image", optional=True, tooltip="The decoded picture: gives masks their size and lies under the overlay."),
+                io.Latent.Input(
+                    "samples",
+                    tooltip=(
+                        "The latent that the sampler made with that model: by it the run is found."
+                    ),
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip=(
+                        "The decoded picture: gives masks their size and lies under the overlay."
+                    ),
+                ),
                 io.Int.Input(
                     "step",
                     default=-1,
                     min=-1,
                     max=10000,
-                    tooltip="Which step's layout; -1 is the last. The nearest step that was measured is taken.",
+                    tooltip=(
+                        "Which step's layout; -1 is the last. The nearest step that was measured is"
+                        " taken."
+                    ),
                 ),
             ],
             outputs=[
-                io.Mask.Output(display_name="masks", is_output_list=True, tooltip="One mask for each phrase, in the order of the phrases."),
-                io.Mask.Output(display_name="foreground", tooltip="Everything that the prompt describes, as against the background."),
-                io.Image.Output(display_name="overlay", tooltip="The regions in colour over the picture."),
+                io.Mask.Output(
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="One mask for each phrase, in the order of the phrases.",
+                ),
+                io.Mask.Output(
+                    display_name="foreground",
+                    tooltip="Everything that the prompt describes, as against the background.",
+                ),
+                io.Image.Output(
+                    display_name="overlay", tooltip="The regions in colour over the picture."
+                ),
                 io.String.Output(display_name="legend", tooltip="Which colour is which phrase."),
             ],
         )
 
     @classmethod
-    def execute(cls, layout: LayoutRecord, samples: dict[str, Any], step: int, image: torch.Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        layout: LayoutRecord,
+        samples: dict[str, Any],
+        step: int,
+        image: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
         latent = samples["samples"]
         run = layout.run_of(latent)
         chosen = max(run) if step < 0 else min(run, key=lambda measured: abs(measured - step))
-        size = (latent.shape[-2] * 8, latent.shape[-1] * 8) if image is None else (image.shape[1], image.shape[2])
+        size = (
+            (latent.shape[-2] * 8, latent.shape[-1] * 8)
+            if image is None
+            else (image.shape[1], image.shape[2])
+        )
         found = layout_masks(run[chosen], len(layout.phrases), size)
         picture, legend = overlay(found, layout.phrases, image)
         return io.NodeOutput(list(found.phrases), found.foreground, picture, legend)

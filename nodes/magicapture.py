@@ -10,15 +10,22 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..demo import face_network
-from ..host import capture_folder
-from ..host.capture_faces import find_face_masks
-from ..host.capture_pictures import masked_previews
-from ..host.capture_training import DTYPES, CaptureSettings, CaptureTraining, Trained
-from ..host.faces import face_models
-from ..host.identity import Identity, list_files, load_identity
-from ..host.placeholders import Embedding, load_embedding, save_embedding, with_placeholders
-from ..host.training_watch import TrainingWatch, chosen_precision, memory_freed
-from ..magic.capture_sets import CapturePicture, StyleSet, Subject, capture_pictures, check_placeholder, check_templates
+from ..host.faces.detection import face_models
+from ..host.faces.identity import Identity, list_files, load_identity
+from ..host.page.training_watch import TrainingWatch, chosen_precision, memory_freed
+from ..host.pictures import capture_folder
+from ..host.segmentation.face_masks import find_face_masks
+from ..host.text.placeholders import Embedding, load_embedding, save_embedding, with_placeholders
+from ..host.training.pictures import masked_previews
+from ..host.training.run import DTYPES, CaptureSettings, CaptureTraining, Trained
+from ..magic.capture_sets import (
+    CapturePicture,
+    StyleSet,
+    Subject,
+    capture_pictures,
+    check_placeholder,
+    check_templates,
+)
 from .declare import IdentityType, advanced, range_complaint, schema
 
 CATEGORY = "MagicPortrait/MagiCapture"
@@ -54,53 +61,75 @@ TOY_IDENTITY = "toy (comes with the pack)"
 
 def _picture_inputs(what: str, templates: str, slots: str, placeholder: str) -> list[io.Input]:
     return [
-        io.Image.Input("images", optional=True, tooltip=f"Pictures of the {what}: a batch, or a list of different sizes and aspects."),
+        io.Image.Input(
+            "images",
+            optional=True,
+            tooltip=f"Pictures of the {what}: a batch, or a list of different sizes and aspects.",
+        ),
         io.Mask.Input(
             "faces",
             optional=True,
             tooltip=(
-                "The face in every picture, one mask each. Without: the largest face that a detector in models/face_detection or "
-                "models/detection finds; else the whole picture counts as face, which binds less well."
+                "The face in every picture, one mask each. Without: the largest face that a"
+                " detector in models/face_detection or models/detection finds; else the whole"
+                " picture counts as face, which binds less well."
             ),
         ),
         io.Combo.Input(
             "folder",
             options=[capture_folder.NO_FOLDER, *capture_folder.list_folders()],
             tooltip=(
-                "Instead of images: a folder in ComfyUI's input folder. Masks of the same names may lie in its subfolder mask; "
-                "without, faces are found as for images."
+                "Instead of images: a folder in ComfyUI's input folder. Masks of the same names may"
+                " lie in its subfolder mask; without, faces are found as for images."
             ),
         ),
         io.String.Input(
             "placeholder",
             default=placeholder,
-            tooltip=f"The new word that will mean this {what} in prompts. One word, better none that exists already.",
+            tooltip=(
+                f"The new word that will mean this {what} in prompts. One word, better none that"
+                " exists already."
+            ),
         ),
         io.String.Input(
-            "class_word", default="person", tooltip="What is in the pictures, in a word that the model knows: person, woman, man, dog."
+            "class_word",
+            default="person",
+            tooltip=(
+                "What is in the pictures, in a word that the model knows: person, woman, man, dog."
+            ),
         ),
         advanced(
             io.String.Input(
                 "templates",
                 multiline=True,
                 default=templates,
-                tooltip=f"Training prompts, one a line, each with the slots of {slots} once, as the defaults have. Every step draws one.",
+                tooltip=(
+                    f"Training prompts, one a line, each with the slots of {slots} once, as the"
+                    " defaults have. Every step draws one."
+                ),
             )
         ),
     ]
 
 
 def _first(value: Any) -> Any:
-    """These nodes take lists, so that pictures may differ in size: all other inputs are lists of one."""
+    """These nodes take lists, so that pictures may differ in size: all other inputs are lists of
+    one."""
     return value[0] if isinstance(value, list) else value
 
 
-def _read(images: list[torch.Tensor] | None, faces: list[torch.Tensor] | None, folder: str, what: str) -> tuple[CapturePicture, ...]:
+def _read(
+    images: list[torch.Tensor] | None, faces: list[torch.Tensor] | None, folder: str, what: str
+) -> tuple[CapturePicture, ...]:
     if folder != capture_folder.NO_FOLDER:
         found, masks, names = capture_folder.read_folder(folder)
     else:
-        found = [image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])]
-        masks = [mask for batch in faces or () for mask in batch.reshape(-1, *batch.shape[-2:])] or None
+        found = [
+            image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])
+        ]
+        masks = [
+            mask for batch in faces or () for mask in batch.reshape(-1, *batch.shape[-2:])
+        ] or None
         names = [f"{what} picture {i + 1}" for i in range(len(found))]
     if masks is None:
         masks = find_face_masks(found, names, what)
@@ -108,9 +137,14 @@ def _read(images: list[torch.Tensor] | None, faces: list[torch.Tensor] | None, f
 
 
 def _fingerprint(folder: Any, linked: Any) -> str:
-    """Changes with the folder's files and, where faces have to be found, with the detectors that are there."""
+    """Changes with the folder's files and, where faces have to be found, with the detectors that
+    are there."""
     chosen = _first(folder) or capture_folder.NO_FOLDER
-    has_masks = "faces" in linked if chosen == capture_folder.NO_FOLDER else capture_folder.has_masks(chosen)
+    has_masks = (
+        "faces" in linked
+        if chosen == capture_folder.NO_FOLDER
+        else capture_folder.has_masks(chosen)
+    )
     return capture_folder.state_of(chosen) + ("" if has_masks else " ".join(face_models()))
 
 
@@ -137,7 +171,10 @@ class MagiCaptureSubject(io.ComfyNode):
             node_id="MagiCaptureSubject",
             display_name="MagiCapture Subject",
             category=CATEGORY,
-            description="The person to learn: a handful of pictures with face masks, the new word for them, and training prompts.",
+            description=(
+                "The person to learn: a handful of pictures with face masks, the new word for them,"
+                " and training prompts."
+            ),
             search_aliases=["dreambooth", "training images", "person", "face", "identity"],
             is_input_list=True,
             is_output_node=True,
@@ -164,7 +201,12 @@ class MagiCaptureSubject(io.ComfyNode):
         faces: list[torch.Tensor] | None = None,
     ) -> io.NodeOutput:
         pictures = _read(images, faces, _first(folder), "subject")
-        subject = Subject(pictures, _first(placeholder).strip(), _first(class_word).strip() or "person", _lines(_first(templates)))
+        subject = Subject(
+            pictures,
+            _first(placeholder).strip(),
+            _first(class_word).strip() or "person",
+            _lines(_first(templates)),
+        )
         return io.NodeOutput(subject, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
 
 
@@ -175,7 +217,10 @@ class MagiCaptureStyle(io.ComfyNode):
             node_id="MagiCaptureStyle",
             display_name="MagiCapture Style",
             category=CATEGORY,
-            description="The style to learn: a handful of pictures of other people in it, with face masks, and the new word for it.",
+            description=(
+                "The style to learn: a handful of pictures of other people in it, with face masks,"
+                " and the new word for it."
+            ),
             search_aliases=["dreambooth", "training images", "style"],
             is_input_list=True,
             is_output_node=True,
@@ -202,7 +247,12 @@ class MagiCaptureStyle(io.ComfyNode):
         faces: list[torch.Tensor] | None = None,
     ) -> io.NodeOutput:
         pictures = _read(images, faces, _first(folder), "style")
-        style = StyleSet(pictures, _first(placeholder).strip(), _first(class_word).strip() or "person", _lines(_first(templates)))
+        style = StyleSet(
+            pictures,
+            _first(placeholder).strip(),
+            _first(class_word).strip() or "person",
+            _lines(_first(templates)),
+        )
         return io.NodeOutput(style, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
 
 
@@ -214,27 +264,41 @@ class MagicIdentityLoader(io.ComfyNode):
             display_name="Load Identity Network (MagicPortrait)",
             category=CATEGORY,
             description=(
-                "A network that tells faces apart, for the identity loss: ArcFace or AdaFace weights from models/face_identity or "
-                "models/insightface (safetensors, or onnx with the optional package onnx2torch)."
+                "A network that tells faces apart, for the identity loss: ArcFace or AdaFace"
+                " weights from models/face_identity or models/insightface (safetensors, or onnx"
+                " with the optional package onnx2torch)."
             ),
-            search_aliases=["arcface", "adaface", "insightface", "face embedding", "face", "identity"],
+            search_aliases=[
+                "arcface",
+                "adaface",
+                "insightface",
+                "face embedding",
+                "face",
+                "identity",
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=[TOY_IDENTITY, *list_files()],
                     tooltip=(
-                        "ArcFace or AdaFace weights, such as w600k_r50. The toy network knows drawn faces only; for photographs "
-                        "choose a file."
+                        "ArcFace or AdaFace weights, such as w600k_r50. The toy network knows drawn"
+                        " faces only; for photographs choose a file."
                     ),
                 )
             ],
-            outputs=[IdentityType.Output(display_name="identity", tooltip="For MagiCapture Train and Portrait Metrics.")],
+            outputs=[
+                IdentityType.Output(
+                    display_name="identity", tooltip="For MagiCapture Train and Portrait Metrics."
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         if file == TOY_IDENTITY:
-            return io.NodeOutput(Identity(file, face_network.load(), face_network.SIDE, face_network.MARGIN))
+            return io.NodeOutput(
+                Identity(file, face_network.load(), face_network.SIDE, face_network.MARGIN)
+            )
         return io.NodeOutput(load_identity(file))
 
 
@@ -247,27 +311,47 @@ class MagiCaptureTrain(io.ComfyNode):
             display_name="MagiCapture Train",
             category=CATEGORY,
             description=(
-                "Learns a subject and a style: first two new words (textual inversion), then LoRA of the UNet and the text encoders. "
-                "Gives what Save LoRA, LoRA loaders and the loss graph understand."
+                "Learns a subject and a style: first two new words (textual inversion), then LoRA"
+                " of the UNet and the text encoders. Gives what Save LoRA, LoRA loaders and the"
+                " loss graph understand."
             ),
-            search_aliases=["train lora", "dreambooth", "textual inversion", "inversion", "finetune", "personalize", "face", "identity"],
+            search_aliases=[
+                "train lora",
+                "dreambooth",
+                "textual inversion",
+                "inversion",
+                "finetune",
+                "personalize",
+                "face",
+                "identity",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="SD1.5, SD2.1, SDXL or a fine-tune. It is not changed."),
+                io.Model.Input(
+                    "model", tooltip="SD1.5, SD2.1, SDXL or a fine-tune. It is not changed."
+                ),
                 io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 SubjectType.Input("subject", tooltip="Who to learn."),
                 StyleType.Input("style", tooltip="The style to learn."),
                 IdentityType.Input(
-                    "identity", optional=True, tooltip="A face-embedding network: draws the learned face towards the subject's. Slower."
+                    "identity",
+                    optional=True,
+                    tooltip=(
+                        "A face-embedding network: draws the learned face towards the subject's."
+                        " Slower."
+                    ),
                 ),
                 io.Int.Input(
                     "inversion_steps",
                     default=default.inversion_steps,
                     min=0,
                     max=100_000,
-                    tooltip="Steps of the first phase, which learns the two words only. More: the words fit better.",
+                    tooltip=(
+                        "Steps of the first phase, which learns the two words only. More: the words"
+                        " fit better."
+                    ),
                 ),
                 io.Int.Input(
                     "lora_steps",
@@ -281,7 +365,10 @@ class MagiCaptureTrain(io.ComfyNode):
                     default=default.rank,
                     min=1,
                     max=128,
-                    tooltip="Size of the LoRA. Higher: room for more detail, and a larger file. The paper uses 4.",
+                    tooltip=(
+                        "Size of the LoRA. Higher: room for more detail, and a larger file. The"
+                        " paper uses 4."
+                    ),
                 ),
                 io.Int.Input(
                     "batch",
@@ -297,16 +384,16 @@ class MagiCaptureTrain(io.ComfyNode):
                     max=0xFFFFFFFF,
                     control_after_generate=False,
                     tooltip=(
-                        "Draws the noise, pictures and prompts of the training. On a CPU the same seed gives the same training, bit "
-                        "for bit."
+                        "Draws the noise, pictures and prompts of the training. On a CPU the same"
+                        " seed gives the same training, bit for bit."
                     ),
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["auto", *DTYPES],
                     tooltip=(
-                        "What the frozen model computes in; what is trained is fp32. Half precision takes less memory. auto: half "
-                        "precision on a GPU, fp32 on a CPU."
+                        "What the frozen model computes in; what is trained is fp32. Half precision"
+                        " takes less memory. auto: half precision on a GPU, fp32 on a CPU."
                     ),
                 ),
                 io.Int.Input(
@@ -314,7 +401,10 @@ class MagiCaptureTrain(io.ComfyNode):
                     default=250,
                     min=0,
                     max=100_000,
-                    tooltip="A picture of the subject in the style every so many steps; each costs 20 steps of sampling. 0: none.",
+                    tooltip=(
+                        "A picture of the subject in the style every so many steps; each costs 20"
+                        " steps of sampling. 0: none."
+                    ),
                 ),
                 io.Int.Input(
                     "checkpoint_every",
@@ -322,43 +412,51 @@ class MagiCaptureTrain(io.ComfyNode):
                     min=0,
                     max=100_000,
                     tooltip=(
-                        "Keeps the state every so many steps, and when you cancel, in output/magicapture. The same training started "
-                        "again goes on from there. 0: keeps nothing, so a cancelled training starts anew."
+                        "Keeps the state every so many steps, and when you cancel, in"
+                        " output/magicapture. The same training started again goes on from there."
+                        " 0: keeps nothing, so a cancelled training starts anew."
                     ),
                 ),
                 advanced(
                     _rate(
                         "inversion_rate",
                         default.inversion_rate,
-                        "Learning rate of the words in the first phase. Higher learns faster; too high gives broken pictures.",
+                        "Learning rate of the words in the first phase. Higher learns faster; too"
+                        " high gives broken pictures.",
                     )
                 ),
                 advanced(
                     _rate(
                         "unet_rate",
                         default.unet_rate,
-                        "Learning rate of the UNet's LoRA. Higher learns faster; too high gives broken pictures.",
+                        "Learning rate of the UNet's LoRA. Higher learns faster; too high gives"
+                        " broken pictures.",
                     )
                 ),
                 advanced(
                     _rate(
                         "text_rate",
                         default.text_rate,
-                        "Learning rate of the text encoders' LoRA. Higher learns faster; too high gives broken pictures.",
+                        "Learning rate of the text encoders' LoRA. Higher learns faster; too high"
+                        " gives broken pictures.",
                     )
                 ),
                 advanced(
                     _rate(
                         "embedding_rate",
                         default.embedding_rate,
-                        "Learning rate of the words in the second phase. Higher learns faster; too high gives broken pictures.",
+                        "Learning rate of the words in the second phase. Higher learns faster; too"
+                        " high gives broken pictures.",
                     )
                 ),
                 advanced(
                     io.Boolean.Input(
                         "masked",
                         default=True,
-                        tooltip="Learn the subject inside the masks and the style outside. Off: everything everywhere, as DreamBooth does.",
+                        tooltip=(
+                            "Learn the subject inside the masks and the style outside. Off:"
+                            " everything everywhere, as DreamBooth does."
+                        ),
                     )
                 ),
                 advanced(
@@ -366,8 +464,9 @@ class MagiCaptureTrain(io.ComfyNode):
                         "composed_prompts",
                         default=True,
                         tooltip=(
-                            "Also train prompts with both words, with the style pictures as stand-ins for all but the face. Off: the two "
-                            "words never learn to stand together."
+                            "Also train prompts with both words, with the style pictures as"
+                            " stand-ins for all but the face. Off: the two words never learn to"
+                            " stand together."
                         ),
                     )
                 ),
@@ -378,7 +477,10 @@ class MagiCaptureTrain(io.ComfyNode):
                         min=0.0,
                         max=100.0,
                         step=0.1,
-                        tooltip="Keeps the attention of each word in its own region: higher is stricter. 0: off; the paper's value is 2.5.",
+                        tooltip=(
+                            "Keeps the attention of each word in its own region: higher is"
+                            " stricter. 0: off; the paper's value is 2.5."
+                        ),
                     )
                 ),
                 advanced(
@@ -389,8 +491,9 @@ class MagiCaptureTrain(io.ComfyNode):
                         max=10.0,
                         step=0.1,
                         tooltip=(
-                            "How many times a style picture counts against one of the subject in the first half of each phase. Higher: "
-                            "the style is learned first. 1: equal."
+                            "How many times a style picture counts against one of the subject in"
+                            " the first half of each phase. Higher: the style is learned first. 1:"
+                            " equal."
                         ),
                     )
                 ),
@@ -402,8 +505,9 @@ class MagiCaptureTrain(io.ComfyNode):
                         max=10.0,
                         step=0.01,
                         tooltip=(
-                            "How much likeness counts, with an identity network connected. 0: off. Lower it when faces become smeared: "
-                            "too much teaches patterns that please the network."
+                            "How much likeness counts, with an identity network connected. 0: off."
+                            " Lower it when faces become smeared: too much teaches patterns that"
+                            " please the network."
                         ),
                     )
                 ),
@@ -414,8 +518,8 @@ class MagiCaptureTrain(io.ComfyNode):
                         min=1,
                         max=64,
                         tooltip=(
-                            "Encoded versions of each picture: mirrored, brighter, darker. Every step draws one. More: more variety, and "
-                            "a longer start. 1: as it is."
+                            "Encoded versions of each picture: mirrored, brighter, darker. Every"
+                            " step draws one. More: more variety, and a longer start. 1: as it is."
                         ),
                     )
                 ),
@@ -427,8 +531,8 @@ class MagiCaptureTrain(io.ComfyNode):
                         max=2048,
                         step=64,
                         tooltip=(
-                            "Pictures are scaled to the area of a square with this side, aspect kept. Larger: finer detail, more memory. "
-                            "0: the model's own size."
+                            "Pictures are scaled to the area of a square with this side, aspect"
+                            " kept. Larger: finer detail, more memory. 0: the model's own size."
                         ),
                     )
                 ),
@@ -436,23 +540,44 @@ class MagiCaptureTrain(io.ComfyNode):
                     io.Boolean.Input(
                         "gradient_checkpointing",
                         default=False,
-                        tooltip="Takes less memory and is slower: blocks are computed twice. The result is the same.",
+                        tooltip=(
+                            "Takes less memory and is slower: blocks are computed twice. The result"
+                            " is the same."
+                        ),
                     )
                 ),
             ],
             outputs=[
-                LoraModel.Output(display_name="lora", tooltip="LoRA of UNet and text encoders: for MagiCapture Apply or Save LoRA."),
-                EmbeddingsType.Output(display_name="embeddings", tooltip="The two words: for MagiCapture Apply or Save Embedding."),
-                LossMap.Output(display_name="loss_map", tooltip="The loss of every step: for Plot Loss Graph."),
-                io.String.Output(display_name="report", tooltip="What was trained, how fast, and how each term of the loss went."),
+                LoraModel.Output(
+                    display_name="lora",
+                    tooltip="LoRA of UNet and text encoders: for MagiCapture Apply or Save LoRA.",
+                ),
+                EmbeddingsType.Output(
+                    display_name="embeddings",
+                    tooltip="The two words: for MagiCapture Apply or Save Embedding.",
+                ),
+                LossMap.Output(
+                    display_name="loss_map", tooltip="The loss of every step: for Plot Loss Graph."
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What was trained, how fast, and how each term of the loss went.",
+                ),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, inversion_steps: int | None, lora_steps: int | None) -> bool | str:
-        if complaint := range_complaint(cls, inversion_steps=inversion_steps, lora_steps=lora_steps):
+        if complaint := range_complaint(
+            cls, inversion_steps=inversion_steps, lora_steps=lora_steps
+        ):
             return complaint
-        return inversion_steps is None or lora_steps is None or inversion_steps + lora_steps > 0 or "no steps: give at least one phase some"
+        return (
+            inversion_steps is None
+            or lora_steps is None
+            or inversion_steps + lora_steps > 0
+            or "no steps: give at least one phase some"
+        )
 
     @classmethod
     def execute(
@@ -470,23 +595,40 @@ class MagiCaptureTrain(io.ComfyNode):
         identity: Identity | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        chosen = CaptureSettings(precision=chosen_precision(precision), composed=composed_prompts, side=resolution, **settings)
+        chosen = CaptureSettings(
+            precision=chosen_precision(precision),
+            composed=composed_prompts,
+            side=resolution,
+            **settings,
+        )
         node = cls.hidden.unique_id if cls.hidden else None
         watch = TrainingWatch(chosen, len(subject.pictures) + len(style.pictures), node)
 
         def train() -> Trained:
-            training = CaptureTraining(model, clip, vae, subject, style, identity, chosen, watch.encoded)
-            return training.run(watch.stepped, _checkpoint(training.fingerprint), checkpoint_every, watch.previewed, preview_every)
+            training = CaptureTraining(
+                model, clip, vae, subject, style, identity, chosen, watch.encoded
+            )
+            return training.run(
+                watch.stepped,
+                _checkpoint(training.fingerprint),
+                checkpoint_every,
+                watch.previewed,
+                preview_every,
+            )
 
         with memory_freed():
             trained = train()
         logging.info("MagiCapture: %s", trained.report)
         shown = ui.PreviewImage(torch.cat(watch.previews), cls=cls) if watch.previews else None
-        return io.NodeOutput(trained.lora, trained.embeddings, {"loss": trained.history}, trained.report, ui=shown)
+        return io.NodeOutput(
+            trained.lora, trained.embeddings, {"loss": trained.history}, trained.report, ui=shown
+        )
 
 
 def _rate(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=1e-6, round=False, tooltip=tooltip)
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=1e-6, round=False, tooltip=tooltip
+    )
 
 
 def _checkpoint(fingerprint: str) -> Path:
@@ -502,16 +644,24 @@ class MagiCaptureApply(io.ComfyNode):
             node_id="MagiCaptureApply",
             display_name="MagiCapture Apply",
             category=CATEGORY,
-            description="A model and a text encoder that know the subject and the style: write the new words in any prompt.",
+            description=(
+                "A model and a text encoder that know the subject and the style: write the new"
+                " words in any prompt."
+            ),
             search_aliases=["load lora", "embedding", "textual inversion", "dreambooth"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that was trained, or a relative of it."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
-                EmbeddingsType.Input("embeddings", tooltip="The new words, from MagiCapture Train or Load Embedding."),
+                EmbeddingsType.Input(
+                    "embeddings", tooltip="The new words, from MagiCapture Train or Load Embedding."
+                ),
                 LoraModel.Input(
                     "lora",
                     optional=True,
-                    tooltip="From MagiCapture Train. A saved one can be loaded with a LoRA loader before this node instead.",
+                    tooltip=(
+                        "From MagiCapture Train. A saved one can be loaded with a LoRA loader"
+                        " before this node instead."
+                    ),
                 ),
                 io.Float.Input(
                     "strength_model",
@@ -520,8 +670,9 @@ class MagiCaptureApply(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     tooltip=(
-                        "How strongly the UNet's LoRA acts. Higher: closer to the training pictures; 0: not at all. The paper "
-                        "samples with .6, the toy workflow with 1."
+                        "How strongly the UNet's LoRA acts. Higher: closer to the training"
+                        " pictures; 0: not at all. The paper samples with .6, the toy workflow"
+                        " with 1."
                     ),
                 ),
                 io.Float.Input(
@@ -531,14 +682,17 @@ class MagiCaptureApply(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     tooltip=(
-                        "How strongly the text encoders' LoRA acts. Higher: closer to the training pictures; 0: not at all. The "
-                        "paper samples with .9, the toy workflow with 1."
+                        "How strongly the text encoders' LoRA acts. Higher: closer to the training"
+                        " pictures; 0: not at all. The paper samples with .9, the toy workflow"
+                        " with 1."
                     ),
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="For the sampler."),
-                io.Clip.Output(display_name="CLIP", tooltip="For prompts with the new words in them."),
+                io.Clip.Output(
+                    display_name="CLIP", tooltip="For prompts with the new words in them."
+                ),
             ],
         )
 
@@ -556,7 +710,9 @@ class MagiCaptureApply(io.ComfyNode):
 
         clip = with_placeholders(clip, embeddings)
         if lora is not None:
-            model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength_model, strength_clip)
+            model, clip = comfy.sd.load_lora_for_models(
+                model, clip, lora, strength_model, strength_clip
+            )
         return io.NodeOutput(model, clip)
 
 
@@ -567,23 +723,41 @@ class MagicEmbeddingSave(io.ComfyNode):
             node_id="MagicEmbeddingSave",
             display_name="Save Embedding (MagicPortrait)",
             category=CATEGORY,
-            description="Writes each learned word as a safetensors file into the embeddings folder, where 'embedding:name' finds it.",
+            description=(
+                "Writes each learned word as a safetensors file into the embeddings folder, where"
+                " 'embedding:name' finds it."
+            ),
             search_aliases=["textual inversion", "export embedding"],
             is_output_node=True,
             inputs=[
-                EmbeddingsType.Input("embeddings", tooltip="Learned words, from MagiCapture Train."),
-                io.String.Input("name", default="magicapture", tooltip="The files are named after this and the placeholder."),
+                EmbeddingsType.Input(
+                    "embeddings", tooltip="Learned words, from MagiCapture Train."
+                ),
+                io.String.Input(
+                    "name",
+                    default="magicapture",
+                    tooltip="The files are named after this and the placeholder.",
+                ),
             ],
             outputs=[
-                io.String.Output(display_name="names", tooltip="The names to write in prompts, one a line: embedding:magicapture_subject.")
+                io.String.Output(
+                    display_name="names",
+                    tooltip=(
+                        "The names to write in prompts, one a line: embedding:magicapture_subject."
+                    ),
+                )
             ],
         )
 
     @classmethod
     def execute(cls, embeddings: tuple[Embedding, ...], name: str) -> io.NodeOutput:
-        words = ["".join(character for character in embedding.placeholder if character.isalnum()) for embedding in embeddings]
+        words = [
+            "".join(character for character in embedding.placeholder if character.isalnum())
+            for embedding in embeddings
+        ]
         paths = [
-            save_embedding(embedding, f"{'_'.join(name.split())}_{word or i}") for i, (embedding, word) in enumerate(zip(embeddings, words))
+            save_embedding(embedding, f"{'_'.join(name.split())}_{word or i}")
+            for i, (embedding, word) in enumerate(zip(embeddings, words))
         ]
         return io.NodeOutput("\n".join(f"embedding:{path.stem}" for path in paths))
 
@@ -593,12 +767,19 @@ class MagicEmbeddingLoad(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
-        files = [name for name in folder_paths.get_filename_list("embeddings") if name.endswith(".safetensors")]
+        files = [
+            name
+            for name in folder_paths.get_filename_list("embeddings")
+            if name.endswith(".safetensors")
+        ]
         return schema(
             node_id="MagicEmbeddingLoad",
             display_name="Load Embedding (MagicPortrait)",
             category=CATEGORY,
-            description="Reads a learned word from the embeddings folder, to be used under its placeholder with MagiCapture Apply.",
+            description=(
+                "Reads a learned word from the embeddings folder, to be used under its placeholder"
+                " with MagiCapture Apply."
+            ),
             search_aliases=["textual inversion", "import embedding"],
             inputs=[
                 io.Combo.Input(
@@ -607,7 +788,11 @@ class MagicEmbeddingLoad(io.ComfyNode):
                     tooltip="A file of ComfyUI's embeddings folder.",
                 ),
                 io.String.Input(
-                    "placeholder", default="", tooltip="The word to write in prompts. Empty: the one that the file was saved with."
+                    "placeholder",
+                    default="",
+                    tooltip=(
+                        "The word to write in prompts. Empty: the one that the file was saved with."
+                    ),
                 ),
                 EmbeddingsType.Input("embeddings", optional=True, tooltip="Words before this one."),
             ],
@@ -615,5 +800,7 @@ class MagicEmbeddingLoad(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, file: str, placeholder: str, embeddings: tuple[Embedding, ...] = ()) -> io.NodeOutput:
+    def execute(
+        cls, file: str, placeholder: str, embeddings: tuple[Embedding, ...] = ()
+    ) -> io.NodeOutput:
         return io.NodeOutput((*embeddings, load_embedding(file, placeholder.strip())))

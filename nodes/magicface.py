@@ -1,4 +1,5 @@
-"""MagicFace (arXiv 2408.07433): portraits from one masked reference image per concept, without training."""
+"""MagicFace (arXiv 2408.07433): portraits from one masked reference image per concept, without
+training."""
 
 from __future__ import annotations
 
@@ -8,17 +9,26 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host import concept_folder
-from ..host.feature_store import FeatureStore
-from ..host.layout_record import LayoutRecord
-from ..host.live_layout import LayoutView
-from ..host.magicface import MagicFacePatch, Span
-from ..host.prompts import tagged_prompt
-from ..host.references import check_masks, prepare_references
-from ..host.unet import attention_blocks, native_side
+from ..host.layout.record import LayoutRecord
+from ..host.page.live_layout import LayoutView
+from ..host.pictures import concept_folder
+from ..host.sampling.backbone.unet import attention_blocks, native_side
+from ..host.sampling.feature_store import FeatureStore
+from ..host.sampling.references import check_masks, prepare_references
+from ..host.systems.magicface import MagicFacePatch, Span
+from ..host.text.prompts import tagged_prompt
 from ..magic.blocks import parse_blocks
 from ..magic.concepts import Concept
-from .declare import Concepts, Layout, advanced, node_id, range_complaint, schema, span_complaint, span_inputs
+from .declare import (
+    Concepts,
+    Layout,
+    advanced,
+    node_id,
+    range_complaint,
+    schema,
+    span_complaint,
+    span_inputs,
+)
 
 DEFAULT_STRENGTH = 3.0
 _CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
@@ -31,12 +41,33 @@ class MagicFaceConcept(io.ComfyNode):
             node_id="MagicFaceConcept",
             display_name="MagicFace Concept",
             category="MagicPortrait/MagicFace",
-            description="One thing to take from a reference image: a face, a hat, a scarf. Chain as many as you like.",
-            search_aliases=["reference image", "face", "identity", "subject", "personalize", "ip adapter"],
+            description=(
+                "One thing to take from a reference image: a face, a hat, a scarf. Chain as many as"
+                " you like."
+            ),
+            search_aliases=[
+                "reference image",
+                "face",
+                "identity",
+                "subject",
+                "personalize",
+                "ip adapter",
+            ],
             inputs=[
-                io.Image.Input("image", tooltip="The reference. Any size and aspect; a batch counts as several views of the same thing."),
+                io.Image.Input(
+                    "image",
+                    tooltip=(
+                        "The reference. Any size and aspect; a batch counts as several views of the"
+                        " same thing."
+                    ),
+                ),
                 io.String.Input(
-                    "phrase", default="hat", tooltip="The words of the target prompt that name this concept, such as 'hat' or 'red scarf'."
+                    "phrase",
+                    default="hat",
+                    tooltip=(
+                        "The words of the target prompt that name this concept, such as 'hat' or"
+                        " 'red scarf'."
+                    ),
                 ),
                 io.Float.Input(
                     "strength",
@@ -45,28 +76,44 @@ class MagicFaceConcept(io.ComfyNode):
                     max=10.0,
                     step=0.1,
                     tooltip=(
-                        "How much more the picture looks at this reference: added to the attention logits. "
-                        "1.2 to 4 works; 0 is neutral, higher copies more."
+                        "How much more the picture looks at this reference: added to the attention"
+                        " logits. 1.2 to 4 works; 0 is neutral, higher copies more."
                     ),
                 ),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="Which part of the image shows the concept. Default: all of it. Soft edges count softly."
+                    "mask",
+                    optional=True,
+                    tooltip=(
+                        "Which part of the image shows the concept. Default: all of it. Soft edges"
+                        " count softly."
+                    ),
                 ),
                 io.String.Input(
                     "reference_prompt",
                     optional=True,
                     default="",
-                    tooltip="What the reference image shows, such as 'a man wearing a hat'. Empty: the phrase.",
+                    tooltip=(
+                        "What the reference image shows, such as 'a man wearing a hat'. Empty: the"
+                        " phrase."
+                    ),
                 ),
                 io.Mask.Input(
                     "target_region",
                     optional=True,
-                    tooltip="Where in the new picture the concept goes. Default: found by itself from the prompt.",
+                    tooltip=(
+                        "Where in the new picture the concept goes. Default: found by itself from"
+                        " the prompt."
+                    ),
                 ),
                 Concepts.Input("concepts", optional=True, tooltip="Concepts before this one."),
             ],
             outputs=[
-                Concepts.Output(display_name="concepts", tooltip="All concepts so far: connect to the next concept, or to MagicFace Apply.")
+                Concepts.Output(
+                    display_name="concepts",
+                    tooltip=(
+                        "All concepts so far: connect to the next concept, or to MagicFace Apply."
+                    ),
+                )
             ],
         )
 
@@ -76,7 +123,8 @@ class MagicFaceConcept(io.ComfyNode):
         return (
             phrase is None
             or bool(phrase.strip())
-            or "phrase is empty: write the words of the target prompt that name this concept, such as 'hat'"
+            or "phrase is empty: write the words of the target prompt that name this concept, such"
+            " as 'hat'"
         )
 
     @classmethod
@@ -92,7 +140,12 @@ class MagicFaceConcept(io.ComfyNode):
     ) -> io.NodeOutput:
         region = None if target_region is None else _stacked(target_region)[:1]
         covered = None if mask is None else _stacked(mask)
-        return io.NodeOutput((*concepts, Concept(phrase.strip(), image, covered, reference_prompt.strip(), strength, region)))
+        return io.NodeOutput(
+            (
+                *concepts,
+                Concept(phrase.strip(), image, covered, reference_prompt.strip(), strength, region),
+            )
+        )
 
 
 def _stacked(mask: torch.Tensor) -> torch.Tensor:
@@ -117,25 +170,39 @@ class MagicFaceConceptFolder(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=folders or [concept_folder.NO_FOLDER],
-                    tooltip="A folder inside ComfyUI's input folder that has image/ and mask/ in it.",
+                    tooltip=(
+                        "A folder inside ComfyUI's input folder that has image/ and mask/ in it."
+                    ),
                 ),
                 Concepts.Input("concepts", optional=True, tooltip="Concepts before these."),
             ],
             outputs=[
                 Concepts.Output(display_name="concepts", tooltip="The concepts of the folder."),
                 io.String.Output(
-                    display_name="prompt", tooltip="The target prompt of the YAML file, or one made from the concepts' names."
+                    display_name="prompt",
+                    tooltip=(
+                        "The target prompt of the YAML file, or one made from the concepts' names."
+                    ),
                 ),
-                io.String.Output(display_name="negative_prompt", tooltip="The negative prompt of the YAML file."),
+                io.String.Output(
+                    display_name="negative_prompt", tooltip="The negative prompt of the YAML file."
+                ),
                 io.Float.Output(
-                    display_name="ca_scale", tooltip="ca_scale of the YAML file, for MagicFace Apply; 0 (automatic) without one."
+                    display_name="ca_scale",
+                    tooltip=(
+                        "ca_scale of the YAML file, for MagicFace Apply; 0 (automatic) without one."
+                    ),
                 ),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, folder: str | None) -> bool | str:
-        return folder is None or folder in concept_folder.list_folders() or concept_folder.missing_message(folder)
+        return (
+            folder is None
+            or folder in concept_folder.list_folders()
+            or concept_folder.missing_message(folder)
+        )
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **_: Any) -> str:
@@ -144,7 +211,9 @@ class MagicFaceConceptFolder(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, concepts: tuple[Concept, ...] = ()) -> io.NodeOutput:
         read = concept_folder.read_folder(folder, DEFAULT_STRENGTH)
-        return io.NodeOutput((*concepts, *read.concepts), read.prompt, read.negative_prompt, read.ca_scale)
+        return io.NodeOutput(
+            (*concepts, *read.concepts), read.prompt, read.negative_prompt, read.ca_scale
+        )
 
 
 class MagicFaceApply(io.ComfyNode):
@@ -155,13 +224,24 @@ class MagicFaceApply(io.ComfyNode):
             display_name="MagicFace Apply",
             category="MagicPortrait/MagicFace",
             description=(
-                "Makes a model draw the concepts of the reference images. Connect MODEL and CONDITIONING to any sampler. "
-                "SD1.5, SD2.1, SDXL."
+                "Makes a model draw the concepts of the reference images. Connect MODEL and"
+                " CONDITIONING to any sampler. SD1.5, SD2.1, SDXL."
             ),
-            search_aliases=["face", "identity", "personalize", "reference only", "faceid", "subject driven"],
+            search_aliases=[
+                "face",
+                "identity",
+                "personalize",
+                "reference only",
+                "faceid",
+                "subject driven",
+            ],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune. LoRAs and other patches may come before or after."
+                    "model",
+                    tooltip=(
+                        "A UNet model: SD1.5, SD2.1, SDXL or a fine-tune. LoRAs and other patches"
+                        " may come before or after."
+                    ),
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.Vae.Input("vae", tooltip="The VAE of the model: encodes the references."),
@@ -180,29 +260,33 @@ class MagicFaceApply(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "When the layout is settled and each region begins to look at its own reference only (RSA to RBA). "
-                        "Earlier: less spill, later: more freedom for the layout. The paper: .4."
+                        "When the layout is settled and each region begins to look at its own"
+                        " reference only (RSA to RBA). Earlier: less spill, later: more freedom for"
+                        " the layout. The paper: .4."
                     ),
                 ),
                 io.Boolean.Input(
                     "semantic_cfg",
                     default=True,
                     tooltip=(
-                        "Guides every word's region equally strongly. Needs CFG above 1; costs the layout in every step. Off: the "
-                        "sampler's plain CFG."
+                        "Guides every word's region equally strongly. Needs CFG above 1; costs the"
+                        " layout in every step. Off: the sampler's plain CFG."
                     ),
                 ),
                 *span_inputs(
-                    "Share of sampling after which references act. Later: the prompt alone sets pose and layout, less is copied.",
-                    "Share of sampling after which references no longer act. Earlier: the model finishes alone, fewer details are copied.",
+                    "Share of sampling after which references act. Later: the prompt alone sets"
+                    " pose and layout, less is copied.",
+                    "Share of sampling after which references no longer act. Earlier: the model"
+                    " finishes alone, fewer details are copied.",
                 ),
                 advanced(
                     io.String.Input(
                         "layers",
                         default="fine",
                         tooltip=(
-                            "Where references act: 'fine' (the two finest levels of the decoder, the paper's choice), 'decoder', 'all' "
-                            "(changes more of the rest of the picture), or blocks such as 'o6-11,m0,i7-8'."
+                            "Where references act: 'fine' (the two finest levels of the decoder,"
+                            " the paper's choice), 'decoder', 'all' (changes more of the rest of"
+                            " the picture), or blocks such as 'o6-11,m0,i7-8'."
                         ),
                     )
                 ),
@@ -214,8 +298,9 @@ class MagicFaceApply(io.ComfyNode):
                         max=1.0,
                         step=0.05,
                         tooltip=(
-                            "How much the words that name no concept count in the layout: lower gives concepts more room. "
-                            "0: automatic, .9 for one concept and .6 for several."
+                            "How much the words that name no concept count in the layout: lower"
+                            " gives concepts more room. 0: automatic, .9 for one concept and .6 for"
+                            " several."
                         ),
                     )
                 ),
@@ -225,8 +310,9 @@ class MagicFaceApply(io.ComfyNode):
                         options=["fixed", "per step"],
                         default="fixed",
                         tooltip=(
-                            "'fixed': the same noise on a reference in all steps, which keep_features needs. 'per step': fresh noise "
-                            "each step, as in the official code."
+                            "'fixed': the same noise on a reference in all steps, which"
+                            " keep_features needs. 'per step': fresh noise each step, as in the"
+                            " official code."
                         ),
                     )
                 ),
@@ -238,8 +324,8 @@ class MagicFaceApply(io.ComfyNode):
                         max=0xFFFFFFFFFFFFFFFF,
                         control_after_generate=False,
                         tooltip=(
-                            "Which noise the references are seen through. Another number gives a variant of the picture; higher is not "
-                            "better."
+                            "Which noise the references are seen through. Another number gives a"
+                            " variant of the picture; higher is not better."
                         ),
                     )
                 ),
@@ -249,17 +335,25 @@ class MagicFaceApply(io.ComfyNode):
                         options=["off", "memory"],
                         default="off",
                         tooltip=(
-                            "'memory': what the references showed is kept for the next run with the same steps, which then costs little "
-                            "more than plain sampling. For SD1.5 up to 24 MB a reference and step in half precision; above 2 GB on disk."
+                            "'memory': what the references showed is kept for the next run with the"
+                            " same steps, which then costs little more than plain sampling. For"
+                            " SD1.5 up to 24 MB a reference and step in half precision; above 2 GB"
+                            " on disk."
                         ),
                     )
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt, for the sampler's positive input."),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The prompt, for the sampler's positive input."
+                ),
                 Layout.Output(
-                    display_name="layout", tooltip="Which word owns which part of the picture: for Layout Masks, after sampling."
+                    display_name="layout",
+                    tooltip=(
+                        "Which word owns which part of the picture: for Layout Masks, after"
+                        " sampling."
+                    ),
                 ),
             ],
             hidden=[io.Hidden.unique_id],

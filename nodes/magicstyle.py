@@ -1,4 +1,5 @@
-"""MagicStyle (arXiv 2409.08156): a portrait in the style of another picture, without training. The fusion rule is our reconstruction."""
+"""MagicStyle (arXiv 2409.08156): a portrait in the style of another picture, without training. The
+fusion rule is our reconstruction."""
 
 from __future__ import annotations
 
@@ -7,20 +8,34 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.feature_store import FeatureStore
-from ..host.inversion import Inversion, Recipe, resample_with
-from ..host.magicstyle import MagicStylePatch, Style
-from ..host.unet import attention_blocks
+from ..host.inversion.run import Inversion, Recipe, resample_with
+from ..host.sampling.backbone.unet import attention_blocks
+from ..host.sampling.feature_store import FeatureStore
+from ..host.systems.magicstyle import MagicStylePatch, Style
 from ..magic.blocks import parse_blocks
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
-from .declare import InversionType, Styles, advanced, range_complaint, schema, span_complaint, span_inputs
+from .declare import (
+    InversionType,
+    Styles,
+    advanced,
+    range_complaint,
+    schema,
+    span_complaint,
+    span_inputs,
+)
 from .inversion import empty_conditioning, invert_cached, sigmas_of, steps_and_scheduler
 
 _CUSTOM = "custom"
 
 
 def _patch(
-    model: Any, content: Inversion, styles: tuple[Style, ...], preset: Preset, layers: str, fuses_negative: bool, is_kept: bool
+    model: Any,
+    content: Inversion,
+    styles: tuple[Style, ...],
+    preset: Preset,
+    layers: str,
+    fuses_negative: bool,
+    is_kept: bool,
 ) -> MagicStylePatch:
     """ValueError when content, styles and model do not belong together."""
     content.check_model(model, "the content")
@@ -29,9 +44,14 @@ def _patch(
         style.inversion.check_model(model, name)
         style.inversion.check_sigmas(content.sigmas.tolist(), name)
         if style.inversion.batch != 1:
-            raise ValueError(f"{name} holds {style.inversion.batch} pictures: invert one at a time and chain MagicStyle Reference nodes")
+            raise ValueError(
+                f"{name} holds {style.inversion.batch} pictures: invert one at a time and chain"
+                " MagicStyle Reference nodes"
+            )
     sampling = model.get_model_object("model_sampling")
-    start, end = (float(sampling.percent_to_sigma(percent)) for percent in (preset.start, preset.end))
+    start, end = (
+        float(sampling.percent_to_sigma(percent)) for percent in (preset.start, preset.end)
+    )
     blocks = parse_blocks(layers, attention_blocks(model))
     kept = FeatureStore() if is_kept else None
     return MagicStylePatch(content, styles, preset.fusion, blocks, start, end, fuses_negative, kept)
@@ -44,31 +64,57 @@ class MagicStyleReference(io.ComfyNode):
             node_id="MagicStyleReference",
             display_name="MagicStyle Reference",
             category="MagicPortrait/MagicStyle",
-            description="A style to draw in. Chain several: each with its weight, and where in the picture it acts.",
+            description=(
+                "A style to draw in. Chain several: each with its weight, and where in the picture"
+                " it acts."
+            ),
             search_aliases=["style transfer", "style image", "style reference"],
             inputs=[
-                InversionType.Input("inversion", tooltip="The style picture after MagicStyle Invert. Any size."),
+                InversionType.Input(
+                    "inversion", tooltip="The style picture after MagicStyle Invert. Any size."
+                ),
                 io.Float.Input(
                     "weight",
                     default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much of the picture it gives: less leaves more of the content's own look. Styles that overlap share.",
+                    tooltip=(
+                        "How much of the picture it gives: less leaves more of the content's own"
+                        " look. Styles that overlap share."
+                    ),
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Where in the content's picture it acts. Default: everywhere. May be soft."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip=(
+                        "Where in the content's picture it acts. Default: everywhere. May be soft."
+                    ),
+                ),
                 Styles.Input("styles", optional=True, tooltip="Styles before this one."),
             ],
-            outputs=[Styles.Output(display_name="styles", tooltip="All styles so far: to the next reference, or to MagicStyle Apply.")],
+            outputs=[
+                Styles.Output(
+                    display_name="styles",
+                    tooltip="All styles so far: to the next reference, or to MagicStyle Apply.",
+                )
+            ],
         )
 
     @classmethod
     def execute(
-        cls, inversion: Inversion, weight: float, mask: torch.Tensor | None = None, styles: tuple[Style, ...] = ()
+        cls,
+        inversion: Inversion,
+        weight: float,
+        mask: torch.Tensor | None = None,
+        styles: tuple[Style, ...] = (),
     ) -> io.NodeOutput:
         region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0].cpu()
         if region is not None and float(region.max()) <= 0:
-            raise ValueError("the mask of a style is empty: paint where it acts, or disconnect it to use it everywhere")
+            raise ValueError(
+                "the mask of a style is empty: paint where it acts, or disconnect it to use it"
+                " everywhere"
+            )
         return io.NodeOutput((*styles, Style(inversion, weight, region)))
 
 
@@ -81,21 +127,38 @@ class MagicStyleApply(io.ComfyNode):
             display_name="MagicStyle Apply",
             category="MagicPortrait/MagicStyle",
             description=(
-                "Makes a model draw the content in the look of the styles. Sample with SamplerCustom: add_noise off, CFG 1, the SAMPLER, "
-                "SIGMAS and positive of the content's MagicStyle Invert, and the LATENT of this node."
+                "Makes a model draw the content in the look of the styles. Sample with"
+                " SamplerCustom: add_noise off, CFG 1, the SAMPLER, SIGMAS and positive of the"
+                " content's MagicStyle Invert, and the LATENT of this node."
             ),
-            search_aliases=["style transfer", "stylize", "stylise", "ffa", "styleid", "visual style prompting"],
+            search_aliases=[
+                "style transfer",
+                "stylize",
+                "stylise",
+                "ffa",
+                "styleid",
+                "visual style prompting",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="The model that content and styles were inverted with."),
-                InversionType.Input("content", tooltip="The picture to draw anew, after MagicStyle Invert. A batch is drawn together."),
+                io.Model.Input(
+                    "model", tooltip="The model that content and styles were inverted with."
+                ),
+                InversionType.Input(
+                    "content",
+                    tooltip=(
+                        "The picture to draw anew, after MagicStyle Invert. A batch is drawn"
+                        " together."
+                    ),
+                ),
                 Styles.Input("styles", tooltip="One or more MagicStyle Reference nodes."),
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, _CUSTOM],
                     default="balanced",
                     tooltip=(
-                        "How far the style goes: 'gentle' keeps most of the structure, 'strong' least. Only 'custom' uses the values "
-                        "from alpha to end; layers and what follows count always."
+                        "How far the style goes: 'gentle' keeps most of the structure, 'strong'"
+                        " least. Only 'custom' uses the values from alpha to end; layers and what"
+                        " follows count always."
                     ),
                 ),
                 advanced(
@@ -105,7 +168,10 @@ class MagicStyleApply(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.05,
-                        tooltip="Custom: weight of the content's queries. Higher keeps more of its structure. The paper: .8.",
+                        tooltip=(
+                            "Custom: weight of the content's queries. Higher keeps more of its"
+                            " structure. The paper: .8."
+                        ),
                     )
                 ),
                 advanced(
@@ -116,8 +182,9 @@ class MagicStyleApply(io.ComfyNode):
                         max=1.0,
                         step=0.05,
                         tooltip=(
-                            "Custom: weight of the style's queries: more is more style and less structure. The paper: .2. "
-                            "What alpha and beta leave of 1 is the picture's own."
+                            "Custom: weight of the style's queries: more is more style and less"
+                            " structure. The paper: .2. What alpha and beta leave of 1 is the"
+                            " picture's own."
                         ),
                     )
                 ),
@@ -127,8 +194,10 @@ class MagicStyleApply(io.ComfyNode):
                         options=list(KEYS),
                         default=default.fusion.keys,
                         tooltip=(
-                            "Custom: whose keys and values the queries meet. 'content+style': both at once; 'style': the style's only, "
-                            "more style and less structure; 'blend': both apart, mixed by alpha and beta; 'content': none of the style's."
+                            "Custom: whose keys and values the queries meet. 'content+style': both"
+                            " at once; 'style': the style's only, more style and less structure;"
+                            " 'blend': both apart, mixed by alpha and beta; 'content': none of the"
+                            " style's."
                         ),
                     )
                 ),
@@ -140,8 +209,8 @@ class MagicStyleApply(io.ComfyNode):
                         max=10.0,
                         step=0.05,
                         tooltip=(
-                            "Custom, with 'content+style': added to the logits of style tokens. Higher is more style: 0 is neutral, 1 to "
-                            "2 strong; below 0 is less."
+                            "Custom, with 'content+style': added to the logits of style tokens."
+                            " Higher is more style: 0 is neutral, 1 to 2 strong; below 0 is less."
                         ),
                     )
                 ),
@@ -153,8 +222,9 @@ class MagicStyleApply(io.ComfyNode):
                         max=5.0,
                         step=0.05,
                         tooltip=(
-                            "Custom: factor on the attention logits. Above 1 each place looks at fewer, more similar ones: sharper; "
-                            "below 1 at more: smoother. 1 is neutral, StyleID uses 1.5."
+                            "Custom: factor on the attention logits. Above 1 each place looks at"
+                            " fewer, more similar ones: sharper; below 1 at more: smoother. 1 is"
+                            " neutral, StyleID uses 1.5."
                         ),
                     )
                 ),
@@ -166,16 +236,16 @@ class MagicStyleApply(io.ComfyNode):
                         max=1.0,
                         step=0.05,
                         tooltip=(
-                            "Custom: how far the start takes the style's mean and contrast: 0 not at all, 1 fully. The strongest single "
-                            "lever for colour."
+                            "Custom: how far the start takes the style's mean and contrast: 0 not"
+                            " at all, 1 fully. The strongest single lever for colour."
                         ),
                     )
                 ),
                 *span_inputs(
-                    "Custom: share of sampling after which fusion begins. Later leaves the first steps to the model; on the toy "
-                    "checkpoint .3 changes next to nothing.",
-                    "Custom: share of sampling after which fusion ends and the model draws on alone. Earlier keeps more "
-                    "structure, hardly less style.",
+                    "Custom: share of sampling after which fusion begins. Later leaves the first"
+                    " steps to the model; on the toy checkpoint .3 changes next to nothing.",
+                    "Custom: share of sampling after which fusion ends and the model draws on"
+                    " alone. Earlier keeps more structure, hardly less style.",
                     default.start,
                     default.end,
                 ),
@@ -184,8 +254,9 @@ class MagicStyleApply(io.ComfyNode):
                         "layers",
                         default="decoder",
                         tooltip=(
-                            "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as 'o6-11'. On "
-                            "the toy checkpoint these three come out alike."
+                            "Where features are fused: 'decoder', 'fine' (its two finest levels),"
+                            " 'all', or blocks such as 'o6-11'. On the toy checkpoint these three"
+                            " come out alike."
                         ),
                     )
                 ),
@@ -193,7 +264,10 @@ class MagicStyleApply(io.ComfyNode):
                     io.Boolean.Input(
                         "fuse_negative",
                         default=False,
-                        tooltip="With CFG above 1: fuses the unconditional rows too, which weakens the prompt.",
+                        tooltip=(
+                            "With CFG above 1: fuses the unconditional rows too, which weakens the"
+                            " prompt."
+                        ),
                     )
                 ),
                 advanced(
@@ -202,21 +276,32 @@ class MagicStyleApply(io.ComfyNode):
                         options=["off", "memory"],
                         default="off",
                         tooltip=(
-                            "'memory': what content and styles showed is kept for the next run, which then costs little more than plain "
-                            "sampling. For SD1.5 about 40 MB a picture and step in half precision; above 2 GB on disk."
+                            "'memory': what content and styles showed is kept for the next run,"
+                            " which then costs little more than plain sampling. For SD1.5 about 40"
+                            " MB a picture and step in half precision; above 2 GB on disk."
                         ),
                     )
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
-                io.Latent.Output(display_name="LATENT", tooltip="Where sampling starts: the content's noise, with the styles' statistics."),
+                io.Latent.Output(
+                    display_name="LATENT",
+                    tooltip=(
+                        "Where sampling starts: the content's noise, with the styles' statistics."
+                    ),
+                ),
             ],
         )
 
     @classmethod
     def validate_inputs(
-        cls, preset: str | None, start: float | None, end: float | None, alpha: float | None, beta: float | None
+        cls,
+        preset: str | None,
+        start: float | None,
+        end: float | None,
+        alpha: float | None,
+        beta: float | None,
     ) -> bool | str:
         if complaint := range_complaint(cls, start=start, end=end, alpha=alpha, beta=beta):
             return complaint
@@ -252,7 +337,9 @@ class MagicStyleApply(io.ComfyNode):
     ) -> io.NodeOutput:
         own = Preset(Fusion(alpha, beta, keys, style_scale, temperature), adain, start, end)
         chosen = own if preset == _CUSTOM else PRESETS[preset]
-        patch = _patch(model, content, styles, chosen, layers, fuse_negative, keep_features == "memory")
+        patch = _patch(
+            model, content, styles, chosen, layers, fuse_negative, keep_features == "memory"
+        )
         latent = model.model.process_latent_out(patch.start_latent(chosen.adain))
         return io.NodeOutput(patch.add_to(model), {"samples": latent})
 
@@ -264,19 +351,38 @@ class MagicStyleSampler(io.ComfyNode):
             node_id="MagicStyleSampler",
             display_name="MagicStyle Sampler (image + style)",
             category="MagicPortrait/MagicStyle",
-            description="A portrait in the style of another picture, in one node: inverts both, fuses, samples.",
-            search_aliases=["style transfer", "stylize", "stylise portrait", "image to image style"],
+            description=(
+                "A portrait in the style of another picture, in one node: inverts both, fuses,"
+                " samples."
+            ),
+            search_aliases=[
+                "style transfer",
+                "stylize",
+                "stylise portrait",
+                "image to image style",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5, SD2.1 or SDXL."),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
-                io.Image.Input("content", tooltip="The picture to draw anew. A batch is drawn together."),
+                io.Image.Input(
+                    "content", tooltip="The picture to draw anew. A batch is drawn together."
+                ),
                 io.Image.Input("style", tooltip="The picture whose look it takes. Any size."),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder of the model: gives the empty prompt. Zeros without it."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "The text encoder of the model: gives the empty prompt. Zeros without it."
+                    ),
+                ),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
                     default="balanced",
-                    tooltip="How far the style goes: 'gentle' keeps most of the portrait's structure, 'strong' least.",
+                    tooltip=(
+                        "How far the style goes: 'gentle' keeps most of the portrait's structure,"
+                        " 'strong' least."
+                    ),
                 ),
                 *steps_and_scheduler(),
                 advanced(
@@ -284,8 +390,9 @@ class MagicStyleSampler(io.ComfyNode):
                         "layers",
                         default="decoder",
                         tooltip=(
-                            "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as 'o6-11'. On "
-                            "the toy checkpoint these three come out alike."
+                            "Where features are fused: 'decoder', 'fine' (its two finest levels),"
+                            " 'all', or blocks such as 'o6-11'. On the toy checkpoint these three"
+                            " come out alike."
                         ),
                     )
                 ),
@@ -296,12 +403,17 @@ class MagicStyleSampler(io.ComfyNode):
                         min=0,
                         max=1_000_000,
                         tooltip=(
-                            "Room for remembered inversions on disk, in MB. When it is full the least recently used go. 0: do not remember."
+                            "Room for remembered inversions on disk, in MB. When it is full the"
+                            " least recently used go. 0: do not remember."
                         ),
                     )
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="LATENT", tooltip="The stylised picture: to VAE Decode.")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="LATENT", tooltip="The stylised picture: to VAE Decode."
+                )
+            ],
         )
 
     @classmethod
@@ -325,11 +437,15 @@ class MagicStyleSampler(io.ComfyNode):
         conds = {"positive": empty, "negative": empty}
         sigmas, recipe = sigmas_of(model, scheduler, steps), Recipe("fixed-point", 2, 1e-4, 1.0)
         found = [
-            invert_cached(model, vae.encode(picture[..., :3]), conds, sigmas, recipe, cache_mb, measures=False)[0]
+            invert_cached(
+                model, vae.encode(picture[..., :3]), conds, sigmas, recipe, cache_mb, measures=False
+            )[0]
             for picture in (content, style[:1])
         ]
         chosen = PRESETS[preset]
         patch = _patch(model, found[0], (Style(found[1], 1.0),), chosen, layers, False, False)
         start = model.model.process_latent_out(patch.start_latent(chosen.adain))
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        return io.NodeOutput({"samples": resample_with(patch.add_to(model), found[0], start, conds, 1.0, callback)})
+        return io.NodeOutput(
+            {"samples": resample_with(patch.add_to(model), found[0], start, conds, 1.0, callback)}
+        )

@@ -7,11 +7,20 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host import mask_parts, model_folders
-from ..host.concept_masks import Backends, ConceptMasks, Wanted, as_host_boxes, concept_masks, from_host_boxes, overlay
-from ..host.faces import face_models, missing_message
-from ..host.model_folders import DETECTORS, SAMS
-from ..host.segmentation import detector_names
+from ..host.faces.detection import face_models, missing_message
+from ..host.models import folders as model_folders
+from ..host.models.folders import DETECTORS, SAMS
+from ..host.pictures import mask_parts
+from ..host.segmentation.concept_masks import (
+    Backends,
+    ConceptMasks,
+    Wanted,
+    as_host_boxes,
+    concept_masks,
+    from_host_boxes,
+    overlay,
+)
+from ..host.segmentation.detectors import detector_names
 from ..magic.boxes import CHOICES, FACE_AREAS, parse_boxes, parse_points
 from ..magic.mask_shapes import feather, grow, threshold
 from .declare import Boxes, advanced, link_only, schema
@@ -29,12 +38,25 @@ class MagicConceptMask(io.ComfyNode):
             display_name="Concept Mask (MagicPortrait)",
             category="MagicPortrait/masks",
             description=(
-                "Masks a thing in a picture: named in words (Grounding DINO and SAM), pointed at (SAM), or a face. "
-                "Uses model files from your own model folders; nothing is downloaded."
+                "Masks a thing in a picture: named in words (Grounding DINO and SAM), pointed at"
+                " (SAM), or a face. Uses model files from your own model folders; nothing is"
+                " downloaded."
             ),
-            search_aliases=["segment anything", "sam", "grounding dino", "face mask", "text to mask", "mask", "segment", "segmentation"],
+            search_aliases=[
+                "segment anything",
+                "sam",
+                "grounding dino",
+                "face mask",
+                "text to mask",
+                "mask",
+                "segment",
+                "segmentation",
+            ],
             inputs=[
-                io.Image.Input("image", tooltip="The pictures to mask. Each picture of a batch gets its own mask."),
+                io.Image.Input(
+                    "image",
+                    tooltip="The pictures to mask. Each picture of a batch gets its own mask.",
+                ),
                 io.Combo.Input(
                     "target",
                     options=list(TARGETS),
@@ -42,55 +64,84 @@ class MagicConceptMask(io.ComfyNode):
                     tooltip="How the thing is named: by words, by points or boxes, or as a face.",
                 ),
                 io.String.Input(
-                    "text", default="hat", tooltip="For text: what to mask. Several things separated by commas share the mask."
+                    "text",
+                    default="hat",
+                    tooltip=(
+                        "For text: what to mask. Several things separated by commas share the mask."
+                    ),
                 ),
                 io.Combo.Input(
                     "sam",
                     options=[*model_folders.names(SAMS), NO_SAM],
-                    tooltip="The SAM checkpoint that finds the exact shape, from models/sams. Without one, boxes become the mask.",
+                    tooltip=(
+                        "The SAM checkpoint that finds the exact shape, from models/sams. Without"
+                        " one, boxes become the mask."
+                    ),
                 ),
                 io.Combo.Input(
                     "detector",
                     options=[*detector_names(), NO_MODEL],
-                    tooltip="For text: the Grounding DINO folder that finds words, from models/grounding-dino.",
+                    tooltip=(
+                        "For text: the Grounding DINO folder that finds words, from"
+                        " models/grounding-dino."
+                    ),
                 ),
                 io.Combo.Input(
                     "face_model",
                     options=[*face_models(), NO_MODEL],
-                    tooltip="For face: ComfyUI's MediaPipe file from models/detection, or a YuNet file from models/face_detection.",
+                    tooltip=(
+                        "For face: ComfyUI's MediaPipe file from models/detection, or a YuNet file"
+                        " from models/face_detection."
+                    ),
                 ),
                 io.Combo.Input(
                     "face_area",
                     options=list(FACE_AREAS),
                     default="face",
-                    tooltip="For face: from brows to chin, with the hair, or the whole head with the neck's beginning.",
+                    tooltip=(
+                        "For face: from brows to chin, with the hair, or the whole head with the"
+                        " neck's beginning."
+                    ),
                 ),
                 io.Combo.Input(
                     "choose",
                     options=list(CHOICES),
                     default="all",
-                    tooltip="Which of several finds: all, the largest, or one by its index, counted from left to right.",
+                    tooltip=(
+                        "Which of several finds: all, the largest, or one by its index, counted"
+                        " from left to right."
+                    ),
                 ),
-                io.Int.Input("index", default=0, min=0, max=1000, tooltip="For index: 0 is the leftmost."),
+                io.Int.Input(
+                    "index", default=0, min=0, max=1000, tooltip="For index: 0 is the leftmost."
+                ),
                 io.Float.Input(
                     "threshold",
                     default=0.3,
                     min=0.01,
                     max=0.99,
                     step=0.01,
-                    tooltip="How sure a find must be: lower finds more, higher keeps only clear finds.",
+                    tooltip=(
+                        "How sure a find must be: lower finds more, higher keeps only clear finds."
+                    ),
                 ),
                 io.Combo.Input(
                     "if_nothing",
                     options=["error", "empty mask"],
                     default="error",
-                    tooltip="What happens when a picture does not show the thing: stop with a message, or go on with an empty mask.",
+                    tooltip=(
+                        "What happens when a picture does not show the thing: stop with a message,"
+                        " or go on with an empty mask."
+                    ),
                 ),
                 advanced(
                     io.String.Input(
                         "points",
                         default="",
-                        tooltip="For points: places inside the thing, in pixels, such as '120,80; 64,200', or JSON from a points editor.",
+                        tooltip=(
+                            "For points: places inside the thing, in pixels, such as '120,80;"
+                            " 64,200', or JSON from a points editor."
+                        ),
                     )
                 ),
                 advanced(
@@ -98,34 +149,46 @@ class MagicConceptMask(io.ComfyNode):
                         "not_points",
                         default="",
                         tooltip=(
-                            "For points: places outside the thing, in the same form, where the mask took too much. They count beside "
-                            "points only."
+                            "For points: places outside the thing, in the same form, where the mask"
+                            " took too much. They count beside points only."
                         ),
                     )
                 ),
                 advanced(
                     io.String.Input(
-                        "box", default="", tooltip="For points: boxes around the thing as x,y,width,height in pixels; several with ';'."
+                        "box",
+                        default="",
+                        tooltip=(
+                            "For points: boxes around the thing as x,y,width,height in pixels;"
+                            " several with ';'."
+                        ),
                     )
                 ),
                 link_only(
                     Boxes.Input(
                         "boxes",
                         optional=True,
-                        tooltip="For points: boxes from ComfyUI's bounding box nodes, beside or instead of typed ones.",
+                        tooltip=(
+                            "For points: boxes from ComfyUI's bounding box nodes, beside or instead"
+                            " of typed ones."
+                        ),
                     )
                 ),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="The thing, one mask for each picture."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="The thing, one mask for each picture."
+                ),
                 Boxes.Output(
                     display_name="boxes",
                     tooltip=(
-                        "The boxes that were found, of ComfyUI's type BOUNDING_BOX: for Portrait Restore, Portrait Metrics and ComfyUI's "
-                        "own bounding box nodes."
+                        "The boxes that were found, of ComfyUI's type BOUNDING_BOX: for Portrait"
+                        " Restore, Portrait Metrics and ComfyUI's own bounding box nodes."
                     ),
                 ),
-                io.Image.Output(display_name="overlay", tooltip="The mask and the boxes over the picture."),
+                io.Image.Output(
+                    display_name="overlay", tooltip="The mask and the boxes over the picture."
+                ),
             ],
         )
 
@@ -141,19 +204,27 @@ class MagicConceptMask(io.ComfyNode):
         not_points: str | None,
         box: str | None,
     ) -> bool | str:
-        # The host passes None for an input that is linked. Models that the target does not use are not asked for.
+        # The host passes None for an input that is linked. Models that the target does not use are
+        # not asked for.
         if target not in (None, *TARGETS):
             return f"target: '{target}' is not one of {', '.join(TARGETS)}"
         if sam not in (None, NO_SAM, *model_folders.names(SAMS)):
             return f"sam: {model_folders.missing(SAMS, sam or '')}, or choose '{NO_SAM}'"
         if target == "text" and detector is not None and detector not in detector_names():
-            return f"detector: {model_folders.missing(DETECTORS, '' if detector == NO_MODEL else detector)}"
+            return (
+                "detector:"
+                f" {model_folders.missing(DETECTORS, '' if detector == NO_MODEL else detector)}"
+            )
         if target == "text" and text is not None and not text.strip(" ,.;\n"):
             return "text is empty: write what to mask, such as 'hat'"
         if target == "face" and face_model is not None and face_model not in face_models():
             return f"face_model: {missing_message('' if face_model == NO_MODEL else face_model)}"
         try:
-            is_pointed = [parse_points(points or ""), parse_points(not_points or ""), parse_boxes(box or "")]
+            is_pointed = [
+                parse_points(points or ""),
+                parse_points(not_points or ""),
+                parse_boxes(box or ""),
+            ]
         except ValueError as error:
             return str(error)
         if target == "points" and sam == NO_SAM and is_pointed[0]:
@@ -180,7 +251,9 @@ class MagicConceptMask(io.ComfyNode):
         boxes: Any = None,
     ) -> io.NodeOutput:
         # Linked values come here unseen by validate_inputs.
-        complaint = cls.validate_inputs(target, text, sam, detector, face_model, points, not_points, box)
+        complaint = cls.validate_inputs(
+            target, text, sam, detector, face_model, points, not_points, box
+        )
         if complaint is not True:
             raise ValueError(complaint)
         typed = tuple(parse_boxes(box))
@@ -198,8 +271,12 @@ class MagicConceptMask(io.ComfyNode):
             threshold=threshold,
         )
         if target == "points" and not inside and not any(wanted.boxes):
-            raise ValueError("points: nothing is pointed at: type points or a box, or connect boxes")
-        chosen = Backends(*(None if name in (NO_SAM, NO_MODEL) else name for name in (sam, detector, face_model)))
+            raise ValueError(
+                "points: nothing is pointed at: type points or a box, or connect boxes"
+            )
+        chosen = Backends(
+            *(None if name in (NO_SAM, NO_MODEL) else name for name in (sam, detector, face_model))
+        )
         found = concept_masks(image, wanted, chosen)
         if if_nothing == "error":
             cls._refuse_empty(found, wanted)
@@ -209,10 +286,13 @@ class MagicConceptMask(io.ComfyNode):
     def _refuse_empty(found: ConceptMasks, wanted: Wanted) -> None:
         empty = [i for i, mask in enumerate(found.masks) if not mask.any()]
         if empty:
-            what = {"text": f"'{wanted.text}'", "face": "a face"}.get(wanted.target, "anything at these points")
+            what = {"text": f"'{wanted.text}'", "face": "a face"}.get(
+                wanted.target, "anything at these points"
+            )
             raise ValueError(
-                f"picture {empty[0] + 1} of {len(found.masks)} does not show {what} at threshold {wanted.threshold:g}: "
-                "lower it, use other words, or set if_nothing to 'empty mask'"
+                f"picture {empty[0] + 1} of {len(found.masks)} does not show {what} at threshold"
+                f" {wanted.threshold:g}: lower it, use other words, or set if_nothing to 'empty"
+                " mask'"
             )
 
 
@@ -223,8 +303,20 @@ class MagicMaskRefine(io.ComfyNode):
             node_id="MagicMaskRefine",
             display_name="Refine Mask (MagicPortrait)",
             category="MagicPortrait/masks",
-            description="Cuts, cleans, grows and softens masks, in this order: threshold, largest part, holes, grow, feather.",
-            search_aliases=["mask", "grow mask", "feather mask", "fill holes", "blur mask", "erode", "dilate", "shrink mask"],
+            description=(
+                "Cuts, cleans, grows and softens masks, in this order: threshold, largest part,"
+                " holes, grow, feather."
+            ),
+            search_aliases=[
+                "mask",
+                "grow mask",
+                "feather mask",
+                "fill holes",
+                "blur mask",
+                "erode",
+                "dilate",
+                "shrink mask",
+            ],
             inputs=[
                 io.Mask.Input("mask", tooltip="Any masks; each of a batch by itself."),
                 io.Float.Input(
@@ -233,12 +325,25 @@ class MagicMaskRefine(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Makes the mask hard: what is at least this becomes 1, the rest 0. Higher: a smaller mask. 0 leaves it soft.",
+                    tooltip=(
+                        "Makes the mask hard: what is at least this becomes 1, the rest 0. Higher:"
+                        " a smaller mask. 0 leaves it soft."
+                    ),
                 ),
-                io.Boolean.Input("largest_part", default=False, tooltip="Keeps only the largest connected part: drops specks."),
-                io.Boolean.Input("fill_holes", default=True, tooltip="Fills what the mask encloses on all sides."),
+                io.Boolean.Input(
+                    "largest_part",
+                    default=False,
+                    tooltip="Keeps only the largest connected part: drops specks.",
+                ),
+                io.Boolean.Input(
+                    "fill_holes", default=True, tooltip="Fills what the mask encloses on all sides."
+                ),
                 io.Int.Input(
-                    "grow", default=0, min=-1024, max=1024, tooltip="Grows the mask by so many pixels to all sides; negative shrinks it."
+                    "grow",
+                    default=0,
+                    min=-1024,
+                    max=1024,
+                    tooltip="Grows the mask by so many pixels to all sides; negative shrinks it.",
                 ),
                 io.Float.Input(
                     "feather",
@@ -246,9 +351,18 @@ class MagicMaskRefine(io.ComfyNode):
                     min=0.0,
                     max=256.0,
                     step=0.5,
-                    tooltip="Softens the edge over about so many pixels to both sides. 0 leaves it hard.",
+                    tooltip=(
+                        "Softens the edge over about so many pixels to both sides. 0 leaves it"
+                        " hard."
+                    ),
                 ),
-                advanced(io.Boolean.Input("invert", default=False, tooltip="Turns the finished mask round: everything but the thing.")),
+                advanced(
+                    io.Boolean.Input(
+                        "invert",
+                        default=False,
+                        tooltip="Turns the finished mask round: everything but the thing.",
+                    )
+                ),
             ],
             outputs=[io.Mask.Output(display_name="mask", tooltip="The refined masks.")],
         )
@@ -264,11 +378,19 @@ class MagicMaskRefine(io.ComfyNode):
         feather: float,
         invert: bool,
     ) -> io.NodeOutput:
-        return io.NodeOutput(refined(mask, threshold, largest_part, fill_holes, grow, feather, invert))
+        return io.NodeOutput(
+            refined(mask, threshold, largest_part, fill_holes, grow, feather, invert)
+        )
 
 
 def refined(
-    mask: torch.Tensor, level: float, largest_part: bool, fill_holes: bool, pixels: int, softness: float, invert: bool
+    mask: torch.Tensor,
+    level: float,
+    largest_part: bool,
+    fill_holes: bool,
+    pixels: int,
+    softness: float,
+    invert: bool,
 ) -> torch.Tensor:
     mask = mask.reshape(-1, *mask.shape[-2:]).float().clamp(0, 1)
     if level > 0:

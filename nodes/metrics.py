@@ -8,9 +8,19 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.compare_grid import CompareGrid
-from ..host.concept_masks import from_host_boxes
-from ..host.metrics import AUTO, OFF, Comparison, MetricTable, aesthetic_heads, clip_folders, dino_folders, lpips_trunks, measure
+from ..host.metrics.table import (
+    AUTO,
+    OFF,
+    Comparison,
+    MetricTable,
+    aesthetic_heads,
+    clip_folders,
+    dino_folders,
+    lpips_trunks,
+    measure,
+)
+from ..host.pictures.compare_grid import CompareGrid
+from ..host.segmentation.concept_masks import from_host_boxes
 from .declare import Boxes, IdentityType, advanced, link_only, schema
 
 _GRID_ROWS = 8
@@ -24,15 +34,30 @@ class MagicPortraitMetrics(io.ComfyNode):
             display_name="Portrait Metrics (MagicPortrait)",
             category="MagicPortrait/evaluation",
             description=(
-                "The numbers of the papers: identity (CSIM), CLIP-I, CLIP-T, DINO, LPIPS, style distance, aesthetics. "
-                "Networks come from models/metrics; what is not there is named in the table."
+                "The numbers of the papers: identity (CSIM), CLIP-I, CLIP-T, DINO, LPIPS, style"
+                " distance, aesthetics. Networks come from models/metrics; what is not there is"
+                " named in the table."
             ),
-            search_aliases=["similarity", "identity", "clip score", "csim", "dino score", "lpips", "aesthetic score", "evaluation"],
+            search_aliases=[
+                "similarity",
+                "identity",
+                "clip score",
+                "csim",
+                "dino score",
+                "lpips",
+                "aesthetic score",
+                "evaluation",
+            ],
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to measure."),
                 io.Image.Input(
-                    "references", optional=True, tooltip="What they are compared with. With several, the mean over all of them counts."
+                    "references",
+                    optional=True,
+                    tooltip=(
+                        "What they are compared with. With several, the mean over all of them"
+                        " counts."
+                    ),
                 ),
                 io.String.Input(
                     "prompt",
@@ -41,33 +66,67 @@ class MagicPortraitMetrics(io.ComfyNode):
                     default="",
                     tooltip="For CLIP-T: the prompt of the pictures, or one line for each picture.",
                 ),
-                IdentityType.Input("identity", optional=True, tooltip="For CSIM: a network that tells people apart."),
+                IdentityType.Input(
+                    "identity",
+                    optional=True,
+                    tooltip="For CSIM: a network that tells people apart.",
+                ),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="For CLIP-I and aesthetics: used instead of a CLIP folder in models/metrics."
+                    "clip_vision",
+                    optional=True,
+                    tooltip=(
+                        "For CLIP-I and aesthetics: used instead of a CLIP folder in"
+                        " models/metrics."
+                    ),
                 ),
                 link_only(
                     Boxes.Input(
-                        "boxes", optional=True, tooltip="For CSIM: face boxes of the pictures, from Concept Mask. Default: all of each."
+                        "boxes",
+                        optional=True,
+                        tooltip=(
+                            "For CSIM: face boxes of the pictures, from Concept Mask. Default: all"
+                            " of each."
+                        ),
                     )
                 ),
                 link_only(
-                    Boxes.Input("reference_boxes", optional=True, tooltip="For CSIM: face boxes of the references. Default: all of each.")
+                    Boxes.Input(
+                        "reference_boxes",
+                        optional=True,
+                        tooltip="For CSIM: face boxes of the references. Default: all of each.",
+                    )
                 ),
-                _choice("clip", clip_folders(), "For CLIP-I and CLIP-T: a transformers folder of CLIP."),
-                _choice("dino", dino_folders(), "For DINO: a transformers folder of DINO or DINOv2."),
-                _choice("lpips", lpips_trunks(), "For LPIPS: torchvision's AlexNet file; needs the package lpips."),
-                _choice("aesthetic", aesthetic_heads(), "For aesthetics: LAION's head on CLIP ViT-L/14."),
+                _choice(
+                    "clip", clip_folders(), "For CLIP-I and CLIP-T: a transformers folder of CLIP."
+                ),
+                _choice(
+                    "dino", dino_folders(), "For DINO: a transformers folder of DINO or DINOv2."
+                ),
+                _choice(
+                    "lpips",
+                    lpips_trunks(),
+                    "For LPIPS: torchvision's AlexNet file; needs the package lpips.",
+                ),
+                _choice(
+                    "aesthetic", aesthetic_heads(), "For aesthetics: LAION's head on CLIP ViT-L/14."
+                ),
                 advanced(
                     io.String.Input(
                         "save_as",
                         optional=True,
                         default="",
-                        tooltip="Also writes the table as CSV and JSON into the output folder, under names that begin so. Empty: does not.",
+                        tooltip=(
+                            "Also writes the table as CSV and JSON into the output folder, under"
+                            " names that begin so. Empty: does not."
+                        ),
                     )
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="table", tooltip="The table in Markdown, with means and what is missing."),
+                io.String.Output(
+                    display_name="table",
+                    tooltip="The table in Markdown, with means and what is missing.",
+                ),
                 io.String.Output(display_name="csv", tooltip="A row for each picture."),
                 io.String.Output(display_name="json", tooltip="Values, means and what is missing."),
             ],
@@ -96,7 +155,11 @@ class MagicPortraitMetrics(io.ComfyNode):
             references=references,
             prompts=tuple(prompts),
             boxes=None if boxes is None else from_host_boxes(boxes, len(images)),
-            reference_boxes=None if reference_boxes is None or references is None else from_host_boxes(reference_boxes, len(references)),
+            reference_boxes=(
+                None
+                if reference_boxes is None or references is None
+                else from_host_boxes(reference_boxes, len(references))
+            ),
             identity=identity,
             clip_vision=clip_vision,
             clip=clip,
@@ -114,7 +177,13 @@ class MagicPortraitMetrics(io.ComfyNode):
 
 def _choice(name: str, found: list[str], tooltip: str) -> Any:
     return advanced(
-        io.Combo.Input(name, options=[AUTO, OFF, *found], default=AUTO, optional=True, tooltip=f"{tooltip} 'auto' takes the first.")
+        io.Combo.Input(
+            name,
+            options=[AUTO, OFF, *found],
+            default=AUTO,
+            optional=True,
+            tooltip=f"{tooltip} 'auto' takes the first.",
+        )
     )
 
 
@@ -122,7 +191,9 @@ def _save(table: MetricTable, labels: list[str], prefix: str) -> None:
     import folder_paths
 
     # Refuses prefixes that lead out of the output folder.
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
     for suffix, text in (("csv", table.csv(labels)), ("json", table.json(labels))):
         (Path(folder) / f"{name}_{counter:05}_.{suffix}").write_text(text, encoding="utf-8")
 
@@ -131,29 +202,67 @@ class MagicCompareGrid(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         rows = [
-            io.Image.Input(f"row_{i}", optional=i > 1, tooltip=f"The pictures of row {i}, a column for each picture of the batch.")
+            io.Image.Input(
+                f"row_{i}",
+                optional=i > 1,
+                tooltip=f"The pictures of row {i}, a column for each picture of the batch.",
+            )
             for i in range(1, _GRID_ROWS + 1)
         ]
         return schema(
             node_id="MagicCompareGrid",
             display_name="Compare Grid (MagicPortrait)",
             category="MagicPortrait/evaluation",
-            description="Batches as rows of one picture, with captions: methods against seeds, references beside results.",
+            description=(
+                "Batches as rows of one picture, with captions: methods against seeds, references"
+                " beside results."
+            ),
             search_aliases=["image grid", "xy plot", "contact sheet", "comparison", "labels"],
             inputs=[
                 rows[0],
-                io.String.Input("row_captions", multiline=True, default="", tooltip="What stands beside each row, one line a row."),
-                io.String.Input("column_captions", multiline=True, default="", tooltip="What stands above each column, one line a column."),
+                io.String.Input(
+                    "row_captions",
+                    multiline=True,
+                    default="",
+                    tooltip="What stands beside each row, one line a row.",
+                ),
+                io.String.Input(
+                    "column_captions",
+                    multiline=True,
+                    default="",
+                    tooltip="What stands above each column, one line a column.",
+                ),
                 io.String.Input("title", default="", tooltip="What stands above it all."),
                 io.Int.Input(
-                    "cell", default=256, min=32, max=2048, step=8, tooltip="Side of each place in pixels; pictures are fitted into it."
+                    "cell",
+                    default=256,
+                    min=32,
+                    max=2048,
+                    step=8,
+                    tooltip="Side of each place in pixels; pictures are fitted into it.",
                 ),
-                io.Boolean.Input("turned", default=False, tooltip="Makes columns of the batches instead of rows; captions go with them."),
-                advanced(io.Int.Input("gap", default=6, min=0, max=128, tooltip="Pixels between places.")),
-                advanced(io.Int.Input("font", default=18, min=6, max=200, tooltip="Height of the captions' letters in pixels.")),
+                io.Boolean.Input(
+                    "turned",
+                    default=False,
+                    tooltip="Makes columns of the batches instead of rows; captions go with them.",
+                ),
+                advanced(
+                    io.Int.Input("gap", default=6, min=0, max=128, tooltip="Pixels between places.")
+                ),
+                advanced(
+                    io.Int.Input(
+                        "font",
+                        default=18,
+                        min=6,
+                        max=200,
+                        tooltip="Height of the captions' letters in pixels.",
+                    )
+                ),
                 *rows[1:],
             ],
-            outputs=[io.Image.Output(display_name="grid", tooltip="The whole sheet as one picture.")],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="The whole sheet as one picture.")
+            ],
         )
 
     @classmethod
@@ -170,11 +279,18 @@ class MagicCompareGrid(io.ComfyNode):
         **more: torch.Tensor | None,
     ) -> io.NodeOutput:
         batches = [row_1, *(more.get(f"row_{i}") for i in range(2, _GRID_ROWS + 1))]
-        cells: list[list[torch.Tensor | None]] = [list(batch) for batch in batches if batch is not None]
-        captions = [text.splitlines() if text.strip() else [] for text in (row_captions, column_captions)]
+        cells: list[list[torch.Tensor | None]] = [
+            list(batch) for batch in batches if batch is not None
+        ]
+        captions = [
+            text.splitlines() if text.strip() else [] for text in (row_captions, column_captions)
+        ]
         if turned:
             longest = max(len(row) for row in cells)
-            cells = [list(column) for column in zip(*(row + [None] * (longest - len(row)) for row in cells))]
+            cells = [
+                list(column)
+                for column in zip(*(row + [None] * (longest - len(row)) for row in cells))
+            ]
             captions.reverse()
         grid = CompareGrid(cells, captions[0], captions[1], title.strip(), cell, gap, font)
         return io.NodeOutput(grid.draw())

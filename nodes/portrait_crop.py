@@ -1,4 +1,5 @@
-"""Cut a face out, work on it at the size the model likes, and put it back: for portraits whose face is small."""
+"""Cut a face out, work on it at the size the model likes, and put it back: for portraits whose face
+is small."""
 
 from __future__ import annotations
 
@@ -16,10 +17,25 @@ class MagicPortraitCrop(io.ComfyNode):
             node_id="MagicPortraitCrop",
             display_name="Portrait Crop",
             category="MagicPortrait/image",
-            description="Cuts the box of a mask out of a picture and brings it to a working size. Portrait Paste puts it back.",
-            search_aliases=["crop face", "crop by mask", "face detailer", "inpaint crop", "small face"],
+            description=(
+                "Cuts the box of a mask out of a picture and brings it to a working size. Portrait"
+                " Paste puts it back."
+            ),
+            search_aliases=[
+                "crop face",
+                "crop by mask",
+                "face detailer",
+                "inpaint crop",
+                "small face",
+            ],
             inputs=[
-                io.Image.Input("image", tooltip="The whole picture. A batch is cut at one place: the box of all masks together."),
+                io.Image.Input(
+                    "image",
+                    tooltip=(
+                        "The whole picture. A batch is cut at one place: the box of all masks"
+                        " together."
+                    ),
+                ),
                 io.Mask.Input("mask", tooltip="What to cut out, such as the face."),
                 io.Float.Input(
                     "margin",
@@ -27,7 +43,10 @@ class MagicPortraitCrop(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="Room around the mask's box, as a share of its longer side. More context, fewer pixels for the face.",
+                    tooltip=(
+                        "Room around the mask's box, as a share of its longer side. More context,"
+                        " fewer pixels for the face."
+                    ),
                 ),
                 io.Int.Input(
                     "size",
@@ -35,33 +54,50 @@ class MagicPortraitCrop(io.ComfyNode):
                     min=64,
                     max=4096,
                     step=8,
-                    tooltip="About how many pixels a side the cut-out gets: what the model was trained at (512, SDXL 1024, toy 128).",
+                    tooltip=(
+                        "About how many pixels a side the cut-out gets: what the model was trained"
+                        " at (512, SDXL 1024, toy 128)."
+                    ),
                 ),
                 advanced(
                     io.Boolean.Input(
                         "square",
                         default=True,
-                        tooltip="Grows the box to a square as far as the picture allows. Off: the mask's box and its margin as they are.",
+                        tooltip=(
+                            "Grows the box to a square as far as the picture allows. Off: the"
+                            " mask's box and its margin as they are."
+                        ),
                     )
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="IMAGE", tooltip="The cut-out at working size; both sides are multiples of 8."),
+                io.Image.Output(
+                    display_name="IMAGE",
+                    tooltip="The cut-out at working size; both sides are multiples of 8.",
+                ),
                 io.Mask.Output(display_name="MASK", tooltip="The mask in the cut-out."),
-                CropType.Output(display_name="crop", tooltip="Where it was cut out: for Portrait Paste."),
+                CropType.Output(
+                    display_name="crop", tooltip="Where it was cut out: for Portrait Paste."
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, image: torch.Tensor, mask: torch.Tensor, margin: float, size: int, square: bool) -> io.NodeOutput:
+    def execute(
+        cls, image: torch.Tensor, mask: torch.Tensor, margin: float, size: int, square: bool
+    ) -> io.NodeOutput:
         masks = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
         picture: tuple[int, int] = (image.shape[1], image.shape[2])
         if tuple(masks.shape[1:]) != picture:
-            masks = torch.nn.functional.interpolate(masks[:, None], size=picture, mode="bilinear", align_corners=False)[:, 0]
+            masks = torch.nn.functional.interpolate(
+                masks[:, None], size=picture, mode="bilinear", align_corners=False
+            )[:, 0]
         box = box_of(masks.amax(0), margin, 1.0 if square else None)
         target = working_size(box, size)
         cut = resize(image[:, box.top : box.bottom, box.left : box.right], target)
-        cut_mask = resize(masks[:, box.top : box.bottom, box.left : box.right, None], target)[..., 0]
+        cut_mask = resize(masks[:, box.top : box.bottom, box.left : box.right, None], target)[
+            ..., 0
+        ]
         return io.NodeOutput(cut, cut_mask, Crop(box, picture))
 
 
@@ -72,11 +108,16 @@ class MagicPortraitPaste(io.ComfyNode):
             node_id="MagicPortraitPaste",
             display_name="Portrait Paste",
             category="MagicPortrait/image",
-            description="Puts what was cut out with Portrait Crop, and changed, back into the picture with a soft edge.",
+            description=(
+                "Puts what was cut out with Portrait Crop, and changed, back into the picture with"
+                " a soft edge."
+            ),
             search_aliases=["uncrop", "paste face", "inpaint stitch", "stitch"],
             inputs=[
                 io.Image.Input("image", tooltip="The whole picture that was cut."),
-                io.Image.Input("patch", tooltip="The changed cut-out, at any size of the same aspect."),
+                io.Image.Input(
+                    "patch", tooltip="The changed cut-out, at any size of the same aspect."
+                ),
                 CropType.Input("crop", tooltip="Where it was cut out, from Portrait Crop."),
                 io.Float.Input(
                     "feather",
@@ -85,29 +126,40 @@ class MagicPortraitPaste(io.ComfyNode):
                     max=0.5,
                     step=0.01,
                     tooltip=(
-                        "How wide the soft edge is, as a share of the shorter side. Wider hides the seam and shows less of the patch "
-                        "at its rim. 0: a hard edge."
+                        "How wide the soft edge is, as a share of the shorter side. Wider hides the"
+                        " seam and shows less of the patch at its rim. 0: a hard edge."
                     ),
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
                     tooltip=(
-                        "Only this part of the cut-out is pasted, such as the face. Its edge counts as it is: soften it with Refine Mask."
+                        "Only this part of the cut-out is pasted, such as the face. Its edge counts"
+                        " as it is: soften it with Refine Mask."
                     ),
                 ),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The whole picture with the patch in it.")],
+            outputs=[
+                io.Image.Output(
+                    display_name="IMAGE", tooltip="The whole picture with the patch in it."
+                )
+            ],
         )
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, patch: torch.Tensor, crop: Crop, feather: float, mask: torch.Tensor | None = None
+        cls,
+        image: torch.Tensor,
+        patch: torch.Tensor,
+        crop: Crop,
+        feather: float,
+        mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         if tuple(image.shape[1:3]) != crop.picture:
             raise ValueError(
-                f"the crop was cut from a picture of {crop.picture[1]}x{crop.picture[0]}, this one is {image.shape[2]}x{image.shape[1]}: "
-                "connect the picture that went into Portrait Crop"
+                f"the crop was cut from a picture of {crop.picture[1]}x{crop.picture[0]}, this one"
+                f" is {image.shape[2]}x{image.shape[1]}: connect the picture that went into"
+                " Portrait Crop"
             )
         region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
         return io.NodeOutput(paste(image[..., :3], patch[..., :3], crop, feather, region))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.concept_masks import from_host_boxes
-from ..host.face_restoration import boxes_of_mask, on_device, restore_face, upscaled
+from ..host.faces.restoration import boxes_of_mask, on_device, restore_face, upscaled
+from ..host.segmentation.concept_masks import from_host_boxes
 from ..magic.boxes import Box
 from .declare import Boxes, advanced, schema
 
@@ -23,31 +23,49 @@ class MagicPortraitRestore(io.ComfyNode):
             display_name="Portrait Restore (MagicPortrait)",
             category="MagicPortrait/restore",
             description=(
-                "Restores faces with GFPGAN, RestoreFormer or (with spandrel_extra_arches installed) CodeFormer, and optionally upscales "
-                "the whole picture first. Load the models with Load Upscale Model."
+                "Restores faces with GFPGAN, RestoreFormer or (with spandrel_extra_arches"
+                " installed) CodeFormer, and optionally upscales the whole picture first. Load the"
+                " models with Load Upscale Model."
             ),
-            search_aliases=["face", "gfpgan", "codeformer", "restoreformer", "face restore", "face fix", "upscale"],
+            search_aliases=[
+                "face",
+                "gfpgan",
+                "codeformer",
+                "restoreformer",
+                "face restore",
+                "face fix",
+                "upscale",
+            ],
             inputs=[
                 io.Image.Input("image", tooltip="The pictures."),
-                io.UpscaleModel.Input("face_model", tooltip="A face restoration model, from Load Upscale Model."),
+                io.UpscaleModel.Input(
+                    "face_model", tooltip="A face restoration model, from Load Upscale Model."
+                ),
                 io.Mask.Input(
                     "faces",
                     optional=True,
-                    tooltip="Where the faces are: one mask a picture, or one for all. Separate areas are separate faces.",
+                    tooltip=(
+                        "Where the faces are: one mask a picture, or one for all. Separate areas"
+                        " are separate faces."
+                    ),
                 ),
                 io.MultiType.Input(
                     "boxes",
                     [io.BBOX, Boxes],
                     optional=True,
                     tooltip=(
-                        "Instead of a mask, or beside one: the faces' boxes, from Concept Mask or another detector. "
-                        "A single x, y, width and height (type BBOX) holds for every picture."
+                        "Instead of a mask, or beside one: the faces' boxes, from Concept Mask or"
+                        " another detector. A single x, y, width and height (type BBOX) holds for"
+                        " every picture."
                     ),
                 ),
                 io.UpscaleModel.Input(
                     "upscale_model",
                     optional=True,
-                    tooltip="Enlarges the whole picture before the faces are restored: sharper than afterwards.",
+                    tooltip=(
+                        "Enlarges the whole picture before the faces are restored: sharper than"
+                        " afterwards."
+                    ),
                 ),
                 io.Float.Input(
                     "strength",
@@ -55,12 +73,18 @@ class MagicPortraitRestore(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much of the restored face shows: 0 none of it, 1 all. Lower keeps more likeness.",
+                    tooltip=(
+                        "How much of the restored face shows: 0 none of it, 1 all. Lower keeps more"
+                        " likeness."
+                    ),
                 ),
                 io.Combo.Input(
                     "on_no_face",
                     options=["skip", "error"],
-                    tooltip="A picture without a face: pass it on (only upscaled), or stop with a message.",
+                    tooltip=(
+                        "A picture without a face: pass it on (only upscaled), or stop with a"
+                        " message."
+                    ),
                 ),
                 advanced(
                     io.Float.Input(
@@ -70,8 +94,9 @@ class MagicPortraitRestore(io.ComfyNode):
                         max=4.0,
                         step=0.05,
                         tooltip=(
-                            "Side of the square that the model sees, in sides of the face's box. Higher: more of the head, fewer pixels "
-                            "for the face. These models were trained on whole heads."
+                            "Side of the square that the model sees, in sides of the face's box."
+                            " Higher: more of the head, fewer pixels for the face. These models"
+                            " were trained on whole heads."
                         ),
                     )
                 ),
@@ -83,13 +108,16 @@ class MagicPortraitRestore(io.ComfyNode):
                         max=0.5,
                         step=0.01,
                         tooltip=(
-                            "Width of the soft edge, as a share of the pasted square. Wider hides the seam and shows less of the "
-                            "restored face at its rim. 0: a hard edge."
+                            "Width of the soft edge, as a share of the pasted square. Wider hides"
+                            " the seam and shows less of the restored face at its rim. 0: a hard"
+                            " edge."
                         ),
                     )
                 ),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The pictures with restored faces.")],
+            outputs=[
+                io.Image.Output(display_name="IMAGE", tooltip="The pictures with restored faces.")
+            ],
         )
 
     @classmethod
@@ -111,8 +139,13 @@ class MagicPortraitRestore(io.ComfyNode):
             raise ValueError("no faces given: connect a mask of the faces, or boxes")
         found = _boxes(image, faces, boxes)
         if on_no_face == "error" and [] in found:
-            raise ValueError(f"picture {found.index([]) + 1} has no face in its mask or boxes: give one, or set on_no_face to skip")
-        bar = comfy.utils.ProgressBar(sum(map(len, found)) + len(image) * (upscale_model is not None))
+            raise ValueError(
+                f"picture {found.index([]) + 1} has no face in its mask or boxes: give one, or set"
+                " on_no_face to skip"
+            )
+        bar = comfy.utils.ProgressBar(
+            sum(map(len, found)) + len(image) * (upscale_model is not None)
+        )
         pictures = [picture.movedim(-1, 0)[None, :3].float() for picture in image]
         factor = 1.0
         if upscale_model is not None:
@@ -123,9 +156,14 @@ class MagicPortraitRestore(io.ComfyNode):
         with on_device(face_model) as model:
             for i, places in enumerate(found):
                 if not places:
-                    logging.warning("MagicPortrait: picture %d has no face in its mask or boxes: not restored", i + 1)
+                    logging.warning(
+                        "MagicPortrait: picture %d has no face in its mask or boxes: not restored",
+                        i + 1,
+                    )
                 for box in places:
-                    pictures[i] = restore_face(pictures[i], box.scaled(factor), model, margin, strength, feather)
+                    pictures[i] = restore_face(
+                        pictures[i], box.scaled(factor), model, margin, strength, feather
+                    )
                     bar.update(1)
         return io.NodeOutput(torch.cat(pictures).movedim(1, -1).cpu())
 
@@ -137,10 +175,14 @@ def _boxes(image: torch.Tensor, faces: torch.Tensor | None, boxes: Any) -> list[
     if faces is not None:
         masks = faces.reshape(-1, *faces.shape[-2:])
         if len(masks) not in (1, pictures):
-            raise ValueError(f"{pictures} pictures but {len(masks)} masks: give one for each, or one for all")
+            raise ValueError(
+                f"{pictures} pictures but {len(masks)} masks: give one for each, or one for all"
+            )
         rows, columns = masks.shape[1:]
         if abs(width * rows - height * columns) > 8 * max(width, height, rows, columns):
-            raise ValueError(f"picture and mask differ in aspect: {width}x{height} and {columns}x{rows}")
+            raise ValueError(
+                f"picture and mask differ in aspect: {width}x{height} and {columns}x{rows}"
+            )
         of_masks = [[box.scaled(width / columns) for box in boxes_of_mask(mask)] for mask in masks]
         found = [list(of_masks[i if len(masks) > 1 else 0]) for i in range(pictures)]
     if boxes is not None:
@@ -150,7 +192,8 @@ def _boxes(image: torch.Tensor, faces: torch.Tensor | None, boxes: Any) -> list[
 
 
 def _read_boxes(boxes: Any, pictures: int) -> Sequence[Sequence[Box]]:
-    """BBOX, (x, y, width, height) of one face or a list of them for all pictures; or BOUNDING_BOX."""
+    """BBOX, (x, y, width, height) of one face or a list of them for all pictures; or
+    BOUNDING_BOX."""
     each = [boxes] if _is_bbox(boxes) else list(boxes)
     if each and all(map(_is_bbox, each)):
         return [[Box(*numbers) for numbers in each]] * pictures
@@ -158,4 +201,8 @@ def _read_boxes(boxes: Any, pictures: int) -> Sequence[Sequence[Box]]:
 
 
 def _is_bbox(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) == 4 and all(isinstance(number, (int, float)) for number in value)
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 4
+        and all(isinstance(number, (int, float)) for number in value)
+    )

@@ -21,14 +21,19 @@ class MagicToyCheckpoint(io.ComfyNode):
             display_name="Toy Checkpoint (MagicPortrait)",
             category="MagicPortrait/toy",
             description=(
-                "A tiny Stable-Diffusion-shaped model that comes with this pack: 128 px cartoon portraits, seconds on any CPU. "
-                "Prompts: 'a smiling woman with red hair wearing a blue striped top hat, glasses and a green scarf, "
-                "pink background, sketch style'."
+                "A tiny Stable-Diffusion-shaped model that comes with this pack: 128 px cartoon"
+                " portraits, seconds on any CPU. Prompts: 'a smiling woman with red hair wearing a"
+                " blue striped top hat, glasses and a green scarf, pink background, sketch style'."
             ),
             search_aliases=["demo model", "test checkpoint", "magic portrait"],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The UNet: 4x16x16 latents, eps prediction, best at CFG 3 to 5."),
-                io.Clip.Output(display_name="CLIP", tooltip="A small text encoder behind the SD1 tokenizer."),
+                io.Model.Output(
+                    display_name="MODEL",
+                    tooltip="The UNet: 4x16x16 latents, eps prediction, best at CFG 3 to 5.",
+                ),
+                io.Clip.Output(
+                    display_name="CLIP", tooltip="A small text encoder behind the SD1 tokenizer."
+                ),
                 io.Vae.Output(display_name="VAE", tooltip="The autoencoder (TAESD-shaped, 8x)."),
             ],
         )
@@ -45,15 +50,27 @@ class MagicToyPortrait(io.ComfyNode):
             node_id="MagicToyPortrait",
             display_name="Toy Portrait (MagicPortrait)",
             category="MagicPortrait/toy",
-            description="Draws a portrait from a seed, with an exact mask of one of its parts: a reference image without any files.",
+            description=(
+                "Draws a portrait from a seed, with an exact mask of one of its parts: a reference"
+                " image without any files."
+            ),
             search_aliases=["demo image", "procedural portrait", "test image"],
             inputs=[
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, tooltip="Which portrait is drawn."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Which portrait is drawn.",
+                ),
                 io.Combo.Input(
                     "part",
                     options=list(portraits.PARTS),
                     default="hat",
-                    tooltip="The part that the mask shows. Empty when the portrait does not have it.",
+                    tooltip=(
+                        "The part that the mask shows. Empty when the portrait does not have it."
+                    ),
                 ),
                 io.Combo.Input(
                     "style",
@@ -62,13 +79,21 @@ class MagicToyPortrait(io.ComfyNode):
                     tooltip="How it is drawn; 'by seed' lets the seed choose.",
                 ),
                 io.Int.Input(
-                    "size", default=128, min=64, max=1024, step=8, tooltip="Side in pixels. The toy checkpoint was trained at 128."
+                    "size",
+                    default=128,
+                    min=64,
+                    max=1024,
+                    step=8,
+                    tooltip="Side in pixels. The toy checkpoint was trained at 128.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="IMAGE", tooltip="The portrait."),
                 io.Mask.Output(display_name="MASK", tooltip="The chosen part, exact."),
-                io.String.Output(display_name="caption", tooltip="The portrait in words, as the toy checkpoint was trained on them."),
+                io.String.Output(
+                    display_name="caption",
+                    tooltip="The portrait in words, as the toy checkpoint was trained on them.",
+                ),
             ],
         )
 
@@ -78,7 +103,11 @@ class MagicToyPortrait(io.ComfyNode):
         if style in portraits.STYLES:
             portrait = replace(portrait, style=style)
         drawn = portraits.render(portrait, size)
-        return io.NodeOutput(torch.from_numpy(drawn.image)[None], torch.from_numpy(drawn.masks[part])[None], portraits.caption(portrait))
+        return io.NodeOutput(
+            torch.from_numpy(drawn.image)[None],
+            torch.from_numpy(drawn.masks[part])[None],
+            portraits.caption(portrait),
+        )
 
 
 class MagicToyCapture(io.ComfyNode):
@@ -89,36 +118,67 @@ class MagicToyCapture(io.ComfyNode):
             display_name="Toy Subject and Style (MagicPortrait)",
             category="MagicPortrait/toy",
             description=(
-                "Pictures to train MagiCapture with, drawn on the fly: one person in several poses, other people in one style, "
-                "and the truth: the same person drawn in that style."
+                "Pictures to train MagiCapture with, drawn on the fly: one person in several poses,"
+                " other people in one style, and the truth: the same person drawn in that style."
             ),
             search_aliases=["dreambooth", "demo data", "training images", "procedural portrait"],
             inputs=[
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, tooltip="Who is drawn."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Who is drawn.",
+                ),
                 io.Combo.Input(
                     "style",
                     options=list(portraits.STYLES),
                     default="neon",
                     tooltip="The style to learn; the person comes in cartoon style.",
                 ),
-                io.Int.Input("count", default=5, min=1, max=30, tooltip="How many pictures of each."),
                 io.Int.Input(
-                    "size", default=128, min=64, max=1024, step=8, tooltip="Side in pixels. The toy checkpoint was trained at 128."
+                    "count", default=5, min=1, max=30, tooltip="How many pictures of each."
+                ),
+                io.Int.Input(
+                    "size",
+                    default=128,
+                    min=64,
+                    max=1024,
+                    step=8,
+                    tooltip="Side in pixels. The toy checkpoint was trained at 128.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="subject", tooltip="The person: for MagiCapture Subject."),
-                io.Mask.Output(display_name="subject_faces", tooltip="Face and hair of the person, exact."),
-                io.Image.Output(display_name="style", tooltip="Other people in the style: for MagiCapture Style."),
+                io.Image.Output(
+                    display_name="subject", tooltip="The person: for MagiCapture Subject."
+                ),
+                io.Mask.Output(
+                    display_name="subject_faces", tooltip="Face and hair of the person, exact."
+                ),
+                io.Image.Output(
+                    display_name="style",
+                    tooltip="Other people in the style: for MagiCapture Style.",
+                ),
                 io.Mask.Output(display_name="style_faces", tooltip="Their faces and hair, exact."),
-                io.Image.Output(display_name="truth", tooltip="The person in the style: what a perfect training would make."),
-                io.String.Output(display_name="class_word", tooltip="'woman' or 'man', for both class_word inputs."),
+                io.Image.Output(
+                    display_name="truth",
+                    tooltip="The person in the style: what a perfect training would make.",
+                ),
+                io.String.Output(
+                    display_name="class_word",
+                    tooltip="'woman' or 'man', for both class_word inputs.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, seed: int, style: portraits.Style, count: int, size: int) -> io.NodeOutput:
         capture = captures.sample_capture(seed, style, count)
-        pictures = [torch.from_numpy(array) for part in (capture.subject, capture.style) for array in captures.draw(part, size)]
+        pictures = [
+            torch.from_numpy(array)
+            for part in (capture.subject, capture.style)
+            for array in captures.draw(part, size)
+        ]
         truth, _ = captures.draw(capture.truth, size)
         return io.NodeOutput(*pictures, torch.from_numpy(truth), capture.class_word)

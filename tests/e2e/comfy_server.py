@@ -1,4 +1,5 @@
-"""A real ComfyUI for the tests in this folder: queues prompts, follows them to their end and fetches the pictures."""
+"""A real ComfyUI for the tests in this folder: queues prompts, follows them to their end and
+fetches the pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class ValidationFailed(Exception):
 
 @dataclass
 class Result:
-    """steps: how often nodes reported progress, as sampling and inverting do: at least the first step and the last."""
+    """steps: how often nodes reported progress, as sampling and inverting do: at least the first
+    step and the last."""
 
     prompt_id: str
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -41,10 +43,14 @@ class Result:
 
 
 class ExecutionFailed(Exception):
-    """A node raised; `details` is ComfyUI's execution_error message, `result` what happened until then."""
+    """A node raised; `details` is ComfyUI's execution_error message, `result` what happened until
+    then."""
 
     def __init__(self, details: dict[str, Any], result: Result) -> None:
-        super().__init__(f"{details['node_type']}: {details['exception_message']}\n{''.join(details['traceback'])}")
+        super().__init__(
+            f"{details['node_type']}:"
+            f" {details['exception_message']}\n{''.join(details['traceback'])}"
+        )
         self.details, self.result = details, result
 
 
@@ -88,7 +94,8 @@ class ComfyServer(Server):
             elif kind == "executing" and data["node"] is not None:
                 result.executed.append(data["node"])
             elif kind == "executing":
-                # The last message of every execution; only now does the server take the next prompt.
+                # The last message of every execution; only now does the server take the next
+                # prompt.
                 if failure:
                     raise failure
                 return result

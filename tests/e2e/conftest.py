@@ -35,8 +35,8 @@ RUN_IN_PAGE = {
         "MagiCapture train",
     },
 }
-"""Every workflow opens in both frontends, and runs through the server (test_workflows.py). In the page each runs in one frontend or both;
-MAGICPORTRAIT_RUN_ALL_IN_PAGE=1 runs all in both."""
+"""Every workflow opens in both frontends, and runs through the server (test_workflows.py). In the
+page each runs in one frontend or both; MAGICPORTRAIT_RUN_ALL_IN_PAGE=1 runs all in both."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,7 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
             return True
         chosen = item.callspec.params
-        runs = item.originalname in ("test_workflow_from_the_gallery_runs_and_shows_its_pictures", "test_blueprint_is_offered_and_runs")
+        runs = item.originalname in (
+            "test_workflow_from_the_gallery_runs_and_shows_its_pictures",
+            "test_blueprint_is_offered_and_runs",
+        )
         return not runs or run_all or chosen["name"] in RUN_IN_PAGE[chosen["frontend"]]
 
     items[:] = [item for item in items if is_kept(item)]
@@ -56,7 +59,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dev.Server]:
     from comfy_server import ComfyServer
 
-    with ComfyServer(dev.find_comfyui(), Path(sys.executable), tmp_path_factory.mktemp("comfyui"), cpu=True) as started:
+    with ComfyServer(
+        dev.find_comfyui(), Path(sys.executable), tmp_path_factory.mktemp("comfyui"), cpu=True
+    ) as started:
         yield started
 
 

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_pla
 import workflow_files
 from comfy_server import ComfyServer
 from dev import CACHE, PACK_NAME, DevError, find_browser
-from magicportrait.host.layout_masks import PALETTE
+from magicportrait.host.layout.masks import PALETTE
 from workflow_format import to_api_prompt
 
 OPTIONS = [
@@ -33,8 +33,14 @@ MODES = {"classic": False, "nodes2": True}
 """The two ways in which the frontend draws nodes: on its canvas, and as elements of the page."""
 
 # The last thing that the frontend does at its start is to open a workflow.
-READY = "!!window.LiteGraph?.registered_node_types?.MagicFaceApply && !!window.app?.extensionManager?.workflow?.activeWorkflow"
-UNKNOWN = "() => app.graph.nodes.map(node => node.type).filter(type => !LiteGraph.registered_node_types[type])"
+READY = (
+    "!!window.LiteGraph?.registered_node_types?.MagicFaceApply &&"
+    " !!window.app?.extensionManager?.workflow?.activeWorkflow"
+)
+UNKNOWN = (
+    "() => app.graph.nodes.map(node => node.type).filter(type =>"
+    " !LiteGraph.registered_node_types[type])"
+)
 SET_WIDGETS = """values => {
     for (const node of app.graph.nodes)
         for (const widget of node.widgets ?? []) {
@@ -48,17 +54,25 @@ ZOOM = """type => {
     [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = [200 - x, 200 - y];
     app.canvas.setDirty(true, true);
 }"""
-HEATED = "() => [...document.querySelectorAll('.magic-heat')].every(image => image.naturalWidth > 0)"
+HEATED = (
+    "() => [...document.querySelectorAll('.magic-heat')].every(image => image.naturalWidth > 0)"
+)
 CHANGED = """before => {
     const now = [...document.querySelectorAll('.magic-heat')];
     return now.length == before.length && now.some((image, i) => image.src != before[i]);
 }"""
-POSITION = "() => [...app.graph.nodes.find(node => node.type == 'MagicCorrespondenceMap').pos, ...app.canvas.ds.offset]"
+POSITION = (
+    "() => [...app.graph.nodes.find(node => node.type == 'MagicCorrespondenceMap').pos,"
+    " ...app.canvas.ds.offset]"
+)
 EXPLORED = """() => {
     const { id } = app.graph.nodes.find(node => node.type == 'MagicCorrespondenceMap');
     return [String(id), app.nodeOutputs[id]];
 }"""
-PHRASES = "() => app.graph.nodes.filter(node => node.type == 'MagicFaceConcept').map(node => node.widgets[0].value)"
+PHRASES = (
+    "() => app.graph.nodes.filter(node => node.type == 'MagicFaceConcept').map(node =>"
+    " node.widgets[0].value)"
+)
 MODULE = f"import('/extensions/{PACK_NAME}/{{}}.js')"
 FIND = f"""async cases => {{
     const {{ findPhrases }} = await {MODULE.format("phrases")};
@@ -111,7 +125,8 @@ JOIN_TOY = """() => {
         if (['inversion_steps', 'lora_steps', 'preview_every'].includes(widget.name)) widget.value = 1;
     }
 }"""
-# How often the views of layouts read their prompts when the graph changes; the first that does, fails.
+# How often the views of layouts read their prompts when the graph changes; the first that does,
+# fails.
 REFRESHES = f"""async () => {{
     const {{ LayoutView }} = await {MODULE.format("layout_view")};
     const refresh = LayoutView.prototype.refresh;
@@ -132,8 +147,14 @@ TRAIN = f"""async steps => {{
     for (let step = 1; step <= steps; step++) run.add({{ step, steps, loss: 1 / step }});
     return run.points.map(point => point.step);
 }}"""
-TIMES_LEFT = f"async times => {{ const {{ timeLeft }} = await {MODULE.format('training_view')}; return times.map(timeLeft); }}"
-OUR_WIDGETS = "() => app.graph.nodes.flatMap(node => node.widgets ?? []).filter(widget => widget.type == 'magicportrait').length"
+TIMES_LEFT = (
+    f"async times => {{ const {{ timeLeft }} = await {MODULE.format('training_view')}; return"
+    " times.map(timeLeft); }"
+)
+OUR_WIDGETS = (
+    "() => app.graph.nodes.flatMap(node => node.widgets ?? []).filter(widget => widget.type =="
+    " 'magicportrait').length"
+)
 ID_OF = "type => String(app.graph.nodes.find(node => node.type == type).id)"
 PREVIEW = """([nodeId, base64]) => {
     const blob = new Blob([Uint8Array.from(atob(base64), letter => letter.charCodeAt(0))], { type: 'image/png' });
@@ -181,7 +202,10 @@ class Frontend:
         self.complaints: list[str] = []
         page.on("console", self._read)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.request.post(f"{server.url}/api/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": MODES[mode]})
+        page.request.post(
+            f"{server.url}/api/settings",
+            data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": MODES[mode]},
+        )
         page.goto(server.url, wait_until="domcontentloaded")
         page.wait_for_function(READY, timeout=60_000)
 
@@ -213,7 +237,11 @@ class Frontend:
 
     def view(self, node_type: str) -> Locator:
         """What our frontend adds to the only node of a type."""
-        node = self.page.evaluate("type => app.graph.nodes.find(node => node.type == type).widgets.at(-1).element.id ||= type", node_type)
+        node = self.page.evaluate(
+            "type => app.graph.nodes.find(node => node.type == type).widgets.at(-1).element.id ||="
+            " type",
+            node_type,
+        )
         return self.page.locator(f"[id='{node}'] .magic-view")
 
     def zoom_to(self, node_type: str) -> None:
@@ -223,10 +251,16 @@ class Frontend:
 
     def send(self, event: str, data: dict[str, Any]) -> None:
         """As if it came from the server."""
-        self.page.evaluate("([event, detail]) => app.api.dispatchEvent(new CustomEvent(event, { detail }))", [event, data])
+        self.page.evaluate(
+            "([event, detail]) => app.api.dispatchEvent(new CustomEvent(event, { detail }))",
+            [event, data],
+        )
 
     def open_help(self, node_type: str) -> str | None:
-        self.page.evaluate(f"type => {{ ({ADD_NODE})(type); app.canvas.selectNode(app.graph.nodes[0]); }}", node_type)
+        self.page.evaluate(
+            f"type => {{ ({ADD_NODE})(type); app.canvas.selectNode(app.graph.nodes[0]); }}",
+            node_type,
+        )
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.get_by_test_id("info-button").first.click()
         heading = self.page.locator(".node-help-content h1").first
@@ -235,15 +269,26 @@ class Frontend:
 
     def prompt(self) -> dict[str, Any]:
         """What the frontend would send to /prompt for the workflow that is open."""
-        nodes = json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)"))
-        return {node: {"class_type": data["class_type"], "inputs": data["inputs"]} for node, data in nodes.items()}
+        nodes = json.loads(
+            self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)")
+        )
+        return {
+            node: {"class_type": data["class_type"], "inputs": data["inputs"]}
+            for node, data in nodes.items()
+        }
 
     def saved(self) -> dict[str, Any]:
-        workflow: dict[str, Any] = json.loads(self.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+        workflow: dict[str, Any] = json.loads(
+            self.page.evaluate("() => JSON.stringify(app.graph.serialize())")
+        )
         return workflow
 
     def complaints_about_us(self) -> list[str]:
-        return [complaint for complaint in self.complaints if "magic" in complaint.lower() or PACK_NAME in complaint]
+        return [
+            complaint
+            for complaint in self.complaints
+            if "magic" in complaint.lower() or PACK_NAME in complaint
+        ]
 
     def forget_complaints(self) -> list[str]:
         """Returns those about us."""
@@ -259,14 +304,18 @@ class Frontend:
 
 
 @pytest.fixture(scope="module", params=MODES)
-def frontend(browser: Browser, server: ComfyServer, request: pytest.FixtureRequest) -> Iterator[Frontend]:
+def frontend(
+    browser: Browser, server: ComfyServer, request: pytest.FixtureRequest
+) -> Iterator[Frontend]:
     page = browser.new_page(viewport={"width": 2600, "height": 1500})
     yield Frontend(page, server, request.param)
     page.close()
 
 
 @pytest.mark.parametrize("name", workflow_files.ALL)
-def test_workflow_opens_as_it_was_saved_and_so_it_does_again(frontend: Frontend, object_info: dict[str, Any], name: str) -> None:
+def test_workflow_opens_as_it_was_saved_and_so_it_does_again(
+    frontend: Frontend, object_info: dict[str, Any], name: str
+) -> None:
     workflow = workflow_files.read(name)
 
     frontend.load(workflow)
@@ -276,7 +325,9 @@ def test_workflow_opens_as_it_was_saved_and_so_it_does_again(frontend: Frontend,
     assert frontend.prompt() == to_api_prompt(workflow, object_info)
     saved = frontend.saved()
     assert sorted(saved["links"]) == sorted(workflow["links"])
-    assert [group["title"] for group in saved["groups"]] == [group["title"] for group in workflow["groups"]]
+    assert [group["title"] for group in saved["groups"]] == [
+        group["title"] for group in workflow["groups"]
+    ]
     assert values(saved) == values(workflow)
     frontend.load(saved)
     assert frontend.saved() == saved
@@ -284,18 +335,26 @@ def test_workflow_opens_as_it_was_saved_and_so_it_does_again(frontend: Frontend,
 
 
 @pytest.mark.parametrize("name", workflow_files.TOY)
-def test_workflow_from_the_gallery_runs_and_shows_its_pictures(frontend: Frontend, name: str) -> None:
+def test_workflow_from_the_gallery_runs_and_shows_its_pictures(
+    frontend: Frontend, name: str
+) -> None:
     frontend.open_from_gallery(name)
     assert frontend.page.evaluate(UNKNOWN) == []
     # Nothing is trained when the server has done so for the other frontend.
-    frontend.set_widgets(steps=4, **{"MagiCaptureTrain.seed": list(MODES).index(frontend.mode)}, **workflow_files.QUICK_TRAINING)
+    frontend.set_widgets(
+        steps=4,
+        **{"MagiCaptureTrain.seed": list(MODES).index(frontend.mode)},
+        **workflow_files.QUICK_TRAINING,
+    )
 
     frontend.queue()
 
     frontend.page.wait_for_function(SHOWN, timeout=300_000)
     if name in VIEWS:
         region, drawing = VIEWS[name]
-        frontend.page.get_by_role("region", name=region, exact=True).locator(drawing).first.wait_for(state="attached")
+        frontend.page.get_by_role("region", name=region, exact=True).locator(
+            drawing
+        ).first.wait_for(state="attached")
     frontend.screenshot(f"{name}_finished")
     assert frontend.complaints_about_us() == []
 
@@ -313,10 +372,15 @@ def test_layout_appears_while_it_samples(frontend: Frontend) -> None:
     view.locator(".magic-layout").first.wait_for(state="attached", timeout=300_000)
     page.wait_for_function(SHOWN, timeout=300_000)
     assert view.locator(".magic-legend li").all_inner_texts() == phrases
-    assert [swatches_colour(item) for item in view.locator(".magic-swatch").all()] == [rgb for _, rgb in PALETTE[: len(phrases)]]
+    assert [swatches_colour(item) for item in view.locator(".magic-swatch").all()] == [
+        rgb for _, rgb in PALETTE[: len(phrases)]
+    ]
     assert view.locator(".magic-picture").count() == 4
     assert view.locator(".magic-references img").count() == len(phrases)
-    page.wait_for_function("() => [...document.querySelectorAll('.magic-backdrop')].every(image => image.naturalWidth > 0)")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.magic-backdrop')].every(image => image.naturalWidth"
+        " > 0)"
+    )
     frontend.screenshot("layout")
     assert frontend.complaints_about_us() == []
 
@@ -345,7 +409,10 @@ def test_a_layout_outlives_its_node(frontend: Frontend) -> None:
     about, picture = {"node": node, "sampler": sampler}, png((2, 2))
     run = {**about, "steps": STEPS, "phrases": ["a man"], "references": []}
     frontend.send("magicportrait.run", run)
-    frontend.send("magicportrait.layout", {**about, "layouts": {"0": [picture], "3": [picture]}, "done": False})
+    frontend.send(
+        "magicportrait.layout",
+        {**about, "layouts": {"0": [picture], "3": [picture]}, "done": False},
+    )
 
     frontend.load(frontend.saved())
 
@@ -367,9 +434,15 @@ def test_a_layout_outlives_its_node(frontend: Frontend) -> None:
     preview = page.locator(".magic-backdrop").get_attribute("src")
 
     frontend.send("magicportrait.run", run)
-    assert page.evaluate("url => fetch(url).then(() => 'held', () => 'let go')", preview) == "let go"
+    assert (
+        page.evaluate("url => fetch(url).then(() => 'held', () => 'let go')", preview) == "let go"
+    )
     step.dispatch_event("input")
-    assert (layouts.count(), step.get_attribute("max"), step.get_attribute("aria-valuetext")) == (0, "0", None)
+    assert (layouts.count(), step.get_attribute("max"), step.get_attribute("aria-valuetext")) == (
+        0,
+        "0",
+        None,
+    )
     assert page.evaluate(REFRESHES) == 1, "views of nodes that are gone still read their prompts"
     page.evaluate(ADD_NODE, "MagicFaceApply")
     frontend.forget_complaints()
@@ -382,7 +455,10 @@ def test_a_layout_waits_for_the_workflow_that_was_queued(frontend: Frontend) -> 
     queued = workflow_files.read("magicface_three_concepts")
     other = {**queued, "id": "00000000-1111-4222-8333-444444444444"}
     frontend.load(queued)
-    about = {"node": frontend.page.evaluate(ID_OF, "MagicFaceApply"), "sampler": frontend.page.evaluate(ID_OF, "KSampler")}
+    about = {
+        "node": frontend.page.evaluate(ID_OF, "MagicFaceApply"),
+        "sampler": frontend.page.evaluate(ID_OF, "KSampler"),
+    }
     frontend.load(other)
     layouts = frontend.page.locator(".magic-layout")
     run = {**about, "steps": STEPS, "phrases": ["a man"], "references": []}
@@ -425,19 +501,36 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
     assert float(re.findall(r"green top hat ([\d.]+) %", hovered)[0]) > 10
     seen_after(lambda: page.mouse.move(box["x"] + 1.5 * box["width"], 100))
     page.mouse.click(*on_the_hat)
-    page.wait_for_function("words => document.querySelector('section.magic-view > p[role=status]').textContent == words", arg=hovered)
+    page.wait_for_function(
+        "words => document.querySelector('section.magic-view > p[role=status]').textContent =="
+        " words",
+        arg=hovered,
+    )
     frontend.screenshot("correspondence")
 
     finger, position = page.context.new_cdp_session(page), page.evaluate(POSITION)
 
     def touch(kind: str, *at: float) -> None:
-        points = [{"x": box["x"] + x * box["width"], "y": box["y"] + 0.85 * box["height"]} for x in at]
+        points = [
+            {"x": box["x"] + x * box["width"], "y": box["y"] + 0.85 * box["height"]} for x in at
+        ]
         finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     on_the_shirt = seen_after(lambda: (touch("touchStart", 0.5), touch("touchEnd")))
-    seen_after(lambda: (touch("touchStart", 0.5), touch("touchMove", 0.4), touch("touchMove", 0.3), touch("touchEnd")))
-    assert int((place.get_attribute("aria-valuetext") or "").split()[0]) < 35, "a finger that is dragged goes on looking"
-    assert words.inner_text() != on_the_shirt and page.evaluate(POSITION) == position, "and does not drag the node"
+    seen_after(
+        lambda: (
+            touch("touchStart", 0.5),
+            touch("touchMove", 0.4),
+            touch("touchMove", 0.3),
+            touch("touchEnd"),
+        )
+    )
+    assert int((place.get_attribute("aria-valuetext") or "").split()[0]) < 35, (
+        "a finger that is dragged goes on looking"
+    )
+    assert words.inner_text() != on_the_shirt and page.evaluate(POSITION) == position, (
+        "and does not drag the node"
+    )
 
     chosen = place.get_attribute("aria-valuetext")
     place.focus()
@@ -458,7 +551,9 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
     frontend.screenshot("correspondence_gone")
     frontend.load(frontend.saved())
     view.get_by_text("queue the workflow again").wait_for()
-    frontend.send("executed", {"node": node, "display_node": node, "output": {"magic_correspondence": [{}]}})
+    frontend.send(
+        "executed", {"node": node, "display_node": node, "output": {"magic_correspondence": [{}]}}
+    )
     assert words.count() == 0, "an exploration of a run before this one"
     frontend.load(frontend.saved())
     assert words.count() == 0
@@ -480,11 +575,17 @@ def test_a_phrase_that_is_not_in_the_prompt_is_marked_before_queueing(frontend: 
     frontend.screenshot("phrase_missing")
 
     frontend.page.evaluate(COUNT_CHANGES_OF_ALERT)
-    for i, prompt in enumerate([f"a big man with {' and '.join(others)}", f"a man with {others[0]}"]):
+    for i, prompt in enumerate(
+        [f"a big man with {' and '.join(others)}", f"a man with {others[0]}"]
+    ):
         frontend.set_widgets(**{"MagicFaceApply.prompt": prompt})
         frontend.page.evaluate("() => document.dispatchEvent(new Event('input'))")
-        frontend.page.wait_for_function("prompt => document.querySelector('.magic-prompt').textContent == prompt", arg=prompt)
-        assert (frontend.page.evaluate("() => window.changesOfAlert") > 0) == (i > 0), "an alert that is touched is read out again"
+        frontend.page.wait_for_function(
+            "prompt => document.querySelector('.magic-prompt').textContent == prompt", arg=prompt
+        )
+        assert (frontend.page.evaluate("() => window.changesOfAlert") > 0) == (i > 0), (
+            "an alert that is touched is read out again"
+        )
     assert view.get_by_role("alert").inner_text() == f"Not in the prompt: '{first}', '{others[1]}'"
 
 
@@ -508,8 +609,12 @@ def test_phrases_are_found_as_the_server_finds_them(frontend: Frontend) -> None:
         ("red hat", "a (Red hat:1.2) and a scarf"): ["Red hat"],
     }
     found = frontend.page.evaluate(FIND, [list(case) for case in cases])
-    assert [[prompt[start:end] for start, end in places[0]] for (_, prompt), places in zip(cases, found)] == list(cases.values())
-    longer, twins = frontend.page.evaluate(FIND, [[["hat", "red hat"], "a hat, a red hat"], [["man", "man"], "a man and a man"]])
+    assert [
+        [prompt[start:end] for start, end in places[0]] for (_, prompt), places in zip(cases, found)
+    ] == list(cases.values())
+    longer, twins = frontend.page.evaluate(
+        FIND, [[["hat", "red hat"], "a hat, a red hat"], [["man", "man"], "a man and a man"]]
+    )
     assert longer == [[[2, 5]], [[9, 16]]]
     assert twins == [[[2, 5]], [[12, 15]]]
 
@@ -523,21 +628,42 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
     output = {"magic_comparison": [{"original": original, "reconstruction": again}]}
     frontend.send("executed", {"node": node, "display_node": node, "output": output})
     node = frontend.page.evaluate(ADD_NODE, "MagiCaptureTrain")
-    preview = base64.b64encode((workflow_files.FOLDER / "semantic_layout.jpg").read_bytes()).decode()
+    preview = base64.b64encode(
+        (workflow_files.FOLDER / "semantic_layout.jpg").read_bytes()
+    ).decode()
     for step in range(0, 101, 10):
-        state = {"node": node, "step": step, "steps": 200, "loss": 1 / (step + 10), "preview": preview, "seconds_left": 75.4}
+        state = {
+            "node": node,
+            "step": step,
+            "steps": 200,
+            "loss": 1 / (step + 10),
+            "preview": preview,
+            "seconds_left": 75.4,
+        }
         frontend.send("magicportrait.training", state)
 
-    compared, training = frontend.page.get_by_label("Reconstruction against original"), frontend.page.get_by_label("Training")
-    frontend.page.wait_for_function("() => document.querySelector('.magic-original')?.naturalWidth == 64")
+    compared, training = (
+        frontend.page.get_by_label("Reconstruction against original"),
+        frontend.page.get_by_label("Training"),
+    )
+    frontend.page.wait_for_function(
+        "() => document.querySelector('.magic-original')?.naturalWidth == 64"
+    )
     assert compared.get_by_role("slider").get_attribute("aria-label") == "original | sampled again"
-    assert training.get_by_role("status").inner_text() == "step 100 of 200, loss 0.00909, 1 min 15 s left"
+    assert (
+        training.get_by_role("status").inner_text()
+        == "step 100 of 200, loss 0.00909, 1 min 15 s left"
+    )
     assert training.locator("img").count() == 8
     assert len((training.locator(".magic-trend").get_attribute("points") or "").split()) == 11
-    assert (training.locator("svg").get_attribute("aria-label") or "").startswith("Loss from 0.100 to 0.00909")
+    assert (training.locator("svg").get_attribute("aria-label") or "").startswith(
+        "Loss from 0.100 to 0.00909"
+    )
     frontend.screenshot("inversion_and_training")
     frontend.load(frontend.saved())
-    frontend.page.wait_for_function("() => document.querySelector('.magic-original')?.naturalWidth == 64")
+    frontend.page.wait_for_function(
+        "() => document.querySelector('.magic-original')?.naturalWidth == 64"
+    )
     assert compared.get_by_role("slider").count() == 1
     assert frontend.complaints_about_us() == []
 
@@ -550,7 +676,14 @@ def test_a_training_is_one_curve_to_its_end(frontend: Frontend) -> None:
     words, trend = training.get_by_role("status"), training.locator(".magic-trend")
 
     def send(step: int, loss: float | None, preview: str | None = None) -> None:
-        state = {"node": node, "step": step, "steps": 20, "loss": loss, "preview": preview, "seconds_left": None}
+        state = {
+            "node": node,
+            "step": step,
+            "steps": 20,
+            "loss": loss,
+            "preview": preview,
+            "seconds_left": None,
+        }
         frontend.send("magicportrait.training", state)
 
     def points() -> int:
@@ -563,7 +696,10 @@ def test_a_training_is_one_curve_to_its_end(frontend: Frontend) -> None:
     send(20, 0.25, picture)
     assert (points(), training.locator("img").count()) == (20, 2)
     assert words.inner_text() == "step 20 of 20, loss 0.250"
-    assert training.locator("svg").get_attribute("aria-label") == "Loss from 1.00 to 0.250, lowest 0.0526"
+    assert (
+        training.locator("svg").get_attribute("aria-label")
+        == "Loss from 1.00 to 0.250, lowest 0.0526"
+    )
     assert words.get_attribute("aria-live") == "off"
     frontend.load(frontend.saved())
     assert (points(), training.locator("img").count()) == (20, 2), "an undo has erased it"
@@ -592,11 +728,23 @@ def test_events_leave_nodes_of_another_workflow_alone(frontend: Frontend) -> Non
     picture = {"filename": "white.png", "type": "input"}
     outputs = {
         "magic_comparison": [{"original": picture, "reconstruction": picture}],
-        "magic_exploration": [{"key": "1", "pictures": [picture], "references": [], "groups": [], "steps": [], "total": 1}],
+        "magic_exploration": [
+            {
+                "key": "1",
+                "pictures": [picture],
+                "references": [],
+                "groups": [],
+                "steps": [],
+                "total": 1,
+            }
+        ],
         "magic_correspondence": [{}],
     }
     for node in [*nodes, "99", "99:1"]:
-        frontend.send("magicportrait.training", {"node": node, "step": 1, "steps": 2, "loss": 1, "preview": None, "seconds_left": None})
+        frontend.send(
+            "magicportrait.training",
+            {"node": node, "step": 1, "steps": 2, "loss": 1, "preview": None, "seconds_left": None},
+        )
         for name, data in outputs.items():
             frontend.send("executed", {"node": node, "display_node": node, "output": {name: data}})
 
@@ -605,11 +753,17 @@ def test_events_leave_nodes_of_another_workflow_alone(frontend: Frontend) -> Non
 
 
 def test_help_opens_for_every_node(frontend: Frontend, object_info: dict[str, Any]) -> None:
-    ours = [node for node, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK_NAME}"]
+    ours = [
+        node
+        for node, info in object_info.items()
+        if info["python_module"] == f"custom_nodes.{PACK_NAME}"
+    ]
     for node in ours:
         frontend.page.evaluate("() => app.graph.clear()")
         heading = frontend.open_help(node)
-        assert heading and heading.split(" (")[0] == object_info[node]["display_name"].split(" (")[0], node
+        assert (
+            heading and heading.split(" (")[0] == object_info[node]["display_name"].split(" (")[0]
+        ), node
         frontend.page.wait_for_function(HELP_PICTURE, timeout=10_000)
     frontend.screenshot("help")
     assert frontend.complaints_about_us() == []
@@ -618,7 +772,11 @@ def test_help_opens_for_every_node(frontend: Frontend, object_info: dict[str, An
 @pytest.mark.parametrize("name", sorted(path.stem for path in BLUEPRINTS.glob("*.json")))
 def test_blueprint_is_offered_and_runs(frontend: Frontend, name: str) -> None:
     offered = json.loads(frontend.server.get("/global_subgraphs")).values()
-    assert name in [entry["name"] for entry in offered if entry["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"]
+    assert name in [
+        entry["name"]
+        for entry in offered
+        if entry["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"
+    ]
     frontend.load(json.loads((BLUEPRINTS / f"{name}.json").read_text(encoding="utf-8")))
     frontend.page.evaluate(JOIN_TOY)
     frontend.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

@@ -1,4 +1,5 @@
-"""Inversions are remembered, also after a restart. The server of the tests has a user directory of its own."""
+"""Inversions are remembered, also after a restart. The server of the tests has a user directory of
+its own."""
 
 from __future__ import annotations
 
@@ -12,9 +13,15 @@ STEPS = 3
 
 def inversion(object_info: dict[str, Any], **changes: Any) -> Prompt:
     """The portrait of a workflow inverted, with its report."""
-    prompt = prompt_of("magicstyle_portrait", object_info, outputs={"PreviewAny"}, steps=STEPS, **changes)
+    prompt = prompt_of(
+        "magicstyle_portrait", object_info, outputs={"PreviewAny"}, steps=STEPS, **changes
+    )
     [shown] = [prompt[node]["inputs"]["source"][0] for node in ids(prompt, "PreviewAny")]
-    return {node: data for node, data in prompt.items() if node == shown or data["class_type"] != "MagicStyleInvert"}
+    return {
+        node: data
+        for node, data in prompt.items()
+        if node == shown or data["class_type"] != "MagicStyleInvert"
+    }
 
 
 def report(result: Result) -> str:
@@ -23,7 +30,9 @@ def report(result: Result) -> str:
     return text
 
 
-def test_the_same_inversion_again_calls_no_model(server: ComfyServer, object_info: dict[str, Any]) -> None:
+def test_the_same_inversion_again_calls_no_model(
+    server: ComfyServer, object_info: dict[str, Any]
+) -> None:
     first = server.queue(inversion(object_info))
     # The host would not even run the node again if nothing had changed.
     again = server.queue(inversion(object_info, cache_mb=300))

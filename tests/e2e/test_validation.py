@@ -1,4 +1,5 @@
-"""What a user is told when something is wrong: before the execution where the host can see it, before the first sampling step elsewhere."""
+"""What a user is told when something is wrong: before the execution where the host can see it,
+before the first sampling step elsewhere."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ NO_HAT_SEED = 0
 
 @pytest.fixture
 def prompt(object_info: dict[str, Any]) -> Prompt:
-    """One concept in two steps. It has one output, so that ComfyUI cannot run a part of it when another part is invalid."""
+    """One concept in two steps. It has one output, so that ComfyUI cannot run a part of it when
+    another part is invalid."""
     return prompt_of("magicface_one_concept", object_info, outputs={"SaveImage"}, steps=2)
 
 
 @pytest.fixture
 def stylise(server: ComfyServer, object_info: dict[str, Any]) -> Prompt:
-    """A portrait in a style, in two steps. Both pictures are inverted already, so that what still counts steps is sampling."""
-    found = prompt_of("magicstyle_portrait", object_info, outputs={"SaveImage"}, steps=2, measure=False)
+    """A portrait in a style, in two steps. Both pictures are inverted already, so that what still
+    counts steps is sampling."""
+    found = prompt_of(
+        "magicstyle_portrait", object_info, outputs={"SaveImage"}, steps=2, measure=False
+    )
     server.queue(found)
     return found
 
@@ -32,11 +37,14 @@ def refusal(server: ComfyServer, prompt: Prompt) -> str:
         server.queue(prompt)
     assert refused.value.status == 400
     nodes = refused.value.body["node_errors"].values()
-    return "\n".join(f"{node['class_type']}: {error['details']}" for node in nodes for error in node["errors"])
+    return "\n".join(
+        f"{node['class_type']}: {error['details']}" for node in nodes for error in node["errors"]
+    )
 
 
 def failure(server: ComfyServer, prompt: Prompt, node_type: str) -> str:
-    """The message of the node of type `node_type`, in which the execution must end before anything was sampled."""
+    """The message of the node of type `node_type`, in which the execution must end before anything
+    was sampled."""
     with pytest.raises(ExecutionFailed) as failed:
         server.queue(prompt)
     assert failed.value.result.steps == 0
@@ -52,7 +60,10 @@ def failure(server: ComfyServer, prompt: Prompt, node_type: str) -> str:
 @pytest.mark.parametrize("phrase", ["", "  "])
 def test_empty_phrase(server: ComfyServer, prompt: Prompt, phrase: str) -> None:
     the(prompt, "MagicFaceConcept")["inputs"]["phrase"] = phrase
-    assert "MagicFaceConcept: phrase - phrase is empty: write the words of the target prompt" in refusal(server, prompt)
+    assert (
+        "MagicFaceConcept: phrase - phrase is empty: write the words of the target prompt"
+        in refusal(server, prompt)
+    )
 
 
 def test_start_after_end(server: ComfyServer, prompt: Prompt) -> None:
@@ -64,12 +75,20 @@ def test_unknown_folder(server: ComfyServer, prompt: Prompt) -> None:
     prompt["folder"] = {"class_type": "MagicFaceConceptFolder", "inputs": {"folder": "nowhere"}}
     the(prompt, "MagicFaceApply")["inputs"]["concepts"] = ["folder", 0]
     complaint = refusal(server, prompt)
-    assert "concept folder 'nowhere' is not there: put a folder with image/ and mask/ in it into" in complaint
+    assert (
+        "concept folder 'nowhere' is not there: put a folder with image/ and mask/ in it into"
+        in complaint
+    )
     assert str(server.input_dir) in complaint
 
 
-@pytest.mark.parametrize(("kind", "name", "value"), [("MagicFaceConcept", "strength", 99.0), ("MagicFaceApply", "inject_at", 1.5)])
-def test_value_out_of_range(server: ComfyServer, prompt: Prompt, kind: str, name: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [("MagicFaceConcept", "strength", 99.0), ("MagicFaceApply", "inject_at", 1.5)],
+)
+def test_value_out_of_range(
+    server: ComfyServer, prompt: Prompt, kind: str, name: str, value: float
+) -> None:
     the(prompt, kind)["inputs"][name] = value
     assert f"{kind}: {name}" in refusal(server, prompt)
 
@@ -103,7 +122,9 @@ def test_checked_values_may_come_from_other_nodes(
         ({"start": 0.8, "end": 0.2}, "start (0.8) is after end (0.2)"),
     ],
 )
-def test_values_that_do_not_fit_together(server: ComfyServer, stylise: Prompt, changes: dict[str, Any], complaint: str) -> None:
+def test_values_that_do_not_fit_together(
+    server: ComfyServer, stylise: Prompt, changes: dict[str, Any], complaint: str
+) -> None:
     the(stylise, "MagicStyleApply")["inputs"].update(preset="custom", **changes)
     assert complaint in refusal(server, stylise)
 
@@ -111,9 +132,14 @@ def test_values_that_do_not_fit_together(server: ComfyServer, stylise: Prompt, c
 @pytest.mark.parametrize("file", ["nowhere.safetensors", "../nowhere.safetensors", ""])
 def test_missing_inversion_file(server: ComfyServer, stylise: Prompt, file: str) -> None:
     [toy] = ids(stylise, "MagicToyCheckpoint")
-    stylise["load"] = {"class_type": "MagicInversionLoad", "inputs": {"model": [toy, 0], "file": file}}
+    stylise["load"] = {
+        "class_type": "MagicInversionLoad",
+        "inputs": {"model": [toy, 0], "file": file},
+    }
     the(stylise, "MagicStyleApply")["inputs"]["content"] = ["load", 0]
-    assert f"inversion file '{file}' is not there: save one with Save Inversion" in refusal(server, stylise)
+    assert f"inversion file '{file}' is not there: save one with Save Inversion" in refusal(
+        server, stylise
+    )
 
 
 # ---- seen during the execution ----
@@ -129,15 +155,25 @@ def test_phrase_not_in_the_prompt(server: ComfyServer, prompt: Prompt) -> None:
 
 def test_empty_mask(server: ComfyServer, prompt: Prompt) -> None:
     the(prompt, "MagicToyPortrait")["inputs"]["seed"] = NO_HAT_SEED
-    assert "mask of concept 'green top hat' is empty: paint over the part of the image to take" in failure(
-        server, prompt, "MagicFaceConcept"
+    assert (
+        "mask of concept 'green top hat' is empty: paint over the part of the image to take"
+        in failure(server, prompt, "MagicFaceConcept")
     )
 
 
 def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:
     for name, value, side in (("nothing", 0.0, 128), ("dot", 1.0, 2)):
-        prompt[name] = {"class_type": "SolidMask", "inputs": {"value": value, "width": side, "height": side}}
-    pasted = {"destination": ["nothing", 0], "source": ["dot", 0], "x": 64, "y": 64, "operation": "add"}
+        prompt[name] = {
+            "class_type": "SolidMask",
+            "inputs": {"value": value, "width": side, "height": side},
+        }
+    pasted = {
+        "destination": ["nothing", 0],
+        "source": ["dot", 0],
+        "x": 64,
+        "y": 64,
+        "operation": "add",
+    }
     prompt["mask"] = {"class_type": "MaskComposite", "inputs": pasted}
     the(prompt, "MagicFaceConcept")["inputs"]["mask"] = ["mask", 0]
     message = failure(server, prompt, "MagicFaceApply")
@@ -148,7 +184,13 @@ def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:
 @pytest.mark.parametrize(
     ("layers", "complaint"),
     [
-        ("finest", "layers: 'finest' is not understood: expected 'fine', 'decoder', 'all' or blocks such as"),
+        (
+            "finest",
+            (
+                "layers: 'finest' is not understood: expected 'fine', 'decoder', 'all' or blocks"
+                " such as"
+            ),
+        ),
         ("o77", "layers: 'o77' has no self-attention in this model: it has i1,i3,i5,m0,o0-5"),
     ],
 )
@@ -160,7 +202,10 @@ def test_unknown_layers(server: ComfyServer, prompt: Prompt, layers: str, compla
 def test_conditioning_of_another_node(server: ComfyServer, prompt: Prompt) -> None:
     the(prompt, "KSampler")["inputs"]["positive"] = [ids(prompt, "CLIPTextEncode")[0], 0]
     message = failure(server, prompt, "KSampler")
-    assert "the sampler's positive input does not come from the node that patched this MODEL" in message
+    assert (
+        "the sampler's positive input does not come from the node that patched this MODEL"
+        in message
+    )
     assert "connect the CONDITIONING output of that node to the sampler" in message
 
 
@@ -176,14 +221,19 @@ def test_the_server_works_on_after_a_failure(server: ComfyServer, prompt: Prompt
 
 def content_inversion(prompt: Prompt) -> dict[str, Any]:
     """The inputs of the node that inverts the portrait."""
-    inputs: dict[str, Any] = prompt[the(prompt, "MagicStyleApply")["inputs"]["content"][0]]["inputs"]
+    inputs: dict[str, Any] = prompt[the(prompt, "MagicStyleApply")["inputs"]["content"][0]][
+        "inputs"
+    ]
     return inputs
 
 
 def another_model(prompt: Prompt) -> list[Any]:
     """The toy checkpoint, told that it predicts v."""
     [toy] = ids(prompt, "MagicToyCheckpoint")
-    prompt["other"] = {"class_type": "ModelSamplingDiscrete", "inputs": {"model": [toy, 0], "sampling": "v_prediction", "zsnr": False}}
+    prompt["other"] = {
+        "class_type": "ModelSamplingDiscrete",
+        "inputs": {"model": [toy, 0], "sampling": "v_prediction", "zsnr": False},
+    }
     return ["other", 0]
 
 
@@ -194,15 +244,23 @@ def test_image_without_vae(server: ComfyServer, stylise: Prompt) -> None:
 
 
 def test_inversion_of_an_empty_latent(server: ComfyServer, stylise: Prompt) -> None:
-    stylise["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}}
+    stylise["empty"] = {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": 128, "height": 128, "batch_size": 1},
+    }
     content_inversion(stylise)["latent"] = ["empty", 0]
-    assert "connect a picture (VAE Encode), not an Empty Latent Image" in failure(server, stylise, "MagicStyleInvert")
+    assert "connect a picture (VAE Encode), not an Empty Latent Image" in failure(
+        server, stylise, "MagicStyleInvert"
+    )
 
 
 def test_rising_sigmas(server: ComfyServer, stylise: Prompt) -> None:
     inversion = the(stylise, "MagicStyleApply")["inputs"]["content"][0]
     stylise["rising"] = {"class_type": "FlipSigmas", "inputs": {"sigmas": [inversion, 2]}}
-    stylise["again"] = {"class_type": "MagicStyleInvert", "inputs": {**content_inversion(stylise), "sigmas": ["rising", 0]}}
+    stylise["again"] = {
+        "class_type": "MagicStyleInvert",
+        "inputs": {**content_inversion(stylise), "sigmas": ["rising", 0]},
+    }
     the(stylise, "MagicStyleApply")["inputs"]["content"] = ["again", 0]
     message = failure(server, stylise, "MagicStyleInvert")
     assert "sigmas must fall to 0 in two steps or more, got [0.0, " in message
@@ -217,11 +275,17 @@ def test_inversion_of_another_model(server: ComfyServer, stylise: Prompt) -> Non
 
 def test_inversion_file_of_another_model(server: ComfyServer, stylise: Prompt) -> None:
     inversion = the(stylise, "MagicStyleApply")["inputs"]["content"]
-    stylise["write"] = {"class_type": "MagicInversionSave", "inputs": {"inversion": inversion, "name": "portrait"}}
+    stylise["write"] = {
+        "class_type": "MagicInversionSave",
+        "inputs": {"inversion": inversion, "name": "portrait"},
+    }
     server.queue(stylise)
     del stylise["write"]
     [toy] = ids(stylise, "MagicToyCheckpoint")
-    load = {"class_type": "MagicInversionLoad", "inputs": {"model": [toy, 0], "file": "portrait_00001_.safetensors"}}
+    load = {
+        "class_type": "MagicInversionLoad",
+        "inputs": {"model": [toy, 0], "file": "portrait_00001_.safetensors"},
+    }
     the(stylise, "MagicStyleApply")["inputs"]["content"] = ["load", 0]
     assert server.queue({**stylise, "load": load}).images
 
@@ -243,7 +307,10 @@ def test_other_sigmas_than_the_inversion_has(server: ComfyServer, stylise: Promp
 
 
 def test_another_size_than_the_inversion_has(server: ComfyServer, stylise: Prompt) -> None:
-    stylise["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 192, "height": 128, "batch_size": 1}}
+    stylise["empty"] = {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": 192, "height": 128, "batch_size": 1},
+    }
     the(stylise, "SamplerCustom")["inputs"]["latent_image"] = ["empty", 0]
     message = failure(server, stylise, "SamplerCustom")
     assert "the content was inverted at 128x128, the sampler runs at 192x128" in message
@@ -251,14 +318,21 @@ def test_another_size_than_the_inversion_has(server: ComfyServer, stylise: Promp
 
 
 def test_empty_mask_of_a_style(server: ComfyServer, stylise: Prompt) -> None:
-    stylise["nothing"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}
+    stylise["nothing"] = {
+        "class_type": "SolidMask",
+        "inputs": {"value": 0.0, "width": 128, "height": 128},
+    }
     the(stylise, "MagicStyleReference")["inputs"]["mask"] = ["nothing", 0]
-    assert "the mask of a style is empty: paint where it acts" in failure(server, stylise, "MagicStyleReference")
+    assert "the mask of a style is empty: paint where it acts" in failure(
+        server, stylise, "MagicStyleReference"
+    )
 
 
 def test_unknown_layers_of_a_style(server: ComfyServer, stylise: Prompt) -> None:
     the(stylise, "MagicStyleApply")["inputs"]["layers"] = "o77"
-    assert "layers: 'o77' has no self-attention in this model" in failure(server, stylise, "MagicStyleApply")
+    assert "layers: 'o77' has no self-attention in this model" in failure(
+        server, stylise, "MagicStyleApply"
+    )
 
 
 # ---- cropping, during the execution ----
@@ -273,7 +347,13 @@ def crop() -> Prompt:
         "portrait": {"class_type": "MagicToyPortrait", "inputs": drawn},
         "crop": {
             "class_type": "MagicPortraitCrop",
-            "inputs": {"image": ["portrait", 0], "mask": ["portrait", 1], "margin": 0.3, "size": 64, "square": True},
+            "inputs": {
+                "image": ["portrait", 0],
+                "mask": ["portrait", 1],
+                "margin": 0.3,
+                "size": 64,
+                "square": True,
+            },
         },
         "paste": {"class_type": "MagicPortraitPaste", "inputs": pasted},
         "show": {"class_type": "PreviewImage", "inputs": {"images": ["paste", 0]}},
@@ -283,7 +363,11 @@ def crop() -> Prompt:
 def test_nothing_to_cut_out(server: ComfyServer, crop: Prompt) -> None:
     crop["portrait"]["inputs"]["seed"] = NO_HAT_SEED
     message = failure(server, crop, "MagicPortraitCrop")
-    assert message.strip() == "the mask is empty: paint over the part of the picture to cut out, or connect a face mask"
+    assert (
+        message.strip()
+        == "the mask is empty: paint over the part of the picture to cut out, or connect a face"
+        " mask"
+    )
 
 
 def test_paste_into_another_picture(server: ComfyServer, crop: Prompt) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import workflow_files
 from comfy_server import ComfyServer, Picture, ValidationFailed
-from magicportrait.host.layout_masks import PALETTE
+from magicportrait.host.layout.masks import PALETTE
 from workflow_files import ids, prompt_of
 
 STEPS = 8
@@ -21,7 +21,10 @@ LEGEND = {3: 46, 4: 60}
 """Height of the overlay's legend by its number of phrases."""
 # For every workflow: what each SaveImage writes, as prefix -> (number, width, height).
 EXPECTED = {
-    "concept_to_comparison": {"concept_to_comparison": (4, SIDE, SIDE), "concept_to_comparison_grid": (1,)},
+    "concept_to_comparison": {
+        "concept_to_comparison": (4, SIDE, SIDE),
+        "concept_to_comparison_grid": (1,),
+    },
     "magicapture": {"magicapture": (4, SIDE, SIDE)},
     "magicface_correspondence": {
         "magicface_correspondence": (3, SIDE, SIDE),
@@ -36,10 +39,16 @@ EXPECTED = {
     },
     "magicstyle_one_node": {"magicstyle_one_node": (1, SIDE, SIDE)},
     "magicstyle_portrait": {"magicstyle_portrait": (1, SIDE, SIDE)},
-    "magicstyle_small_face": {"magicstyle_small_face": (1, 3 * SMALL, SMALL), "magicstyle_small_face_cutout": (1, 3 * SIDE, SIDE)},
+    "magicstyle_small_face": {
+        "magicstyle_small_face": (1, 3 * SMALL, SMALL),
+        "magicstyle_small_face_cutout": (1, 3 * SIDE, SIDE),
+    },
     "magicstyle_sweep": {"magicstyle_sweep": (1, 4 * SIDE, SIDE)},
     "magicstyle_two_styles": {"magicstyle_two_styles": (1, SIDE, SIDE)},
-    "semantic_layout": {"semantic_layout": (4, SIDE, SIDE), "semantic_layout_overlay": (4, SIDE, SIDE + LEGEND[4])},
+    "semantic_layout": {
+        "semantic_layout": (4, SIDE, SIDE),
+        "semantic_layout_overlay": (4, SIDE, SIDE + LEGEND[4]),
+    },
 }
 SEEDED = [name for name in workflow_files.TOY if not name.startswith("magicstyle")]
 """MagicStyle has no seed: its pictures follow from the two that go in."""
@@ -70,8 +79,14 @@ def test_gives_its_pictures(server: ComfyServer, object_info: dict[str, Any], na
 
     result = server.queue(prompt)
 
-    saved = {prompt[node]["inputs"]["filename_prefix"]: result.outputs[node]["images"] for node in ids(prompt, "SaveImage")}
-    pictures = {prefix: [server.fetch_image(picture) for picture in found] for prefix, found in saved.items()}
+    saved = {
+        prompt[node]["inputs"]["filename_prefix"]: result.outputs[node]["images"]
+        for node in ids(prompt, "SaveImage")
+    }
+    pictures = {
+        prefix: [server.fetch_image(picture) for picture in found]
+        for prefix, found in saved.items()
+    }
     assert pictures.keys() == EXPECTED[name].keys()
     for prefix, expected in EXPECTED[name].items():
         # The size of a grid depends on its letters.
@@ -82,32 +97,51 @@ def test_gives_its_pictures(server: ComfyServer, object_info: dict[str, Any], na
     for overlay, picture in zip(overlays, pictures[name]):
         assert len(legend_colours(overlay, picture)) >= 2
     for preview in ids(prompt, "MaskPreview"):
-        assert any(np.asarray(server.fetch_image(mask)).any() for mask in result.outputs[preview]["images"])
+        assert any(
+            np.asarray(server.fetch_image(mask)).any() for mask in result.outputs[preview]["images"]
+        )
     for shown in ids(prompt, "PreviewAny"):
         [report] = result.outputs[shown]["text"]
         assert f"fixed-point, {STEPS} steps" in report
         assert "to what the VAE alone gives" in report
     if name in LOOKS:
-        [shown] = [server.fetch_image(picture) for node in ids(prompt, "PreviewImage") for picture in result.outputs[node]["images"]]
+        [shown] = [
+            server.fetch_image(picture)
+            for node in ids(prompt, "PreviewImage")
+            for picture in result.outputs[node]["images"]
+        ]
         LOOKS[name](shown, pictures)
 
 
 @pytest.mark.parametrize("name", SEEDED)
-def test_another_seed_runs_only_the_sampler_and_what_follows(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
+def test_another_seed_runs_only_the_sampler_and_what_follows(
+    server: ComfyServer, object_info: dict[str, Any], name: str
+) -> None:
     server.queue(prompt_of(name, object_info, steps=2, seed=100))
     prompt = prompt_of(name, object_info, steps=2, seed=101)
 
     result = server.queue(prompt)
 
-    expected = RUN_AGAIN & {node["class_type"] for node in prompt.values()} - BEFORE_THE_SAMPLER.get(name, set())
+    expected = RUN_AGAIN & {
+        node["class_type"] for node in prompt.values()
+    } - BEFORE_THE_SAMPLER.get(name, set())
     assert {prompt[node]["class_type"] for node in result.executed} == expected
     sources = {
-        node for kind in ("MagicToyCheckpoint", "MagicToyPortrait", "MagicFaceConcept", "MagiCaptureTrain") for node in ids(prompt, kind)
+        node
+        for kind in (
+            "MagicToyCheckpoint",
+            "MagicToyPortrait",
+            "MagicFaceConcept",
+            "MagiCaptureTrain",
+        )
+        for node in ids(prompt, kind)
     }
     assert sources <= result.cached
 
 
-def test_the_same_seed_gives_the_same_pictures(server: ComfyServer, object_info: dict[str, Any]) -> None:
+def test_the_same_seed_gives_the_same_pictures(
+    server: ComfyServer, object_info: dict[str, Any]
+) -> None:
     first = server.queue(prompt_of("magicface_one_concept", object_info, steps=2, seed=7))
     # Something else in between, or the answer would come from the cache.
     server.queue(prompt_of("magicface_one_concept", object_info, steps=2, seed=8))
@@ -119,7 +153,9 @@ def test_the_same_seed_gives_the_same_pictures(server: ComfyServer, object_info:
 
 
 @pytest.mark.parametrize("name", workflow_files.NEED_FILES)
-def test_lacks_nothing_but_model_files(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
+def test_lacks_nothing_but_model_files(
+    server: ComfyServer, object_info: dict[str, Any], name: str
+) -> None:
     Image.new("RGB", (64, 64)).save(server.input_dir / "example.png")
     prompt = prompt_of(name, object_info)
 
@@ -128,12 +164,20 @@ def test_lacks_nothing_but_model_files(server: ComfyServer, object_info: dict[st
 
     complaints = refusal.value.body["node_errors"]
     assert set(complaints) == {node for kind in FILE_INPUTS for node in ids(prompt, kind)}
-    for node, complaint in [(node, error) for node, found in complaints.items() for error in found["errors"]]:
+    for node, complaint in [
+        (node, error) for node, found in complaints.items() for error in found["errors"]
+    ]:
         name = FILE_INPUTS[prompt[node]["class_type"]]
         if prompt[node]["class_type"] == "MagicConceptMask":
-            assert f"'{prompt[node]['inputs'][name]}' is not among the models in sams: put a SAM checkpoint" in complaint["details"]
+            assert (
+                f"'{prompt[node]['inputs'][name]}' is not among the models in sams: put a SAM"
+                " checkpoint" in complaint["details"]
+            )
         else:
-            assert (complaint["type"], complaint["extra_info"]["input_name"]) == ("value_not_in_list", name)
+            assert (complaint["type"], complaint["extra_info"]["input_name"]) == (
+                "value_not_in_list",
+                name,
+            )
             assert prompt[node]["inputs"][name] in complaint["details"]
 
 
@@ -141,8 +185,13 @@ def test_lacks_nothing_but_model_files(server: ComfyServer, object_info: dict[st
 def test_is_offered_as_a_template(server: ComfyServer, name: str) -> None:
     [(pack, names)] = json.loads(server.get("/workflow_templates")).items()
     assert name in names
-    assert server.get(f"/api/workflow_templates/{pack}/{name}.json") == (workflow_files.FOLDER / f"{name}.json").read_bytes()
-    assert server.get(f"/api/workflow_templates/{pack}/{name}.jpg").startswith(b"\xff\xd8"), "a JPEG of the same name is its thumbnail"
+    assert (
+        server.get(f"/api/workflow_templates/{pack}/{name}.json")
+        == (workflow_files.FOLDER / f"{name}.json").read_bytes()
+    )
+    assert server.get(f"/api/workflow_templates/{pack}/{name}.jpg").startswith(b"\xff\xd8"), (
+        "a JPEG of the same name is its thumbnail"
+    )
 
 
 @pytest.mark.parametrize("name", workflow_files.ALL)
@@ -152,7 +201,9 @@ def test_holds_nothing_of_the_machine_it_was_made_on(name: str) -> None:
     assert workflow["extra"] == {}
     assert [group["title"] for group in workflow["groups"]][-2:] == ["sampling", "result"]
     [note] = [node for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
-    assert len(note["widgets_values"][0].split("\n\n")) == 3, "what it does, what to change or do first, which files"
+    assert len(note["widgets_values"][0].split("\n\n")) == 3, (
+        "what it does, what to change or do first, which files"
+    )
 
 
 # ---- what a stylised picture must look like ----
@@ -165,11 +216,17 @@ def takes_the_style(shown: Image.Image, pictures: dict[str, list[Image.Image]]) 
     assert likeness(picture, content) > 0.4
 
 
-def each_half_takes_its_own_style(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+def each_half_takes_its_own_style(
+    shown: Image.Image, pictures: dict[str, list[Image.Image]]
+) -> None:
     content, *styles = tiles(shown)
     [[picture]] = pictures.values()
-    for style, box in zip(styles, ((0, 0, SIDE // 2, SIDE), (SIDE // 2, 0, SIDE, SIDE)), strict=True):
-        assert colour_distance(picture.crop(box), style) < 0.9 * colour_distance(content.crop(box), style)
+    for style, box in zip(
+        styles, ((0, 0, SIDE // 2, SIDE), (SIDE // 2, 0, SIDE, SIDE)), strict=True
+    ):
+        assert colour_distance(picture.crop(box), style) < 0.9 * colour_distance(
+            content.crop(box), style
+        )
     assert likeness(picture, content) > 0.3
 
 
@@ -182,14 +239,21 @@ def more_beta_is_more_style(shown: Image.Image, pictures: dict[str, list[Image.I
     assert likeness(first, style) < likeness(last, style)
 
 
-def only_the_person_in_the_middle_changes(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
-    picture, cut_outs = pictures["magicstyle_small_face"][0], pictures["magicstyle_small_face_cutout"][0]
+def only_the_person_in_the_middle_changes(
+    shown: Image.Image, pictures: dict[str, list[Image.Image]]
+) -> None:
+    picture, cut_outs = (
+        pictures["magicstyle_small_face"][0],
+        pictures["magicstyle_small_face_cutout"][0],
+    )
     before, after = (np.asarray(image.convert("RGB"), np.int16) for image in (shown, picture))
     changed = abs(after - before).max(-1) > 0
     assert not changed[:, :SMALL].any() and not changed[:, 2 * SMALL :].any()
     assert changed[:, SMALL : 2 * SMALL].mean() > 0.3
     assert not changed[:, SMALL : SMALL + 4].any(), "the background stays, also beside the person"
-    takes_the_style(cut_outs.crop((0, 0, 2 * SIDE, SIDE)), {"": [cut_outs.crop((2 * SIDE, 0, 3 * SIDE, SIDE))]})
+    takes_the_style(
+        cut_outs.crop((0, 0, 2 * SIDE, SIDE)), {"": [cut_outs.crop((2 * SIDE, 0, 3 * SIDE, SIDE))]}
+    )
 
 
 LOOKS: dict[str, Callable[[Image.Image, dict[str, list[Image.Image]]], None]] = {
@@ -208,14 +272,19 @@ def tiles(strip: Image.Image) -> list[Image.Image]:
 
 def colour_distance(image: Image.Image, other: Image.Image) -> float:
     """Between mean and deviation of the colours."""
-    found = [np.asarray(picture.convert("RGB"), np.float64).reshape(-1, 3) for picture in (image, other)]
+    found = [
+        np.asarray(picture.convert("RGB"), np.float64).reshape(-1, 3) for picture in (image, other)
+    ]
     a, b = (np.concatenate([rgb.mean(0), rgb.std(0)]) for rgb in found)
     return float(np.linalg.norm(a - b))
 
 
 def likeness(image: Image.Image, other: Image.Image) -> float:
     """Correlation of the brightness's gradients: whether edges lie in the same places."""
-    found = [np.hypot(*np.gradient(np.asarray(picture.convert("L"), np.float64))) for picture in (image, other)]
+    found = [
+        np.hypot(*np.gradient(np.asarray(picture.convert("L"), np.float64)))
+        for picture in (image, other)
+    ]
     return float(np.corrcoef(*(edges.ravel() for edges in found))[0, 1])
 
 
@@ -225,10 +294,15 @@ def is_drawn(image: Image.Image) -> bool:
 
 
 def legend_colours(overlay: Image.Image, picture: Image.Image) -> set[str]:
-    """The colours that cover a part of the picture, as against those that only stand in the legend below it."""
-    painted, plain = (np.asarray(image.convert("RGB"), np.float32)[:SIDE] for image in (overlay, picture))
+    """The colours that cover a part of the picture, as against those that only stand in the legend
+    below it."""
+    painted, plain = (
+        np.asarray(image.convert("RGB"), np.float32)[:SIDE] for image in (overlay, picture)
+    )
     expected = {name: 0.4 * plain + 0.6 * np.array(colour) for name, colour in PALETTE}
-    return {name for name, rgb in expected.items() if (abs(painted - rgb) < 2).all(-1).mean() > 0.01}
+    return {
+        name for name, rgb in expected.items() if (abs(painted - rgb) < 2).all(-1).mean() > 0.01
+    }
 
 
 def pixels(server: ComfyServer, pictures: list[Picture]) -> list[bytes]:

@@ -24,16 +24,23 @@ def read(name: str) -> dict[str, Any]:
     return workflow
 
 
-def prompt_of(name: str, object_info: dict[str, Any], *, outputs: set[str] | None = None, **sampler: Any) -> Prompt:
-    """`sampler` replaces values of the nodes that sample or invert, as far as they have such an input, and trainings are cut short; of the
-    nodes that show or save pictures only those of the types `outputs` stay."""
+def prompt_of(
+    name: str, object_info: dict[str, Any], *, outputs: set[str] | None = None, **sampler: Any
+) -> Prompt:
+    """`sampler` replaces values of the nodes that sample or invert, as far as they have such an
+    input, and trainings are cut short; of the nodes that show or save pictures only those of the
+    types `outputs` stay."""
     prompt = to_api_prompt(read(name), object_info)
     for node in [node for kind in STEPPING for node in ids(prompt, kind)]:
         inputs = prompt[node]["inputs"]
         inputs.update({name: value for name, value in sampler.items() if name in inputs})
     for node in ids(prompt, "MagiCaptureTrain"):
         prompt[node]["inputs"].update(QUICK_TRAINING)
-    dropped = {node for node, data in prompt.items() if outputs and object_info[data["class_type"]]["output_node"]}
+    dropped = {
+        node
+        for node, data in prompt.items()
+        if outputs and object_info[data["class_type"]]["output_node"]
+    }
     dropped -= {node for kind in outputs or () for node in ids(prompt, kind)}
     return {node: data for node, data in prompt.items() if node not in dropped}
 

@@ -1,4 +1,5 @@
-"""Makes ComfyUI importable in the tests of this folder: the one of COMFYUI_PATH, or the one that dev.py finds."""
+"""Makes ComfyUI importable in the tests of this folder: the one of COMFYUI_PATH, or the one that
+dev.py finds."""
 
 from __future__ import annotations
 

@@ -16,23 +16,51 @@ from magicportrait.tests.host.sampling import encode, parts
 
 def latent(batch: int = 1, size: tuple[int, int] = (8, 8), seed: int = 0) -> Tensor:
     """Clean latents as a VAE gives them, the same one at the same place whatever the batch."""
-    return torch.cat([torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(seed + i)) * 4 for i in range(batch)])
+    return torch.cat(
+        [
+            torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(seed + i)) * 4
+            for i in range(batch)
+        ]
+    )
 
 
-def invert(model: Any, samples: Tensor | None = None, shape: str = "sd15", **options: Any) -> tuple[Any, ...]:
-    """All outputs of MagicStyleInvert: MAGIC_INVERSION, LATENT, SIGMAS, SAMPLER, CONDITIONING, report."""
+def invert(
+    model: Any, samples: Tensor | None = None, shape: str = "sd15", **options: Any
+) -> tuple[Any, ...]:
+    """All outputs of MagicStyleInvert: MAGIC_INVERSION, LATENT, SIGMAS, SAMPLER, CONDITIONING,
+    report."""
     picture = {"samples": latent() if samples is None else samples}
-    chosen = {**defaults_of(MagicStyleInvert), "steps": 3, "clip": parts(shape)[1], "latent": picture, **options}
+    chosen = {
+        **defaults_of(MagicStyleInvert),
+        "steps": 3,
+        "clip": parts(shape)[1],
+        "latent": picture,
+        **options,
+    }
     return MagicStyleInvert.execute(model=model, **chosen).args
 
 
 def sample(
-    model: Any, noise: dict[str, Any], sigmas: Tensor, sampler: Any, positive: Any, cfg: float = 1.0, negative: Any = None
+    model: Any,
+    noise: dict[str, Any],
+    sigmas: Tensor,
+    sampler: Any,
+    positive: Any,
+    cfg: float = 1.0,
+    negative: Any = None,
 ) -> Tensor:
     """Core's SamplerCustom without added noise."""
     node = importlib.import_module("comfy_extras.nodes_custom_sampler").SamplerCustom
-    inputs = {"add_noise": False, "noise_seed": 0, "cfg": cfg, "positive": positive, "negative": negative or encode("blurry")}
-    out: Tensor = call_node(node, model=model, sampler=sampler, sigmas=sigmas, latent_image=noise, **inputs)[0]["samples"]
+    inputs = {
+        "add_noise": False,
+        "noise_seed": 0,
+        "cfg": cfg,
+        "positive": positive,
+        "negative": negative or encode("blurry"),
+    }
+    out: Tensor = call_node(
+        node, model=model, sampler=sampler, sigmas=sigmas, latent_image=noise, **inputs
+    )[0]["samples"]
     return out
 
 

@@ -1,4 +1,5 @@
-"""Small random models in the host's own classes: everything but the weights is as in SD1.5, SD2.1 (v) and SDXL."""
+"""Small random models in the host's own classes: everything but the weights is as in SD1.5, SD2.1
+(v) and SDXL."""
 
 from __future__ import annotations
 
@@ -48,8 +49,11 @@ _SDXL = {
 }
 
 
-def random_model(shape: str = "sd15", dtype: torch.dtype = torch.float32, seed: int = 0, pooled: int = CONTEXT) -> Any:
-    """MODEL of a shape: 'sd15', 'sd21v' (v prediction) or 'sdxl'. pooled: width of SDXL's pooled text."""
+def random_model(
+    shape: str = "sd15", dtype: torch.dtype = torch.float32, seed: int = 0, pooled: int = CONTEXT
+) -> Any:
+    """MODEL of a shape: 'sd15', 'sd21v' (v prediction) or 'sdxl'. pooled: width of SDXL's pooled
+    text."""
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
@@ -61,7 +65,11 @@ def random_model(shape: str = "sd15", dtype: torch.dtype = torch.float32, seed: 
         unet_extra_config: dict[str, Any] = {}
 
         def model_type(self, state_dict: Any, prefix: str = "") -> Any:
-            return comfy.model_base.ModelType.V_PREDICTION if shape == "sd21v" else comfy.model_base.ModelType.EPS
+            return (
+                comfy.model_base.ModelType.V_PREDICTION
+                if shape == "sd21v"
+                else comfy.model_base.ModelType.EPS
+            )
 
     config = Config({**_SDXL, "adm_in_channels": pooled + 6 * 256} if shape == "sdxl" else _SD15)
     config.set_inference_dtype(dtype, None)
@@ -72,7 +80,8 @@ def random_model(shape: str = "sd15", dtype: torch.dtype = torch.float32, seed: 
         fan_in = max(1, tensor[0].numel()) if tensor.ndim > 1 else 1
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim > 1:
-            # Attention sharp enough for a wrong mask or row to show, the rest tame enough for rounding not to.
+            # Attention sharp enough for a wrong mask or row to show, the rest tame enough for
+            # rounding not to.
             gain = 2.0 if name.endswith(("to_q.weight", "to_k.weight")) else 0.5
             state[name] = (noise * gain * fan_in**-0.5).to(tensor)
         else:
@@ -94,7 +103,8 @@ def random_clip(seed: int = 0) -> Any:
 
 
 def random_text_encoders(shape: str, seed: int = 0) -> Any:
-    """CLIP of a shape, 'sd15', 'sd21v' or 'sdxl', with small random text encoders: hidden layer, norms and pooling are the shape's own."""
+    """CLIP of a shape, 'sd15', 'sd21v' or 'sdxl', with small random text encoders: hidden layer,
+    norms and pooling are the shape's own."""
     import comfy.sd
     import comfy.sd1_clip
     import comfy.sdxl_clip
@@ -107,16 +117,32 @@ def random_text_encoders(shape: str, seed: int = 0) -> Any:
         "sdxl": (comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel),
     }[shape]
     # SDXL puts its two encoders side by side.
-    widths = {"clip_l": CONTEXT - POOLED, "clip_g": POOLED} if shape == "sdxl" else {"clip_l": CONTEXT, "clip_h": CONTEXT}
+    widths = (
+        {"clip_l": CONTEXT - POOLED, "clip_g": POOLED}
+        if shape == "sdxl"
+        else {"clip_l": CONTEXT, "clip_h": CONTEXT}
+    )
     options: dict[str, Any] = {"dtype": torch.float32}
     for name, width in widths.items():
-        small = {"num_hidden_layers": 3, "hidden_size": width, "num_attention_heads": 2, "intermediate_size": 2 * width}
-        options[f"{name}_model_config"] = {**small, "hidden_act": "quick_gelu" if name == "clip_l" else "gelu"}
-    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(tokenizer, encoder), model_options=options)
+        small = {
+            "num_hidden_layers": 3,
+            "hidden_size": width,
+            "num_attention_heads": 2,
+            "intermediate_size": 2 * width,
+        }
+        options[f"{name}_model_config"] = {
+            **small,
+            "hidden_act": "quick_gelu" if name == "clip_l" else "gelu",
+        }
+    clip = comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(tokenizer, encoder), model_options=options
+    )
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in clip.cond_stage_model.named_parameters():
         is_norm = parameter.ndim == 1 and name.endswith("weight")
-        noise = torch.randn(parameter.shape, generator=generator) * (0.5 if "embedding" in name else 0.1)
+        noise = torch.randn(parameter.shape, generator=generator) * (
+            0.5 if "embedding" in name else 0.1
+        )
         parameter.data.copy_(noise + (1.0 if is_norm else 0.0))
     return clip
 
@@ -130,10 +156,15 @@ def lora_file(model: Any, block: str, size: float) -> dict[str, torch.Tensor]:
     """What a LoRA file holds that changes one layer of a block."""
     name = f"diffusion_model.{block}.transformer_blocks.0.attn1.to_v"
     rows, columns = model.model.state_dict()[f"{name}.weight"].shape
-    return {f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.full((1, columns), size)}
+    return {
+        f"{name}.lora_up.weight": torch.ones(rows, 1),
+        f"{name}.lora_down.weight": torch.full((1, columns), size),
+    }
 
 
-def controlled(model: Any, positive: list[Any], negative: list[Any], side: int = 128) -> tuple[list[Any], list[Any]]:
+def controlled(
+    model: Any, positive: list[Any], negative: list[Any], side: int = 128
+) -> tuple[list[Any], list[Any]]:
     """Both conditionings under a ControlNet with random weights, for pictures of a side."""
     import comfy.cldm.cldm
     import comfy.controlnet
@@ -142,20 +173,34 @@ def controlled(model: Any, positive: list[Any], negative: list[Any], side: int =
     import nodes
 
     config = dict(model.model.model_config.unet_config)
-    for name in ("out_channels", "transformer_depth_output", "dtype", "use_temporal_attention", "legacy"):
+    for name in (
+        "out_channels",
+        "transformer_depth_output",
+        "dtype",
+        "use_temporal_attention",
+        "legacy",
+    ):
         config.pop(name, None)
     torch.manual_seed(0)
-    network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    network = comfy.cldm.cldm.ControlNet(
+        **config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
-    found = nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, control, torch.rand(1, side, side, 3), 1.0, 0.0, 1.0)
+    found = nodes.ControlNetApplyAdvanced().apply_controlnet(
+        positive, negative, control, torch.rand(1, side, side, 3), 1.0, 0.0, 1.0
+    )
     return found[0], found[1]
 
 
 def call_node(node: Any, **inputs: Any) -> tuple[Any, ...]:
     """Runs a node class as the host does, old style or new, and returns its outputs."""
-    output = node.execute(**inputs) if hasattr(node, "define_schema") else getattr(node(), node.FUNCTION)(**inputs)
+    output = (
+        node.execute(**inputs)
+        if hasattr(node, "define_schema")
+        else getattr(node(), node.FUNCTION)(**inputs)
+    )
     return getattr(output, "args", output)
 
 
@@ -170,6 +215,10 @@ def structure_of(value: Any) -> Any:
 
 def state_of(model: Any) -> tuple[Any, ...]:
     """All that a patch could leave behind in a MODEL."""
-    weights = [(name, tensor.double().sum().item()) for name, tensor in model.model.state_dict().items()]
-    options = (structure_of(part) for part in (model.model_options, model.wrappers, model.callbacks))
+    weights = [
+        (name, tensor.double().sum().item()) for name, tensor in model.model.state_dict().items()
+    ]
+    options = (
+        structure_of(part) for part in (model.model_options, model.wrappers, model.callbacks)
+    )
     return (*options, list(model.object_patches), weights)

@@ -1,8 +1,10 @@
-"""A GPU for machines without one: tensors in plain memory that say they are on another device, and are not mixed with those of the CPU.
+"""A GPU for machines without one: tensors in plain memory that say they are on another device, and
+are not mixed with those of the CPU.
 
-A tensor is on the pretended device when its memory (its storage) is marked so: then views, `.data`, parameters and what autograd saves are
-where their memory is, as on a real GPU. Every operation passes `_PretendMode`, which refuses what CUDA refuses and marks what comes out.
-What the real device has and this one lacks: other threads, streams, pinned memory, and kernels of its own.
+A tensor is on the pretended device when its memory (its storage) is marked so: then views, `.data`,
+parameters and what autograd saves are where their memory is, as on a real GPU. Every operation
+passes `_PretendMode`, which refuses what CUDA refuses and marks what comes out. What the real
+device has and this one lacks: other threads, streams, pinned memory, and kernels of its own.
 """
 
 from __future__ import annotations
@@ -19,24 +21,37 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Of the device types that torch knows, one that needs no driver, starts nothing when it is named, and has autocast.
+# Of the device types that torch knows, one that needs no driver, starts nothing when it is named,
+# and has autocast.
 PRETEND = torch.device("maia", 0)
 CPU = torch.device("cpu")
 
 _aten = torch.ops.aten
-_INDEXING = (_aten.index, _aten._unsafe_index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_, _aten._unsafe_index_put)
+_INDEXING = (
+    _aten.index,
+    _aten._unsafe_index,
+    _aten.index_put,
+    _aten.index_put_,
+    _aten._index_put_impl_,
+    _aten._unsafe_index_put,
+)
 _COPYING = (_aten.copy_, _aten.copy, _aten._has_compatible_shallow_copy_type)
 _SCALARS_PASS = (_aten.fill, _aten.fill_, _aten.masked_fill_)
 _MAKERS = (  # of a new tensor, by the example of another
-    *((torch, f"{kind}_like") for kind in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")),
+    *(
+        (torch, f"{kind}_like")
+        for kind in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")
+    ),
     *((Tensor, f"new_{kind}") for kind in ("empty", "zeros", "ones", "full", "tensor")),
     (torch, "tensor"),
 )
 
 _marks: dict[int, StorageWeakRef] = {}
-"""The storages on the pretended device. As long as there is a weak reference no other storage takes the same address."""
+"""The storages on the pretended device. As long as there is a weak reference no other storage takes
+the same address."""
 _generators: dict[int, torch.Generator] = {}
-"""Those of the pretended device. torch hands on another object for the same generator: its address stays."""
+"""Those of the pretended device. torch hands on another object for the same generator: its address
+stays."""
 
 
 def is_pretended(tensor: Tensor) -> bool:
@@ -59,10 +74,15 @@ def _forget_the_dead() -> None:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """All in the arguments or the outputs of an operation. torch's own tree walk takes longer than the tests' operations."""
+    """All in the arguments or the outputs of an operation. torch's own tree walk takes longer than
+    the tests' operations."""
     if isinstance(value, Tensor):
         return [value]
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (list, tuple)) else []
+    return (
+        [tensor for item in value for tensor in _tensors(item)]
+        if isinstance(value, (list, tuple))
+        else []
+    )
 
 
 def _check(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
@@ -74,27 +94,49 @@ def _check(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
     if kind in _INDEXING:
         owner, indices, *values = args
         if not is_pretended(owner) and any(map(is_pretended, _tensors(indices))):
-            raise RuntimeError(f"{func}: indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+            raise RuntimeError(
+                f"{func}: indices should be either on cpu or on the same device as the indexed"
+                " tensor (cpu)"
+            )
         scalars_pass, tensors = True, [owner, *_tensors(values)]
     there = next(filter(is_pretended, tensors))
-    written = [value for value, argument in zip(args, func._schema.arguments) if argument.alias_info and argument.alias_info.is_write]
+    written = [
+        value
+        for value, argument in zip(args, func._schema.arguments)
+        if argument.alias_info and argument.alias_info.is_write
+    ]
     for tensor in tensors:
-        is_scalar = tensor.ndim == 0 and scalars_pass and all(tensor is not value for value in written)
+        is_scalar = (
+            tensor.ndim == 0 and scalars_pass and all(tensor is not value for value in written)
+        )
         if not is_pretended(tensor) and not is_scalar:
             shapes = f"{tuple(there.shape)} on {PRETEND} and {tuple(tensor.shape)} on the CPU"
-            raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {shapes}")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {func} got {shapes}"
+            )
 
 
 def _takes_scalars(func: Any) -> bool:
-    """Whether CUDA's form of an operation takes a number from the CPU, as a tensor without dimensions."""
+    """Whether CUDA's form of an operation takes a number from the CPU, as a tensor without
+    dimensions."""
     # Gradients are clipped in lists that torch makes, of what it takes for one device.
-    return torch.Tag.pointwise in func.tags or func.overloadpacket in _SCALARS_PASS or func.name().startswith("aten::_foreach")
+    return (
+        torch.Tag.pointwise in func.tags
+        or func.overloadpacket in _SCALARS_PASS
+        or func.name().startswith("aten::_foreach")
+    )
 
 
 class _PretendMode(TorchDispatchMode):
     """Runs every operation on the CPU: inputs are checked before, outputs are marked after it."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = dict(kwargs or {})
         inputs = _tensors((*args, *kwargs.values()))
         pretended = [tensor for tensor in inputs if is_pretended(tensor)]
@@ -105,8 +147,12 @@ class _PretendMode(TorchDispatchMode):
         if is_asked:
             kwargs["device"] = CPU
         generator = kwargs.get("generator")
-        if generator is not None and (generator._cdata in _generators) != bool(is_asked or pretended):
-            raise RuntimeError(f"{func}: expected a generator of the device that the numbers are drawn on")
+        if generator is not None and (generator._cdata in _generators) != bool(
+            is_asked or pretended
+        ):
+            raise RuntimeError(
+                f"{func}: expected a generator of the device that the numbers are drawn on"
+            )
         outputs = func(*args, **kwargs)
         if is_asked or pretended:
             theirs = {tensor.untyped_storage()._cdata for tensor in inputs}
@@ -134,14 +180,18 @@ class _Generator(torch.Generator):
 
 def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
     """The CPU's for the pretended device: its operations are the CPU's."""
-    return torch.amp.autocast("cpu" if device_type == PRETEND.type else device_type, *args, **kwargs)
+    return torch.amp.autocast(
+        "cpu" if device_type == PRETEND.type else device_type, *args, **kwargs
+    )
 
 
 class _Move(torch.autograd.Function):
     """A copy on another device, whose gradient goes back to where the original is."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> Tensor:
+    def forward(
+        ctx: Any, tensor: Tensor, device: torch.device, dtype: torch.dtype, options: dict[str, Any]
+    ) -> Tensor:
         ctx.source = tensor.device, tensor.dtype
         return place(_aten._to_copy(tensor, dtype=dtype, **options), device)
 
@@ -175,7 +225,11 @@ _ORIGINAL_DEVICE = Tensor.device
 
 def _device(tensor: Tensor) -> torch.device:
     device = _ORIGINAL_DEVICE.__get__(tensor)
-    return PRETEND if device.type == "cpu" and tensor.layout == torch.strided and is_pretended(tensor) else device
+    return (
+        PRETEND
+        if device.type == "cpu" and tensor.layout == torch.strided and is_pretended(tensor)
+        else device
+    )
 
 
 def _made(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -186,7 +240,9 @@ def _made(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if device is None and not isinstance(example, Tensor):
             return original(*args, **kwargs)
         device = example.device if device is None else torch.device(device)
-        return place(original(*args, device=CPU if device.type == PRETEND.type else device, **kwargs), device)
+        return place(
+            original(*args, device=CPU if device.type == PRETEND.type else device, **kwargs), device
+        )
 
     return make
 
@@ -203,7 +259,8 @@ def _without_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
     def convert(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         if is_pretended(tensor):
             raise TypeError(
-                f"can't convert {PRETEND} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+                f"can't convert {PRETEND} device type tensor to numpy. Use Tensor.cpu() to copy the"
+                " tensor to host memory first."
             )
         return original(tensor, *args, **kwargs)
 
@@ -212,10 +269,12 @@ def _without_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def pretend_gpu(memory: int = 64 * 1024**3) -> Iterator[None]:
-    """Within, torch has the device `PRETEND` and ComfyUI works on it. memory: bytes that the host believes to be free there, always."""
+    """Within, torch has the device `PRETEND` and ComfyUI works on it. memory: bytes that the host
+    believes to be free there, always."""
     import comfy.model_management as management
 
-    # What `with torch.device(...)` applies to: torch remembers the functions that it finds at the first use.
+    # What `with torch.device(...)` applies to: torch remembers the functions that it finds at the
+    # first use.
     _device_constructors()
     with pytest.MonkeyPatch.context() as patch, _PretendMode():
         # Where torch looks for a device's random states.
@@ -239,7 +298,13 @@ def pretend_gpu(memory: int = 64 * 1024**3) -> Iterator[None]:
         patch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
         patch.setattr(management, "current_loaded_models", [])
         for name in ("get_free_memory", "get_total_memory"):
-            patch.setattr(management, name, lambda _=None, *both, **named: (memory, memory) if both or any(named.values()) else memory)
+            patch.setattr(
+                management,
+                name,
+                lambda _=None, *both, **named: (
+                    (memory, memory) if both or any(named.values()) else memory
+                ),
+            )
         try:
             yield
         finally:

@@ -30,7 +30,9 @@ def encode(text: str) -> list[Any]:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def concepts(count: int = 2, size: tuple[int, int] = (128, 128), region: Tensor | None = None) -> tuple[Any, ...]:
+def concepts(
+    count: int = 2, size: tuple[int, int] = (128, 128), region: Tensor | None = None
+) -> tuple[Any, ...]:
     chained: tuple[Any, ...] = ()
     for seed, phrase in list(enumerate(("hat", "scarf", "man")))[:count]:
         picture = torch.from_numpy(portraits.render(portraits.sample_portrait(seed)).image)[None]
@@ -41,11 +43,17 @@ def concepts(count: int = 2, size: tuple[int, int] = (128, 128), region: Tensor 
     return chained
 
 
-def apply(model: Any, shape: str = "sd15", chained: tuple[Any, ...] | None = None, **options: Any) -> tuple[Any, Any, Any]:
+def apply(
+    model: Any, shape: str = "sd15", chained: tuple[Any, ...] | None = None, **options: Any
+) -> tuple[Any, Any, Any]:
     """MODEL, CONDITIONING, MAGIC_LAYOUT of MagicFaceApply."""
     _, clip, vae = parts(shape)
     return MagicFaceApply.execute(
-        model, clip, vae, chained or concepts(), **{**defaults_of(MagicFaceApply), "prompt": PROMPT, **options}
+        model,
+        clip,
+        vae,
+        chained or concepts(),
+        **{**defaults_of(MagicFaceApply), "prompt": PROMPT, **options},
     ).args
 
 
@@ -68,13 +76,25 @@ class Sampling:
 
     def noise(self) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.cat([torch.randn(1, 4, *self.size, generator=generator) for _ in range(self.batch)])
+        return torch.cat(
+            [torch.randn(1, 4, *self.size, generator=generator) for _ in range(self.batch)]
+        )
 
     def run(self, model: Any, positive: Any, noise: Tensor | None = None) -> Tensor:
         import comfy.sample
 
         noise = self.noise() if noise is None else noise
         return comfy.sample.sample(
-            model, noise, self.steps, self.cfg, self.sampler, "normal", positive, self.negative, torch.zeros_like(noise),
-            callback=self.callback, disable_pbar=True, seed=self.seed,
-        )  # fmt: skip
+            model,
+            noise,
+            self.steps,
+            self.cfg,
+            self.sampler,
+            "normal",
+            positive,
+            self.negative,
+            torch.zeros_like(noise),
+            callback=self.callback,
+            disable_pbar=True,
+            seed=self.seed,
+        )

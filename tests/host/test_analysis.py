@@ -1,4 +1,5 @@
-"""Watching attention and correspondences: nothing changes, nothing stays, and the numbers are those of the layers."""
+"""Watching attention and correspondences: nothing changes, nothing stays, and the numbers are those
+of the layers."""
 
 from __future__ import annotations
 
@@ -10,19 +11,30 @@ from typing import Any
 import pytest
 import torch
 
-from magicportrait.host import attention_maps, correspondence
-from magicportrait.nodes.analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
+from magicportrait.host.analysis import attention_maps, correspondence
+from magicportrait.nodes.analysis import (
+    MagicAttentionHeatmap,
+    MagicAttentionMap,
+    MagicCorrespondence,
+    MagicCorrespondenceMap,
+)
 from magicportrait.tests.host.sampling import PROMPT, Sampling, apply, concepts, parts
 
 WHOLE = torch.ones(1, 128, 128)
 
 
-def attention_map(model: Any, shape: str = "sd15", phrases: str = "hat, scarf", **options: Any) -> tuple[Any, Any, Any]:
+def attention_map(
+    model: Any, shape: str = "sd15", phrases: str = "hat, scarf", **options: Any
+) -> tuple[Any, Any, Any]:
     arguments = {"layers": "all", "start": 0.0, "end": 1.0, **options}
-    return MagicAttentionMap.execute(model, parts(shape)[1], arguments.pop("prompt", PROMPT), phrases, **arguments).args
+    return MagicAttentionMap.execute(
+        model, parts(shape)[1], arguments.pop("prompt", PROMPT), phrases, **arguments
+    ).args
 
 
-def watch(model: Any, points: str = "40,40", start: float = 0.0, end: float = 1.0, mask: Any = None) -> tuple[Any, Any]:
+def watch(
+    model: Any, points: str = "40,40", start: float = 0.0, end: float = 1.0, mask: Any = None
+) -> tuple[Any, Any]:
     return MagicCorrespondence.execute(model, points, start, end, mask).args
 
 
@@ -46,7 +58,9 @@ def test_the_map_is_the_layers_own_softmax():
     model = parts()[0].clone()
     taken: list[tuple[Any, ...]] = []
 
-    def take(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+    def take(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]
+    ) -> torch.Tensor:
         from comfy.ldm.modules.attention import optimized_attention
 
         taken.append((q, k, extra_options["n_heads"], list(extra_options["cond_or_uncond"])))
@@ -60,11 +74,17 @@ def test_the_map_is_the_layers_own_softmax():
     q, k = (x[row].view(len(x[row]), heads, -1).transpose(0, 1) for x in (q, k))
     probabilities = ((q @ k.transpose(1, 2)) * q.shape[-1] ** -0.5).softmax(-1).mean(0)
     _, clip, _ = parts()
-    position = next(i for i, (token, *_) in enumerate(clip.tokenize(PROMPT)["l"][0]) if token == clip.tokenize("hat")["l"][0][1][0])
+    position = next(
+        i
+        for i, (token, *_) in enumerate(clip.tokenize(PROMPT)["l"][0])
+        if token == clip.tokenize("hat")["l"][0][1][0]
+    )
     side = round(len(probabilities) ** 0.5)
     maps = record.run_of(samples)
     assert maps.shape == (1, 1, side, side)
-    assert torch.allclose(maps[0, 0].float(), probabilities[:, position].view(side, side), atol=1e-4)
+    assert torch.allclose(
+        maps[0, 0].float(), probabilities[:, position].view(side, side), atol=1e-4
+    )
 
 
 def test_words_together_have_the_shares_of_each():
@@ -83,7 +103,9 @@ def test_words_together_have_the_shares_of_each():
 def test_steps_outside_the_range_are_not_watched(monkeypatch):
     calls = []
     original = attention_maps.head_mean_attention
-    monkeypatch.setattr(attention_maps, "head_mean_attention", lambda *args: (calls.append(1), original(*args))[1])
+    monkeypatch.setattr(
+        attention_maps, "head_mean_attention", lambda *args: (calls.append(1), original(*args))[1]
+    )
     patched, positive, record = attention_map(parts()[0], layers="o6", start=0.0, end=0.0)
     model = parts()[0]
     sampling = Sampling()
@@ -102,14 +124,18 @@ def test_a_negative_prompt_of_another_length_does_not_shift_the_words():
     patched, positive, record = attention_map(parts()[0])
     short = record.run_of(Sampling(steps=1).run(patched, positive))
     long = Sampling(steps=1, negative=encode(" ".join(["blurry ugly"] * 60)))
-    assert torch.allclose(record.run_of(long.run(patched, positive)).float(), short.float(), atol=2e-3)
+    assert torch.allclose(
+        record.run_of(long.run(patched, positive)).float(), short.float(), atol=2e-3
+    )
 
 
 def test_the_heatmap_lies_over_the_picture():
     patched, positive, record = attention_map(parts()[0])
     samples = Sampling(batch=2, steps=1, size=(12, 20)).run(patched, positive)
     image = torch.rand(2, 96, 160, 3)
-    heatmaps, masks, legend = MagicAttentionHeatmap.execute(record, {"samples": samples}, 0.8, image).args
+    heatmaps, masks, legend = MagicAttentionHeatmap.execute(
+        record, {"samples": samples}, 0.8, image
+    ).args
     assert [heat.shape for heat in heatmaps] == [(2, 96, 160, 3)] * 2
     assert [(mask.amin().item(), mask.amax().item()) for mask in masks] == [(0, 1)] * 2
     assert legend.startswith("hat: ") and "scarf: " in legend
@@ -149,7 +175,8 @@ def test_maps_stay_inside_the_references_masks():
     patched, record = watch(face, mask=WHOLE)
     found = record.run_of(Sampling(steps=1).run(patched, positive))
     for maps in found.maps:
-        # The masks of `concepts` leave out the lower third and the left edge; a cell of the coarse level is 2 latent cells wide.
+        # The masks of `concepts` leave out the lower third and the left edge; a cell of the coarse
+        # level is 2 latent cells wide.
         assert maps[:, 14:].abs().max() == 0 and maps[:, :, :2].abs().max() == 0
         assert maps.max() > 0
 
@@ -164,7 +191,11 @@ def test_the_shares_are_those_of_the_layers(monkeypatch):
         keys = torch.cat([k, *(reference.k for reference in references)])
         bias = torch.cat([torch.zeros(len(k)), *(reference.bias for reference in references)])
         split = [x.view(len(x), heads, -1).transpose(0, 1).float() for x in (q, keys)]
-        whole = (split[0] @ split[1].transpose(1, 2) * split[0].shape[-1] ** -0.5 + bias).softmax(-1).mean(0)
+        whole = (
+            (split[0] @ split[1].transpose(1, 2) * split[0].shape[-1] ** -0.5 + bias)
+            .softmax(-1)
+            .mean(0)
+        )
         seen.append((1 - whole[:, : len(k)].sum(-1).mean()).item())
         return found
 
@@ -176,7 +207,8 @@ def test_the_shares_are_those_of_the_layers(monkeypatch):
 
 
 def test_a_region_of_its_own_looks_at_its_own_reference_only():
-    """RBA from the first step, with the user's regions: the first concept owns the left half, the second the right."""
+    """RBA from the first step, with the user's regions: the first concept owns the left half, the
+    second the right."""
     left, right = torch.zeros(1, 128, 128), torch.zeros(1, 128, 128)
     left[..., :64], right[..., 64:] = 1, 1
     first = concepts(1, region=left)
@@ -201,7 +233,8 @@ def test_a_stronger_reference_is_looked_at_more():
 
 
 def test_several_images_of_a_concept_keep_their_order():
-    """Images of two sizes run in two batches: their tokens must still go back to their own image."""
+    """Images of two sizes run in two batches: their tokens must still go back to their own
+    image."""
     import dataclasses
 
     [hat], large = concepts(1), concepts(1, size=(192, 128))[0]
@@ -227,7 +260,9 @@ def test_the_map_node_shows_every_reference():
     shown = output.ui["magic_correspondence"]
     for entry in (entry for entries in shown for entry in entries):
         assert 0 <= entry["share"] <= 1 and all(0 < place < 1 for place in entry["peak"])
-        assert len(entry["map"]) == 16 and all(0 <= level <= 255 for row in entry["map"] for level in row)
+        assert len(entry["map"]) == 16 and all(
+            0 <= level <= 255 for row in entry["map"] for level in row
+        )
     bare = MagicCorrespondenceMap.execute(record, samples, 0.8).args[0]
     assert [heat.shape for heat in bare] == [(2, 128, 128, 3)] * 2
     with pytest.raises(ValueError, match="concepts have 1 images, but the run had 2"):
@@ -272,9 +307,15 @@ def test_nothing_is_held_after_sampling(monkeypatch):
 
 def test_the_watched_model_leaves_its_source_as_it_was():
     face, positive, _ = apply(parts()[0])
-    before = {kind: {key: list(wrappers) for key, wrappers in by_key.items()} for kind, by_key in face.wrappers.items()}
+    before = {
+        kind: {key: list(wrappers) for key, wrappers in by_key.items()}
+        for kind, by_key in face.wrappers.items()
+    }
     watched, record = watch(face)
-    after = {kind: {key: list(wrappers) for key, wrappers in by_key.items()} for kind, by_key in face.wrappers.items()}
+    after = {
+        kind: {key: list(wrappers) for key, wrappers in by_key.items()}
+        for kind, by_key in face.wrappers.items()
+    }
     assert before == after
     assert sum(len(by_key) for by_key in watched.wrappers.values()) == 1
     Sampling(steps=2).run(face, positive)

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from magicportrait.demo import captures
-from magicportrait.host import placeholders
-from magicportrait.host.capture_folder import NO_FOLDER
-from magicportrait.host.capture_training import CaptureSettings, CaptureTraining
-from magicportrait.host.placeholders import Embedding, with_placeholders
+from magicportrait.host.pictures.capture_folder import NO_FOLDER
+from magicportrait.host.text import placeholders
+from magicportrait.host.text.placeholders import Embedding, with_placeholders
+from magicportrait.host.training.run import CaptureSettings, CaptureTraining
 from magicportrait.nodes import magicapture as nodes
 from magicportrait.nodes.toy import MagicToyCapture
 from magicportrait.tests.host import models
@@ -36,32 +36,63 @@ PROMPT = "a portrait of a <anna> woman in the style of <ink>"
 def folders(tmp_path, monkeypatch) -> Path:
     for kind in ("output", "input", "temp"):
         (tmp_path / kind).mkdir()
-        monkeypatch.setattr(folder_paths, f"get_{kind}_directory", lambda kind=kind: str(tmp_path / kind))
+        monkeypatch.setattr(
+            folder_paths, f"get_{kind}_directory", lambda kind=kind: str(tmp_path / kind)
+        )
     for kind in ("loras", "embeddings"):
         (tmp_path / kind).mkdir()
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors"}))
+        monkeypatch.setitem(
+            folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors"})
+        )
         folder_paths.filename_list_cache.pop(kind, None)
     return tmp_path
 
 
 def subject_and_style(count: int = 2) -> tuple[Any, Any]:
-    subject, subject_faces, style, style_faces, _, word = MagicToyCapture.execute(3, "neon", count, SIDE).args
+    subject, subject_faces, style, style_faces, _, word = MagicToyCapture.execute(
+        3, "neon", count, SIDE
+    ).args
     common = {"folder": [NO_FOLDER], "class_word": [word]}
     return (
         nodes.MagiCaptureSubject.execute(
-            images=[subject], faces=[subject_faces], placeholder=["<anna>"], templates=["a photo of a {person}"], **common
+            images=[subject],
+            faces=[subject_faces],
+            placeholder=["<anna>"],
+            templates=["a photo of a {person}"],
+            **common,
         ).args[0],
         nodes.MagiCaptureStyle.execute(
-            images=[style], faces=[style_faces], placeholder=["<ink>"], templates=[nodes.STYLE_TEMPLATES], **common
+            images=[style],
+            faces=[style_faces],
+            placeholder=["<ink>"],
+            templates=[nodes.STYLE_TEMPLATES],
+            **common,
         ).args[0],
     )
 
 
 TRAIN: dict[str, Any] = {
-    "inversion_steps": 2, "lora_steps": 4, "rank": 2, "batch": 1, "seed": 1, "precision": "auto", "preview_every": 3, "checkpoint_every": 2,
-    "inversion_rate": 0.01, "unet_rate": 0.01, "text_rate": 0.01, "embedding_rate": 0.01, "masked": True, "composed_prompts": True,
-    "refocus_weight": 2.5, "style_weight": 2.0, "identity_weight": 0.5, "versions": 2, "resolution": SIDE, "gradient_checkpointing": False,
-}  # fmt: skip
+    "inversion_steps": 2,
+    "lora_steps": 4,
+    "rank": 2,
+    "batch": 1,
+    "seed": 1,
+    "precision": "auto",
+    "preview_every": 3,
+    "checkpoint_every": 2,
+    "inversion_rate": 0.01,
+    "unet_rate": 0.01,
+    "text_rate": 0.01,
+    "embedding_rate": 0.01,
+    "masked": True,
+    "composed_prompts": True,
+    "refocus_weight": 2.5,
+    "style_weight": 2.0,
+    "identity_weight": 0.5,
+    "versions": 2,
+    "resolution": SIDE,
+    "gradient_checkpointing": False,
+}
 
 
 @cache
@@ -79,7 +110,11 @@ def encode(clip: Any, text: str) -> torch.Tensor:
 def test_the_node_defaults_are_the_settings():
     """Every setting can be reached from the node, and starts as the settings do."""
     default = CaptureSettings()
-    found = {item.id: item.default for item in nodes.MagiCaptureTrain.define_schema().inputs if hasattr(item, "default")}
+    found = {
+        item.id: item.default
+        for item in nodes.MagiCaptureTrain.define_schema().inputs
+        if hasattr(item, "default")
+    }
     names = {"composed_prompts": "composed", "resolution": "side"}
     for name, value in found.items():
         if name not in ("precision", "preview_every", "checkpoint_every"):
@@ -88,7 +123,9 @@ def test_the_node_defaults_are_the_settings():
 
 def test_training_gives_the_hosts_own_types(folders):
     _, embeddings, loss_map, report = trained().args
-    assert len(loss_map["loss"]) == 6 and all(isinstance(value, float) for value in loss_map["loss"])
+    assert len(loss_map["loss"]) == 6 and all(
+        isinstance(value, float) for value in loss_map["loss"]
+    )
     assert {embedding.placeholder for embedding in embeddings} == {"<anna>", "<ink>"}
     assert "LoRA: 4 steps" in report and "refocusing" in report
     assert len(trained().ui.as_dict()["images"]) == 2
@@ -100,7 +137,11 @@ def test_training_gives_the_hosts_own_types(folders):
         else graph().plot_loss(loss_map, "loss")["ui"]
     )
     [picture] = (shown if isinstance(shown, dict) else shown.as_dict())["images"]
-    assert (Path(folder_paths.get_directory_by_type(picture["type"])) / picture["subfolder"] / picture["filename"]).is_file()
+    assert (
+        Path(folder_paths.get_directory_by_type(picture["type"]))
+        / picture["subfolder"]
+        / picture["filename"]
+    ).is_file()
 
 
 def test_apply_leaves_its_inputs_alone():
@@ -110,7 +151,9 @@ def test_apply_leaves_its_inputs_alone():
     patched, words = nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
     assert not torch.equal(encode(words, PROMPT), before)
     assert torch.equal(encode(clip, PROMPT), before)
-    assert not model.patches and not clip.patcher.patches and patched.patches and words.patcher.patches
+    assert (
+        not model.patches and not clip.patcher.patches and patched.patches and words.patcher.patches
+    )
 
 
 def test_strength_zero_is_the_model_that_came_in():
@@ -136,7 +179,10 @@ def test_saved_files_give_the_same_picture_with_core_nodes(folders):
 
     ours, words = nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
     theirs, plain = core.LoraLoader().load_lora(model, clip, "test.safetensors", 0.6, 0.9)
-    plain.tokenizer.clip_l.embedding_directory, kept = [str(folders / "embeddings")], plain.tokenizer.clip_l.embedding_directory
+    plain.tokenizer.clip_l.embedding_directory, kept = (
+        [str(folders / "embeddings")],
+        plain.tokenizer.clip_l.embedding_directory,
+    )
     try:
         prompt = PROMPT.replace("<anna>", names[0]).replace("<ink>", names[1])
         with_core = plain.encode_from_tokens_scheduled(plain.tokenize(prompt))
@@ -165,7 +211,9 @@ def test_saved_words_can_be_loaded_under_any_name(folders):
     assert len(list((folders / "embeddings").iterdir())) == 4, "nothing is written over"
 
 
-@pytest.mark.parametrize("name", ["../test", "/etc/passwd", "missing.safetensors", "a/../b.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../test", "/etc/passwd", "missing.safetensors", "a/../b.safetensors"]
+)
 def test_only_files_of_the_embeddings_folder_are_read(folders, name):
     with pytest.raises(ValueError, match="is not among the safetensors files"):
         placeholders.load_embedding(name, "")
@@ -185,19 +233,33 @@ def test_only_plain_file_names_are_written(folders, name):
 def test_a_placeholder_is_its_vectors_in_any_prompt(shape, count):
     clip = models.random_text_encoders(shape)
     generator = torch.Generator().manual_seed(0)
-    widths = {name: getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
-              for name in placeholders.encoder_tokenizers(clip.tokenizer)}  # fmt: skip
-    learned = Embedding("<anna>", {name: torch.randn(count, width, generator=generator) for name, width in widths.items()})
+    widths = {
+        name: (
+            getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
+        )
+        for name in placeholders.encoder_tokenizers(clip.tokenizer)
+    }
+    learned = Embedding(
+        "<anna>",
+        {name: torch.randn(count, width, generator=generator) for name, width in widths.items()},
+    )
     words = with_placeholders(clip, [learned])
     text = "a photo of (<anna>:1.3), smiling, and some more words " * 9 + "<anna>"
     found, plain = words.tokenize(text), clip.tokenize(text.replace("<anna>", "cat " * count))
     for name, chunks in found.items():
         assert len(chunks) == len(plain[name]) == 2
-        vectors = [token for chunk in chunks for token in chunk if isinstance(token[0], torch.Tensor)]
+        vectors = [
+            token for chunk in chunks for token in chunk if isinstance(token[0], torch.Tensor)
+        ]
         assert len(vectors) == 10 * count
         assert [weight for _, weight in vectors] == [pytest.approx(1.3)] * 9 * count + [1.0] * count
-        assert all(torch.equal(vectors[i][0], learned.vectors[f"clip_{name}"][i % count]) for i in range(len(vectors)))
-        assert [w for chunk in chunks for _, w in chunk] == pytest.approx([w for chunk in plain[name] for _, w in chunk])
+        assert all(
+            torch.equal(vectors[i][0], learned.vectors[f"clip_{name}"][i % count])
+            for i in range(len(vectors))
+        )
+        assert [w for chunk in chunks for _, w in chunk] == pytest.approx(
+            [w for chunk in plain[name] for _, w in chunk]
+        )
     assert encode(words, text).isfinite().all()
     assert torch.equal(encode(words, "a cat"), encode(clip, "a cat"))
 
@@ -205,7 +267,10 @@ def test_a_placeholder_is_its_vectors_in_any_prompt(shape, count):
 def test_words_of_two_trainings_go_together(folders):
     clip = models_of()[1]
     generator = torch.Generator().manual_seed(0)
-    anna, ink, coal = (Embedding(word, {"clip_l": torch.randn(2, 96, generator=generator)}) for word in ("<anna>", "<ink>", "<coal>"))
+    anna, ink, coal = (
+        Embedding(word, {"clip_l": torch.randn(2, 96, generator=generator)})
+        for word in ("<anna>", "<ink>", "<coal>")
+    )
     both = with_placeholders(with_placeholders(clip, [anna]), [ink, coal])
     text = "a photo of <anna> in <ink>, (<coal>:1.2)"
     assert torch.equal(encode(both, text), encode(with_placeholders(clip, [anna, ink, coal]), text))
@@ -216,8 +281,12 @@ def test_words_of_two_trainings_go_together(folders):
 def test_a_clip_with_learned_words_can_be_trained_again(folders):
     model, clip, vae = models_of()
     known = with_placeholders(clip, [Embedding("<other>", {"clip_l": torch.ones(1, 96)})])
-    first, second = (CaptureTraining(model, each, vae, *sets(), None, QUICK) for each in (clip, known))
-    assert torch.equal(*(run.text.prompt("a photo of <anna>").ids["clip_l"] for run in (first, second)))
+    first, second = (
+        CaptureTraining(model, each, vae, *sets(), None, QUICK) for each in (clip, known)
+    )
+    assert torch.equal(
+        *(run.text.prompt("a photo of <anna>").ids["clip_l"] for run in (first, second))
+    )
 
 
 def test_a_template_with_an_embedding_is_refused(folders, monkeypatch):
@@ -232,7 +301,9 @@ def test_a_template_with_an_embedding_is_refused(folders, monkeypatch):
 
 
 def test_a_name_with_a_space_is_one_that_prompts_can_use(folders, monkeypatch):
-    [saved] = nodes.MagicEmbeddingSave.execute((Embedding("<a>", {"clip_l": torch.ones(1, 96)}),), "my face").args
+    [saved] = nodes.MagicEmbeddingSave.execute(
+        (Embedding("<a>", {"clip_l": torch.ones(1, 96)}),), "my face"
+    ).args
     assert saved == "embedding:my_face_a"
     clip = models_of()[1]
     monkeypatch.setattr(clip.tokenizer.clip_l, "embedding_directory", [str(folders / "embeddings")])
@@ -241,19 +312,37 @@ def test_a_name_with_a_space_is_one_that_prompts_can_use(folders, monkeypatch):
 
 def test_a_placeholder_is_no_part_of_other_words():
     clip = models_of()[1]
-    words = with_placeholders(clip, [Embedding("sks", {"clip_l": torch.ones(1, 96)}), Embedding("sks2", {"clip_l": torch.zeros(1, 96)})])
+    words = with_placeholders(
+        clip,
+        [
+            Embedding("sks", {"clip_l": torch.ones(1, 96)}),
+            Embedding("sks2", {"clip_l": torch.zeros(1, 96)}),
+        ],
+    )
     tokens = words.tokenize("risks, sks, sks2, sksx and asks")["l"][0]
-    assert [token[0].sum().item() for token in tokens if isinstance(token[0], torch.Tensor)] == [96, 0]
+    assert [token[0].sum().item() for token in tokens if isinstance(token[0], torch.Tensor)] == [
+        96,
+        0,
+    ]
 
 
 def test_words_of_another_model_are_refused():
-    with pytest.raises(ValueError, match="was made for another model: text encoder clip_l needs vectors of 96 numbers, it has 768"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "was made for another model: text encoder clip_l needs vectors of 96 numbers, it"
+            " has 768"
+        ),
+    ):
         with_placeholders(models_of()[1], [Embedding("<a>", {"clip_l": torch.zeros(1, 768)})])
 
 
 @pytest.mark.parametrize("placeholder", ["two words", "a,b", "(a)", "", "a:b"])
 def test_bad_placeholders_are_refused_before_the_execution(placeholder):
-    for node, template in ((nodes.MagiCaptureSubject, "{person}"), (nodes.MagiCaptureStyle, "{person} {style}")):
+    for node, template in (
+        (nodes.MagiCaptureSubject, "{person}"),
+        (nodes.MagiCaptureStyle, "{person} {style}"),
+    ):
         message = node.validate_inputs([placeholder], [template])
         assert message is not True and "must be one word" in message
         assert node.validate_inputs([None], [None]) is True
@@ -262,7 +351,10 @@ def test_bad_placeholders_are_refused_before_the_execution(placeholder):
 @pytest.mark.parametrize("templates", ["", "a photo", "{person} and {person}"])
 def test_bad_templates_are_refused_before_the_execution(templates):
     assert nodes.MagiCaptureSubject.validate_inputs(["<a>"], [templates]) is not True
-    assert nodes.MagiCaptureStyle.validate_inputs(["<a>"], [templates + "{person} {style} {style}"]) is not True
+    assert (
+        nodes.MagiCaptureStyle.validate_inputs(["<a>"], [templates + "{person} {style} {style}"])
+        is not True
+    )
 
 
 # ---- folders ----
@@ -273,8 +365,12 @@ def test_pictures_and_masks_from_a_folder(folders):
     (root / "mask").mkdir(parents=True)
     images, masks = captures.draw(captures.sample_capture(1, "neon", 2).subject, 64)
     for i, (image, mask) in enumerate(zip(images, masks)):
-        Image.fromarray((image * 255).astype("uint8")).resize((64 + 8 * i, 64)).save(root / f"{i}.png")
-        Image.fromarray((mask * 255).astype("uint8")).resize((64 + 8 * i, 64)).save(root / "mask" / f"{i}.png")
+        Image.fromarray((image * 255).astype("uint8")).resize((64 + 8 * i, 64)).save(
+            root / f"{i}.png"
+        )
+        Image.fromarray((mask * 255).astype("uint8")).resize((64 + 8 * i, 64)).save(
+            root / "mask" / f"{i}.png"
+        )
     output = nodes.MagiCaptureSubject.execute(["anna"], ["<anna>"], ["woman"], ["{person}"])
     subject = output.args[0]
     assert [picture.image.shape for picture in subject.pictures] == [(64, 64, 3), (64, 72, 3)]
@@ -304,18 +400,26 @@ def test_without_pictures():
 def test_lists_of_pictures_of_different_sizes():
     images = [torch.rand(2, 64, 64, 3), torch.rand(1, 80, 64, 4)]
     faces = [torch.ones(2, 64, 64), torch.ones(1, 80, 64)]
-    output = nodes.MagiCaptureStyle.execute([NO_FOLDER], ["<ink>"], ["woman"], [nodes.STYLE_TEMPLATES], images, faces)
-    assert [picture.image.shape for picture in output.args[0].pictures] == [(64, 64, 3)] * 2 + [(80, 64, 3)]
+    output = nodes.MagiCaptureStyle.execute(
+        [NO_FOLDER], ["<ink>"], ["woman"], [nodes.STYLE_TEMPLATES], images, faces
+    )
+    assert [picture.image.shape for picture in output.args[0].pictures] == [(64, 64, 3)] * 2 + [
+        (80, 64, 3)
+    ]
 
 
 # ---- faces found where masks are missing ----
 
 
 class Detector:
-    """In place of cv2.FaceDetectorYN: for each picture in turn, its faces as x, y, width, height."""
+    """In place of cv2.FaceDetectorYN: for each picture in turn, its faces as x, y, width,
+    height."""
 
     def __init__(self, *faces: list[tuple[int, ...]]):
-        self.answers = [np.array([[*face, *[0] * 10, 0.9] for face in found], np.float32) if found else None for found in faces]
+        self.answers = [
+            np.array([[*face, *[0] * 10, 0.9] for face in found], np.float32) if found else None
+            for found in faces
+        ]
 
     def detect(self, image: np.ndarray) -> tuple[int, np.ndarray | None]:
         return 1, self.answers.pop(0)
@@ -325,7 +429,11 @@ class Detector:
 def detectors(folders, monkeypatch) -> Path:
     """The folder of face detectors, and no other place where one could be."""
     monkeypatch.setattr(folder_paths, "models_dir", str(folders / "models"))
-    table = {name: entry for name, entry in folder_paths.folder_names_and_paths.items() if name not in ("face_detection", "detection")}
+    table = {
+        name: entry
+        for name, entry in folder_paths.folder_names_and_paths.items()
+        if name not in ("face_detection", "detection")
+    }
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
     (folders / "models" / "face_detection").mkdir(parents=True)
     return folders / "models" / "face_detection"
@@ -344,8 +452,15 @@ def detecting(detectors, monkeypatch):
 
 
 def subject_of(*images: torch.Tensor, **inputs: Any) -> Any:
-    common = {"folder": [NO_FOLDER], "placeholder": ["<anna>"], "class_word": ["woman"], "templates": ["a photo of a {person}"]}
-    return nodes.MagiCaptureSubject.execute(images=list(images) or None, **{**common, **inputs}).args[0]
+    common = {
+        "folder": [NO_FOLDER],
+        "placeholder": ["<anna>"],
+        "class_word": ["woman"],
+        "templates": ["a photo of a {person}"],
+    }
+    return nodes.MagiCaptureSubject.execute(
+        images=list(images) or None, **{**common, **inputs}
+    ).args[0]
 
 
 def test_the_largest_face_is_the_mask_and_a_picture_without_is_named(detecting, caplog):
@@ -378,7 +493,11 @@ def test_without_a_detector_the_warning_says_what_to_put_where(detectors, caplog
     [picture] = subject_of(torch.rand(1, 32, 32, 3)).pictures
     assert picture.mask.all()
     [warning] = [record.getMessage() for record in caplog.records]
-    for words in ("every picture counts as face", "face_detection_yunet_2023mar.onnx", str(detectors)):
+    for words in (
+        "every picture counts as face",
+        "face_detection_yunet_2023mar.onnx",
+        str(detectors),
+    ):
         assert words in warning
 
 
@@ -398,7 +517,11 @@ def test_a_new_detector_counts_where_masks_are_missing(detectors, folders):
         "folder": {"folder": ["anna"]},
         "none": {"images": None, "folder": [NO_FOLDER]},
     }
-    before = {name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()}
+    before = {
+        name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()
+    }
     (detectors / "yunet.onnx").write_bytes(b"")
-    after = {name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()}
+    after = {
+        name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()
+    }
     assert [name for name in given if before[name] != after[name]] == ["none"]

@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from magicportrait.host import layout_tracker, magicface
+from magicportrait.host.layout import tracker as layout_tracker
+from magicportrait.host.systems import magicface
 from magicportrait.tests.host.models import call_node, controlled
-from magicportrait.tests.host.sampling import PROMPT, Sampling, apply, concepts, encode, parts, watch
+from magicportrait.tests.host.sampling import (
+    PROMPT,
+    Sampling,
+    apply,
+    concepts,
+    encode,
+    parts,
+    watch,
+)
 
 
 def core_node(module: str, name: str) -> Any:
@@ -28,13 +37,20 @@ PATCHES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deep_shrink": (
         "nodes_model_downscale",
         "PatchModelAddDownscale",
-        {"block_number": 3, "downscale_factor": 2.0, "start_percent": 0.0, "end_percent": 0.35, "downscale_after_skip": True,
-         "downscale_method": "bicubic", "upscale_method": "bicubic"},
+        {
+            "block_number": 3,
+            "downscale_factor": 2.0,
+            "start_percent": 0.0,
+            "end_percent": 0.35,
+            "downscale_after_skip": True,
+            "downscale_method": "bicubic",
+            "upscale_method": "bicubic",
+        },
     ),
     "rescale_cfg": ("nodes_model_advanced", "RescaleCFG", {"multiplier": 0.7}),
     "easy_cache": ("nodes_easycache", "EasyCacheNode", CACHE),
     "lazy_cache": ("nodes_easycache", "LazyCacheNode", CACHE),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -47,8 +63,9 @@ def test_works_together_in_any_order(name, order):
     else:
         patched, positive, _ = apply(model)
         patched = call_node(core_node(module, node), model=patched, **options)[0]
-    # EasyCache needs some steps to learn from before it skips one.
-    # EasyCache needs some steps to learn from before it skips one, and in 0.3.64 its cache does not fit the rows of a batch of two.
+    # EasyCache needs some steps to learn from before it skips one. EasyCache needs some steps to
+    # learn from before it skips one, and in 0.3.64 its cache does not fit the rows of a batch of
+    # two.
     is_cache = "cache" in name
     sampling = Sampling(batch=1 if is_cache else 2, size=(16, 16), steps=8 if is_cache else 4)
     samples = sampling.run(patched, positive)
@@ -62,7 +79,11 @@ def test_works_together_in_any_order(name, order):
 @pytest.mark.parametrize("node", ["nodes_hypertile.HyperTile", "nodes_tomesd.TomePatchModel"])
 def test_nodes_that_rearrange_tokens_are_refused_with_a_reason(node):
     module, name = node.split(".")
-    options = {"tile_size": 64, "swap_size": 2, "max_depth": 3, "scale_depth": False} if "Tile" in name else {"ratio": 0.5}
+    options = (
+        {"tile_size": 64, "swap_size": 2, "max_depth": 3, "scale_depth": False}
+        if "Tile" in name
+        else {"ratio": 0.5}
+    )
     patched, positive, _ = apply(parts()[0])
     patched = call_node(core_node(module, name), model=patched, **options)[0]
     with pytest.raises(ValueError, match=r"rearranges the tokens \(HyperTile, Token Merging\)"):
@@ -78,8 +99,15 @@ def tiles(batch: int) -> Any:
         halves = x.chunk(2, dim=-1)
         if batch == 1:
             return torch.cat([apply_model(half, sigma, **conds) for half in halves], dim=-1)
-        doubled = {name: torch.cat([value, value]) if torch.is_tensor(value) else value for name, value in conds.items()}
-        both = apply_model(torch.cat(halves), torch.cat([sigma, sigma]), **{**doubled, "transformer_options": options})
+        doubled = {
+            name: torch.cat([value, value]) if torch.is_tensor(value) else value
+            for name, value in conds.items()
+        }
+        both = apply_model(
+            torch.cat(halves),
+            torch.cat([sigma, sigma]),
+            **{**doubled, "transformer_options": options},
+        )
         return torch.cat(both.chunk(2), dim=-1)
 
     return wrapper
@@ -95,7 +123,8 @@ def test_pictures_cut_into_tiles_are_refused_with_a_reason(batch):
 
 
 def test_another_attention_patch_keeps_the_rows_that_are_not_ours():
-    """A pack that replaces attn1 in the same layers, set after ours: it must see the unconditional rows, and only these."""
+    """A pack that replaces attn1 in the same layers, set after ours: it must see the unconditional
+    rows, and only these."""
     seen: list[tuple[list[int], int]] = []
 
     def foreign(q, k, v, extra_options):
@@ -142,22 +171,45 @@ def sampled(guider: Any) -> torch.Tensor:
     import comfy.samplers
 
     noise = Sampling().noise()
-    sigmas = comfy.samplers.calculate_sigmas(parts()[0].get_model_object("model_sampling"), "normal", 3)
-    return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+    sigmas = comfy.samplers.calculate_sigmas(
+        parts()[0].get_model_object("model_sampling"), "normal", 3
+    )
+    return guider.sample(
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        disable_pbar=True,
+        seed=1,
+    )
 
 
 @pytest.mark.parametrize("name", ["PerpNegGuider", "DualCFGGuider"])
 def test_other_guiders_are_ours_too_wherever_our_rows_stand(name):
     node = core_node("nodes_perpneg" if name == "PerpNegGuider" else "nodes_custom_sampler", name)
     patched, positive, record = apply(parts()[0])
-    conds = {"cond1": positive, "cond2": encode("a man")} if name == "DualCFGGuider" else {"positive": positive}
+    conds = (
+        {"cond1": positive, "cond2": encode("a man")}
+        if name == "DualCFGGuider"
+        else {"positive": positive}
+    )
     inputs = {
-        **conds, "negative": encode("bad"), "empty_conditioning": encode(""), "cfg": 7.0, "neg_scale": 1.0, "cfg_conds": 5.0,
-        "cfg_cond2_negative": 3.0, "style": "regular",
-    }  # fmt: skip
-    known = inspect.signature(node.execute if hasattr(node, "define_schema") else getattr(node, node.FUNCTION)).parameters
+        **conds,
+        "negative": encode("bad"),
+        "empty_conditioning": encode(""),
+        "cfg": 7.0,
+        "neg_scale": 1.0,
+        "cfg_conds": 5.0,
+        "cfg_cond2_negative": 3.0,
+        "style": "regular",
+    }
+    known = inspect.signature(
+        node.execute if hasattr(node, "define_schema") else getattr(node, node.FUNCTION)
+    ).parameters
     inputs = {name: value for name, value in inputs.items() if name in known}
-    samples, plain = (sampled(call_node(node, model=model, **inputs)[0]) for model in (patched, parts()[0]))
+    samples, plain = (
+        sampled(call_node(node, model=model, **inputs)[0]) for model in (patched, parts()[0])
+    )
     assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1, 2]
     assert not torch.equal(samples, plain)
 
@@ -182,7 +234,10 @@ def test_the_layout_of_a_part_of_the_picture_stays_in_its_place():
 
     patched, positive, record = watch(parts()[0])
     # As the host cuts it off, the second one may reach beyond the picture.
-    areas = [nodes.ConditioningSetArea().append(positive, width, 128, x, 0, 1.0)[0] for x, width in ((0, 64), (192, 96))]
+    areas = [
+        nodes.ConditioningSetArea().append(positive, width, 128, x, 0, 1.0)[0]
+        for x, width in ((0, 64), (192, 96))
+    ]
     for area, columns in ((areas[0], slice(0, 8)), (areas[0] + areas[1], slice(0, 32))):
         samples = Sampling(size=(16, 32), steps=2).run(patched, area + encode("a wall"))
         layout = list(record.run_of(samples).values())[-1]
@@ -199,8 +254,15 @@ def test_another_prompt_may_be_limited_to_an_area(make):
     import nodes
 
     patched, positive, record = make(parts()[0])
-    wall, bad = (nodes.ConditioningSetArea().append(encode(text), 64, 128, 0, 0, 1.0)[0] for text in ("a wall", "bad"))
-    for ours, negative in ((positive + wall, encode("bad")), (positive, encode("bad") + bad), (positive + wall, bad)):
+    wall, bad = (
+        nodes.ConditioningSetArea().append(encode(text), 64, 128, 0, 0, 1.0)[0]
+        for text in ("a wall", "bad")
+    )
+    for ours, negative in (
+        (positive + wall, encode("bad")),
+        (positive, encode("bad") + bad),
+        (positive + wall, bad),
+    ):
         samples = Sampling(steps=2, batch=2, negative=negative).run(patched, ours)
         assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1]
 
@@ -208,8 +270,16 @@ def test_another_prompt_may_be_limited_to_an_area(make):
 def test_without_an_unconditional_prediction_nothing_is_guided():
     on, off = (apply(parts()[0], semantic_cfg=wanted) for wanted in (True, False))
     node = core_node("nodes_perpneg", "PerpNegGuider")
-    inputs = {"negative": encode("bad"), "empty_conditioning": encode(""), "cfg": 7.0, "neg_scale": 0.0}
-    results = [sampled(call_node(node, model=patched, positive=positive, **inputs)[0]) for patched, positive, _ in (on, off)]
+    inputs = {
+        "negative": encode("bad"),
+        "empty_conditioning": encode(""),
+        "cfg": 7.0,
+        "neg_scale": 0.0,
+    }
+    results = [
+        sampled(call_node(node, model=patched, positive=positive, **inputs)[0])
+        for patched, positive, _ in (on, off)
+    ]
     torch.testing.assert_close(*results)
 
 
@@ -222,9 +292,19 @@ def test_a_cfg_that_a_node_sets_for_some_steps_counts():
 
     def pictures(cfg: float, override: float) -> list[torch.Tensor]:
         models = (
-            call_node(samplers.CFGOverride, model=patched, cfg=override, start_percent=0.0, end_percent=1.0)[0] for patched, *_ in (on, off)
+            call_node(
+                samplers.CFGOverride,
+                model=patched,
+                cfg=override,
+                start_percent=0.0,
+                end_percent=1.0,
+            )[0]
+            for patched, *_ in (on, off)
         )
-        return [Sampling(steps=3, cfg=cfg).run(model, positive) for model, (_, positive, _) in zip(models, (on, off), strict=True)]
+        return [
+            Sampling(steps=3, cfg=cfg).run(model, positive)
+            for model, (_, positive, _) in zip(models, (on, off), strict=True)
+        ]
 
     torch.testing.assert_close(*pictures(7.0, 1.0))
     guided, plain = pictures(1.0, 7.0)
@@ -238,20 +318,28 @@ def test_shares_of_sampling_are_of_the_sampling_that_runs():
     before, positive, _ = apply(call_node(node, model=model, **edm)[0], inject_at=0.4, start=0.1)
     after, again, _ = apply(model, inject_at=0.4, start=0.1)
     sampling = Sampling(steps=6)
-    one, two = sampling.run(before, positive), sampling.run(call_node(node, model=after, **edm)[0], again)
+    one, two = (
+        sampling.run(before, positive),
+        sampling.run(call_node(node, model=after, **edm)[0], again),
+    )
     assert torch.equal(one, two)
 
 
 def test_a_target_region_stays_where_it_was_painted_in_an_area_of_the_picture(monkeypatch):
-    """A region over the picture's left half is all of an area that covers this half, and none of the other half's."""
+    """A region over the picture's left half is all of an area that covers this half, and none of
+    the other half's."""
     import nodes
 
     left = torch.zeros(1, 64, 128)
     left[..., :64] = 1
-    patched, positive, _ = apply(parts()[0], chained=concepts(1, region=left), inject_at=0.0, semantic_cfg=False)
+    patched, positive, _ = apply(
+        parts()[0], chained=concepts(1, region=left), inject_at=0.0, semantic_cfg=False
+    )
     owned: list[torch.Tensor] = []
     original = magicface.group_tokens
-    monkeypatch.setattr(magicface, "group_tokens", lambda places: (owned.append(places), original(places))[1])
+    monkeypatch.setattr(
+        magicface, "group_tokens", lambda places: (owned.append(places), original(places))[1]
+    )
     for x, concept in ((0, 0), (128, -1)):
         owned.clear()
         area = nodes.ConditioningSetArea().append(positive, 128, 128, x, 0, 1.0)[0]
@@ -260,12 +348,17 @@ def test_a_target_region_stays_where_it_was_painted_in_an_area_of_the_picture(mo
 
 
 def test_a_prompt_joined_behind_ours_does_not_mix_up_the_words(monkeypatch):
-    """ConditioningConcat gives twice the tokens, and so does the host to a short prompt that stands beside a long one."""
+    """ConditioningConcat gives twice the tokens, and so does the host to a short prompt that stands
+    beside a long one."""
     import nodes
 
     lengths: set[int] = set()
     original = layout_tracker.maths.token_maps
-    monkeypatch.setattr(layout_tracker.maths, "token_maps", lambda maps, *rest: (lengths.add(maps.shape[-1]), original(maps, *rest))[1])
+    monkeypatch.setattr(
+        layout_tracker.maths,
+        "token_maps",
+        lambda maps, *rest: (lengths.add(maps.shape[-1]), original(maps, *rest))[1],
+    )
     patched, positive, _ = watch(parts()[0])
     joined = nodes.ConditioningConcat().concat(positive, encode("a wall"))[0]
     long = encode(" ".join(["blurry ugly"] * 60))
@@ -287,7 +380,9 @@ def test_time_ranges():
     samples = sampling.run(patched, early + late)
     assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1, 2, 3]
     first, second = sampling.run(patched, early + plain), sampling.run(patched, plain + late)
-    assert not torch.equal(samples, first) and not torch.equal(samples, second), "both ranges are ours"
+    assert not torch.equal(samples, first) and not torch.equal(samples, second), (
+        "both ranges are ours"
+    )
 
 
 def test_controlnet_with_random_weights():

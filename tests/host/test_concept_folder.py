@@ -8,7 +8,7 @@ import folder_paths
 import pytest
 from PIL import Image
 
-from magicportrait.host import concept_folder
+from magicportrait.host.pictures import concept_folder
 from magicportrait.nodes.magicface import MagicFaceConceptFolder
 
 YAML = """
@@ -41,13 +41,19 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_reads_the_yaml_file_in_its_order(folder):
     (folder / "config_stable_diffusion.yaml").write_text(YAML)
     concepts, prompt, negative, ca_scale = MagicFaceConceptFolder.execute("set/Vintage").args
-    assert [concept.phrase for concept in concepts] == ["woman", "clothes", "hair"], (
-        "token indices became words; 'photorealistic' is two tokens"
-    )
+    assert [concept.phrase for concept in concepts] == [
+        "woman",
+        "clothes",
+        "hair",
+    ], "token indices became words; 'photorealistic' is two tokens"
     assert [concept.prompt for concept in concepts] == ["a woman", "a woman in clothes", "a woman"]
     assert [concept.strength for concept in concepts] == [2.5, 2.0, 1.2]
     assert concepts[0].images.shape == (1, 64, 48, 3) and concepts[0].mask.shape == (1, 64, 48)
-    assert (prompt, negative, ca_scale) == ("a woman with short hair, wearing photorealistic clothes", "lowres", 0.6)
+    assert (prompt, negative, ca_scale) == (
+        "a woman with short hair, wearing photorealistic clothes",
+        "lowres",
+        0.6,
+    )
 
 
 def test_does_without_a_yaml_file(folder):

@@ -1,4 +1,5 @@
-"""The nodes on a pretended GPU: on the CPU alone nobody sees a tensor that is on the wrong device."""
+"""The nodes on a pretended GPU: on the CPU alone nobody sees a tensor that is on the wrong
+device."""
 
 from __future__ import annotations
 
@@ -18,13 +19,18 @@ import safetensors.torch
 import torch
 from torch.utils._pytree import tree_leaves
 
-from magicportrait.host.capture_training import CaptureTraining
-from magicportrait.host.correspondence_view import answer
-from magicportrait.host.identity import load_identity
-from magicportrait.host.metrics import Comparison, measure
-from magicportrait.host.model_folders import DETECTORS, FACE_DETECTORS, METRICS, SAMS
+from magicportrait.host.faces.identity import load_identity
+from magicportrait.host.metrics.table import Comparison, measure
+from magicportrait.host.models.folders import DETECTORS, FACE_DETECTORS, METRICS, SAMS
+from magicportrait.host.page.correspondence_view import answer
+from magicportrait.host.training.run import CaptureTraining
 from magicportrait.magic.boxes import Box
-from magicportrait.nodes.analysis import MagicAttentionHeatmap, MagicAttentionMap, MagicCorrespondence, MagicCorrespondenceMap
+from magicportrait.nodes.analysis import (
+    MagicAttentionHeatmap,
+    MagicAttentionMap,
+    MagicCorrespondence,
+    MagicCorrespondenceMap,
+)
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.layout import MagicLayoutMasks
 from magicportrait.nodes.magicapture import MagiCaptureApply, MagiCaptureTrain
@@ -68,20 +74,33 @@ def on_a_pretended_gpu(monkeypatch, request) -> Iterator[None]:
         yield
 
 
-# The host then leaves what it can on the CPU, and moves it layer by layer where the layers are its own.
-short_of_memory = pytest.mark.parametrize("on_a_pretended_gpu", [{"memory": 2**20}], indirect=True, ids=["short of memory"])
+# The host then leaves what it can on the CPU, and moves it layer by layer where the layers are its
+# own.
+short_of_memory = pytest.mark.parametrize(
+    "on_a_pretended_gpu", [{"memory": 2**20}], indirect=True, ids=["short of memory"]
+)
 
 
 @pytest.fixture
 def everything_on_the_gpu(monkeypatch) -> None:
     """The host's --gpu-only: pictures and latents stay there."""
-    for name in ("intermediate_device", "unet_offload_device", "vae_offload_device", "text_encoder_offload_device"):
+    for name in (
+        "intermediate_device",
+        "unet_offload_device",
+        "vae_offload_device",
+        "text_encoder_offload_device",
+    ):
         monkeypatch.setattr(comfy.model_management, name, lambda: PRETEND)
 
 
 def test_tensors_of_two_devices_do_not_mix():
     there, here = torch.randn(3, 4, device=PRETEND), torch.randn(3, 4)
-    assert there.device == PRETEND and here.device == CPU and (there * 2).device == PRETEND and there[0, 1:].device == PRETEND
+    assert (
+        there.device == PRETEND
+        and here.device == CPU
+        and (there * 2).device == PRETEND
+        and there[0, 1:].device == PRETEND
+    )
     assert torch.equal((there + here.to(PRETEND)).cpu(), there.cpu() + here)
     for mix in (
         lambda: there + here,
@@ -113,10 +132,23 @@ def test_what_cuda_allows():
     there[torch.tensor([0, 2])] = here.sum()
     there[1:] = here[1:]
     assert here.copy_(there) is here and here.device == CPU
-    assert torch.zeros_like(here, device=PRETEND).device == PRETEND and torch.empty_like(there, device="cpu").device == CPU
-    assert there.new_zeros(2).device == PRETEND and torch.as_tensor([1.0], device=PRETEND).device == PRETEND
-    assert torch.randn(2, device=PRETEND, generator=torch.Generator(PRETEND).manual_seed(0)).device == PRETEND
-    assert there.to(PRETEND) is there and there.to(torch.float64).device == PRETEND and there.to(here).device == CPU
+    assert (
+        torch.zeros_like(here, device=PRETEND).device == PRETEND
+        and torch.empty_like(there, device="cpu").device == CPU
+    )
+    assert (
+        there.new_zeros(2).device == PRETEND
+        and torch.as_tensor([1.0], device=PRETEND).device == PRETEND
+    )
+    assert (
+        torch.randn(2, device=PRETEND, generator=torch.Generator(PRETEND).manual_seed(0)).device
+        == PRETEND
+    )
+    assert (
+        there.to(PRETEND) is there
+        and there.to(torch.float64).device == PRETEND
+        and there.to(here).device == CPU
+    )
     assert np.asarray(there.cpu()).sum() == there.sum().item()
 
 
@@ -132,7 +164,10 @@ def test_gradients_come_back_to_where_the_weights_are():
 @pytest.mark.parametrize("shape", ["sd15", "sdxl"])
 def test_the_host_alone(shape):
     """What fails here is the pretended GPU's fault."""
-    assert Sampling(steps=2, sampler="euler_ancestral").run(parts(shape)[0], encode("a man")).device == CPU
+    assert (
+        Sampling(steps=2, sampler="euler_ancestral").run(parts(shape)[0], encode("a man")).device
+        == CPU
+    )
 
 
 def test_the_toy_world():
@@ -143,7 +178,8 @@ def test_the_toy_world():
 
 
 def on_the_cpu(*values: Any) -> None:
-    """Nodes hand tensors of the CPU to each other: the host moves what it loads, and core nodes mix what they are given."""
+    """Nodes hand tensors of the CPU to each other: the host moves what it loads, and core nodes mix
+    what they are given."""
     for tensor in tree_leaves(values):
         if isinstance(tensor, torch.Tensor):
             assert tensor.device == CPU, tuple(tensor.shape)
@@ -171,7 +207,9 @@ def test_magicface(options, monkeypatch):
         samples = Sampling(batch=2, steps=3).run(patched, positive)
     assert len(page.events) > 1
     on_the_cpu(samples)
-    on_the_cpu(*MagicLayoutMasks.execute(record, {"samples": samples}, -1, torch.rand(2, 128, 128, 3)).args)
+    on_the_cpu(
+        *MagicLayoutMasks.execute(record, {"samples": samples}, -1, torch.rand(2, 128, 128, 3)).args
+    )
 
 
 @short_of_memory
@@ -181,23 +219,40 @@ def test_semantic_layout():
     on_the_cpu(samples, *MagicLayoutMasks.execute(record, {"samples": samples}, -1).args)
 
 
-@pytest.mark.parametrize("options", [{"points": "40,40"}, {"points": "", "mask": torch.ones(1, 128, 128)}], ids=["points", "mask"])
+@pytest.mark.parametrize(
+    "options",
+    [{"points": "40,40"}, {"points": "", "mask": torch.ones(1, 128, 128)}],
+    ids=["points", "mask"],
+)
 def test_correspondence(options):
     chained = concepts()
     face, positive, _ = apply(parts()[0], chained=chained)
     patched, record = MagicCorrespondence.execute(face, start=0.0, end=1.0, **options).args
     samples = Sampling(batch=2, steps=2).run(patched, positive)
-    shown = MagicCorrespondenceMap.execute(record, {"samples": samples}, 0.8, chained, torch.rand(2, 128, 128, 3))
+    shown = MagicCorrespondenceMap.execute(
+        record, {"samples": samples}, 0.8, chained, torch.rand(2, 128, 128, 3)
+    )
     on_the_cpu(samples, *shown.args)
     [data] = shown.ui["magic_exploration"]
-    status, found = answer(data["key"], {"picture": "0", "x": "0.5", "y": "0.5", "step": "1", "group": "16x16"})
+    status, found = answer(
+        data["key"], {"picture": "0", "x": "0.5", "y": "0.5", "step": "1", "group": "16x16"}
+    )
     assert status == 200 and len(found["references"]) == len(chained)
 
 
 def test_attention_map():
-    patched, positive, record = MagicAttentionMap.execute(parts()[0], parts()[1], sampling.PROMPT, "hat, scarf", "all", 0.0, 1.0).args
-    samples = Sampling(batch=2, steps=2, negative=encode(" ".join(["blurry ugly"] * 60))).run(patched, positive)
-    on_the_cpu(samples, *MagicAttentionHeatmap.execute(record, {"samples": samples}, 0.8, torch.rand(2, 128, 128, 3)).args)
+    patched, positive, record = MagicAttentionMap.execute(
+        parts()[0], parts()[1], sampling.PROMPT, "hat, scarf", "all", 0.0, 1.0
+    ).args
+    samples = Sampling(batch=2, steps=2, negative=encode(" ".join(["blurry ugly"] * 60))).run(
+        patched, positive
+    )
+    on_the_cpu(
+        samples,
+        *MagicAttentionHeatmap.execute(
+            record, {"samples": samples}, 0.8, torch.rand(2, 128, 128, 3)
+        ).args,
+    )
 
 
 # ---- MagicStyle ----
@@ -209,26 +264,42 @@ def test_inversion(method, cfg):
     picture = {"latent": None, "image": torch.rand(1, 64, 64, 3)} if method == "ddim" else {}
     # Without the cache, then into it and out of it again.
     for cache_mb in (0, 64, 64):
-        found = invert(model, latent(2), steps=2, vae=vae, method=method, cfg=cfg, cache_mb=cache_mb, **picture)
-        on_the_cpu(found[0].latents, found[0].sigmas, found[0].resampled, found[1]["samples"], found[2])
+        found = invert(
+            model, latent(2), steps=2, vae=vae, method=method, cfg=cfg, cache_mb=cache_mb, **picture
+        )
+        on_the_cpu(
+            found[0].latents, found[0].sigmas, found[0].resampled, found[1]["samples"], found[2]
+        )
     on_the_cpu(sample_again(model, found))
 
 
 @pytest.mark.usefixtures("everything_on_the_gpu")
 def test_the_report_compares_what_is_cached_with_what_is_not():
     for _ in range(2):
-        invert(parts()[0], latent(2).to(PRETEND), steps=2, vae=parts()[2], method="o-belm", cache_mb=64)
+        invert(
+            parts()[0], latent(2).to(PRETEND), steps=2, vae=parts()[2], method="o-belm", cache_mb=64
+        )
 
 
 @pytest.mark.parametrize(("keys", "keep"), [("content+style", "memory"), ("blend", "off")])
 def test_magicstyle(keys, keep):
     model = parts()[0]
-    content, look = (invert(model, latent(1, (8, 8), seed), steps=2, measure=False, cache_mb=0, method="ddim") for seed in (0, 50))
+    content, look = (
+        invert(model, latent(1, (8, 8), seed), steps=2, measure=False, cache_mb=0, method="ddim")
+        for seed in (0, 50)
+    )
     left = torch.zeros(1, 64, 64)
     left[..., :24] = 1
     styles = MagicStyleReference.execute(look[0], 1.0, left).args[0]
     styles = MagicStyleReference.execute(look[0], 0.5, 1 - left, styles).args[0]
-    options = {**defaults_of(MagicStyleApply), "preset": "custom", "alpha": 0.5, "beta": 0.25, "keys": keys, "keep_features": keep}
+    options = {
+        **defaults_of(MagicStyleApply),
+        "preset": "custom",
+        "alpha": 0.5,
+        "beta": 0.25,
+        "keys": keys,
+        "keep_features": keep,
+    }
     patched, noise = MagicStyleApply.execute(model, content[0], styles, **options).args
     _, _, sigmas, sampler, positive, _ = content
     for cfg in (1.0, 7.0):
@@ -246,7 +317,10 @@ def test_magicstyle_sampler():
 @pytest.mark.usefixtures("everything_on_the_gpu")
 def test_an_inversion_from_the_cache_stands_beside_a_fresh_one():
     model, clip, vae = parts()
-    content, options = torch.rand(1, 64, 64, 3), {**defaults_of(MagicStyleSampler), "steps": 2, "cache_mb": 64}
+    content, options = (
+        torch.rand(1, 64, 64, 3),
+        {**defaults_of(MagicStyleSampler), "steps": 2, "cache_mb": 64},
+    )
     for seed in range(2):
         look = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
         MagicStyleSampler.execute(model, vae, content, look, clip=clip, **options)
@@ -256,11 +330,21 @@ def test_an_inversion_from_the_cache_stands_beside_a_fresh_one():
 def test_a_mask_on_the_gpu_stands_beside_none():
     model = parts()[0]
     content, look = (
-        invert(model, latent(1, (8, 8), seed).to(PRETEND), steps=2, measure=False, cache_mb=0, method="ddim") for seed in (0, 50)
+        invert(
+            model,
+            latent(1, (8, 8), seed).to(PRETEND),
+            steps=2,
+            measure=False,
+            cache_mb=0,
+            method="ddim",
+        )
+        for seed in (0, 50)
     )
     styles = MagicStyleReference.execute(look[0], 1.0, torch.ones(1, 64, 64).to(PRETEND)).args[0]
     styles = MagicStyleReference.execute(look[0], 0.5, None, styles).args[0]
-    patched, noise = MagicStyleApply.execute(model, content[0], styles, **defaults_of(MagicStyleApply)).args
+    patched, noise = MagicStyleApply.execute(
+        model, content[0], styles, **defaults_of(MagicStyleApply)
+    ).args
     assert sample(patched, noise, *content[2:5]).device == PRETEND
 
 
@@ -273,18 +357,31 @@ def test_training(tmp_path):
     training = CaptureTraining(*parts(), *sets(), who, settings)
     file = tmp_path / "training.pt"
     trained = training.run(lambda *_: None, file, every=1)
-    on_the_cpu(trained.lora, [embedding.vectors for embedding in trained.embeddings], list(who.network.parameters()))
+    on_the_cpu(
+        trained.lora,
+        [embedding.vectors for embedding in trained.embeddings],
+        list(who.network.parameters()),
+    )
     training.save(file)
     training.load(file)
     assert {adapter.up.device for adapter in training.unet.adapters.values()} == {PRETEND}
-    patched, clip = MagiCaptureApply.execute(*parts()[:2], trained.embeddings, 0.6, 0.9, trained.lora).args
-    positive = clip.encode_from_tokens_scheduled(clip.tokenize("a portrait of a <anna> woman in the style of <ink>"))
+    patched, clip = MagiCaptureApply.execute(
+        *parts()[:2], trained.embeddings, 0.6, 0.9, trained.lora
+    ).args
+    positive = clip.encode_from_tokens_scheduled(
+        clip.tokenize("a portrait of a <anna> woman in the style of <ink>")
+    )
     on_the_cpu(Sampling(steps=1).run(patched, positive))
 
 
 def test_training_node():
     subject, style = subject_and_style()
-    trained = MagiCaptureTrain.execute(*parts(), subject, style, **{**TRAIN, "inversion_steps": 1, "lora_steps": 1, "checkpoint_every": 0})
+    trained = MagiCaptureTrain.execute(
+        *parts(),
+        subject,
+        style,
+        **{**TRAIN, "inversion_steps": 1, "lora_steps": 1, "checkpoint_every": 0},
+    )
     on_the_cpu(trained.args[0])
 
 
@@ -296,7 +393,11 @@ def model_folder(monkeypatch, tmp_path) -> Path:
     """The host's models folder, and no other place where a model could be."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     ours = {folder.name for folder in (METRICS, SAMS, DETECTORS, FACE_DETECTORS)}
-    table = {name: entry for name, entry in folder_paths.folder_names_and_paths.items() if name not in (*ours, "face_identity")}
+    table = {
+        name: entry
+        for name, entry in folder_paths.folder_names_and_paths.items()
+        if name not in (*ours, "face_identity")
+    }
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return tmp_path
@@ -309,10 +410,16 @@ def test_metrics(model_folder):
     tiny_vision.write_aesthetic(model_folder / "metrics" / "aesthetic.safetensors")
     tiny_vision.write_alexnet(model_folder / "metrics" / "alexnet-owt-7be5be79.pth")
     (model_folder / "face_identity").mkdir()
-    safetensors.torch.save_file(weights(False), model_folder / "face_identity" / "arcface.safetensors")
+    safetensors.torch.save_file(
+        weights(False), model_folder / "face_identity" / "arcface.safetensors"
+    )
     who, images = load_identity("arcface.safetensors"), torch.rand(2, 72, 66, 3)
     # One side by its faces, the other as a whole.
-    table = measure(Comparison(images, images.flip(0), ("a hat",), boxes=((Box(5, 5, 40, 40),),) * 2, identity=who))
+    table = measure(
+        Comparison(
+            images, images.flip(0), ("a hat",), boxes=((Box(5, 5, 40, 40),),) * 2, identity=who
+        )
+    )
     assert len(table.columns) == 7 and not table.missing
 
 
@@ -325,12 +432,16 @@ def test_faces_of_pictures_on_the_gpu():
 
 @short_of_memory
 @pytest.mark.parametrize(
-    "target", [{"target": "text"}, {"target": "points", "points": "20,20", "box": "5,5,40,40"}], ids=["text", "points"]
+    "target",
+    [{"target": "text"}, {"target": "points", "points": "20,20", "box": "5,5,40,40"}],
+    ids=["text", "points"],
 )
 def test_concept_masks(model_folder, target):
     tiny_vision.write_sam(model_folder / "sams" / "tiny.pth")
     tiny_vision.write_grounding_dino(model_folder / "grounding-dino" / "tiny")
-    mask, _, overlay = MagicConceptMask.execute(torch.rand(2, 70, 50, 3), **{**DEFAULTS, **target}).args
+    mask, _, overlay = MagicConceptMask.execute(
+        torch.rand(2, 70, 50, 3), **{**DEFAULTS, **target}
+    ).args
     on_the_cpu(mask, overlay, MagicMaskRefine.execute(mask, 0.5, True, True, 3, 2.0, False).args)
 
 
@@ -350,8 +461,14 @@ def test_restoring_faces(managed):
     face_model, upscaler = Upscaler(1), Upscaler(2)
     if managed:
         for descriptor in (face_model, upscaler):
-            descriptor.patcher = comfy.model_patcher.ModelPatcher(descriptor.model, load_device=PRETEND, offload_device=CPU)
+            descriptor.patcher = comfy.model_patcher.ModelPatcher(
+                descriptor.model, load_device=PRETEND, offload_device=CPU
+            )
     faces = torch.zeros(1, 96, 128)
     faces[:, 20:52, 10:42] = 1
     options = {"strength": 1.0, "on_no_face": "skip", "margin": 1.2, "feather": 0.1}
-    on_the_cpu(MagicPortraitRestore.execute(torch.rand(2, 96, 128, 3), face_model, faces=faces, upscale_model=upscaler, **options).args)
+    on_the_cpu(
+        MagicPortraitRestore.execute(
+            torch.rand(2, 96, 128, 3), face_model, faces=faces, upscale_model=upscaler, **options
+        ).args
+    )

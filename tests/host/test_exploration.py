@@ -1,4 +1,5 @@
-"""Exploring a MagicFace picture: what is recorded is what the layers did, it is bounded, and it goes with the run."""
+"""Exploring a MagicFace picture: what is recorded is what the layers did, it is bounded, and it
+goes with the run."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from magicportrait.host import exploration, magicface
-from magicportrait.host.correspondence_view import answer
+from magicportrait.host.analysis import exploration
+from magicportrait.host.page.correspondence_view import answer
+from magicportrait.host.systems import magicface
 from magicportrait.nodes.analysis import MagicCorrespondence, MagicCorrespondenceMap
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, parts
 
@@ -29,7 +31,9 @@ def watch(model: Any, explore: bool = True, start: float = 0.0) -> tuple[Any, An
     return MagicCorrespondence.execute(model, "", start, 1.0, WHOLE, explore).args
 
 
-def explored(sampling: Sampling, start: float = 0.0, **options: Any) -> tuple[Any, Any, torch.Tensor]:
+def explored(
+    sampling: Sampling, start: float = 0.0, **options: Any
+) -> tuple[Any, Any, torch.Tensor]:
     """The exploration of a run, its correspondence, and what was sampled."""
     face, positive, _ = apply(parts()[0], **options)
     patched, record = watch(face, start=start)
@@ -40,12 +44,15 @@ def explored(sampling: Sampling, start: float = 0.0, **options: Any) -> tuple[An
 
 @pytest.fixture
 def shown() -> tuple[Any, dict[str, Any], Any]:
-    """The record of a run of two pictures, what the page was told of it, and its exploration's key."""
+    """The record of a run of two pictures, what the page was told of it, and its exploration's
+    key."""
     chained = concepts()
     face, positive, _ = apply(parts()[0], chained=chained)
     patched, record = watch(face)
     samples = Sampling(batch=2, steps=2).run(patched, positive)
-    output = MagicCorrespondenceMap.execute(record, {"samples": samples}, 0.8, chained, torch.rand(2, 128, 128, 3))
+    output = MagicCorrespondenceMap.execute(
+        record, {"samples": samples}, 0.8, chained, torch.rand(2, 128, 128, 3)
+    )
     [data] = output.ui["magic_exploration"]
     return record, data, data["key"]
 
@@ -55,17 +62,22 @@ def shown() -> tuple[Any, dict[str, Any], Any]:
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 24)])
 def test_a_place_looks_where_its_token_does(monkeypatch, size):
-    """One layer, one step: one token's softmax over the picture's own tokens and all references', written out."""
+    """One layer, one step: one token's softmax over the picture's own tokens and all references',
+    written out."""
     taken: list[tuple[Any, ...]] = []
     original = magicface.reference_attention
-    monkeypatch.setattr(magicface, "reference_attention", lambda *args: (taken.append(args), original(*args))[1])
+    monkeypatch.setattr(
+        magicface, "reference_attention", lambda *args: (taken.append(args), original(*args))[1]
+    )
     recorded, *_ = explored(Sampling(batch=2, steps=1, size=size), layers="o11", inject_at=1.0)
     [(q, k, _, references, _)] = taken
     [(group, (rows, columns))] = recorded.grids.items()
     assert (rows, columns) == ((16, 16) if size == (16, 16) else (16, 10))
 
     for picture, row, column in ((0, 3, 4), (1, rows - 1, 0), (1, 0, columns - 1)):
-        token = int((row + 0.5) * size[0] / rows) * size[1] + int((column + 0.5) * size[1] / columns)
+        token = int((row + 0.5) * size[0] / rows) * size[1] + int(
+            (column + 0.5) * size[1] / columns
+        )
         keys = torch.cat([k[picture], *(reference.k for reference in references)])
         bias = torch.cat([torch.zeros(k.shape[1]), *(reference.bias for reference in references)])
         shares = torch.zeros(len(keys))
@@ -83,7 +95,9 @@ def test_a_place_looks_where_its_token_does(monkeypatch, size):
             # The mask of `concepts` shows rows 2 to 9 and columns 4 to 13 of 16.
             inside = heat[2:10, 4:14]
             assert (heat > 0).sum() == (inside > 0).sum()
-            assert torch.allclose(inside.flatten(), expected, atol=0.6 * float(expected.max()) / 255)
+            assert torch.allclose(
+                inside.flatten(), expected, atol=0.6 * float(expected.max()) / 255
+            )
 
 
 @pytest.mark.parametrize("inject_at", [0.0, 1.0])
@@ -140,7 +154,9 @@ def test_exploring_does_not_change_the_picture(explore):
 def test_memory_is_bounded(monkeypatch):
     sampling = Sampling(batch=2, steps=4)
     free = explored(sampling)[0]
-    assert free.bytes <= exploration.MOST_BYTES and free.steps == [0, 1, 2, 3] and free.pictures == 2
+    assert (
+        free.bytes <= exploration.MOST_BYTES and free.steps == [0, 1, 2, 3] and free.pictures == 2
+    )
 
     monkeypatch.setattr(exploration, "MOST_BYTES", free.bytes // 2 + 1)
     thinned = explored(sampling)[0]
@@ -148,7 +164,11 @@ def test_memory_is_bounded(monkeypatch):
 
     monkeypatch.setattr(exploration, "MOST_BYTES", free.bytes // 8 + 1)
     one_picture = explored(sampling)[0]
-    assert one_picture.steps == [3] and one_picture.pictures == 1 and one_picture.bytes == free.bytes // 8
+    assert (
+        one_picture.steps == [3]
+        and one_picture.pictures == 1
+        and one_picture.bytes == free.bytes // 8
+    )
     with pytest.raises(ValueError, match="no picture 1"):
         one_picture.look(1, 0, 0, 3, FINE)
 
@@ -181,7 +201,11 @@ def test_nothing_of_the_run_is_held(monkeypatch, is_cancelled):
             record.run_of(torch.zeros(1))
     else:
         samples = Sampling(steps=3).run(patched, positive)
-        assert all(tensor.device.type == "cpu" for maps in record.run_of(samples).exploration.maps.values() for tensor in maps.levels)
+        assert all(
+            tensor.device.type == "cpu"
+            for maps in record.run_of(samples).exploration.maps.values()
+            for tensor in maps.levels
+        )
     gc.collect()
     assert made and not [ref for ref in made if ref() is not None]
 
@@ -205,8 +229,13 @@ def test_the_page_is_told_what_it_can_ask_for(shown):
     assert [reference["phrase"] for reference in data["references"]] == ["hat", "scarf"]
     assert [group["name"] for group in data["groups"]] == [FINE, COARSE]
     assert (data["steps"], data["total"], len(data["pictures"])) == ([0, 1], 2, 2)
-    assert all(picture["type"] == "temp" for picture in (*data["pictures"], *(each["picture"] for each in data["references"])))
-    status, found = answer(data["key"], {**EVERYWHERE, "x": str(data["place"][0]), "y": str(data["place"][1])})
+    assert all(
+        picture["type"] == "temp"
+        for picture in (*data["pictures"], *(each["picture"] for each in data["references"]))
+    )
+    status, found = answer(
+        data["key"], {**EVERYWHERE, "x": str(data["place"][0]), "y": str(data["place"][1])}
+    )
     assert status == 200 and sum(reference["share"] for reference in found["references"]) > 0
 
 
@@ -217,8 +246,13 @@ def test_an_answer_is_transparent_pictures_and_numbers(shown):
     status, found = answer(key, {**EVERYWHERE, "x": str(x), "y": str(y)})
     expected = most.look(0, x, y, 1, FINE)
     assert status == 200
-    assert [each["share"] for each in found["references"]] == pytest.approx(list(expected.shares), abs=1e-6)
-    heats = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["heat"])))) for each in found["references"]]
+    assert [each["share"] for each in found["references"]] == pytest.approx(
+        list(expected.shares), abs=1e-6
+    )
+    heats = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(each["heat"]))))
+        for each in found["references"]
+    ]
     assert [heat.shape for heat in heats] == [(64, 64, 4)] * 2
     brightest = max(range(2), key=lambda i: float(expected.maps[i].max()))
     hottest = heats[brightest][..., 3]
@@ -249,4 +283,6 @@ def test_senseless_questions_are_refused(shown):
 def test_the_picture_must_be_that_of_the_run(shown):
     record, *_ = shown
     with pytest.raises(ValueError, match="image has 1 pictures, but the run had 2"):
-        MagicCorrespondenceMap.execute(record, {"samples": torch.zeros(2, 4, 16, 16)}, 0.8, (), torch.rand(1, 128, 128, 3))
+        MagicCorrespondenceMap.execute(
+            record, {"samples": torch.zeros(2, 4, 16, 16)}, 0.8, (), torch.rand(1, 128, 128, 3)
+        )

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from magicportrait.host.fingerprint import fingerprint
+from magicportrait.host.inversion.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,15 +88,24 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "code in a function's functions": (lambda: nested(True), lambda: nested(False)),
     "default": (lambda: with_default, lambda: scaled_by(2.0)),
     "ellipsis": (lambda: lambda x: x[..., None], lambda: lambda x: x[..., 0]),
-    "partial": (lambda: functools.partial(with_default, factor=2.0), lambda: functools.partial(with_default, factor=3.0)),
+    "partial": (
+        lambda: functools.partial(with_default, factor=2.0),
+        lambda: functools.partial(with_default, factor=3.0),
+    ),
     "attribute of a function": (lambda: attribute(1.0), lambda: attribute(2.0)),
     "method": (lambda: Patch(1.0).act, lambda: Patch(2.0).act),
     "builtin method": (lambda: {"a": 1}.get, lambda: {"a": 2}.get),
     "object": (lambda: Patch(1.0), lambda: Patch(2.0)),
     "module's weights": (lambda: module(1.0, 1.0), lambda: module(1.0, 2.0)),
     "module's attribute": (lambda: module(1.0), lambda: module(2.0)),
-    "base of a local class": (lambda: local_class(Patch)(1.0), lambda: local_class(Patch, 1.0).__base__(1.0)),
-    "body of a local class": (lambda: local_class(Patch, 1.0)(1.0), lambda: local_class(Patch, 2.0)(1.0)),
+    "base of a local class": (
+        lambda: local_class(Patch)(1.0),
+        lambda: local_class(Patch, 1.0).__base__(1.0),
+    ),
+    "body of a local class": (
+        lambda: local_class(Patch, 1.0)(1.0),
+        lambda: local_class(Patch, 2.0)(1.0),
+    ),
     "other base of a local class": (lambda: local_class(Patch), lambda: local_class(dict)),
 }
 
@@ -108,7 +117,9 @@ def test_alike_and_different(name):
     assert fingerprint(one()) != fingerprint(other())
 
 
-@pytest.mark.parametrize("thing", [Slotted(1.0), object(), iter([1])], ids=["slots", "object", "iterator"])
+@pytest.mark.parametrize(
+    "thing", [Slotted(1.0), object(), iter([1])], ids=["slots", "object", "iterator"]
+)
 def test_what_cannot_be_read_is_equal_to_nothing(thing):
     assert fingerprint(thing) != fingerprint(thing)
 
@@ -126,12 +137,16 @@ import dev
 dev.load_pack()
 import textwrap
 import torch
-from magicportrait.host.fingerprint import fingerprint
+from magicportrait.host.inversion.fingerprint import fingerprint
 print(fingerprint({{"z": {{"b", "a", "c"}}, "f": textwrap.dedent, "t": torch.arange(5.0)}}))
 """
 
 
 def test_another_process_finds_the_same():
     environment = {**os.environ, "PYTHONHASHSEED": "4711"}
-    child = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=True)
-    assert child.stdout.split()[-1] == fingerprint({"t": torch.arange(5.0), "f": textwrap.dedent, "z": {"c", "a", "b"}})
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=True
+    )
+    assert child.stdout.split()[-1] == fingerprint(
+        {"t": torch.arange(5.0), "f": textwrap.dedent, "z": {"c", "a", "b"}}
+    )

@@ -22,10 +22,16 @@ def test_page_says_what_the_node_does_and_shows_it(node: str) -> None:
     page = (DOCS / f"{node}.md").read_text(encoding="utf-8")
     assert page.startswith("# ")
     pictures = re.findall(r"!\[(.+?)\]\((.+?)\)", page)
-    assert pictures and all(len(words) > 20 for words, _ in pictures), "a picture with words for those who cannot see it"
+    assert pictures and all(len(words) > 20 for words, _ in pictures), (
+        "a picture with words for those who cannot see it"
+    )
     assert [file for _, file in pictures if not (DOCS / file).is_file()] == []
     workflows = {path.stem for path in (dev.ROOT / "workflows").glob("*.json")}
-    named = set(re.findall(r"`(\w+)`", page.split("## See it work\n")[1])) - {"_sd15", "_sdxl", "magicstyle"}
+    named = set(re.findall(r"`(\w+)`", page.split("## See it work\n")[1])) - {
+        "_sd15",
+        "_sdxl",
+        "magicstyle",
+    }
     assert named <= workflows
     # A node that no workflow has says where to put it.
     assert named or "Templates >" in page or "any workflow" in page

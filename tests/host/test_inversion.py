@@ -20,9 +20,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from magicportrait.host import inversion_files
-from magicportrait.host.inversion import Inversion, Recipe, inversion_key, sampler_for, zero_conditioning
-from magicportrait.host.inversion_files import InversionCache, UnreadableInversion, read_inversion, write_inversion
+from magicportrait.host.inversion import files as inversion_files
+from magicportrait.host.inversion.files import (
+    InversionCache,
+    UnreadableInversion,
+    read_inversion,
+    write_inversion,
+)
+from magicportrait.host.inversion.run import (
+    Inversion,
+    Recipe,
+    inversion_key,
+    sampler_for,
+    zero_conditioning,
+)
 from magicportrait.magic.inversion import psnr
 from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
@@ -59,23 +70,38 @@ def test_runs_and_is_finite(shape, dtype, method, batch, size, model_calls):
     inversion, noise, sigmas, _, positive, report = invert(
         model, samples, shape, method=method, measure=False, iterations=1, tolerance=0.0, cache_mb=0
     )
-    assert inversion.latents.shape == (4, batch, 4, *size) and inversion.latents.isfinite().all() and inversion.batch == batch
-    assert sigmas.tolist() == sorted(sigmas.tolist(), reverse=True) and sigmas[-1] == 0 and torch.equal(sigmas, inversion.sigmas)
+    assert (
+        inversion.latents.shape == (4, batch, 4, *size)
+        and inversion.latents.isfinite().all()
+        and inversion.batch == batch
+    )
+    assert (
+        sigmas.tolist() == sorted(sigmas.tolist(), reverse=True)
+        and sigmas[-1] == 0
+        and torch.equal(sigmas, inversion.sigmas)
+    )
     torch.testing.assert_close(inversion.latents[-1], model.model.process_latent_in(samples))
     assert torch.equal(noise["samples"], model.model.process_latent_out(inversion.latents[0]))
-    assert inversion.resampled is None and "sampled again" not in report and positive is inversion.conditioning
+    assert (
+        inversion.resampled is None
+        and "sampled again" not in report
+        and positive is inversion.conditioning
+    )
     expected = 6 if method == "fixed-point" else 3
     assert (inversion.model_calls, model_calls) == (expected, [batch] * expected)
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "least"), [("sd15", torch.float32, 90), ("sdxl", torch.float32, 90), ("sd21v", torch.float16, 45)]
+    ("shape", "dtype", "least"),
+    [("sd15", torch.float32, 90), ("sdxl", torch.float32, 90), ("sd21v", torch.float16, 45)],
 )
 def test_belm_round_trip(shape, dtype, least):
     model, samples = parts(shape, dtype)[0], latent(2)
     inverted = invert(model, samples, shape, method="o-belm")
     assert quality(inverted[0].resampled, samples) >= least
-    assert torch.equal(sample_again(model, inverted), inverted[0].resampled), "the outputs are wired as the report measured"
+    assert torch.equal(sample_again(model, inverted), inverted[0].resampled), (
+        "the outputs are wired as the report measured"
+    )
 
 
 def test_belm_over_other_sigmas_does_not_use_the_latents_of_its_own():
@@ -83,8 +109,15 @@ def test_belm_over_other_sigmas_does_not_use_the_latents_of_its_own():
     inversion, noise, sigmas, sampler, positive, _ = invert(model, method="o-belm", measure=False)
     other = sigmas.clone()
     other[1] *= 0.5
-    poisoned = dataclasses.replace(inversion, latents=torch.cat([inversion.latents[:1], torch.full_like(inversion.latents[1:], 1e3)]))
-    results = [sample(model, noise, levels, chosen, positive) for levels in (sigmas, other) for chosen in (sampler, sampler_for(poisoned))]
+    poisoned = dataclasses.replace(
+        inversion,
+        latents=torch.cat([inversion.latents[:1], torch.full_like(inversion.latents[1:], 1e3)]),
+    )
+    results = [
+        sample(model, noise, levels, chosen, positive)
+        for levels in (sigmas, other)
+        for chosen in (sampler, sampler_for(poisoned))
+    ]
     assert not torch.equal(results[0], results[1]), "over its own sigmas it takes its second latent"
     assert torch.equal(results[2], results[3])
 
@@ -92,7 +125,10 @@ def test_belm_over_other_sigmas_does_not_use_the_latents_of_its_own():
 @pytest.mark.parametrize(("shape", "sigmas"), [("sd15", LOW), ("sd21v", None)])
 def test_the_methods_differ_in_how_close_they_come(shape, sigmas):
     model, samples = parts(shape)[0], latent(1, (8, 8))
-    found = {method: invert(model, samples, shape, method=method, sigmas=sigmas)[0] for method in ("ddim", "fixed-point", "o-belm")}
+    found = {
+        method: invert(model, samples, shape, method=method, sigmas=sigmas)[0]
+        for method in ("ddim", "fixed-point", "o-belm")
+    }
     reached = {method: quality(inversion.resampled, samples) for method, inversion in found.items()}
     assert reached["fixed-point"] > reached["ddim"] + 6
     assert reached["o-belm"] > reached["fixed-point"] + 20 and reached["o-belm"] > 90
@@ -126,15 +162,27 @@ def hooked(conditioning: list[Any]) -> list[Any]:
     return comfy.hooks.set_hooks_for_conditioning(conditioning, hook)
 
 
-@pytest.mark.parametrize("change", [lambda cond: controlled(parts()[0], cond, cond, 64)[0], hooked], ids=["ControlNet", "hook"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda cond: controlled(parts()[0], cond, cond, 64)[0], hooked],
+    ids=["ControlNet", "hook"],
+)
 def test_what_hangs_on_the_conditioning_takes_part(change, caplog):
     caplog.set_level(logging.INFO)
     plain = encode("a red hat")
     options = {"measure": False, "method": "ddim", "cache_mb": 64}
-    with_it, without = (invert(parts()[0], positive=positive, **options)[0].latents[0] for positive in (change(plain), plain))
+    with_it, without = (
+        invert(parts()[0], positive=positive, **options)[0].latents[0]
+        for positive in (change(plain), plain)
+    )
     assert with_it.isfinite().all() and not torch.equal(with_it, without)
-    assert torch.equal(invert(parts()[0], positive=plain, **options)[0].latents[0], without), "nothing is left behind"
-    assert len(list(Path(folder_paths.get_user_directory()).rglob("*.safetensors"))) == 1 and "which a file cannot hold" in caplog.text
+    assert torch.equal(invert(parts()[0], positive=plain, **options)[0].latents[0], without), (
+        "nothing is left behind"
+    )
+    assert (
+        len(list(Path(folder_paths.get_user_directory()).rglob("*.safetensors"))) == 1
+        and "which a file cannot hold" in caplog.text
+    )
 
 
 def test_samplers_that_write_into_their_sigmas_leave_the_inversion_alone():
@@ -151,14 +199,17 @@ def test_a_cfg_that_a_node_sets_brings_the_negative_into_the_key():
 
     if not hasattr(samplers, "CFGOverride"):
         pytest.skip("this host has no CFG Override")
-    model = call_node(samplers.CFGOverride, model=parts()[0], cfg=5.0, start_percent=0.0, end_percent=1.0)[0]
+    model = call_node(
+        samplers.CFGOverride, model=parts()[0], cfg=5.0, start_percent=0.0, end_percent=1.0
+    )[0]
     assert key_of(model, negative=encode("a wall"))[1] != key_of(model, negative=encode("a hat"))[1]
 
 
 def test_without_a_negative_guidance_is_away_from_the_empty_prompt():
     options = {"positive": encode("a red hat"), "measure": False, "method": "ddim"}
     default, empty, plain = (
-        invert(parts()[0], **options, **more)[0].latents for more in ({"cfg": 3.0}, {"cfg": 3.0, "negative": encode("")}, {"cfg": 1.0})
+        invert(parts()[0], **options, **more)[0].latents
+        for more in ({"cfg": 3.0}, {"cfg": 3.0, "negative": encode("")}, {"cfg": 1.0})
     )
     assert torch.equal(default, empty) and not torch.equal(default, plain)
 
@@ -166,7 +217,10 @@ def test_without_a_negative_guidance_is_away_from_the_empty_prompt():
 def test_without_a_text_encoder_the_conditioning_is_zero():
     model = parts()[0]
     inversion, *_, positive, _ = invert(model, clip=None, measure=False)
-    assert not positive[0][0].any() and positive[0][0].shape[-1] == model.model.model_config.unet_config["context_dim"]
+    assert (
+        not positive[0][0].any()
+        and positive[0][0].shape[-1] == model.model.model_config.unet_config["context_dim"]
+    )
     assert not torch.equal(inversion.latents[0], invert(model, measure=False)[0].latents[0])
 
 
@@ -176,7 +230,11 @@ def test_the_report_measures_latent_and_picture():
     report = invert(model, None, latent=None, image=image, vae=vae, sigmas=LOW)[-1].splitlines()
     assert report[0] == "fixed-point, 3 steps up to sigma 0.80"
     assert report[1].endswith(" s") and "model calls" in report[1]
-    assert [line.split(":")[0] for line in report[2:]] == ["latent sampled again", "picture sampled again", "to the image"]
+    assert [line.split(":")[0] for line in report[2:]] == [
+        "latent sampled again",
+        "picture sampled again",
+        "to the image",
+    ]
 
 
 def test_every_step_is_reported_to_the_host(monkeypatch):
@@ -184,7 +242,9 @@ def test_every_step_is_reported_to_the_host(monkeypatch):
 
     steps: list[tuple[int, int, tuple[int, ...]]] = []
     monkeypatch.setattr(
-        latent_preview, "prepare_callback", lambda model, count: lambda i, x0, x, total: steps.append((i, total, tuple(x0.shape)))
+        latent_preview,
+        "prepare_callback",
+        lambda model, count: lambda i, x0, x, total: steps.append((i, total, tuple(x0.shape))),
     )
     invert(parts()[0], method="fixed-point", measure=True)
     assert steps == [(i, 3, (1, 4, 8, 8)) for i in (0, 1, 2, 0, 1, 2)]
@@ -198,7 +258,10 @@ def test_every_step_is_reported_to_the_host(monkeypatch):
     [
         ({"latent": None}, "connect latent, or both image and vae"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "the latent is empty"),
-        ({"sigmas": torch.tensor([3.0, 1.0, 0.5])}, "sigmas must fall to 0 in two steps or more, got"),
+        (
+            {"sigmas": torch.tensor([3.0, 1.0, 0.5])},
+            "sigmas must fall to 0 in two steps or more, got",
+        ),
         ({"sigmas": torch.tensor([1.0, 2.0, 0.0])}, "sigmas must fall to 0"),
         ({"sigmas": torch.tensor([1.0, 0.0])}, "two steps or more"),
     ],
@@ -216,7 +279,13 @@ def test_a_flow_model_is_refused(is_patched, model_calls):
     model = core("nodes_model_advanced", "ModelSamplingSD3", plain, shift=3.0)
     if not is_patched:
         plain.model.model_sampling, model = model.get_model_object("model_sampling"), plain
-    with pytest.raises(ValueError, match=r"needs a model with eps or v prediction .* got one with ModelSamplingDiscreteFlow and CONST"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"needs a model with eps or v prediction .* got one with ModelSamplingDiscreteFlow and"
+            r" CONST"
+        ),
+    ):
         invert(model)
     assert not model_calls
 
@@ -248,11 +317,17 @@ def test_cancelling_leaves_the_model_clean_and_nothing_cached(monkeypatch):
 
 
 def same(one: Inversion, other: Inversion) -> bool:
-    tensors = [(one.sigmas, other.sigmas), (one.latents, other.latents), (one.conditioning[0][0], other.conditioning[0][0])]
+    tensors = [
+        (one.sigmas, other.sigmas),
+        (one.latents, other.latents),
+        (one.conditioning[0][0], other.conditioning[0][0]),
+    ]
     if one.resampled is not None and other.resampled is not None:
         tensors.append((one.resampled, other.resampled))
     plain = ("method", "model", "key", "model_calls", "seconds")
-    return all(torch.equal(*pair) for pair in tensors) and all(getattr(one, name) == getattr(other, name) for name in plain)
+    return all(torch.equal(*pair) for pair in tensors) and all(
+        getattr(one, name) == getattr(other, name) for name in plain
+    )
 
 
 def test_the_second_time_makes_no_model_call(model_calls):
@@ -280,7 +355,9 @@ def test_measuring_is_made_up_for(model_calls):
     assert len(model_calls) == 3, "only the resampling"
     assert same(plain, measured) and plain.resampled is None and measured.resampled is not None
     model_calls.clear()
-    assert invert(parts()[0], measure=True, method="ddim")[0].resampled is not None and not model_calls
+    assert (
+        invert(parts()[0], measure=True, method="ddim")[0].resampled is not None and not model_calls
+    )
 
 
 def test_no_cache_when_there_is_no_room_for_it(model_calls):
@@ -297,12 +374,16 @@ def test_no_cache_when_there_is_no_room_for_it(model_calls):
 def lora(model: Any, strength: float, value: float = 0.05) -> Any:
     name = "diffusion_model.output_blocks.8.1.transformer_blocks.0.attn1.to_v.weight"
     patched = model.clone()
-    patched.add_patches({name: ("diff", (torch.full_like(model.model.state_dict()[name], value),))}, strength)
+    patched.add_patches(
+        {name: ("diff", (torch.full_like(model.model.state_dict()[name], value),))}, strength
+    )
     return patched
 
 
 def core(module: str, node: str, model: Any, **options: Any) -> Any:
-    return call_node(getattr(importlib.import_module(f"comfy_extras.{module}"), node), model=model, **options)[0]
+    return call_node(
+        getattr(importlib.import_module(f"comfy_extras.{module}"), node), model=model, **options
+    )[0]
 
 
 def free_u(model: Any, b1: float) -> Any:
@@ -313,7 +394,9 @@ def sampling_type(model: Any, kind: str) -> Any:
     return core("nodes_model_advanced", "ModelSamplingDiscrete", model, sampling=kind, zsnr=False)
 
 
-def scaled(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], strength: float) -> Tensor:
+def scaled(
+    q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], strength: float
+) -> Tensor:
     return v * strength
 
 
@@ -324,11 +407,20 @@ def attention(model: Any, strength: float) -> Any:
 
 
 def key_of(
-    model: Any = None, samples: Tensor | None = None, text: str = "", levels: Tensor = LOW, negative: Any = None, **recipe: Any
+    model: Any = None,
+    samples: Tensor | None = None,
+    text: str = "",
+    levels: Tensor = LOW,
+    negative: Any = None,
+    **recipe: Any,
 ) -> tuple[str, str]:
-    chosen = Recipe(**{"method": "fixed-point", "iterations": 2, "tolerance": 1e-4, "cfg": 1.0, **recipe})
+    chosen = Recipe(
+        **{"method": "fixed-point", "iterations": 2, "tolerance": 1e-4, "cfg": 1.0, **recipe}
+    )
     conds = {"positive": encode(text), "negative": negative or encode("")}
-    return inversion_key(model or parts()[0], latent() if samples is None else samples, conds, levels, chosen)
+    return inversion_key(
+        model or parts()[0], latent() if samples is None else samples, conds, levels, chosen
+    )
 
 
 def one_weight_changed() -> Any:
@@ -385,7 +477,10 @@ OTHER_MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         lambda model: core("nodes_model_advanced", "RescaleCFG", model, multiplier=0.6),
     ),
     "attention patch": (lambda model: attention(model, 1.0), lambda model: attention(model, 0.5)),
-    "sampling type": (lambda model: sampling_type(model, "eps"), lambda model: sampling_type(model, "v_prediction")),
+    "sampling type": (
+        lambda model: sampling_type(model, "eps"),
+        lambda model: sampling_type(model, "v_prediction"),
+    ),
 }
 
 
@@ -415,7 +510,9 @@ def test_where_the_weights_are_does_not_matter():
     assert not torch.equal(value.weight, before), "the LoRA is in the weights now"
     assert key_of(base) == plain and key_of(patched) == with_lora
     management.load_models_gpu([base])
-    assert torch.equal(value.weight, before) and key_of(base) == plain and key_of(patched) == with_lora
+    assert (
+        torch.equal(value.weight, before) and key_of(base) == plain and key_of(patched) == with_lora
+    )
 
 
 # Files
@@ -435,14 +532,21 @@ def test_a_file_holds_everything(tmp_path):
     read = read_inversion(tmp_path / "new" / "one.safetensors")
     assert same(read, written)
     options, original = read.conditioning[0][1], written.conditioning[0][1]
-    assert torch.equal(options.pop("pooled_output"), original["pooled_output"]) and options == {"strength": 0.5, "n": None}
+    assert torch.equal(options.pop("pooled_output"), original["pooled_output"]) and options == {
+        "strength": 0.5,
+        "n": None,
+    }
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["one.safetensors"]
 
 
 def damage(path: Path, kind: str) -> None:
     content = path.read_bytes()
     if kind in ("empty", "truncated", "cut by one"):
-        path.write_bytes(content[: {"empty": 0, "truncated": len(content) // 2, "cut by one": len(content) - 1}[kind]])
+        path.write_bytes(
+            content[
+                : {"empty": 0, "truncated": len(content) // 2, "cut by one": len(content) - 1}[kind]
+            ]
+        )
     elif kind == "noise":
         path.write_bytes(b"\x93PNG" * 500)
     elif kind == "foreign":
@@ -488,7 +592,11 @@ def test_a_damaged_file_costs_one_computation(model_calls, caplog):
     damage(path, "truncated")
     model_calls.clear()
     second = invert(parts()[0], measure=False)
-    assert model_calls and "from the cache" not in second[-1] and torch.equal(second[0].latents, first.latents)
+    assert (
+        model_calls
+        and "from the cache" not in second[-1]
+        and torch.equal(second[0].latents, first.latents)
+    )
     assert "computed again" in caplog.text
     model_calls.clear()
     assert "from the cache" in invert(parts()[0], measure=False)[-1] and not model_calls
@@ -510,16 +618,24 @@ def test_the_least_recently_used_goes_first(tmp_path):
     cache.keep(made_up("d"))
     assert {path.stem for path in tmp_path.iterdir()} == {"a", "c", "d"}
     InversionCache(tmp_path, 1).keep(made_up("e"))
-    assert {path.stem for path in tmp_path.iterdir()} == {"e"}, "the newest stays, even when it alone is too large"
+    assert {path.stem for path in tmp_path.iterdir()} == {"e"}, (
+        "the newest stays, even when it alone is too large"
+    )
 
 
 def test_a_full_disk_costs_the_cache_and_no_more(tmp_path, monkeypatch, caplog):
     def fail(*_: Any) -> None:
-        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise safetensors.SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
     InversionCache(tmp_path, 10**6).keep(made_up("key"))
-    assert "could not be cached" in caplog.text and "No space left" in caplog.text and not list(tmp_path.iterdir())
+    assert (
+        "could not be cached" in caplog.text
+        and "No space left" in caplog.text
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_a_file_that_cannot_be_touched_is_still_read(tmp_path, monkeypatch):
@@ -546,8 +662,8 @@ sys.path.append(sys.argv[1])
 import dev
 dev.load_pack()
 import safetensors.torch, torch
-from magicportrait.host.inversion import Inversion
-from magicportrait.host.inversion_files import InversionCache
+from magicportrait.host.inversion.run import Inversion
+from magicportrait.host.inversion.files import InversionCache
 
 def killed_in_the_middle(tensors, path, metadata):
     content = safetensors.torch.save(tensors, metadata)
@@ -557,7 +673,8 @@ def killed_in_the_middle(tensors, path, metadata):
         os.kill(os.getpid(), signal.SIGKILL)
 
 latents = torch.randn(4, 1, 4, 8, 8)
-made = lambda key: Inversion(torch.tensor([0.8, 0.5, 0.2, 0.0]), latents, [[torch.zeros(1, 77, 8), {}]], "ddim", "model", key, 3, 1.5)
+sigmas, conditioning = torch.tensor([0.8, 0.5, 0.2, 0.0]), [[torch.zeros(1, 77, 8), {}]]
+made = lambda key: Inversion(sigmas, latents, conditioning, "ddim", "model", key, 3, 1.5)
 cache = InversionCache(Path(sys.argv[2]), 10**6)
 cache.keep(made("whole"))
 cache.keep(made("again"))
@@ -569,7 +686,11 @@ cache.keep(made(sys.argv[3]))
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill like that")
 def test_a_process_killed_while_it_writes_leaves_a_usable_cache(tmp_path, caplog):
     for key in ("fresh", "again"):
-        child = subprocess.run([sys.executable, "-c", CHILD, str(ROOT), str(tmp_path), key], capture_output=True, text=True)
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, str(ROOT), str(tmp_path), key],
+            capture_output=True,
+            text=True,
+        )
         assert child.returncode == -signal.SIGKILL, child.stderr
     parts_left = list(tmp_path.glob("*.part"))
     assert len(parts_left) == 2
@@ -591,12 +712,13 @@ sys.path.append(sys.argv[1])
 import dev
 dev.load_pack()
 import torch
-from magicportrait.host.inversion import Inversion
-from magicportrait.host.inversion_files import InversionCache
+from magicportrait.host.inversion.run import Inversion
+from magicportrait.host.inversion.files import InversionCache
 
 folder, own = Path(sys.argv[2]), sys.argv[3]
 latents = torch.full((4, 1, 4, 32, 32), float(own))
-made = lambda key: Inversion(torch.tensor([0.8, 0.5, 0.2, 0.0]), latents, [[torch.zeros(1, 77, 8), {}]], "ddim", "model", key, 3, 1.5)
+sigmas, conditioning = torch.tensor([0.8, 0.5, 0.2, 0.0]), [[torch.zeros(1, 77, 8), {}]]
+made = lambda key: Inversion(sigmas, latents, conditioning, "ddim", "model", key, 3, 1.5)
 # Room for two of three: both throw out what the other writes and reads.
 cache = InversionCache(folder / "cache", 170_000)
 (folder / own).touch()
@@ -605,16 +727,25 @@ while len(list(folder.iterdir())) < 2 + (folder / "cache").exists():
 for i in range(150):
     cache.keep(made("abc"[i % 3]))
     found = cache.find("abc"[(i + 1) % 3])
-    assert found is None or found.latents.unique().tolist() in ([0.0], [1.0]), "half of one and half of the other"
+    values = [0.0] if found is None else found.latents.unique().tolist()
+    assert values in ([0.0], [1.0]), "half of one and half of the other"
 """
 
 
 def test_two_processes_share_a_cache(tmp_path):
     """They write the same entries at once, and throw out each other's."""
     command = [sys.executable, "-c", BUSY, str(ROOT), str(tmp_path)]
-    children = [subprocess.Popen([*command, own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for own in "01"]
+    children = [
+        subprocess.Popen(
+            [*command, own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for own in "01"
+    ]
     said = [child.communicate()[0] for child in children]
-    assert [child.returncode for child in children] == [0, 0] and said == ["", ""], "neither fails, and nothing is complained about"
+    assert [child.returncode for child in children] == [0, 0] and said == [
+        "",
+        "",
+    ], "neither fails, and nothing is complained about"
     assert not list(tmp_path.glob("cache/*.part"))
     assert any(InversionCache(tmp_path / "cache", 10**6).find(key) for key in "abc")
 
@@ -624,11 +755,14 @@ def test_two_processes_share_a_cache(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> Path:
-    """The output folder, with output/inversions and models/inversions as the only places of inversions."""
+    """The output folder, with output/inversions and models/inversions as the only places of
+    inversions."""
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     # So that what the test registers goes with it.
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {**folder_paths.folder_names_and_paths})
+    monkeypatch.setattr(
+        folder_paths, "folder_names_and_paths", {**folder_paths.folder_names_and_paths}
+    )
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     folder_paths.folder_names_and_paths.pop(inversion_files.FOLDER_KIND, None)
     inversion_files.register_folders()
@@ -638,8 +772,15 @@ def folders(tmp_path, monkeypatch) -> Path:
 def test_saving_and_loading(folders):
     model = parts()[0]
     inverted = invert(model, method="o-belm", cache_mb=0)
-    names = [MagicInversionSave.execute(inverted[0], name).args[0] for name in ("face", "face", "sub/face")]
-    assert names == ["face_00001_.safetensors", "face_00002_.safetensors", os.path.join("sub", "face_00001_.safetensors")]
+    names = [
+        MagicInversionSave.execute(inverted[0], name).args[0]
+        for name in ("face", "face", "sub/face")
+    ]
+    assert names == [
+        "face_00001_.safetensors",
+        "face_00002_.safetensors",
+        os.path.join("sub", "face_00001_.safetensors"),
+    ]
     assert sorted(inversion_files.list_files()) == sorted(names)
     assert MagicInversionLoad.validate_inputs(names[0]) is True
     loaded = MagicInversionLoad.execute(model, names[2]).args
@@ -665,10 +806,15 @@ def test_nothing_is_written_outside(name, folders):
 
 @pytest.mark.parametrize("name", ["", " "])
 def test_without_a_name_there_is_one(name, folders):
-    assert MagicInversionSave.execute(made_up("key"), name).args[0] == "inversion_00001_.safetensors"
+    assert (
+        MagicInversionSave.execute(made_up("key"), name).args[0] == "inversion_00001_.safetensors"
+    )
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "secret.safetensors", "/etc/passwd", "sub/../../secret.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.safetensors", "secret.safetensors", "/etc/passwd", "sub/../../secret.safetensors"],
+)
 def test_nothing_is_read_outside(name, folders):
     write_inversion(folders / "secret.safetensors", made_up("key"))
     MagicInversionSave.execute(made_up("key"), "sub/face")
@@ -680,7 +826,9 @@ def test_nothing_is_read_outside(name, folders):
 def test_a_damaged_file_of_the_users_is_refused_with_the_reason(folders):
     name = MagicInversionSave.execute(made_up("key"), "face").args[0]
     damage(folders / "inversions" / name, "edited latents")
-    with pytest.raises(UnreadableInversion, match=r"face_00001_\.safetensors was changed after it was written"):
+    with pytest.raises(
+        UnreadableInversion, match=r"face_00001_\.safetensors was changed after it was written"
+    ):
         MagicInversionLoad.execute(parts()[0], name)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from magicportrait.host import magicface
-from magicportrait.host.feature_store import FeatureStore
-from magicportrait.host.references import prepare_references
+from magicportrait.host.sampling.feature_store import FeatureStore
+from magicportrait.host.sampling.references import prepare_references
+from magicportrait.host.systems import magicface
 from magicportrait.magic.concepts import Concept
 from magicportrait.nodes import magicface as nodes
 from magicportrait.tests.host.models import call_node, state_of, structure_of
@@ -107,7 +107,11 @@ def test_live_and_kept_give_the_same_picture(shape):
 def test_kept_features_are_used_and_only_for_the_same_weights(monkeypatch):
     passes = []
     original = magicface.ReferencePass.run
-    monkeypatch.setattr(magicface.ReferencePass, "run", lambda self, *args: (passes.append(1), original(self, *args)))
+    monkeypatch.setattr(
+        magicface.ReferencePass,
+        "run",
+        lambda self, *args: (passes.append(1), original(self, *args)),
+    )
     patched, positive, _ = apply(parts()[0], keep_features="memory")
     Sampling().run(patched, positive)
     assert len(passes) == 4
@@ -125,7 +129,8 @@ def test_kept_features_are_used_and_only_for_the_same_weights(monkeypatch):
 
 
 def test_what_runs_have_not_used_for_long_is_forgotten(monkeypatch):
-    """Every number of steps has sigmas of its own, and an adaptive sampler has others for every seed."""
+    """Every number of steps has sigmas of its own, and an adaptive sampler has others for every
+    seed."""
     import comfy.samplers
     import folder_paths
 
@@ -134,7 +139,12 @@ def test_what_runs_have_not_used_for_long_is_forgotten(monkeypatch):
     sampling, sigmas = patched.get_model_object("model_sampling"), []
     for steps in range(1, 9):
         Sampling(steps=steps, size=(8, 8)).run(patched, positive)
-        sigmas.append({float(sigma) for sigma in comfy.samplers.calculate_sigmas(sampling, "normal", steps)[:-1]})
+        sigmas.append(
+            {
+                float(sigma)
+                for sigma in comfy.samplers.calculate_sigmas(sampling, "normal", steps)[:-1]
+            }
+        )
         files = list(Path(folder_paths.get_temp_directory()).rglob("*.safetensors"))
         assert len(files) == len(set().union(*sigmas[-4:])), "those of the last four runs"
 
@@ -143,7 +153,9 @@ def test_a_measurement_ends_once(monkeypatch):
     """It copies from the GPU, which waits for it."""
     recorded: list[int] = []
     original = magicface.layout_step
-    monkeypatch.setattr(magicface, "layout_step", lambda *args: (recorded.append(1), original(*args))[1])
+    monkeypatch.setattr(
+        magicface, "layout_step", lambda *args: (recorded.append(1), original(*args))[1]
+    )
     patched, positive, _ = apply(parts()[0])
     Sampling(steps=3).run(patched, positive)
     assert len(recorded) == 3
@@ -155,11 +167,20 @@ def test_an_injection_is_no_part_of_what_was_kept_without_it(monkeypatch):
 
     passes = []
     original = magicface.ReferencePass.run
-    monkeypatch.setattr(magicface.ReferencePass, "run", lambda self, *args: (passes.append(1), original(self, *args)))
+    monkeypatch.setattr(
+        magicface.ReferencePass,
+        "run",
+        lambda self, *args: (passes.append(1), original(self, *args)),
+    )
     patched, positive, _ = apply(parts()[0], keep_features="memory")
     injection = [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)]
     counts = []
-    for injections in ([], injection, injection, [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)]):
+    for injections in (
+        [],
+        injection,
+        injection,
+        [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)],
+    ):
         model = patched.clone()
         model.set_injections("bypass", injections)
         Sampling(steps=2).run(model, positive)
@@ -170,7 +191,9 @@ def test_an_injection_is_no_part_of_what_was_kept_without_it(monkeypatch):
 @pytest.mark.parametrize("half", [False, True])
 def test_every_run_of_a_list_finds_its_own_layout(half):
     patched, positive, record = watch(parts()[0])
-    samples = [Sampling(seed=seed, steps=1, size=(8, 8)).run(patched, positive) for seed in range(6)]
+    samples = [
+        Sampling(seed=seed, steps=1, size=(8, 8)).run(patched, positive) for seed in range(6)
+    ]
     found = [record.run_of(latent.half() if half else latent) for latent in samples]
     assert len({id(run) for run in found}) == 6
 
@@ -178,7 +201,9 @@ def test_every_run_of_a_list_finds_its_own_layout(half):
 def test_references_in_half_precision_are_made_smaller():
     """As LoadImage gives them under --fp16-intermediates."""
     _, clip, vae = parts()
-    [reference] = prepare_references((Concept("hat", torch.rand(1, 256, 320, 3).half(), None, "", 1.0, None),), clip, vae, 128)
+    [reference] = prepare_references(
+        (Concept("hat", torch.rand(1, 256, 320, 3).half(), None, "", 1.0, None),), clip, vae, 128
+    )
     assert reference.latent.isfinite().all()
 
 
@@ -193,8 +218,14 @@ def test_references_that_do_not_fit_into_memory_together_run_one_by_one(monkeypa
     together = sampling.run(patched, positive)
     rows: list[int] = []
     original = magicface.ReferencePass._options
-    monkeypatch.setattr(magicface.ReferencePass, "_options", lambda self, options, group, *rest: (
-        rows.append(len(group)), original(self, options, group, *rest))[1])  # fmt: skip
+    monkeypatch.setattr(
+        magicface.ReferencePass,
+        "_options",
+        lambda self, options, group, *rest: (
+            rows.append(len(group)),
+            original(self, options, group, *rest),
+        )[1],
+    )
     monkeypatch.setattr(type(patched.model), "memory_required", lambda *args, **kwargs: 1e30)
     torch.testing.assert_close(sampling.run(patched, positive), together, rtol=1e-3, atol=3e-3)
     assert set(rows) == {1} and len(rows) == 4
@@ -203,7 +234,11 @@ def test_references_that_do_not_fit_into_memory_together_run_one_by_one(monkeypa
 def test_one_reference_pass_a_sigma_serves_the_whole_batch(monkeypatch):
     passes = []
     original = magicface.ReferencePass.run
-    monkeypatch.setattr(magicface.ReferencePass, "run", lambda self, *args: (passes.append(1), original(self, *args)))
+    monkeypatch.setattr(
+        magicface.ReferencePass,
+        "run",
+        lambda self, *args: (passes.append(1), original(self, *args)),
+    )
     patched, positive, _ = apply(parts()[0])
     Sampling(batch=3, steps=3).run(patched, positive)
     assert len(passes) == 3
@@ -220,7 +255,9 @@ def test_layout_of_the_right_run_is_found():
     first = Sampling(seed=1).run(patched, positive)
     second = Sampling(seed=2).run(patched, positive)
     assert record.run_of(first) is not record.run_of(second)
-    assert record.run_of(second * 2) is record.run_of(second), "a changed latent falls back to the last run"
+    assert record.run_of(second * 2) is record.run_of(second), (
+        "a changed latent falls back to the last run"
+    )
 
 
 def test_target_region_replaces_the_measured_one():

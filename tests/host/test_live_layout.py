@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from magicportrait.host import audience, live_layout
-from magicportrait.host.layout_masks import PALETTE
+from magicportrait.host.layout.masks import PALETTE
+from magicportrait.host.page import audience, live_layout
 from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.nodes.magicface import MagicFaceApply
 from magicportrait.tests.host.sampling import Sampling, apply, parts, watch
@@ -25,9 +25,13 @@ CLIENT = "a page"
 class FakeServer:
     def __init__(self, client_id: str | None, listens: bool) -> None:
         self.client_id = client_id
-        self.sockets_metadata: dict[str, dict[str, Any]] = {CLIENT: {"feature_flags": {}, **({"magicportrait": True} if listens else {})}}
+        self.sockets_metadata: dict[str, dict[str, Any]] = {
+            CLIENT: {"feature_flags": {}, **({"magicportrait": True} if listens else {})}
+        }
         workflow = {"extra_pnginfo": {"workflow": {"id": "a workflow"}}}
-        self.prompt_queue = SimpleNamespace(currently_running={3: (0, "a prompt", {}, workflow, [])})
+        self.prompt_queue = SimpleNamespace(
+            currently_running={3: (0, "a prompt", {}, workflow, [])}
+        )
         self.events: Events = []
 
     def send_sync(self, event: str, data: dict[str, Any], client: str) -> None:
@@ -39,10 +43,14 @@ def node_seven(monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy_api.latest._io import HiddenHolder
 
     for node in (MagicFaceApply, MagicSemanticLayout):
-        monkeypatch.setattr(node, "hidden", HiddenHolder("7", None, None, None, "", ""), raising=False)
+        monkeypatch.setattr(
+            node, "hidden", HiddenHolder("7", None, None, None, "", ""), raising=False
+        )
 
 
-def serve(monkeypatch: pytest.MonkeyPatch, client_id: str | None = CLIENT, listens: bool = True) -> FakeServer:
+def serve(
+    monkeypatch: pytest.MonkeyPatch, client_id: str | None = CLIENT, listens: bool = True
+) -> FakeServer:
     server = FakeServer(client_id, listens)
     monkeypatch.setattr(audience, "running_server", lambda: server)
     return server
@@ -66,11 +74,15 @@ def test_a_page_gets_every_step_of_the_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert {data["workflow"] for _, data, _ in server.events} == {"a workflow"}
     assert {kind for kind, *_ in layouts} == {live_layout.LAYOUT_EVENT}
     assert [data["done"] for _, data, _ in layouts] == [False] * (len(layouts) - 1) + [True]
-    sent = {int(step): pictures for _, data, _ in layouts for step, pictures in data["layouts"].items()}
+    sent = {
+        int(step): pictures for _, data, _ in layouts for step, pictures in data["layouts"].items()
+    }
     recorded = record.run_of(samples)
     assert sorted(sent) == sorted(recorded) == [0, 1, 2, 3, 4]
     for step, pictures in sent.items():
-        np.testing.assert_array_equal(np.stack([indices(png) for png in pictures]), recorded[step].concepts)
+        np.testing.assert_array_equal(
+            np.stack([indices(png) for png in pictures]), recorded[step].concepts
+        )
 
 
 @pytest.mark.usefixtures("node_seven")
@@ -79,12 +91,19 @@ def test_layouts_are_not_sent_faster_than_they_can_be_seen(monkeypatch: pytest.M
     monkeypatch.setattr(live_layout, "_SECONDS_BETWEEN", 1e6)
     patched, positive, _ = apply(parts()[0])
     Sampling(steps=5).run(patched, positive)
-    assert [sorted(map(int, data["layouts"])) for _, data, _ in server.events[1:]] == [[0], [1, 2, 3, 4]]
+    assert [sorted(map(int, data["layouts"])) for _, data, _ in server.events[1:]] == [
+        [0],
+        [1, 2, 3, 4],
+    ]
 
 
 @pytest.mark.usefixtures("node_seven")
-@pytest.mark.parametrize("extra_data", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"workflow": {}}}])
-def test_a_page_need_not_say_which_workflow_it_queues(monkeypatch: pytest.MonkeyPatch, extra_data: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "extra_data", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"workflow": {}}}]
+)
+def test_a_page_need_not_say_which_workflow_it_queues(
+    monkeypatch: pytest.MonkeyPatch, extra_data: dict[str, Any]
+) -> None:
     server = serve(monkeypatch)
     server.prompt_queue.currently_running = {3: (0, "a prompt", {}, extra_data, [], {})}
     Sampling(steps=2).run(*apply(parts()[0])[:2])
@@ -92,11 +111,19 @@ def test_a_page_need_not_say_which_workflow_it_queues(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("node_seven")
-@pytest.mark.parametrize(("client_id", "listens"), [(None, True), (CLIENT, False), ("closed page", True)])
-def test_nothing_is_made_for_those_who_do_not_listen(monkeypatch: pytest.MonkeyPatch, client_id: str | None, listens: bool) -> None:
+@pytest.mark.parametrize(
+    ("client_id", "listens"), [(None, True), (CLIENT, False), ("closed page", True)]
+)
+def test_nothing_is_made_for_those_who_do_not_listen(
+    monkeypatch: pytest.MonkeyPatch, client_id: str | None, listens: bool
+) -> None:
     server = serve(monkeypatch, client_id, listens)
-    monkeypatch.setattr(live_layout, "indexed_png", lambda *_: pytest.fail("a picture was made for nobody"))
-    monkeypatch.setattr(live_layout, "_thumbnails", lambda *_: pytest.fail("a thumbnail was made for nobody"))
+    monkeypatch.setattr(
+        live_layout, "indexed_png", lambda *_: pytest.fail("a picture was made for nobody")
+    )
+    monkeypatch.setattr(
+        live_layout, "_thumbnails", lambda *_: pytest.fail("a thumbnail was made for nobody")
+    )
     patched, positive, _ = apply(parts()[0])
     Sampling(steps=2).run(patched, positive)
     assert server.events == []
@@ -135,7 +162,11 @@ def test_a_cancelled_run_ends_for_the_page_too(monkeypatch: pytest.MonkeyPatch) 
 
 def test_layout_pictures_have_the_palette_and_leave_the_rest_open() -> None:
     concepts = np.array([[-1, 0], [1, 9]], np.int16)
-    picture = Image.open(io.BytesIO(base64.b64decode(live_layout.indexed_png(concepts)))).convert("RGBA")
+    picture = Image.open(io.BytesIO(base64.b64decode(live_layout.indexed_png(concepts)))).convert(
+        "RGBA"
+    )
     colours = [PALETTE[i][1] for i in (0, 1, 9 - len(PALETTE))]
-    assert [picture.getpixel(at) for at in ((1, 0), (0, 1), (1, 1))] == [(*colour, 255) for colour in colours]
+    assert [picture.getpixel(at) for at in ((1, 0), (0, 1), (1, 1))] == [
+        (*colour, 255) for colour in colours
+    ]
     assert picture.getpixel((0, 0))[3] == 0

@@ -15,7 +15,10 @@ from magicportrait.nodes import NODES
 LOCALES = dev.ROOT / "locales"
 TRANSLATED = ("zh", "ja", "ko")
 UPDATE = "MAGICPORTRAIT_UPDATE_LOCALES"
-RULE = f"locales/ differs from the nodes. Run this once with {UPDATE}=1, translate what it wrote in English, and commit."
+RULE = (
+    f"locales/ differs from the nodes. Run this once with {UPDATE}=1, translate what it wrote in"
+    " English, and commit."
+)
 # What vue-i18n takes for its own syntax.
 SYNTAX = re.compile(r"[{}|]|@[:.]")
 ASIAN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
@@ -23,7 +26,10 @@ Words = dict[str, Any]
 
 
 def words_of(schema: Any) -> Words:
-    inputs = {declared.id: {"name": declared.id, "tooltip": declared.tooltip} for declared in schema.inputs or ()}
+    inputs = {
+        declared.id: {"name": declared.id, "tooltip": declared.tooltip}
+        for declared in schema.inputs or ()
+    }
     outputs = {
         str(i): {"name": declared.display_name or declared.io_type, "tooltip": declared.tooltip}
         for i, declared in enumerate(schema.outputs)
@@ -40,22 +46,36 @@ def read(language: str) -> Words:
 def flat(words: Any, path: str = "") -> dict[str, str]:
     if not isinstance(words, dict):
         return {path: words}
-    return {key: text for name, part in words.items() for key, text in flat(part, f"{path}.{name}" if path else name).items()}
+    return {
+        key: text
+        for name, part in words.items()
+        for key, text in flat(part, f"{path}.{name}" if path else name).items()
+    }
 
 
 def fitted(words: Any, english: Any) -> Any:
     """`english` with the texts that `words` has for the same places."""
     if not isinstance(english, dict):
         return words if isinstance(words, str) else english
-    return {name: fitted(words.get(name) if isinstance(words, dict) else None, part) for name, part in english.items()}
+    return {
+        name: fitted(words.get(name) if isinstance(words, dict) else None, part)
+        for name, part in english.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def english() -> Words:
-    words = {node.define_schema().node_id: words_of(node.define_schema()) for node in sorted(NODES, key=lambda node: node.__name__)}
+    words = {
+        node.define_schema().node_id: words_of(node.define_schema())
+        for node in sorted(NODES, key=lambda node: node.__name__)
+    }
     if os.environ.get(UPDATE) == "1":
         for language in ("en", *TRANSLATED):
-            text = json.dumps(words if language == "en" else fitted(read(language), words), ensure_ascii=False, indent=2)
+            text = json.dumps(
+                words if language == "en" else fitted(read(language), words),
+                ensure_ascii=False,
+                indent=2,
+            )
             (LOCALES / language / "nodeDefs.json").write_text(text + "\n", encoding="utf-8")
     return words
 
@@ -72,7 +92,11 @@ def test_nothing_is_missing_or_left_over(english: Words, language: str) -> None:
 @pytest.mark.parametrize("language", TRANSLATED)
 def test_sentences_are_translated(english: Words, language: str) -> None:
     translated = flat(read(language))
-    left = [key for key, text in flat(english).items() if key.endswith(("tooltip", "description")) and not ASIAN.search(translated[key])]
+    left = [
+        key
+        for key, text in flat(english).items()
+        if key.endswith(("tooltip", "description")) and not ASIAN.search(translated[key])
+    ]
     left += [node for node in english if not ASIAN.search(translated[f"{node}.display_name"])]
     assert left == []
 
@@ -83,8 +107,14 @@ def test_nothing_reads_as_syntax(language: str) -> None:
 
 
 def test_nodes_are_found_by_the_words_people_type() -> None:
-    aliases = {alias for node in NODES for alias in getattr(node.define_schema(), "search_aliases", None) or ()}
+    aliases = {
+        alias
+        for node in NODES
+        for alias in getattr(node.define_schema(), "search_aliases", None) or ()
+    }
     if not aliases:
         pytest.skip("this host has no search aliases")
     assert aliases >= {"face", "identity", "style transfer", "unsample", "inversion", "mask"}
-    assert any(node.__name__.startswith("MagiCapture") for node in NODES) <= ("dreambooth" in aliases)
+    assert any(node.__name__.startswith("MagiCapture") for node in NODES) <= (
+        "dreambooth" in aliases
+    )

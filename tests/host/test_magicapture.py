@@ -1,4 +1,5 @@
-"""MagiCapture's training in the real ComfyUI: what changes, what does not, and that it can be stopped, resumed, saved and loaded."""
+"""MagiCapture's training in the real ComfyUI: what changes, what does not, and that it can be
+stopped, resumed, saved and loaded."""
 
 from __future__ import annotations
 
@@ -13,27 +14,48 @@ import pytest
 import torch
 
 from magicportrait.demo import captures, checkpoint
-from magicportrait.host import capture_training, capture_unet
-from magicportrait.host.capture_pictures import DifferentiableDecoder
-from magicportrait.host.capture_training import CaptureSettings, CaptureTraining, training_mode
-from magicportrait.host.identity import Identity
+from magicportrait.host.faces.identity import Identity
+from magicportrait.host.training import run as capture_training
+from magicportrait.host.training import unet as capture_unet
+from magicportrait.host.training.pictures import DifferentiableDecoder
+from magicportrait.host.training.run import CaptureSettings, CaptureTraining, training_mode
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
 from magicportrait.tests.host import models
 
 SIDE = 64
-QUICK = CaptureSettings(inversion_steps=3, lora_steps=4, identity_until=1000, unet_rate=1e-3, text_rate=1e-3, rank=2, versions=2, side=SIDE)
+QUICK = CaptureSettings(
+    inversion_steps=3,
+    lora_steps=4,
+    identity_until=1000,
+    unet_rate=1e-3,
+    text_rate=1e-3,
+    rank=2,
+    versions=2,
+    side=SIDE,
+)
 
 
 @cache
 def models_of(shape: str = "sd15") -> tuple[Any, Any, Any]:
-    return models.random_model(shape, pooled=models.POOLED), models.random_text_encoders(shape), models.random_vae()
+    return (
+        models.random_model(shape, pooled=models.POOLED),
+        models.random_text_encoders(shape),
+        models.random_vae(),
+    )
 
 
 def sets(count: int = 2, size: int = SIDE) -> tuple[Subject, StyleSet]:
     capture = captures.sample_capture(3, "neon", count)
     subject, style = (
-        capture_pictures([*map(torch.from_numpy, images)], [*map(torch.from_numpy, masks)], [f"{name} {i}" for i in range(count)])
-        for name, (images, masks) in (("subject", captures.draw(capture.subject, size)), ("style", captures.draw(capture.style, size)))
+        capture_pictures(
+            [*map(torch.from_numpy, images)],
+            [*map(torch.from_numpy, masks)],
+            [f"{name} {i}" for i in range(count)],
+        )
+        for name, (images, masks) in (
+            ("subject", captures.draw(capture.subject, size)),
+            ("style", captures.draw(capture.style, size)),
+        )
     )
     return (
         Subject(subject, "<anna>", "woman", ("a photo of a {person}", "one {person}")),
@@ -41,7 +63,9 @@ def sets(count: int = 2, size: int = SIDE) -> tuple[Subject, StyleSet]:
     )
 
 
-def training(shape: str = "sd15", identity: Identity | None = None, **settings: Any) -> CaptureTraining:
+def training(
+    shape: str = "sd15", identity: Identity | None = None, **settings: Any
+) -> CaptureTraining:
     return CaptureTraining(*models_of(shape), *sets(), identity, replace(QUICK, **settings))
 
 
@@ -58,10 +82,25 @@ def state(run: CaptureTraining) -> dict[str, torch.Tensor]:
     """Everything that a step could change, under the name of the kind of thing it is."""
     tensors = {f"unet.{name}": tensor for name, tensor in run.unet.unet.state_dict().items()}
     for name, encoder in run.text.encoders.items():
-        tensors |= {f"text.{key}": tensor for key, tensor in encoder.model.state_dict().items() if not key.endswith("rows")}
-        tensors |= {f"words.{name}": encoder.vocabulary.rows, f"table.{name}": encoder.vocabulary.weight}
-        tensors |= {f"text_lora.{key}.{part}": getattr(lora, part) for key, lora in encoder.adapters.items() for part in ("up", "down")}
-    tensors |= {f"unet_lora.{key}.{part}": getattr(lora, part) for key, lora in run.unet.adapters.items() for part in ("up", "down")}
+        tensors |= {
+            f"text.{key}": tensor
+            for key, tensor in encoder.model.state_dict().items()
+            if not key.endswith("rows")
+        }
+        tensors |= {
+            f"words.{name}": encoder.vocabulary.rows,
+            f"table.{name}": encoder.vocabulary.weight,
+        }
+        tensors |= {
+            f"text_lora.{key}.{part}": getattr(lora, part)
+            for key, lora in encoder.adapters.items()
+            for part in ("up", "down")
+        }
+    tensors |= {
+        f"unet_lora.{key}.{part}": getattr(lora, part)
+        for key, lora in run.unet.adapters.items()
+        for part in ("up", "down")
+    }
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
@@ -113,19 +152,41 @@ def test_each_phase_changes_exactly_what_it_should(shape):
 
 
 def unused(run: CaptureTraining, names: set[str]) -> set[str]:
-    """Text layers behind the one that the model takes its conditioning from: no gradient, so not even decay."""
-    behind = [name for name, encoder in run.text.encoders.items() if encoder.layer is not None and name != "clip_g"]
-    return {name for name in names for encoder in behind if f"{encoder}." in name and ".layers.2." in name}
+    """Text layers behind the one that the model takes its conditioning from: no gradient, so not
+    even decay."""
+    behind = [
+        name
+        for name, encoder in run.text.encoders.items()
+        if encoder.layer is not None and name != "clip_g"
+    ]
+    return {
+        name
+        for name in names
+        for encoder in behind
+        if f"{encoder}." in name and ".layers.2." in name
+    }
 
 
 def test_the_models_that_came_in_are_left_alone():
     model, clip, vae = models_of()
-    before = [checksum(part) for part in (model.model, clip.cond_stage_model, vae.first_stage_model)]
-    patches = dict(model.patches), dict(clip.patcher.patches), dict(model.model_options["transformer_options"])
+    before = [
+        checksum(part) for part in (model.model, clip.cond_stage_model, vae.first_stage_model)
+    ]
+    patches = (
+        dict(model.patches),
+        dict(clip.patcher.patches),
+        dict(model.model_options["transformer_options"]),
+    )
     run = training(identity=recogniser())
     run.run(ignore)
-    assert [checksum(part) for part in (model.model, clip.cond_stage_model, vae.first_stage_model)] == before
-    assert (dict(model.patches), dict(clip.patcher.patches), dict(model.model_options["transformer_options"])) == patches
+    assert [
+        checksum(part) for part in (model.model, clip.cond_stage_model, vae.first_stage_model)
+    ] == before
+    assert (
+        dict(model.patches),
+        dict(clip.patcher.patches),
+        dict(model.model_options["transformer_options"]),
+    ) == patches
 
 
 def test_patches_of_the_model_are_part_of_what_is_trained_on():
@@ -134,25 +195,33 @@ def test_patches_of_the_model_are_part_of_what_is_trained_on():
     patched = model.clone()
     patched.add_patches({name: ("diff", (torch.ones_like(model.model.state_dict()[name]),))}, 0.5)
     run = CaptureTraining(patched, clip, vae, *sets(), None, QUICK)
-    difference = run.unet.unet.state_dict()[name.removeprefix("diffusion_model.")] - model.model.state_dict()[name]
+    difference = (
+        run.unet.unet.state_dict()[name.removeprefix("diffusion_model.")]
+        - model.model.state_dict()[name]
+    )
     torch.testing.assert_close(difference, torch.full_like(difference, 0.5))
 
 
 @pytest.mark.parametrize("shape", ["sd15", "sd21v", "sdxl"])
 def test_the_trainable_model_is_the_hosts(shape):
-    """The text encoders are checked by every training itself; here the UNet, against the host's own forward."""
+    """The text encoders are checked by every training itself; here the UNet, against the host's own
+    forward."""
     model = models_of(shape)[0]
     run = training(shape)
     noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
     with training_mode(), torch.no_grad():
         context, pooled = run.text.encode([run.text.prompt("a photo of a woman")] * 2)
         vector = run.unet.size_condition(pooled, SIDE, SIDE)
-        output, maps = run.unet.predict(noisy, timesteps, context, vector, torch.tensor([[1, 2]] * 2))
+        output, maps = run.unet.predict(
+            noisy, timesteps, context, vector, torch.tensor([[1, 2]] * 2)
+        )
     sigma = model.model.model_sampling.sigmas[timesteps]
     scale = (1 + sigma**2).sqrt()[:, None, None, None]
     extra = {} if vector is None else {"y": vector}
     expected = model.model.apply_model(noisy * scale, sigma, c_crossattn=context, **extra)
-    ours = capture_training.losses.clean_estimate(noisy, output, run.unet.alpha_bars[timesteps], run.unet.v_prediction)
+    ours = capture_training.losses.clean_estimate(
+        noisy, output, run.unet.alpha_bars[timesteps], run.unet.v_prediction
+    )
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
     assert maps is not None and maps.shape[2] == 2 and maps.sum(2).max() <= 1
 
@@ -190,7 +259,9 @@ def test_watched_attention_does_not_overflow_in_half_precision():
     for dtype in (torch.float32, torch.float16):
         maps: list[torch.Tensor] = []
         v = torch.eye(7, 64, dtype=dtype)[None]
-        out = capture_unet._watched_attention(q.to(dtype), k.to(dtype), v, options, torch.tensor([[0, 1]]), maps)
+        out = capture_unet._watched_attention(
+            q.to(dtype), k.to(dtype), v, options, torch.tensor([[0, 1]]), maps
+        )
         results.append((out.float(), maps[0]))
     assert results[1][0].isfinite().all() and results[1][1][0, 0, 0, 0, 0] == 1
     torch.testing.assert_close(results[1], results[0])
@@ -252,21 +323,31 @@ def test_a_gradient_that_is_not_finite_is_an_error_before_any_weight_takes_it():
         run.train_step()
         before = state(run)
         run._adapters()[0].up.register_hook(lambda gradient: gradient * float("nan"))
-        with pytest.raises(FloatingPointError, match="the gradient is not finite at step 2: lower the rates"):
+        with pytest.raises(
+            FloatingPointError, match="the gradient is not finite at step 2: lower the rates"
+        ):
             run.train_step()
     assert not changed(before, state(run)) and run.step == 1
 
 
 def test_previews_do_not_change_the_training():
     pictures: list[torch.Tensor] = []
-    watched = training().run(ignore, preview=lambda done, images: pictures.append(images), previews=3)
+    watched = training().run(
+        ignore, preview=lambda done, images: pictures.append(images), previews=3
+    )
     assert watched.history == training().run(ignore).history
-    assert [image.shape for image in pictures] == [(1, SIDE, SIDE, 3)] * 3 and all(image.isfinite().all() for image in pictures)
+    assert [image.shape for image in pictures] == [(1, SIDE, SIDE, 3)] * 3 and all(
+        image.isfinite().all() for image in pictures
+    )
 
 
 def test_a_step_is_reported_before_its_preview():
     calls: list[tuple[str, int]] = []
-    training().run(lambda done, _: calls.append(("report", done)), preview=lambda done, _: calls.append(("preview", done)), previews=100)
+    training().run(
+        lambda done, _: calls.append(("report", done)),
+        preview=lambda done, _: calls.append(("preview", done)),
+        previews=100,
+    )
     steps = calls[-1][1]
     assert calls == [*(("report", done) for done in range(1, steps + 1)), ("preview", steps)]
 
@@ -275,7 +356,9 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     run = training()
     step(run)
     run.save(tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="belongs to a training with other pictures, settings or models"):
+    with pytest.raises(
+        ValueError, match="belongs to a training with other pictures, settings or models"
+    ):
         training(rank=3).load(tmp_path / "state.pt")
 
 
@@ -289,7 +372,8 @@ def test_a_checkpoint_that_was_cut_off_says_what_to_do(tmp_path):
 
 
 def test_the_decoder_takes_weights_only(monkeypatch):
-    """The host's layers hold handles of GPU memory: a copy of one would give the same memory back twice."""
+    """The host's layers hold handles of GPU memory: a copy of one would give the same memory back
+    twice."""
 
     class Handle:
         def __deepcopy__(self, memo: Any) -> None:
@@ -349,9 +433,14 @@ def test_gradient_checkpointing_gives_the_same_loss():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision(precision):
-    exact, half = training(seed=4).run(ignore), training(seed=4, precision=precision, identity=recogniser()).run(ignore)
+    exact, half = (
+        training(seed=4).run(ignore),
+        training(seed=4, precision=precision, identity=recogniser()).run(ignore),
+    )
     assert half.history[0] == pytest.approx(exact.history[0], rel=0.1)
-    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in half.lora.values())
+    assert all(
+        tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in half.lora.values()
+    )
 
 
 def test_the_identity_network_runs_only_where_its_loss_is_used():
@@ -423,13 +512,17 @@ def test_a_batch_costs_the_mean_of_its_samples():
             )
             alone.append(run._losses(single, 0.0))
     for name, value in together.items():
-        assert value.item() == pytest.approx(sum(terms[name].item() for terms in alone) / 3, rel=1e-4)
+        assert value.item() == pytest.approx(
+            sum(terms[name].item() for terms in alone) / 3, rel=1e-4
+        )
 
 
 # ---- pictures of all kinds ----
 
 
-def picture_sets(images: list[torch.Tensor], masks: list[torch.Tensor] | None) -> tuple[Subject, StyleSet]:
+def picture_sets(
+    images: list[torch.Tensor], masks: list[torch.Tensor] | None
+) -> tuple[Subject, StyleSet]:
     pictures = capture_pictures(images, masks, [f"picture {i}" for i in range(len(images))])
     subject, style = sets()
     return replace(subject, pictures=pictures), style
@@ -454,8 +547,12 @@ def test_pictures_of_all_kinds(images):
     masks = [torch.zeros(image.shape[:2]) for image in images]
     for mask in masks:
         mask[: mask.shape[0] // 2] = 1
-    run = CaptureTraining(*models_of(), *picture_sets(images, masks), None, replace(QUICK, versions=1, batch=2))
-    areas = [picture.latents.shape[-1] * picture.latents.shape[-2] * 64 for picture in run._subjects]
+    run = CaptureTraining(
+        *models_of(), *picture_sets(images, masks), None, replace(QUICK, versions=1, batch=2)
+    )
+    areas = [
+        picture.latents.shape[-1] * picture.latents.shape[-2] * 64 for picture in run._subjects
+    ]
     assert all(0.5 * SIDE**2 <= area <= 2.5 * SIDE**2 for area in areas)
     assert all(torch.tensor(run.run(ignore).history).isfinite())
 
@@ -484,7 +581,13 @@ def test_equal_placeholders_are_refused():
 def test_a_template_that_is_too_long_is_refused():
     subject, style = sets()
     with pytest.raises(ValueError, match="must fit into 77 tokens"):
-        CaptureTraining(*models_of(), replace(subject, templates=("{person} " + "very " * 80,)), style, None, QUICK)
+        CaptureTraining(
+            *models_of(),
+            replace(subject, templates=("{person} " + "very " * 80,)),
+            style,
+            None,
+            QUICK,
+        )
 
 
 def test_a_model_for_inpainting_is_refused(monkeypatch):

@@ -1,4 +1,5 @@
-"""MagicStyle in the host: what it must reproduce, what it must leave alone, and whom it must get along with."""
+"""MagicStyle in the host: what it must reproduce, what it must leave alone, and whom it must get
+along with."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from magicportrait.host import magicstyle
-from magicportrait.host.feature_store import FeatureStore
+from magicportrait.host.sampling.feature_store import FeatureStore
+from magicportrait.host.systems import magicstyle
 from magicportrait.magic.inversion import psnr
 from magicportrait.nodes import magicstyle as nodes
 from magicportrait.nodes.declare import defaults_of
@@ -33,26 +34,49 @@ LARGE = (16, 16)
 
 @cache
 def inverted(
-    seed: int = 0, size: tuple[int, int] = (8, 8), batch: int = 1, shape: str = "sd15", dtype: torch.dtype = FP32, **options: Any
+    seed: int = 0,
+    size: tuple[int, int] = (8, 8),
+    batch: int = 1,
+    shape: str = "sd15",
+    dtype: torch.dtype = FP32,
+    **options: Any,
 ) -> tuple[Any, ...]:
     """All outputs of MagicStyleInvert, computed once for all tests."""
     chosen = {"method": "o-belm", "measure": False, "cache_mb": 0, **options}
     return invert(parts(shape, dtype)[0], latent(batch, size, seed), shape, **chosen)
 
 
-def style(seed: int = 50, weight: float = 1.0, mask: Tensor | None = None, styles: tuple[Any, ...] = (), **options: Any) -> Any:
+def style(
+    seed: int = 50,
+    weight: float = 1.0,
+    mask: Tensor | None = None,
+    styles: tuple[Any, ...] = (),
+    **options: Any,
+) -> Any:
     """MAGIC_STYLES with one more."""
     return MagicStyleReference.execute(inverted(seed, **options)[0], weight, mask, styles).args[0]
 
 
-def apply(model: Any = None, content: tuple[Any, ...] | None = None, styles: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
+def apply(
+    model: Any = None, content: tuple[Any, ...] | None = None, styles: Any = None, **options: Any
+) -> tuple[Any, dict[str, Any]]:
     """MODEL and LATENT of MagicStyleApply, fused in every step unless the options say otherwise."""
-    chosen = {**defaults_of(MagicStyleApply), "preset": "custom", "style_scale": 1.0, "end": 1.0, **options}
+    chosen = {
+        **defaults_of(MagicStyleApply),
+        "preset": "custom",
+        "style_scale": 1.0,
+        "end": 1.0,
+        **options,
+    }
     content = content or inverted()
-    return MagicStyleApply.execute(model or parts()[0], content[0], styles or style(), **chosen).args
+    return MagicStyleApply.execute(
+        model or parts()[0], content[0], styles or style(), **chosen
+    ).args
 
 
-def run(patched: tuple[Any, dict[str, Any]], content: tuple[Any, ...] | None = None, **options: Any) -> Tensor:
+def run(
+    patched: tuple[Any, dict[str, Any]], content: tuple[Any, ...] | None = None, **options: Any
+) -> Tensor:
     """The picture, sampled with core's SamplerCustom."""
     _, _, sigmas, sampler, positive, _ = content or inverted()
     model, noise = patched
@@ -60,7 +84,9 @@ def run(patched: tuple[Any, dict[str, Any]], content: tuple[Any, ...] | None = N
 
 
 def close(out: Tensor, expected: Tensor, tolerance: float = 2e-3) -> None:
-    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance * expected.std().item())
+    torch.testing.assert_close(
+        out, expected, rtol=tolerance, atol=tolerance * expected.std().item()
+    )
 
 
 @pytest.fixture
@@ -68,7 +94,11 @@ def passes(monkeypatch) -> list[int]:
     """One entry for each reference pass."""
     seen: list[int] = []
     original = magicstyle.ReferencePass.run
-    monkeypatch.setattr(magicstyle.ReferencePass, "run", lambda self, *args: (seen.append(1), original(self, *args))[1])
+    monkeypatch.setattr(
+        magicstyle.ReferencePass,
+        "run",
+        lambda self, *args: (seen.append(1), original(self, *args))[1],
+    )
     return seen
 
 
@@ -85,12 +115,16 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "dtype", "batch", "cfg", "size", "style_size", "keys"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "batch", "cfg", "size", "style_size", "keys"), COMBINATIONS
+)
 def test_runs_and_is_finite(shape, dtype, batch, cfg, size, style_size, keys):
     of_model = {"shape": shape, "dtype": dtype, "method": "ddim", "steps": 2}
     content, model = inverted(0, size, batch, **of_model), parts(shape, dtype)[0]
     # Three quarters of the queries, so that the picture's own take part too.
-    patched = apply(model, content, style(size=style_size, **of_model), keys=keys, alpha=0.5, beta=0.25)
+    patched = apply(
+        model, content, style(size=style_size, **of_model), keys=keys, alpha=0.5, beta=0.25
+    )
     samples = run(patched, content, cfg=cfg)
     assert samples.shape == (batch, 4, *size) and samples.isfinite().all()
     assert not torch.equal(samples, run((model, patched[1]), content, cfg=cfg))
@@ -99,11 +133,23 @@ def test_runs_and_is_finite(shape, dtype, batch, cfg, size, style_size, keys):
 # What must come out
 
 
-@pytest.mark.parametrize(("shape", "method"), [("sd15", "o-belm"), ("sd21v", "fixed-point"), ("sd21v", "o-belm")])
+@pytest.mark.parametrize(
+    ("shape", "method"), [("sd15", "o-belm"), ("sd21v", "fixed-point"), ("sd21v", "o-belm")]
+)
 def test_content_alone_is_reproduced_as_well_as_the_inverter_can(shape, method):
     model, samples = parts(shape)[0], latent()
     content = invert(model, samples, shape, method=method, cache_mb=0)
-    patched = apply(model, content, style(shape=shape), alpha=1.0, beta=0.0, keys="content", adain=0.0, temperature=1.0, layers="all")
+    patched = apply(
+        model,
+        content,
+        style(shape=shape),
+        alpha=1.0,
+        beta=0.0,
+        keys="content",
+        adain=0.0,
+        temperature=1.0,
+        layers="all",
+    )
     span = float(samples.max() - samples.min())
     limit = psnr(content[0].resampled, samples, span)
     reached = psnr(run(patched, content), samples, span)
@@ -144,13 +190,18 @@ def test_each_half_takes_after_the_style_of_its_mask():
     left = torch.zeros(1, 8, 8)
     left[..., :4] = 1
     options = {"keys": "style", "alpha": 1.0, "beta": 0.0, "adain": 1.0}
-    both = apply(styles=style(60, mask=1 - left, styles=style(50, mask=left)), **options)[1]["samples"]
+    both = apply(styles=style(60, mask=1 - left, styles=style(50, mask=left)), **options)[1][
+        "samples"
+    ]
     first, second = (apply(styles=style(seed), **options)[1]["samples"] for seed in (50, 60))
     torch.testing.assert_close(both[..., :4], first[..., :4])
     torch.testing.assert_close(both[..., 4:], second[..., 4:])
     mixed = run(apply(styles=style(60, mask=1 - left, styles=style(50, mask=left)), **options))
     alone = [run(apply(styles=style(seed), **options)) for seed in (50, 60)]
-    apart = [[float((mixed - other)[..., half].norm()) for half in (slice(0, 3), slice(5, 8))] for other in alone]
+    apart = [
+        [float((mixed - other)[..., half].norm()) for half in (slice(0, 3), slice(5, 8))]
+        for other in alone
+    ]
     assert apart[0][0] < apart[1][0] and apart[1][1] < apart[0][1]
 
 
@@ -164,12 +215,21 @@ def test_contents_of_a_batch_do_not_see_each_other():
 
 def test_the_single_node_is_the_graph():
     model, clip, vae = parts()
-    pictures = [torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    pictures = [
+        torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
+    ]
     samples = MagicStyleSampler.execute(
-        model=model, vae=vae, content=pictures[0], style=pictures[1], clip=clip, **{**defaults_of(MagicStyleSampler), "steps": 3}
+        model=model,
+        vae=vae,
+        content=pictures[0],
+        style=pictures[1],
+        clip=clip,
+        **{**defaults_of(MagicStyleSampler), "steps": 3},
     ).args[0]["samples"]
     content, other = (invert(model, vae.encode(picture), measure=False) for picture in pictures)
-    patched = apply(model, content, MagicStyleReference.execute(other[0], 1.0).args[0], preset="balanced")
+    patched = apply(
+        model, content, MagicStyleReference.execute(other[0], 1.0).args[0], preset="balanced"
+    )
     assert torch.equal(samples, run(patched, content))
 
 
@@ -214,7 +274,10 @@ def test_low_memory_splitting_changes_nothing(fuse_negative, monkeypatch, model_
     model_calls.clear()
     monkeypatch.setattr(type(patched[0].model), "memory_required", lambda *args, **kwargs: 1e30)
     split = run(patched, content, cfg=7.0)
-    assert set(model_calls) == {1, 2}, "references ran one by one, conditional and unconditional rows apart"
+    assert set(model_calls) == {
+        1,
+        2,
+    }, "references ran one by one, conditional and unconditional rows apart"
     close(split, joined)
 
 
@@ -262,11 +325,15 @@ def test_on_a_full_disk_features_are_computed_again(monkeypatch, passes, caplog)
 
 
 def test_content_and_style_may_differ_in_what_else_their_conditioning_holds():
-    """A CLIP gives a pooled output too, nothing gives zeros without one: equal sizes must not make them one batch."""
+    """A CLIP gives a pooled output too, nothing gives zeros without one: equal sizes must not make
+    them one batch."""
     content, other = inverted(0), inverted(50)[0]
     tensor = content[0].conditioning[0][0]
     for ours, theirs in ((torch.zeros(1, 8), None), (None, torch.zeros(1, 8))):
-        one, two = (dataclasses.replace(i, conditioning=[[tensor, {"pooled_output": p}]]) for i, p in ((content[0], ours), (other, theirs)))
+        one, two = (
+            dataclasses.replace(i, conditioning=[[tensor, {"pooled_output": p}]])
+            for i, p in ((content[0], ours), (other, theirs))
+        )
         styles = MagicStyleReference.execute(two, 1.0).args[0]
         assert run(apply(content=(one, *content[1:]), styles=styles), content).isfinite().all()
 
@@ -333,7 +400,10 @@ def test_nothing_is_held_after_a_cancel_in_mid_sampling(tracked_features, monkey
     model = parts()[0]
     before = state_of(model)
     patched = apply(model)
-    with monkeypatch.context() as changed, pytest.raises(management.InterruptProcessingException) as caught:
+    with (
+        monkeypatch.context() as changed,
+        pytest.raises(management.InterruptProcessingException) as caught,
+    ):
         changed.setattr(latent_preview, "prepare_callback", lambda *_: cancel)
         run(patched)
     gc.collect()
@@ -358,15 +428,21 @@ def free_u(model: Any, b1: float = 1.3) -> Any:
 def with_lora(model: Any) -> Any:
     name = "diffusion_model.output_blocks.8.1.transformer_blocks.0.attn1.to_v.weight"
     patched = model.clone()
-    patched.add_patches({name: ("diff", (torch.full_like(model.model.state_dict()[name], 0.05),))}, 1.0)
+    patched.add_patches(
+        {name: ("diff", (torch.full_like(model.model.state_dict()[name], 0.05),))}, 1.0
+    )
     return patched
 
 
 OTHERS = {
     "freeu": free_u,
     "pag": lambda model: core("nodes_pag", "PerturbedAttentionGuidance", model=model, scale=3.0),
-    "sag": lambda model: core("nodes_sag", "SelfAttentionGuidance", model=model, scale=0.5, blur_sigma=2.0),
-    "rescale_cfg": lambda model: core("nodes_model_advanced", "RescaleCFG", model=model, multiplier=0.7),
+    "sag": lambda model: core(
+        "nodes_sag", "SelfAttentionGuidance", model=model, scale=0.5, blur_sigma=2.0
+    ),
+    "rescale_cfg": lambda model: core(
+        "nodes_model_advanced", "RescaleCFG", model=model, multiplier=0.7
+    ),
 }
 
 
@@ -381,13 +457,19 @@ def test_works_together_in_any_order(name, order):
         patched = other(patched)
     samples = run((patched, noise), content, cfg=7.0)
     assert samples.isfinite().all()
-    assert not torch.equal(samples, run((other(parts()[0]), noise), content, cfg=7.0)), "MagicStyle had no effect"
-    assert not torch.equal(samples, run((apply(None, content, styles)[0], noise), content, cfg=7.0)), f"{name} had no effect"
+    assert not torch.equal(samples, run((other(parts()[0]), noise), content, cfg=7.0)), (
+        "MagicStyle had no effect"
+    )
+    assert not torch.equal(
+        samples, run((apply(None, content, styles)[0], noise), content, cfg=7.0)
+    ), f"{name} had no effect"
 
 
 def test_a_lora_takes_part_in_inversion_and_stylisation():
     model = with_lora(parts()[0])
-    content, other = (invert(model, latent(seed=seed), method="o-belm", measure=False) for seed in (0, 50))
+    content, other = (
+        invert(model, latent(seed=seed), method="o-belm", measure=False) for seed in (0, 50)
+    )
     styles = MagicStyleReference.execute(other[0], 1.0).args[0]
     samples = run(apply(model, content, styles), content)
     assert samples.isfinite().all() and not torch.equal(samples, run(apply()))
@@ -431,7 +513,10 @@ def test_areas_are_refused_with_the_way_out():
     import nodes as core_nodes
 
     area = core_nodes.ConditioningSetArea().append(encode("a hat"), 32, 64, 0, 0, 1.0)[0]
-    with pytest.raises(ValueError, match=r"the content has .* tokens, this call .* use ConditioningSetMask, not areas"):
+    with pytest.raises(
+        ValueError,
+        match=r"the content has .* tokens, this call .* use ConditioningSetMask, not areas",
+    ):
         run(apply(), positive=area)
 
 
@@ -439,7 +524,12 @@ def test_other_sigmas_are_refused_before_sampling(model_calls):
     sigmas = inverted()[2]
     patched, noise = apply()
     model_calls.clear()
-    with pytest.raises(ValueError, match=r"the content was inverted over 3 steps .*, the sampler runs 3 steps .* SIGMAS output"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"the content was inverted over 3 steps .*, the sampler runs 3 steps .* SIGMAS output"
+        ),
+    ):
         sample(patched, noise, sigmas * 0.9, inverted()[3], inverted()[4])
     assert not model_calls
     # A part of the inversion's own is fine.
@@ -448,8 +538,20 @@ def test_other_sigmas_are_refused_before_sampling(model_calls):
 
 def test_another_latent_size_is_refused_before_sampling(model_calls):
     patched, _ = apply()
-    with pytest.raises(ValueError, match="inverted at 64x64, the sampler runs at 96x72: connect the LATENT output of MagicStyle Apply"):
-        sample(patched, {"samples": torch.zeros(1, 4, 9, 12)}, inverted()[2], inverted()[3], inverted()[4])
+    with pytest.raises(
+        ValueError,
+        match=(
+            "inverted at 64x64, the sampler runs at 96x72: connect the LATENT output of MagicStyle"
+            " Apply"
+        ),
+    ):
+        sample(
+            patched,
+            {"samples": torch.zeros(1, 4, 9, 12)},
+            inverted()[2],
+            inverted()[3],
+            inverted()[4],
+        )
     assert not model_calls
 
 
@@ -475,7 +577,9 @@ def test_an_inversion_of_another_model_is_refused(which):
     inversion = (theirs if which == "style" else inverted())[0]
     name = "style 1" if which == "style" else "the content"
     used = parts()[0] if which == "style" else model
-    styles = MagicStyleReference.execute(theirs[0] if which == "style" else inverted(50)[0], 1.0).args[0]
+    styles = MagicStyleReference.execute(
+        theirs[0] if which == "style" else inverted(50)[0], 1.0
+    ).args[0]
     with pytest.raises(ValueError, match=f"{name} was inverted with another model") as caught:
         apply(used, inverted(), styles)
     assert inversion.model[:8] in str(caught.value)
@@ -486,7 +590,9 @@ def test_an_inversion_of_another_model_is_refused(which):
     [
         (lambda: style(batch=2), {}, "style 1 holds 2 pictures: invert one at a time"),
         (
-            lambda: MagicStyleReference.execute(invert(parts()[0], steps=5, measure=False)[0], 1.0, None, style()).args[0],
+            lambda: MagicStyleReference.execute(
+                invert(parts()[0], steps=5, measure=False)[0], 1.0, None, style()
+            ).args[0],
             {},
             "style 2 was inverted over 5 steps",
         ),
@@ -503,7 +609,15 @@ def test_values_that_contradict_each_other_are_refused_where_they_count():
     check = MagicStyleApply.validate_inputs
     assert check(preset="custom", start=0.2, end=0.8, alpha=0.8, beta=0.2) is True
     assert "is after end" in str(check(preset="custom", start=0.9, end=0.8, alpha=0.8, beta=0.2))
-    assert "add up to more than 1" in str(check(preset="custom", start=0.0, end=1.0, alpha=0.8, beta=0.3))
-    assert check(preset="gentle", start=0.9, end=0.8, alpha=0.8, beta=0.3) is True, "a preset has values of its own"
-    assert check(preset=None, start=None, end=None, alpha=None, beta=None) is True, "linked inputs are not known yet"
-    assert "'weird' is not known" in str(check(preset="weird", start=0.0, end=1.0, alpha=0.8, beta=0.2))
+    assert "add up to more than 1" in str(
+        check(preset="custom", start=0.0, end=1.0, alpha=0.8, beta=0.3)
+    )
+    assert check(preset="gentle", start=0.9, end=0.8, alpha=0.8, beta=0.3) is True, (
+        "a preset has values of its own"
+    )
+    assert check(preset=None, start=None, end=None, alpha=None, beta=None) is True, (
+        "linked inputs are not known yet"
+    )
+    assert "'weird' is not known" in str(
+        check(preset="weird", start=0.0, end=1.0, alpha=0.8, beta=0.2)
+    )

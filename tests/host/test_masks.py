@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from magicportrait.host import model_folders, segmentation
-from magicportrait.host.concept_masks import box_shape, from_host_boxes
-from magicportrait.host.faces import face_models
-from magicportrait.host.model_folders import DETECTORS, FACE_DETECTORS, MEDIAPIPE, SAMS
+from magicportrait.host.faces.detection import face_models
+from magicportrait.host.models import folders as model_folders
+from magicportrait.host.models.folders import DETECTORS, FACE_DETECTORS, MEDIAPIPE, SAMS
+from magicportrait.host.segmentation import detectors as segmentation
+from magicportrait.host.segmentation.concept_masks import box_shape, from_host_boxes
 from magicportrait.magic.boxes import Box
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, MagicMaskRefine
 from magicportrait.tests.host import tiny_vision
@@ -47,12 +48,17 @@ def stocked(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def use_models(monkeypatch):
-    """Makes a folder the host's models folder; other places that the machine may have are left out."""
+    """Makes a folder the host's models folder; other places that the machine may have are left
+    out."""
 
     def use(models: Path) -> Path:
         monkeypatch.setattr(folder_paths, "models_dir", str(models))
         kept = {folder.name for folder in (SAMS, DETECTORS, FACE_DETECTORS, MEDIAPIPE)}
-        table = {name: entry for name, entry in folder_paths.folder_names_and_paths.items() if name not in kept}
+        table = {
+            name: entry
+            for name, entry in folder_paths.folder_names_and_paths.items()
+            if name not in kept
+        }
         if MEDIAPIPE.name in folder_paths.folder_names_and_paths:
             table[MEDIAPIPE.name] = ([str(models / MEDIAPIPE.name)], {".safetensors"})
         monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
@@ -80,7 +86,9 @@ def masked(image: torch.Tensor, boxes: object = None, **options: object) -> tupl
 
 
 def verdict(**options: object) -> bool | str:
-    return MagicConceptMask.validate_inputs(**{name: {**DEFAULTS, **options}[name] for name in CHECKED})
+    return MagicConceptMask.validate_inputs(
+        **{name: {**DEFAULTS, **options}[name] for name in CHECKED}
+    )
 
 
 # ---- words ----
@@ -93,11 +101,18 @@ def test_text_boxes_are_those_of_the_library(models):
     image = pictures()[0]
     processor = AutoProcessor.from_pretrained(models / "grounding-dino" / "tiny")
     model = AutoModelForZeroShotObjectDetection.from_pretrained(models / "grounding-dino" / "tiny")
-    inputs = processor(images=segmentation.as_pixels(image), text="hat. scarf.", return_tensors="pt")
+    inputs = processor(
+        images=segmentation.as_pixels(image), text="hat. scarf.", return_tensors="pt"
+    )
     # Another implementation's threshold has had two names.
-    found = processor.image_processor.post_process_object_detection(model(**inputs), threshold=0.3, target_sizes=[(70, 50)])[0]
+    found = processor.image_processor.post_process_object_detection(
+        model(**inputs), threshold=0.3, target_sizes=[(70, 50)]
+    )[0]
     expected = {tuple(round(number, 2) for number in box) for box in found["boxes"].tolist()}
-    ours = {tuple(round(number, 2) for number in box.corners) for box in segmentation.TextDetector("tiny").find(image, "hat, scarf", 0.3)}
+    ours = {
+        tuple(round(number, 2) for number in box.corners)
+        for box in segmentation.TextDetector("tiny").find(image, "hat, scarf", 0.3)
+    }
     assert 0 < len(ours) <= len(expected)
     assert ours <= expected
 
@@ -109,7 +124,9 @@ def test_a_detector_saved_in_half_precision_finds_the_same(models):
     full = segmentation.TextDetector("tiny").find(image, "hat", 0.3)
     AutoModelForZeroShotObjectDetection.from_pretrained(folder).half().save_pretrained(folder)
     half = segmentation.TextDetector("tiny").find(image, "hat", 0.3)
-    assert full and [box.corners for box in half] == [pytest.approx(box.corners, abs=1.0) for box in full]
+    assert full and [box.corners for box in half] == [
+        pytest.approx(box.corners, abs=1.0) for box in full
+    ]
 
 
 def test_text_gives_a_mask_for_each_picture(models):
@@ -118,7 +135,10 @@ def test_text_gives_a_mask_for_each_picture(models):
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(mask[0], mask[1])
     for box in boxes[0] + boxes[1]:
-        assert 0 <= box["x"] < box["x"] + box["width"] <= 50 and 0 <= box["y"] < box["y"] + box["height"] <= 70
+        assert (
+            0 <= box["x"] < box["x"] + box["width"] <= 50
+            and 0 <= box["y"] < box["y"] + box["height"] <= 70
+        )
 
 
 def test_without_sam_the_boxes_are_the_mask(models):
@@ -145,11 +165,22 @@ def test_sam_masks_are_those_of_the_library(models):
     from segment_anything import SamPredictor
 
     image = pictures()[0]
-    predictor = SamPredictor(segmentation.build_sam(state := torch.load(models / "sams" / "tiny.pth", weights_only=True)))
+    predictor = SamPredictor(
+        segmentation.build_sam(state := torch.load(models / "sams" / "tiny.pth", weights_only=True))
+    )
     predictor.model.load_state_dict(state)
     predictor.set_image(segmentation.as_pixels(image))
-    expected, scores, _ = predictor.predict(np.array([[10, 20], [40, 60]]), np.array([1, 0]), box=np.array([4, 6, 44, 66]))
-    mask, *_ = masked(image[None], target="points", points="10,20", not_points="40,60", box="4,6,40,60", if_nothing="empty mask")
+    expected, scores, _ = predictor.predict(
+        np.array([[10, 20], [40, 60]]), np.array([1, 0]), box=np.array([4, 6, 44, 66])
+    )
+    mask, *_ = masked(
+        image[None],
+        target="points",
+        points="10,20",
+        not_points="40,60",
+        box="4,6,40,60",
+        if_nothing="empty mask",
+    )
     assert torch.equal(mask[0], torch.from_numpy(expected[scores.argmax()]).float())
 
 
@@ -164,12 +195,19 @@ def test_real_sizes_are_read_from_the_checkpoint():
         name: tensor.shape for name, tensor in published.state_dict().items()
     }
     assert ours.image_encoder.img_size == 1024
-    assert [block.window_size for block in ours.image_encoder.blocks] == [b.window_size for b in published.image_encoder.blocks]
-    assert [b.attn.num_heads for b in ours.image_encoder.blocks] == [b.attn.num_heads for b in published.image_encoder.blocks]
+    assert [block.window_size for block in ours.image_encoder.blocks] == [
+        b.window_size for b in published.image_encoder.blocks
+    ]
+    assert [b.attn.num_heads for b in ours.image_encoder.blocks] == [
+        b.attn.num_heads for b in published.image_encoder.blocks
+    ]
 
 
 def test_typed_and_linked_boxes_are_joined(models):
-    linked = [[{"x": 0, "y": 0, "width": 10, "height": 10}], [{"x": 20, "y": 20, "width": 5, "height": 5, "label": "nose", "score": 0.5}]]
+    linked = [
+        [{"x": 0, "y": 0, "width": 10, "height": 10}],
+        [{"x": 20, "y": 20, "width": 5, "height": 5, "label": "nose", "score": 0.5}],
+    ]
     mask, boxes, _ = masked(pictures(2), linked, target="points", sam=NO_SAM, box="30,30,10,10")
     assert [len(found) for found in boxes] == [2, 2]
     assert mask[0, :10, :10].all() and mask[:, 30:40, 30:40].all() and mask[1, 20:25, 20:25].all()
@@ -196,7 +234,9 @@ def test_boxes_for_another_number_of_pictures_are_refused():
 
 
 def test_boxes_outside_the_picture(models):
-    with pytest.raises(ValueError, match="box 60,10 to 80,30 is outside the picture, which is 50x70"):
+    with pytest.raises(
+        ValueError, match="box 60,10 to 80,30 is outside the picture, which is 50x70"
+    ):
         masked(pictures(), target="points", box="60,10,20,20")
     mask, boxes, _ = masked(pictures(), target="points", sam=NO_SAM, box="40,60,100,100")
     assert boxes[0][0] == {"x": 40, "y": 60, "width": 10, "height": 10, "label": "", "score": 1.0}
@@ -210,7 +250,9 @@ def test_points_outside_the_picture(models):
 
 @pytest.mark.parametrize("size", [(1, 1), (2160, 3840)])
 def test_from_one_pixel_to_4k(models, size):
-    mask, _, overlay = masked(pictures(1, *size), target="points", box=f"0,0,{size[1]},{size[0]}", if_nothing="empty mask")
+    mask, _, overlay = masked(
+        pictures(1, *size), target="points", box=f"0,0,{size[1]},{size[0]}", if_nothing="empty mask"
+    )
     assert mask.shape == (1, *size) and overlay.shape == (1, *size, 3)
 
 
@@ -218,7 +260,8 @@ def test_from_one_pixel_to_4k(models, size):
 
 
 class StandIn:
-    """In place of cv2.FaceDetectorYN, whose weights this machine does not have: what its `detect` returns."""
+    """In place of cv2.FaceDetectorYN, whose weights this machine does not have: what its `detect`
+    returns."""
 
     def __init__(self, faces: int):
         rows = [[10 + 24 * i, 20, 10 + i % 7, 14, *[0] * 10, 0.9] for i in range(faces)]
@@ -283,7 +326,11 @@ def test_large_pictures_are_reduced_and_boxes_put_back(yunet):
     image = torch.zeros(1, 2048, 1024, 3)
     image[..., 0] = 1
     _, [[box]], _ = faces_of(image)
-    assert detector.seen.shape == (1024, 512, 3) and detector.seen[0, 0].tolist() == [0, 0, 255], "OpenCV's order is blue, green, red"
+    assert detector.seen.shape == (1024, 512, 3) and detector.seen[0, 0].tolist() == [
+        0,
+        0,
+        255,
+    ], "OpenCV's order is blue, green, red"
     assert (box["x"], box["y"], box["width"], box["height"]) == (20, 40, 20, 28)
 
 
@@ -295,7 +342,9 @@ def test_sam_shapes_the_faces(yunet):
 
 @pytest.fixture
 def mediapipe(models) -> Path:
-    pytest.importorskip("comfy_extras.nodes_mediapipe", reason="this ComfyUI has no MediaPipe nodes yet: 0.33 has")
+    pytest.importorskip(
+        "comfy_extras.nodes_mediapipe", reason="this ComfyUI has no MediaPipe nodes yet: 0.33 has"
+    )
     file = models / MEDIAPIPE.name / "tiny_landmarker.safetensors"
     if not file.exists():
         tiny_vision.write_mediapipe(file)
@@ -322,10 +371,22 @@ def test_mediapipe_finds_faces_by_the_hosts_own_nodes(mediapipe):
     assert [[(box["x"], box["y"], box["width"]) for box in found] for found in boxes] == [
         [(box["x"], box["y"], box["width"]) for box in found] for found in order
     ]
-    middles = [[(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in found] for found in boxes]
-    assert middles == [[pytest.approx((48, 80), abs=2), pytest.approx((176, 144), abs=2)], [], [pytest.approx((208, 208), abs=2)]]
+    middles = [
+        [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in found]
+        for found in boxes
+    ]
+    assert middles == [
+        [pytest.approx((48, 80), abs=2), pytest.approx((176, 144), abs=2)],
+        [],
+        [pytest.approx((208, 208), abs=2)],
+    ]
     assert boxes[0][0]["width"] == pytest.approx(60, abs=2)
-    assert mask[0, 80, 48] == 1 and mask[0, 144, 176] == 1 and mask[0, 80, 176] == 0 and not mask[1].any()
+    assert (
+        mask[0, 80, 48] == 1
+        and mask[0, 144, 176] == 1
+        and mask[0, 80, 176] == 0
+        and not mask[1].any()
+    )
 
 
 def test_only_mediapipes_file_counts_as_a_face_model(mediapipe):
@@ -343,19 +404,29 @@ def test_every_backend_missing(no_models):
     MagicConceptMask.define_schema()
     image = pictures()
     for options, words in (
-        ({"target": "text", "sam": NO_SAM, "detector": NO_MODEL}, ["models/grounding-dino", "grounding-dino-tiny", "huggingface.co"]),
-        ({"target": "text", "detector": "tiny", "sam": "tiny.pth"}, ["'tiny.pth' is not among the models in sams", "sam_vit_b_01ec64.pth"]),
+        (
+            {"target": "text", "sam": NO_SAM, "detector": NO_MODEL},
+            ["models/grounding-dino", "grounding-dino-tiny", "huggingface.co"],
+        ),
+        (
+            {"target": "text", "detector": "tiny", "sam": "tiny.pth"},
+            ["'tiny.pth' is not among the models in sams", "sam_vit_b_01ec64.pth"],
+        ),
         ({"target": "points", "sam": NO_SAM, "points": "1,1"}, ["points need SAM", "models/sams"]),
         ({"target": "face", "sam": NO_SAM}, ["models/face_detection", "yunet"]),
     ):
         with pytest.raises(ValueError) as refused:
             masked(image, **options)
-        assert str(verdict(**options)) == str(refused.value), "the same message before the execution"
+        assert str(verdict(**options)) == str(refused.value), (
+            "the same message before the execution"
+        )
         for word in (*words, str(no_models)):
             assert word in str(refused.value)
 
 
-@pytest.mark.parametrize(("package", "options"), [("segment_anything", {"target": "points", "points": "1,1"})])
+@pytest.mark.parametrize(
+    ("package", "options"), [("segment_anything", {"target": "points", "points": "1,1"})]
+)
 def test_a_missing_package_is_named(models, monkeypatch, package, options):
     import_module = builtins.__import__
 
@@ -365,7 +436,9 @@ def test_a_missing_package_is_named(models, monkeypatch, package, options):
         return import_module(name, *args, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match="needs the package segment-anything: pip install segment-anything"):
+    with pytest.raises(
+        ValueError, match="needs the package segment-anything: pip install segment-anything"
+    ):
         masked(pictures(), **options)
 
 
@@ -393,8 +466,21 @@ def test_a_pickle_that_runs_code_is_refused(use_models, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["../secret.pth", "/etc/passwd", "sub/../../secret.pth", "link.pth", "linked/secret.pth", "", "."])
-@pytest.mark.parametrize("folder", [SAMS, FACE_DETECTORS, DETECTORS], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.pth",
+        "/etc/passwd",
+        "sub/../../secret.pth",
+        "link.pth",
+        "linked/secret.pth",
+        "",
+        ".",
+    ],
+)
+@pytest.mark.parametrize(
+    "folder", [SAMS, FACE_DETECTORS, DETECTORS], ids=lambda folder: folder.name
+)
 def test_nothing_outside_the_folder_can_be_read(use_models, tmp_path, name, folder):
     models = use_models(tmp_path / "models")
     (models / folder.name).mkdir(parents=True)
@@ -416,7 +502,14 @@ def test_nothing_outside_the_folder_can_be_read(use_models, tmp_path, name, fold
 
 # ---- refinement ----
 
-REFINE = {"threshold": 0.5, "largest_part": False, "fill_holes": False, "grow": 0, "feather": 0.0, "invert": False}
+REFINE = {
+    "threshold": 0.5,
+    "largest_part": False,
+    "fill_holes": False,
+    "grow": 0,
+    "feather": 0.0,
+    "invert": False,
+}
 
 
 def refined(mask: torch.Tensor, **options: object) -> torch.Tensor:
@@ -446,7 +539,9 @@ def test_soft_edges_go_with_their_part():
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (256, 4096)])
 def test_all_or_nothing(size, value):
     mask = torch.full((2, *size), value)
-    assert torch.allclose(refined(mask, largest_part=True, fill_holes=True, grow=3, feather=2.0), mask, atol=1e-6)
+    assert torch.allclose(
+        refined(mask, largest_part=True, fill_holes=True, grow=3, feather=2.0), mask, atol=1e-6
+    )
     assert torch.allclose(refined(mask, invert=True), 1 - mask)
 
 

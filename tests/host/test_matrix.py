@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from magicportrait.host import magicface
-from magicportrait.host.unet import attention_blocks
+from magicportrait.host.sampling.backbone.unet import attention_blocks
+from magicportrait.host.systems import magicface
 from magicportrait.magic.blocks import parse_blocks
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, parts
 
@@ -28,7 +28,9 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "dtype", "batch", "cfg", "size", "reference_size", "sampler"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "batch", "cfg", "size", "reference_size", "sampler"), COMBINATIONS
+)
 def test_runs_and_is_finite(shape, dtype, batch, cfg, size, reference_size, sampler):
     model = parts(shape, dtype)[0]
     patched, positive, record = apply(model, shape, concepts(2, reference_size))
@@ -48,7 +50,9 @@ def test_images_of_a_batch_do_not_see_each_other(shape, cfg):
     together, noise = sampling.run(patched, positive), sampling.noise()
     for i in range(3):
         alone = sampling.run(patched, positive, noise[i : i + 1])
-        torch.testing.assert_close(alone[0], together[i], rtol=2e-3, atol=2e-3 * together.std().item())
+        torch.testing.assert_close(
+            alone[0], together[i], rtol=2e-3, atol=2e-3 * together.std().item()
+        )
 
 
 @pytest.mark.parametrize("shape", ["sd15", "sdxl"])
@@ -59,11 +63,18 @@ def test_low_memory_splitting_changes_nothing(shape, monkeypatch):
     calls: list[int] = []
     original = type(patched.model).apply_model
     monkeypatch.setattr(
-        type(patched.model), "apply_model", lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[1]
+        type(patched.model),
+        "apply_model",
+        lambda self, x, *args, **kwargs: (calls.append(len(x)), original(self, x, *args, **kwargs))[
+            1
+        ],
     )
     monkeypatch.setattr(type(patched.model), "memory_required", lambda *args, **kwargs: 1e30)
     split = sampling.run(patched, positive)
-    assert set(calls) == {1, 2}, "two rows of the batch, conditional and unconditional apart, and each reference alone"
+    assert set(calls) == {
+        1,
+        2,
+    }, "two rows of the batch, conditional and unconditional apart, and each reference alone"
     torch.testing.assert_close(split, joined, rtol=2e-3, atol=2e-3 * joined.std().item())
 
 
@@ -103,7 +114,9 @@ def test_layers_by_name_act_alone(layers, monkeypatch):
     acting: set[str] = set()
     original = magicface._ModelCall._attend
     monkeypatch.setattr(
-        magicface._ModelCall, "_attend", lambda self, block, *rest: (acting.add(str(block)), original(self, block, *rest))[1]
+        magicface._ModelCall,
+        "_attend",
+        lambda self, block, *rest: (acting.add(str(block)), original(self, block, *rest))[1],
     )
     model, sampling = parts()[0], Sampling(steps=2)
     patched, positive, _ = apply(model, layers=layers, semantic_cfg=False)

@@ -1,4 +1,5 @@
-"""Metrics against direct use of the libraries, with tiny random networks in the real files' formats."""
+"""Metrics against direct use of the libraries, with tiny random networks in the real files'
+formats."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ import folder_paths
 import pytest
 import torch
 
-from magicportrait.host.compare_grid import CompareGrid
-from magicportrait.host.identity import Identity
-from magicportrait.host.metrics import OFF, Comparison, MetricTable, measure
-from magicportrait.host.model_folders import METRICS
-from magicportrait.host.segmentation import as_pixels
+from magicportrait.host.faces.identity import Identity
+from magicportrait.host.metrics.table import OFF, Comparison, MetricTable, measure
+from magicportrait.host.models.folders import METRICS
+from magicportrait.host.pictures.compare_grid import CompareGrid
+from magicportrait.host.segmentation.detectors import as_pixels
 from magicportrait.magic.boxes import Box
 from magicportrait.magic.capture_losses import face_box, face_crops
 from magicportrait.nodes.metrics import MagicCompareGrid, MagicPortraitMetrics
@@ -41,7 +42,11 @@ def stocked(tmp_path_factory) -> Path:
 def use_models(monkeypatch):
     def use(models: Path) -> Path:
         monkeypatch.setattr(folder_paths, "models_dir", str(models))
-        table = {name: entry for name, entry in folder_paths.folder_names_and_paths.items() if name != METRICS.name}
+        table = {
+            name: entry
+            for name, entry in folder_paths.folder_names_and_paths.items()
+            if name != METRICS.name
+        }
         monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
         return models
 
@@ -85,8 +90,15 @@ def test_everything_at_once(metrics_folder):
 def test_clip_is_transformers_clip(metrics_folder):
     from transformers import CLIPModel, CLIPProcessor
 
-    images, references, prompts = pictures(3, 0), pictures(2, 1), ["a hat", "a red scarf, a man", "nothing"]
-    processor, model = CLIPProcessor.from_pretrained(metrics_folder / "clip"), CLIPModel.from_pretrained(metrics_folder / "clip").eval()
+    images, references, prompts = (
+        pictures(3, 0),
+        pictures(2, 1),
+        ["a hat", "a red scarf, a man", "nothing"],
+    )
+    processor, model = (
+        CLIPProcessor.from_pretrained(metrics_folder / "clip"),
+        CLIPModel.from_pretrained(metrics_folder / "clip").eval(),
+    )
     everything = [as_pixels(image) for image in (*images, *references)]
     out = model(**processor(text=prompts, images=everything, return_tensors="pt", padding=True))
     unit = out.image_embeds / out.image_embeds.norm(dim=-1, keepdim=True)
@@ -94,9 +106,15 @@ def test_clip_is_transformers_clip(metrics_folder):
 
     table = measure(Comparison(images, references, tuple(prompts)))
 
-    assert torch.tensor(table.columns["CLIP-I"]) == pytest.approx((unit[:3] @ unit[3:].T).mean(1), abs=CLOSE)
-    assert torch.tensor(table.columns["CLIP-T"]) == pytest.approx((unit[:3] * words).sum(1), abs=CLOSE)
-    assert torch.tensor(table.columns["aesthetic"]) == pytest.approx(aesthetic(unit[:3], metrics_folder), abs=CLOSE)
+    assert torch.tensor(table.columns["CLIP-I"]) == pytest.approx(
+        (unit[:3] @ unit[3:].T).mean(1), abs=CLOSE
+    )
+    assert torch.tensor(table.columns["CLIP-T"]) == pytest.approx(
+        (unit[:3] * words).sum(1), abs=CLOSE
+    )
+    assert torch.tensor(table.columns["aesthetic"]) == pytest.approx(
+        aesthetic(unit[:3], metrics_folder), abs=CLOSE
+    )
 
 
 def aesthetic(unit: torch.Tensor, folder: Path) -> torch.Tensor:
@@ -116,11 +134,20 @@ def test_dino_is_transformers_dinov2(metrics_folder):
     from transformers import AutoImageProcessor, Dinov2Model
 
     images, references = pictures(2, 0), pictures(3, 1)
-    processor, model = AutoImageProcessor.from_pretrained(metrics_folder / "dino"), Dinov2Model.from_pretrained(metrics_folder / "dino")
-    inputs = processor(images=[as_pixels(image) for image in (*images, *references)], return_tensors="pt")
+    processor, model = (
+        AutoImageProcessor.from_pretrained(metrics_folder / "dino"),
+        Dinov2Model.from_pretrained(metrics_folder / "dino"),
+    )
+    inputs = processor(
+        images=[as_pixels(image) for image in (*images, *references)], return_tensors="pt"
+    )
     tokens = model.eval()(**inputs).last_hidden_state[:, 0]
-    expected = torch.nn.functional.cosine_similarity(tokens[:2, None], tokens[None, 2:], dim=-1).mean(1)
-    assert torch.tensor(measure(Comparison(images, references)).columns["DINO"]) == pytest.approx(expected, abs=CLOSE)
+    expected = torch.nn.functional.cosine_similarity(
+        tokens[:2, None], tokens[None, 2:], dim=-1
+    ).mean(1)
+    assert torch.tensor(measure(Comparison(images, references)).columns["DINO"]) == pytest.approx(
+        expected, abs=CLOSE
+    )
 
 
 def test_lpips_is_the_packages(metrics_folder):
@@ -129,31 +156,55 @@ def test_lpips_is_the_packages(metrics_folder):
 
     images, references = pictures(2, 0), pictures(1, 1)
     alexnet = torchvision.models.alexnet(weights=None)
-    alexnet.load_state_dict(torch.load(metrics_folder / "alexnet-owt-7be5be79.pth", weights_only=True), strict=False)
+    alexnet.load_state_dict(
+        torch.load(metrics_folder / "alexnet-owt-7be5be79.pth", weights_only=True), strict=False
+    )
     network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    for part in (network.net.slice1, network.net.slice2, network.net.slice3, network.net.slice4, network.net.slice5):
+    for part in (
+        network.net.slice1,
+        network.net.slice2,
+        network.net.slice3,
+        network.net.slice4,
+        network.net.slice5,
+    ):
         for index, layer in part.named_children():
             layer.load_state_dict(alexnet.features[int(index)].state_dict())
-    expected = network(images.movedim(-1, 1) * 2 - 1, references.movedim(-1, 1).expand(2, -1, -1, -1) * 2 - 1).flatten()
-    assert torch.tensor(measure(Comparison(images, references)).columns["LPIPS"]) == pytest.approx(expected, abs=CLOSE)
+    expected = network(
+        images.movedim(-1, 1) * 2 - 1, references.movedim(-1, 1).expand(2, -1, -1, -1) * 2 - 1
+    ).flatten()
+    assert torch.tensor(measure(Comparison(images, references)).columns["LPIPS"]) == pytest.approx(
+        expected, abs=CLOSE
+    )
 
 
 def test_the_hosts_clip_vision_takes_the_place_of_the_folder(metrics_folder, tmp_path):
-    """The folder's own weights in the host's class: the same numbers but for rounding in how each scales the pictures."""
+    """The folder's own weights in the host's class: the same numbers but for rounding in how each
+    scales the pictures."""
     import comfy.clip_vision
     from safetensors.torch import load_file
 
     config = json.loads((metrics_folder / "clip" / "config.json").read_text())["vision_config"]
-    config |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "model_type": "clip_vision_model", "projection_dim": 24}
+    config |= {
+        "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.27, 0.26, 0.28],
+        "model_type": "clip_vision_model",
+        "projection_dim": 24,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     vision = comfy.clip_vision.ClipVisionModel(str(tmp_path / "config.json"))
     state = load_file(metrics_folder / "clip" / "model.safetensors")
-    state = {name: tensor for name, tensor in state.items() if name.startswith(("vision_model.", "visual_projection."))}
+    state = {
+        name: tensor
+        for name, tensor in state.items()
+        if name.startswith(("vision_model.", "visual_projection."))
+    }
     missing, _ = vision.load_sd(state)
     assert not missing
     images, references = pictures(2, 0, 32, 32), pictures(2, 1, 32, 32)
     ours = measure(Comparison(images, references, clip_vision=vision, clip=OFF))
-    assert ours.columns["CLIP-I"] == pytest.approx(measure(Comparison(images, references)).columns["CLIP-I"], abs=2e-4)
+    assert ours.columns["CLIP-I"] == pytest.approx(
+        measure(Comparison(images, references)).columns["CLIP-I"], abs=2e-4
+    )
     assert "CLIP-T" in ours.missing and "aesthetic" in ours.columns
 
 
@@ -174,9 +225,17 @@ def test_csim_looks_at_the_largest_face_and_skips_pictures_without(no_models):
     left, right = Box(0, 0, 15, 20), Box(16, 2, 40, 10)
     network = Colours()
     table = measure(
-        Comparison(image, image[:2], identity=network, boxes=((left,), (Box(2, 2, 4, 4), right), ()), reference_boxes=((left,), ()))
+        Comparison(
+            image,
+            image[:2],
+            identity=network,
+            boxes=((left,), (Box(2, 2, 4, 4), right), ()),
+            reference_boxes=((left,), ()),
+        )
     )
-    assert table.columns["CSIM"][:2] == pytest.approx((1, 0)) and math.isnan(table.columns["CSIM"][2])
+    assert table.columns["CSIM"][:2] == pytest.approx((1, 0)) and math.isnan(
+        table.columns["CSIM"][2]
+    )
     assert (1, 10, 14, 3) in network.seen, "boxes end at the picture's border"
     assert table.means()["CSIM"] == pytest.approx(0.5)
     assert "| 3 | -" in table.markdown(["1", "2", "3"])
@@ -184,18 +243,26 @@ def test_csim_looks_at_the_largest_face_and_skips_pictures_without(no_models):
 
 def test_csim_cuts_faces_out_as_the_training_does(no_models):
     """The same face, box and margin in a training picture and in a table."""
-    network = Identity("mean", torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten()), side=16, margin=1.5)
+    network = Identity(
+        "mean", torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten()), side=16, margin=1.5
+    )
     images, face = pictures(2, 0, 48, 40), Box(10, 14, 12, 18)
     mask = torch.zeros(48, 40)
     mask[14:32, 10:22] = 1
     square = face_box(mask, network.margin)[None].expand(2, -1)
     trained = network.embed_crops(face_crops(images.movedim(-1, 1), square, network.side))
-    table = measure(Comparison(images[:1], images[1:], identity=network, boxes=((face,),), reference_boxes=((face,),)))
+    table = measure(
+        Comparison(
+            images[:1], images[1:], identity=network, boxes=((face,),), reference_boxes=((face,),)
+        )
+    )
     assert table.columns["CSIM"] == pytest.approx([(trained[0] @ trained[1]).item()], abs=CLOSE)
 
 
 def test_no_reference_shows_a_face(no_models):
-    table = measure(Comparison(pictures(1, 0), pictures(1, 1), identity=Colours(), reference_boxes=((),)))
+    table = measure(
+        Comparison(pictures(1, 0), pictures(1, 1), identity=Colours(), reference_boxes=((),))
+    )
     assert table.missing["CSIM"] == "no reference shows a face"
 
 
@@ -206,7 +273,12 @@ def test_every_network_missing(no_models):
     table = measure(Comparison(pictures(2, 0), pictures(1, 1), ("a hat",)))
     assert list(table.columns) == ["style distance"]
     assert list(table.missing) == [name for name in ALL if name != "style distance"]
-    expected = {"CLIP-I": "no CLIP model in models/metrics", "LPIPS": "alexnet-owt", "CSIM": "MAGIC_IDENTITY", "DINO": "DINO model"}
+    expected = {
+        "CLIP-I": "no CLIP model in models/metrics",
+        "LPIPS": "alexnet-owt",
+        "CSIM": "MAGIC_IDENTITY",
+        "DINO": "DINO model",
+    }
     for name, word in expected.items():
         assert word in table.missing[name]
 
@@ -214,14 +286,18 @@ def test_every_network_missing(no_models):
 def test_no_references_and_no_prompt(metrics_folder):
     table = measure(Comparison(pictures(1, 0)))
     assert list(table.columns) == ["aesthetic"]
-    assert table.missing["CLIP-T"].startswith("no prompt") and table.missing["DINO"].startswith("no reference pictures")
+    assert table.missing["CLIP-T"].startswith("no prompt") and table.missing["DINO"].startswith(
+        "no reference pictures"
+    )
 
 
 def test_the_package_lpips_missing(metrics_folder, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "lpips", None)
-    assert "pip install lpips" in measure(Comparison(pictures(1, 0), pictures(1, 1))).missing["LPIPS"]
+    assert (
+        "pip install lpips" in measure(Comparison(pictures(1, 0), pictures(1, 1))).missing["LPIPS"]
+    )
 
 
 def test_an_aesthetic_head_for_another_clip(metrics_folder):
@@ -235,7 +311,17 @@ def test_an_aesthetic_head_for_another_clip(metrics_folder):
 
 @pytest.mark.parametrize("name", ["../clip", "/etc", "nowhere"])
 def test_other_names_are_refused(metrics_folder, name):
-    table = measure(Comparison(pictures(1, 0), pictures(1, 1), ("a hat",), clip=name, dino=name, lpips=name, aesthetic=name))
+    table = measure(
+        Comparison(
+            pictures(1, 0),
+            pictures(1, 1),
+            ("a hat",),
+            clip=name,
+            dino=name,
+            lpips=name,
+            aesthetic=name,
+        )
+    )
     assert list(table.columns) == ["style distance"]
 
 
@@ -247,7 +333,9 @@ def test_counts_that_do_not_fit():
 
 
 def test_one_pixel(metrics_folder):
-    table = measure(Comparison(pictures(1, 0, 1, 1), pictures(1, 1), ("a hat",), identity=Colours()))
+    table = measure(
+        Comparison(pictures(1, 0, 1, 1), pictures(1, 1), ("a hat",), identity=Colours())
+    )
     assert list(table.missing) == ["LPIPS"] and "too small" in table.missing["LPIPS"]
 
 
@@ -256,16 +344,28 @@ def test_one_pixel(metrics_folder):
 
 def test_the_node_gives_the_table_in_three_forms(no_models, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
-    output = MagicPortraitMetrics.execute(pictures(2, 0), pictures(1, 1), "a hat\na scarf", identity=Colours(), save_as="numbers/run")
+    output = MagicPortraitMetrics.execute(
+        pictures(2, 0), pictures(1, 1), "a hat\na scarf", identity=Colours(), save_as="numbers/run"
+    )
     table, as_csv, as_json = output.args
     assert output.ui.as_dict() == {"text": (table,)}
-    assert table.startswith("| picture | CSIM ↑ | style distance ↓ |") and "| mean |" in table and "- DINO: no DINO model" in table
+    assert (
+        table.startswith("| picture | CSIM ↑ | style distance ↓ |")
+        and "| mean |" in table
+        and "- DINO: no DINO model" in table
+    )
     rows = list(csv.DictReader(io.StringIO(as_csv)))
     read = json.loads(as_json)
-    assert [float(row["CSIM"]) for row in rows] == pytest.approx([entry["CSIM"] for entry in read["pictures"]], rel=1e-4)
-    assert read["means"]["CSIM"] == pytest.approx(sum(entry["CSIM"] for entry in read["pictures"]) / 2)
+    assert [float(row["CSIM"]) for row in rows] == pytest.approx(
+        [entry["CSIM"] for entry in read["pictures"]], rel=1e-4
+    )
+    assert read["means"]["CSIM"] == pytest.approx(
+        sum(entry["CSIM"] for entry in read["pictures"]) / 2
+    )
     saved = sorted(path.name for path in (tmp_path / "numbers").iterdir())
-    assert [name.rsplit(".", 1)[1] for name in saved] == ["csv", "json"] and all(name.startswith("run_") for name in saved)
+    assert [name.rsplit(".", 1)[1] for name in saved] == ["csv", "json"] and all(
+        name.startswith("run_") for name in saved
+    )
 
 
 @pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside", "a/../../outside"])
@@ -280,12 +380,23 @@ def test_tables_are_written_into_the_output_folder_only(no_models, tmp_path, mon
 def test_missing_values_in_all_forms():
     table = MetricTable({"CSIM": (math.nan, 0.5)}, {"DINO": "gone"})
     assert table.csv(["a", "b"]) == "picture,CSIM\na,\nb,0.5\n"
-    assert json.loads(table.json(["a", "b"]))["pictures"] == [{"picture": "a", "CSIM": None}, {"picture": "b", "CSIM": 0.5}]
+    assert json.loads(table.json(["a", "b"]))["pictures"] == [
+        {"picture": "a", "CSIM": None},
+        {"picture": "b", "CSIM": 0.5},
+    ]
 
 
 # ---- the grid ----
 
-GRID = {"row_captions": "", "column_captions": "", "title": "", "cell": 64, "turned": False, "gap": 4, "font": 12}
+GRID = {
+    "row_captions": "",
+    "column_captions": "",
+    "title": "",
+    "cell": 64,
+    "turned": False,
+    "gap": 4,
+    "font": 12,
+}
 
 
 def grid(row_1: torch.Tensor, **options: object) -> torch.Tensor:
@@ -293,7 +404,10 @@ def grid(row_1: torch.Tensor, **options: object) -> torch.Tensor:
 
 
 def test_every_picture_is_in_its_place():
-    rows = [torch.stack([torch.full((64, 64, 3), (3 * r + c + 1) / 10) for c in range(3)]) for r in range(2)]
+    rows = [
+        torch.stack([torch.full((64, 64, 3), (3 * r + c + 1) / 10) for c in range(3)])
+        for r in range(2)
+    ]
     sheet = grid(rows[0], row_2=rows[1])
     assert sheet.shape == (1, 4 + 2 * 68, 4 + 3 * 68, 3)
     for r in range(2):
@@ -302,11 +416,18 @@ def test_every_picture_is_in_its_place():
             assert torch.allclose(cell, torch.full_like(cell, (3 * r + c + 1) / 10), atol=3e-3)
     turned = grid(rows[0], row_2=rows[1], turned=True)
     assert turned.shape == (1, 4 + 3 * 68, 4 + 2 * 68, 3)
-    assert torch.allclose(turned[0, 4 + 68 : 68 + 68, 4:68], torch.full((64, 64, 3), 0.2), atol=3e-3)
+    assert torch.allclose(
+        turned[0, 4 + 68 : 68 + 68, 4:68], torch.full((64, 64, 3), 0.2), atol=3e-3
+    )
 
 
 def test_captions_take_room_and_ink():
-    plain, labelled = grid(pictures(2, 0)), grid(pictures(2, 0), row_captions="MagicFace", column_captions="seed 1\nseed 2", title="Hats")
+    plain, labelled = (
+        grid(pictures(2, 0)),
+        grid(
+            pictures(2, 0), row_captions="MagicFace", column_captions="seed 1\nseed 2", title="Hats"
+        ),
+    )
     assert labelled.shape[1] > plain.shape[1] + 30 and labelled.shape[2] > plain.shape[2] + 30
     assert (labelled[0, : labelled.shape[1] - 72] < 0.3).all(-1).sum() > 50
 

@@ -1,4 +1,5 @@
-"""Portrait Crop and Portrait Paste as nodes; their mathematics is in tests/unit/test_portrait_crop.py."""
+"""Portrait Crop and Portrait Paste as nodes; their mathematics is in
+tests/unit/test_portrait_crop.py."""
 
 from __future__ import annotations
 
@@ -40,14 +41,21 @@ def test_pasting_changes_the_crop_only():
     out = MagicPortraitPaste.execute(IMAGES, 1 - image, crop, 0.1).args[0]
     inside = torch.zeros(96, 64, dtype=torch.bool)
     inside[crop.box.top : crop.box.bottom, crop.box.left : crop.box.right] = True
-    assert torch.equal(out[:, ~inside], IMAGES[:, ~inside]) and not torch.equal(out[:, inside], IMAGES[:, inside])
-    masked = MagicPortraitPaste.execute(IMAGES, 1 - image, crop, 0.1, torch.zeros(1, 64, 64)).args[0]
+    assert torch.equal(out[:, ~inside], IMAGES[:, ~inside]) and not torch.equal(
+        out[:, inside], IMAGES[:, inside]
+    )
+    masked = MagicPortraitPaste.execute(IMAGES, 1 - image, crop, 0.1, torch.zeros(1, 64, 64)).args[
+        0
+    ]
     torch.testing.assert_close(masked, IMAGES)
 
 
 def test_another_picture_than_the_one_that_was_cut_is_refused():
     image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, True).args
-    with pytest.raises(ValueError, match=r"cut from a picture of 64x96, this one is 64x64: connect the picture that went into"):
+    with pytest.raises(
+        ValueError,
+        match=r"cut from a picture of 64x96, this one is 64x64: connect the picture that went into",
+    ):
         MagicPortraitPaste.execute(IMAGES[:, :64], image, crop, 0.1)
 
 

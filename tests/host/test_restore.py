@@ -1,4 +1,5 @@
-"""Face restoration with models that can be checked: real spandrel models are trained weights, which cannot ship with the tests."""
+"""Face restoration with models that can be checked: real spandrel models are trained weights, which
+cannot ship with the tests."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import comfy.model_patcher
 import pytest
 import torch
 
-from magicportrait.host.borrowed_network import BorrowedNetwork
-from magicportrait.host.face_restoration import upscaled
+from magicportrait.host.faces.restoration import upscaled
+from magicportrait.host.models.borrowed_network import BorrowedNetwork
 from magicportrait.nodes.restore import MagicPortraitRestore
 
 
@@ -71,29 +72,54 @@ def gfpgan() -> Any:
     torch.manual_seed(0)
     model = GFPGAN(narrow=1 / 16, channel_multiplier=1)
     # Drawn noise counts for nothing as long as its weights are 0.
-    state = {name: torch.ones_like(value) if value.shape == (1,) else value for name, value in model.state_dict().items()}
+    state = {
+        name: torch.ones_like(value) if value.shape == (1,) else value
+        for name, value in model.state_dict().items()
+    }
     return ImageModelDescriptor(
-        model, state, architecture=GFPGANArch(), purpose="FaceSR", tags=[], supports_half=False, supports_bfloat16=True, scale=1,
-        input_channels=3, output_channels=3, call_fn=lambda model, image: model(image)[0],
-    )  # fmt: skip
+        model,
+        state,
+        architecture=GFPGANArch(),
+        purpose="FaceSR",
+        tags=[],
+        supports_half=False,
+        supports_bfloat16=True,
+        scale=1,
+        input_channels=3,
+        output_channels=3,
+        call_fn=lambda model, image: model(image)[0],
+    )
 
 
 @torch.inference_mode()
 def test_gfpgan_sees_and_gives_pictures_in_its_own_range():
-    descriptor, picture = gfpgan(), torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0))
-    expected = descriptor.model(picture.movedim(-1, 1).contiguous() * 2 - 1, randomize_noise=False)[0] / 2 + 0.5
+    descriptor, picture = (
+        gfpgan(),
+        torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0)),
+    )
+    expected = (
+        descriptor.model(picture.movedim(-1, 1).contiguous() * 2 - 1, randomize_noise=False)[0] / 2
+        + 0.5
+    )
     found = restored(picture, descriptor, faces=torch.ones(1, 512, 512))
     torch.testing.assert_close(found, expected.clamp(0, 1).movedim(1, -1), rtol=0, atol=1e-5)
-    assert ((found > 0) & (found < 1)).float().mean() > 0.3, "a picture that is clipped everywhere shows nothing"
-    assert torch.equal(found, restored(picture, descriptor, faces=torch.ones(1, 512, 512))), "noise of its own"
+    assert ((found > 0) & (found < 1)).float().mean() > 0.3, (
+        "a picture that is clipped everywhere shows nothing"
+    )
+    assert torch.equal(found, restored(picture, descriptor, faces=torch.ones(1, 512, 512))), (
+        "noise of its own"
+    )
 
 
 def test_codeformer_sees_and_gives_pictures_in_its_own_range():
-    """Its code comes with spandrel_extra_arches, whose licence is not for everyone: this is its calling convention."""
+    """Its code comes with spandrel_extra_arches, whose licence is not for everyone: this is its
+    calling convention."""
     seen: list[torch.Tensor] = []
 
     class Network(torch.nn.Linear):
-        def forward(self, x: torch.Tensor, weight: float = 0.5, **_: Any) -> tuple[torch.Tensor, None, None]:
+        def forward(
+            self, x: torch.Tensor, weight: float = 0.5, **_: Any
+        ) -> tuple[torch.Tensor, None, None]:
             seen.append(x)
             return -x, None, None
 
@@ -112,7 +138,9 @@ def test_a_box_is_the_same_as_a_mask():
     for boxes in (found, [found], [[found]]):
         assert torch.equal(restored(gray(), boxes=boxes), by_mask), "as Concept Mask gives them"
     beyond = {**found, "x": 500}
-    assert torch.equal(restored(gray(), boxes=[[found, beyond]]), by_mask), "what is outside of the picture is no face"
+    assert torch.equal(restored(gray(), boxes=[[found, beyond]]), by_mask), (
+        "what is outside of the picture is no face"
+    )
     two = restored(gray().repeat(2, 1, 1, 1), boxes=[[], [found]])
     assert torch.equal(two[0], gray()[0]) and torch.equal(two[1], by_mask[0])
 
@@ -123,12 +151,18 @@ def test_strength_margin_and_feather():
     wide = restored(gray(), faces=spots((32, 32, 64, 64)), margin=1.5)
     assert ((wide - 0.2).abs() > 0.01).any(-1).sum().item() == 48 * 48
     soft = restored(gray(), faces=spots((32, 32, 64, 64)), feather=0.25)[0, 48, 32:64, 0]
-    assert (soft[:16].diff() > -1e-5).all() and soft[0] < 0.25 and soft[15].item() == pytest.approx(0.8, abs=1e-3)
+    assert (
+        (soft[:16].diff() > -1e-5).all()
+        and soft[0] < 0.25
+        and soft[15].item() == pytest.approx(0.8, abs=1e-3)
+    )
 
 
 def test_a_face_at_the_border():
     found = restored(gray(), faces=spots((0, 0, 30, 30)), margin=2.0)
-    assert found.shape == (1, 96, 128, 3) and ((found - 0.2).abs() > 0.01).any(-1)[0, :45, :45].all()
+    assert (
+        found.shape == (1, 96, 128, 3) and ((found - 0.2).abs() > 0.01).any(-1)[0, :45, :45].all()
+    )
 
 
 def test_the_picture_is_enlarged_first():
@@ -153,7 +187,11 @@ class RunsOut(Enlarges):
 
 def test_without_memory_tiles_become_smaller():
     picture = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    error = management.OOM_EXCEPTION("out of memory") if management.OOM_EXCEPTION is not Exception else RuntimeError("out of memory")
+    error = (
+        management.OOM_EXCEPTION("out of memory")
+        if management.OOM_EXCEPTION is not Exception
+        else RuntimeError("out of memory")
+    )
     torch.testing.assert_close(upscaled(picture, RunsOut(error)), upscaled(picture, Enlarges(2)))
     if management.OOM_EXCEPTION is not Exception:
         with pytest.raises(RuntimeError, match="another error"):
@@ -171,7 +209,9 @@ def test_room_is_made_for_the_work_too(monkeypatch):
     monkeypatch.setattr(management, "load_models_gpu", spied)
     model, upscaler = Inverts(), Enlarges(4)
     for each in (model, upscaler):
-        each.patcher = comfy.model_patcher.ModelPatcher(each.model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+        each.patcher = comfy.model_patcher.ModelPatcher(
+            each.model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+        )
     restored(gray(), model, faces=spots((10, 20, 42, 52)), upscale_model=upscaler)
     BorrowedNetwork(torch.nn.Linear(1, 1)).on_device()
     assert min(asked) >= 2 * 1024**3 and max(asked) > 4 * 1024**3 and len(asked) == 3

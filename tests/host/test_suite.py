@@ -1,4 +1,5 @@
-"""The benchmark runner, with a stand-in for the server: what it sends, what it repeats, what it writes."""
+"""The benchmark runner, with a stand-in for the server: what it sends, what it repeats, what it
+writes."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ nodes: {model: {class_type: MagicToyCheckpoint, inputs: {}}}
 concepts: [{name: one, draw: 0}]
 prompts: [a man wearing a hat, a woman wearing a hat]
 seeds: [1, 2]
-set: {"#positive.text": $prompt, MagicFaceApply.prompt: $prompt, MagicFaceConceptFolder.folder: $concept, KSampler.seed: $seed}
+set:
+  "#positive.text": $prompt
+  MagicFaceApply.prompt: $prompt
+  MagicFaceConceptFolder.folder: $concept
+  KSampler.seed: $seed
 methods:
   plain: {workflow: plain.json}
   RSA only: {workflow: magicface.json, set: {MagicFaceApply.inject_at: 1.0}}
@@ -64,11 +69,16 @@ class StandIn:
         if self.fails_at == len(self.sent) + 1:
             raise dev.DevError("the server ended")
         self.sent.append(prompt)
-        return [{"type": "temp", "filename": "preview"}, {"type": "output", "filename": str(prompt["sampler"]["inputs"].get("seed", 0))}]
+        return [
+            {"type": "temp", "filename": "preview"},
+            {"type": "output", "filename": str(prompt["sampler"]["inputs"].get("seed", 0))},
+        ]
 
     def fetch(self, picture: dict[str, str]) -> bytes:
         file = io.BytesIO()
-        Image.fromarray(np.full((64, 64, 3), 40 * int(picture["filename"]), np.uint8)).save(file, "png")
+        Image.fromarray(np.full((64, 64, 3), 40 * int(picture["filename"]), np.uint8)).save(
+            file, "png"
+        )
         return file.getvalue()
 
 
@@ -82,23 +92,42 @@ def test_every_cell_gets_its_own_values(read):
     assert len(everything) == 1 * 2 * 2 * 2 and len({cell.path(Path()) for cell in everything}) == 8
     last = suite.prompt_of(read, everything[-1], {})
     assert everything[-1].method == "RSA only"
-    assert last["apply"]["inputs"]["inject_at"] == 1.0 and last["apply"]["inputs"]["prompt"] == "a woman wearing a hat"
+    assert (
+        last["apply"]["inputs"]["inject_at"] == 1.0
+        and last["apply"]["inputs"]["prompt"] == "a woman wearing a hat"
+    )
     assert last["concepts"]["inputs"]["folder"] == "suite_small/one"
-    assert last["sampler"]["inputs"]["seed"] == 2 and last["model"]["class_type"] == "MagicToyCheckpoint"
+    assert (
+        last["sampler"]["inputs"]["seed"] == 2
+        and last["model"]["class_type"] == "MagicToyCheckpoint"
+    )
     plain = suite.prompt_of(read, everything[0], {})
-    assert (plain["positive"]["inputs"]["text"], plain["negative"]["inputs"]["text"]) == ("a man wearing a hat", "")
+    assert (plain["positive"]["inputs"]["text"], plain["negative"]["inputs"]["text"]) == (
+        "a man wearing a hat",
+        "",
+    )
 
 
 def test_what_a_method_sets_must_be_there(folder, output):
-    (folder / "small.yaml").write_text(YAML.replace("{workflow: plain.json}", "{workflow: plain.json, set: {MagicFaceApply.start: 0.1}}"))
+    (folder / "small.yaml").write_text(
+        YAML.replace(
+            "{workflow: plain.json}", "{workflow: plain.json, set: {MagicFaceApply.start: 0.1}}"
+        )
+    )
     wrong = suite.read_suite(folder / "small.yaml", output)
-    with pytest.raises(ValueError, match=r"method 'plain' sets MagicFaceApply\.start, but its workflow has no such node"):
+    with pytest.raises(
+        ValueError,
+        match=r"method 'plain' sets MagicFaceApply\.start, but its workflow has no such node",
+    ):
         suite.prompt_of(wrong, next(suite.cells(wrong)), {})
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
-    [("seeds: [1, 2]", "seeds: []", "concepts, seeds and methods are needed"), ("draw: 0", "folder: nowhere", "needs pictures in image/")],
+    [
+        ("seeds: [1, 2]", "seeds: []", "concepts, seeds and methods are needed"),
+        ("draw: 0", "folder: nowhere", "needs pictures in image/"),
+    ],
 )
 def test_a_suite_that_is_incomplete_is_refused(folder, output, old, new, message):
     (folder / "small.yaml").write_text(YAML.replace(old, new))
@@ -109,7 +138,9 @@ def test_a_suite_that_is_incomplete_is_refused(folder, output, old, new, message
 def test_a_folder_brings_its_own_prompt(folder, output, read):
     own = output / "concepts" / "one"
     (own / "config.yaml").write_text("target_prompt: a man in a hat\n")
-    text = YAML.replace("draw: 0", f"folder: {own}").replace("prompts: [a man wearing a hat, a woman wearing a hat]", "")
+    text = YAML.replace("draw: 0", f"folder: {own}").replace(
+        "prompts: [a man wearing a hat, a woman wearing a hat]", ""
+    )
     (folder / "small.yaml").write_text(text)
     [concept] = suite.read_suite(folder / "small.yaml", output).concepts
     assert concept.prompts == ("a man in a hat",)
@@ -144,7 +175,11 @@ def test_results_and_grids(read, output, server):
     rows = list(csv.DictReader((output / "results.csv").open()))
     assert len(rows) == 8 and {row["method"] for row in rows} == {"plain", "RSA only"}
     report = (output / "results.md").read_text()
-    assert "| plain |" in report and "style distance ↓" in report and "- CSIM: no identity network" in report
+    assert (
+        "| plain |" in report
+        and "style distance ↓" in report
+        and "- CSIM: no identity network" in report
+    )
     grid = Image.open(output / "grid_one_prompt1.png")
     assert grid.width > 3 * 192 and grid.height > 3 * 192
 
@@ -174,7 +209,10 @@ def test_colour_distance_by_hand():
 def test_shipped_suites_fit_their_workflows(path, tmp_path):
     """Those that need a user's files, on what the toy world draws in their place."""
     config = yaml.safe_load(path.read_text())
-    config["concepts"] = [entry if "draw" in entry else {"name": entry["name"], "draw": 0} for entry in config["concepts"]]
+    config["concepts"] = [
+        entry if "draw" in entry else {"name": entry["name"], "draw": 0}
+        for entry in config["concepts"]
+    ]
     config.setdefault("prompts", ["a hat"])
     for workflow in SUITES.glob("*.json"):
         (tmp_path / workflow.name).write_text(workflow.read_text())
@@ -182,7 +220,12 @@ def test_shipped_suites_fit_their_workflows(path, tmp_path):
     shipped = suite.read_suite(tmp_path / path.name, tmp_path / "shipped")
     for cell in suite.cells(shipped):
         prompt = suite.prompt_of(shipped, cell, {})
-        links = [value[0] for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
+        links = [
+            value[0]
+            for node in prompt.values()
+            for value in node["inputs"].values()
+            if isinstance(value, list)
+        ]
         assert set(links) <= prompt.keys()
         assert "$" not in json.dumps(prompt)
         for node in prompt.values():
@@ -190,10 +233,13 @@ def test_shipped_suites_fit_their_workflows(path, tmp_path):
 
 
 def wrong_inputs(node: dict[str, Any]) -> set[str]:
-    """Names of inputs that one of our nodes does not have, and of those that it needs and has not got."""
+    """Names of inputs that one of our nodes does not have, and of those that it needs and has not
+    got."""
     from magicportrait.nodes import NODES
 
-    found = {node.define_schema().node_id: node.define_schema() for node in NODES}.get(node["class_type"])
+    found = {node.define_schema().node_id: node.define_schema() for node in NODES}.get(
+        node["class_type"]
+    )
     if found is None:
         return set()
     inputs = {item.id: item for item in found.inputs or []}
@@ -214,14 +260,20 @@ def test_what_is_compared_with_several_folders_is_measured_with_each(monkeypatch
     suite.write_results(pairs, output)
     suite.write_grids(pairs, output)
     head = (output / "results.md").read_text().splitlines()[4]
-    assert "content: CSIM ↑" in head and "style: style distance ↓" in head and suite.COLOUR not in head
+    assert (
+        "content: CSIM ↑" in head and "style: style distance ↓" in head and suite.COLOUR not in head
+    )
     assert (output / "grid_pair3_prompt1.png").is_file()
 
 
 def test_masks_of_training_pictures_are_no_pictures(tmp_path):
     suite.draw_capture(0, tmp_path)
-    concept = suite.Concept("person", tmp_path, ("a",), "remote", (("subject", "subject"), ("style", "style")))
-    assert len(concept.references) == 10 and not any("mask" in path.parts[-2] for path in concept.references)
+    concept = suite.Concept(
+        "person", tmp_path, ("a",), "remote", (("subject", "subject"), ("style", "style"))
+    )
+    assert len(concept.references) == 10 and not any(
+        "mask" in path.parts[-2] for path in concept.references
+    )
 
 
 def test_metrics_of_a_folder(tmp_path, monkeypatch, capsys):
@@ -230,7 +282,14 @@ def test_metrics_of_a_folder(tmp_path, monkeypatch, capsys):
         Image.new("RGB", (40 + 8 * i, 40), (80 * i, 40, 20)).save(tmp_path / "pictures" / name)
     (tmp_path / "pictures" / "note.txt").write_text("not a picture")
     table = tmp_path / "table.csv"
-    arguments = ["metrics", str(tmp_path / "pictures"), "--references", str(tmp_path / "pictures" / "sub"), "--csv", str(table)]
+    arguments = [
+        "metrics",
+        str(tmp_path / "pictures"),
+        "--references",
+        str(tmp_path / "pictures" / "sub"),
+        "--csv",
+        str(table),
+    ]
     monkeypatch.setattr("sys.argv", [*arguments, "--identity", "toy"])
     metrics.main()
     lines = [line.split(",") for line in table.read_text().splitlines()]

@@ -1,4 +1,5 @@
-"""The toy checkpoint as a model among others: what the host does with models that its own loaders made."""
+"""The toy checkpoint as a model among others: what the host does with models that its own loaders
+made."""
 
 from __future__ import annotations
 
@@ -18,30 +19,56 @@ from magicportrait.tests.host.sampling import PROMPT, Sampling, concepts
 from magicportrait.tests.host.test_coexistence import core_node
 
 OPTIONS: dict[str, Any] = {
-    "batch_size": 2, "grad_accumulation_steps": 1, "steps": 1, "learning_rate": 1e-3, "rank": 2, "optimizer": "AdamW",
-    "loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA",
-    "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
+    "batch_size": 2,
+    "grad_accumulation_steps": 1,
+    "steps": 1,
+    "learning_rate": 1e-3,
+    "rank": 2,
+    "optimizer": "AdamW",
+    "loss_function": "MSE",
+    "seed": 0,
+    "training_dtype": "fp32",
+    "lora_dtype": "fp32",
+    "quantized_backward": False,
+    "algorithm": "LoRA",
+    "gradient_checkpointing": False,
+    "checkpoint_depth": 1,
+    "offloading": False,
+    "existing_lora": "[None]",
+    "bucket_mode": False,
     "bypass_mode": False,
-}  # fmt: skip
+}
 
 
 def test_the_hosts_own_trainer_trains_the_toy():
     model, clip, _ = MagicToyCheckpoint.execute().args
     trainer = core_node("nodes_train", "TrainLoraNode")
     is_new = hasattr(trainer, "execute")
-    known = inspect.signature(trainer.execute if is_new else getattr(trainer, trainer.FUNCTION)).parameters
+    known = inspect.signature(
+        trainer.execute if is_new else getattr(trainer, trainer.FUNCTION)
+    ).parameters
     positive = clip.encode_from_tokens_scheduled(clip.tokenize("a woman with red hair"))
     latents = {"samples": torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))}
     weight = model.model.diffusion_model.state_dict()["input_blocks.0.0.weight"].clone()
 
-    inputs = {"model": model, "latents": latents} | {name: value for name, value in OPTIONS.items() if name in known}
+    inputs = {"model": model, "latents": latents} | {
+        name: value for name, value in OPTIONS.items() if name in known
+    }
     # Newer hosts take every input as a list.
-    outputs = call_node(trainer, positive=[positive] if is_new else positive, **{n: [v] if is_new else v for n, v in inputs.items()})
+    outputs = call_node(
+        trainer,
+        positive=[positive] if is_new else positive,
+        **{n: [v] if is_new else v for n, v in inputs.items()},
+    )
 
     found = [output for output in outputs if isinstance(output, dict)]
-    lora, losses = (next(output for output in found if ("loss" in output) == is_map) for is_map in (False, True))
+    lora, losses = (
+        next(output for output in found if ("loss" in output) == is_map) for is_map in (False, True)
+    )
     assert len(losses["loss"]) == 1 and 0 < losses["loss"][0] < 10
-    assert any(name.endswith("lora_up.weight") and tensor.any() for name, tensor in lora.items()), "a step moves the LoRA off zero"
+    assert any(name.endswith("lora_up.weight") and tensor.any() for name, tensor in lora.items()), (
+        "a step moves the LoRA off zero"
+    )
     assert torch.equal(model.model.diffusion_model.state_dict()["input_blocks.0.0.weight"], weight)
 
 
@@ -53,33 +80,48 @@ def test_a_copy_in_the_hosts_plain_patcher_is_the_same_model():
     copy = load(*arguments, disable_dynamic=True)
     assert type(copy) is comfy.model_patcher.ModelPatcher and copy.model is not model.model
     weights, copied = model.model.state_dict(), copy.model.state_dict()
-    assert weights.keys() == copied.keys() and all(torch.equal(weights[name], copied[name]) for name in weights)
+    assert weights.keys() == copied.keys() and all(
+        torch.equal(weights[name], copied[name]) for name in weights
+    )
 
 
 def merged(model: Any) -> Any:
     other = checkpoint.load()[0].clone()
-    other.add_patches({"diffusion_model.out.2.weight": ("diff", (torch.full((4, 64, 3, 3), 0.05),))}, 1.0)
-    return call_node(core_node("nodes_model_merging", "ModelMergeSimple"), model1=model, model2=other, ratio=0.5)[0]
+    other.add_patches(
+        {"diffusion_model.out.2.weight": ("diff", (torch.full((4, 64, 3, 3), 0.05),))}, 1.0
+    )
+    return call_node(
+        core_node("nodes_model_merging", "ModelMergeSimple"), model1=model, model2=other, ratio=0.5
+    )[0]
 
 
 def with_lora(model: Any) -> Any:
     import comfy.sd
 
-    return comfy.sd.load_lora_for_models(model, None, lora_file(model, "output_blocks.5.1", 0.02), 1.0, 0.0)[0]
+    return comfy.sd.load_lora_for_models(
+        model, None, lora_file(model, "output_blocks.5.1", 0.02), 1.0, 0.0
+    )[0]
 
 
 CHANGES: dict[str, Any] = {
     "LoRA": with_lora,
     "merge": merged,
-    "FreeU": lambda model: call_node(core_node("nodes_freelunch", "FreeU_V2"), model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)[0],
-    "PAG": lambda model: call_node(core_node("nodes_pag", "PerturbedAttentionGuidance"), model=model, scale=3.0)[0],
+    "FreeU": lambda model: call_node(
+        core_node("nodes_freelunch", "FreeU_V2"), model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2
+    )[0],
+    "PAG": lambda model: call_node(
+        core_node("nodes_pag", "PerturbedAttentionGuidance"), model=model, scale=3.0
+    )[0],
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_hosts_nodes_change_the_toy_and_magicface_acts_on_what_they_make(name):
     model, clip, vae = checkpoint.load()
-    changed, sampling = CHANGES[name](model), Sampling(steps=2, negative=clip.encode_from_tokens_scheduled(clip.tokenize("")))
+    changed, sampling = (
+        CHANGES[name](model),
+        Sampling(steps=2, negative=clip.encode_from_tokens_scheduled(clip.tokenize(""))),
+    )
     plain = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
     options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
     pictures = [sampling.run(model, plain), sampling.run(changed, plain)]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from magicportrait.host import training_watch
-from magicportrait.host.capture_training import CaptureSettings
-from magicportrait.host.training_watch import TrainingWatch
+from magicportrait.host.page import training_watch
+from magicportrait.host.page.training_watch import TrainingWatch
+from magicportrait.host.training.run import CaptureSettings
 
 
 class Page:
@@ -49,7 +49,9 @@ def test_a_preview_has_the_loss_of_its_step(page: Page, monkeypatch: pytest.Monk
     ]
 
 
-def test_a_training_that_is_taken_up_again_counts_only_its_own_time(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_is_taken_up_again_counts_only_its_own_time(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = iter(range(1000, 2000, 10))
     monkeypatch.setattr(training_watch, "time", SimpleNamespace(monotonic=lambda: next(now)))
     watched = watch(500)

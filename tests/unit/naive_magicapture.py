@@ -1,4 +1,5 @@
-"""The official losses as magicapture.md writes them down: one sample at a time, loops over heads and pixels' formulas spelled out."""
+"""The official losses as magicapture.md writes them down: one sample at a time, loops over heads
+and pixels' formulas spelled out."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def refocusing(maps: Tensor, targets: list[Tensor]) -> Tensor:
     for token, target in enumerate(targets):
         heads = []
         for attention in maps[:, token]:
-            enlarged = F.interpolate(attention[None, None], size=target.shape, mode="bilinear", align_corners=False)[0, 0]
+            enlarged = F.interpolate(
+                attention[None, None], size=target.shape, mode="bilinear", align_corners=False
+            )[0, 0]
             enlarged = enlarged - enlarged.min().item()
             enlarged = enlarged / enlarged.max().item()
             heads.append(torch.where(target < 0.5, enlarged, torch.ones(())))

@@ -1,7 +1,8 @@
-"""MagicFace in float64 numpy, one image at a time: slow, literal, and written without a look at magic/.
+"""MagicFace in float64 numpy, one image at a time: slow, literal, and written without a look at
+magic/.
 
-The yardstick of the fast code. Nothing is gathered, folded or reordered: heads, queries and pixels are loops, A A is formed.
-Shapes: q N C; k, v M C; pictures with a channel axis are T H W.
+The yardstick of the fast code. Nothing is gathered, folded or reordered: heads, queries and pixels
+are loops, A A is formed. Shapes: q N C; k, v M C; pictures with a channel axis are T H W.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def relative_error(out: Any, reference: Any) -> float:
 
 @dataclass(frozen=True)
 class NaiveReference:
-    """One reference image in one layer, with all of its tokens. coverage: M, how far the mask covers each."""
+    """One reference image in one layer, with all of its tokens. coverage: M, how far the mask
+    covers each."""
 
     k: Array
     v: Array
@@ -63,8 +65,11 @@ def attention(q: Array, k: Array, v: Array, heads: int, bias: Array | None = Non
     return out
 
 
-def attention_with(q: Array, k: Array, v: Array, references: Sequence[NaiveReference], heads: int) -> Array:
-    """One softmax over the own tokens, without bias, and those of the references that the masks show."""
+def attention_with(
+    q: Array, k: Array, v: Array, references: Sequence[NaiveReference], heads: int
+) -> Array:
+    """One softmax over the own tokens, without bias, and those of the references that the masks
+    show."""
     keys, values, bias = list(k), list(v), [0.0] * len(k)
     for reference in references:
         for token, coverage in enumerate(reference.coverage):
@@ -75,11 +80,22 @@ def attention_with(q: Array, k: Array, v: Array, references: Sequence[NaiveRefer
     return attention(q, np.array(keys), np.array(values), heads, np.array(bias))
 
 
-def rsa(q: Array, k: Array, v: Array, concepts: Sequence[Sequence[NaiveReference]], heads: int) -> Array:
-    return attention_with(q, k, v, [reference for references in concepts for reference in references], heads)
+def rsa(
+    q: Array, k: Array, v: Array, concepts: Sequence[Sequence[NaiveReference]], heads: int
+) -> Array:
+    return attention_with(
+        q, k, v, [reference for references in concepts for reference in references], heads
+    )
 
 
-def rba(q: Array, k: Array, v: Array, concepts: Sequence[Sequence[NaiveReference]], owners: Array, heads: int) -> Array:
+def rba(
+    q: Array,
+    k: Array,
+    v: Array,
+    concepts: Sequence[Sequence[NaiveReference]],
+    owners: Array,
+    heads: int,
+) -> Array:
     """owners: rows columns, the concept of each token, -1 for none."""
     out = attention(q, k, v, heads)
     for concept, references in enumerate(concepts):
@@ -123,12 +139,15 @@ def area(picture: Array, size: Grid) -> Array:
         for x in range(size[1]):
             rows = range(y * height // size[0], -(-(y + 1) * height // size[0]))
             columns = range(x * width // size[1], -(-(x + 1) * width // size[1]))
-            out[y, x] = sum(float(picture[row, column]) for row in rows for column in columns) / (len(rows) * len(columns))
+            out[y, x] = sum(float(picture[row, column]) for row in rows for column in columns) / (
+                len(rows) * len(columns)
+            )
     return out
 
 
 def _between(place: int, length: int, size: int) -> tuple[int, int, float]:
-    """The two source pixels of a place, and the share of the second. Pixel centres, not corners, are aligned."""
+    """The two source pixels of a place, and the share of the second. Pixel centres, not corners,
+    are aligned."""
     source = max((place + 0.5) * length / size - 0.5, 0.0)
     first = min(int(source), length - 1)
     return first, min(first + 1, length - 1), source - first
@@ -157,7 +176,8 @@ def _neighbour(place: int, length: int, reflects: bool) -> int:
 
 
 def smooth(picture: Array) -> Array:
-    """T H W: weights exp(-(dx^2 + dy^2)) on 3x3. Reflects at the border; a single row or column has nothing to reflect and is repeated."""
+    """T H W: weights exp(-(dx^2 + dy^2)) on 3x3. Reflects at the border; a single row or column has
+    nothing to reflect and is repeated."""
     _, height, width = picture.shape
     reflects = min(height, width) > 1
     out = np.zeros(picture.shape)
@@ -168,7 +188,14 @@ def smooth(picture: Array) -> Array:
                 for dx in (-1, 0, 1):
                     weight = math.exp(-(dx * dx + dy * dy))
                     total += weight
-                    out[:, y, x] += weight * picture[:, _neighbour(y + dy, height, reflects), _neighbour(x + dx, width, reflects)]
+                    out[:, y, x] += (
+                        weight
+                        * picture[
+                            :,
+                            _neighbour(y + dy, height, reflects),
+                            _neighbour(x + dx, width, reflects),
+                        ]
+                    )
             out[:, y, x] /= total
     return out
 
@@ -183,7 +210,8 @@ def over_mean(picture: Array) -> Array:
 
 @dataclass(frozen=True)
 class NaiveLayer:
-    """What one layer showed of one row: self_attention N N and cross_attention N T, means over heads."""
+    """What one layer showed of one row: self_attention N N and cross_attention N T, means over
+    heads."""
 
     self_attention: Array
     cross_attention: Array
@@ -192,10 +220,11 @@ class NaiveLayer:
 
 @dataclass(frozen=True)
 class NaiveLayout:
-    """regions, foreground: H W. token_maps: T H W; foreground_maps: 2 H W (start tokens, all others); phrase_maps: P H W.
+    """regions, foreground: H W. token_maps: T H W; foreground_maps: 2 H W (start tokens, all
+    others); phrase_maps: P H W.
 
-    region_margin, foreground_margin: H W, by how much (relative) a place is decided; where it is at the level of rounding, float32 may
-    decide otherwise.
+    region_margin, foreground_margin: H W, by how much (relative) a place is decided; where it is at
+    the level of rounding, float32 may decide otherwise.
     """
 
     regions: Array
@@ -219,13 +248,21 @@ def smoothed_maps(layer: NaiveLayer, size: Grid) -> Array:
     return smooth(bilinear(pictures, size))
 
 
-def foreground_maps(layers: Sequence[NaiveLayer], size: Grid, starts: Sequence[int] = (0,)) -> Array:
+def foreground_maps(
+    layers: Sequence[NaiveLayer], size: Grid, starts: Sequence[int] = (0,)
+) -> Array:
     """2 H W: start tokens and the sum of all others, each over its mean, mean over layers."""
     found = []
     for layer in layers:
         maps = smoothed_maps(layer, size)
         others = [token for token in range(len(maps)) if token not in starts]
-        found.append(over_mean(np.stack([sum(maps[token] for token in starts), sum(maps[token] for token in others)])))
+        found.append(
+            over_mean(
+                np.stack(
+                    [sum(maps[token] for token in starts), sum(maps[token] for token in others)]
+                )
+            )
+        )
     return np.asarray(sum(found) / len(found))
 
 
@@ -237,15 +274,25 @@ def layout(
     ca_scale: float,
     starts: Sequence[int] = (0,),
 ) -> NaiveLayout:
-    """layers: of the cond row; foreground_layers: of the uncond row (the same list where there is none); starts: 0 in each chunk of 77."""
-    token_maps = np.asarray(sum(over_mean(smoothed_maps(layer, size)) for layer in layers) / len(layers))
-    return layout_of_maps(token_maps, foreground_maps(foreground_layers, size, starts), spans, ca_scale)
+    """layers: of the cond row; foreground_layers: of the uncond row (the same list where there is
+    none); starts: 0 in each chunk of 77."""
+    token_maps = np.asarray(
+        sum(over_mean(smoothed_maps(layer, size)) for layer in layers) / len(layers)
+    )
+    return layout_of_maps(
+        token_maps, foreground_maps(foreground_layers, size, starts), spans, ca_scale
+    )
 
 
-def layout_of_maps(token_maps: Array, foreground: Array, spans: Spans, ca_scale: float) -> NaiveLayout:
+def layout_of_maps(
+    token_maps: Array, foreground: Array, spans: Spans, ca_scale: float
+) -> NaiveLayout:
     size = token_maps.shape[1:]
     named = {token for span in spans for token in span}
-    scaled = [channel if token in named else channel * ca_scale for token, channel in enumerate(token_maps)]
+    scaled = [
+        channel if token in named else channel * ca_scale
+        for token, channel in enumerate(token_maps)
+    ]
     regions, inside, margin = np.full(size, -1), np.zeros(size, bool), np.zeros(size)
     for y in range(size[0]):
         for x in range(size[1]):
@@ -255,9 +302,13 @@ def layout_of_maps(token_maps: Array, foreground: Array, spans: Spans, ca_scale:
                 regions[y, x] = values.index(max(values))
             second, first = sorted(values)[-2:]
             margin[y, x] = (first - second) / first
-    phrase_maps = np.stack([np.max([token_maps[token] for token in span], axis=0) for span in spans])
+    phrase_maps = np.stack(
+        [np.max([token_maps[token] for token in span], axis=0) for span in spans]
+    )
     foreground_margin = np.abs(foreground[0] - foreground[1]) / foreground.max(0)
-    return NaiveLayout(regions, inside, token_maps, foreground, phrase_maps, margin, foreground_margin)
+    return NaiveLayout(
+        regions, inside, token_maps, foreground, phrase_maps, margin, foreground_margin
+    )
 
 
 def owners(regions: Array, spans: Spans) -> Array:
@@ -271,7 +322,8 @@ def owners(regions: Array, spans: Spans) -> Array:
 
 
 def placed(measured: Array | None, targets: Sequence[Array | None], grid: Grid) -> Array:
-    """Which concept owns each token, rows columns. measured: H W; a target (H W) replaces what was measured; the last one wins."""
+    """Which concept owns each token, rows columns. measured: H W; a target (H W) replaces what was
+    measured; the last one wins."""
     found = nearest(measured, grid) if measured is not None else np.full(grid, -1)
     shares = [None if target is None else area(target, grid) for target in targets]
     out = np.full(grid, -1)

@@ -28,19 +28,34 @@ def resampled(q: Array, grid: Grid, size: Grid) -> Array:
 
 
 def fused(
-    own: NaiveFeatures, content: NaiveFeatures, style: NaiveFeatures,
-    alpha: float, beta: float, keys: str, scale: float, temperature: float, heads: int,
-) -> Array:  # fmt: skip
+    own: NaiveFeatures,
+    content: NaiveFeatures,
+    style: NaiveFeatures,
+    alpha: float,
+    beta: float,
+    keys: str,
+    scale: float,
+    temperature: float,
+    heads: int,
+) -> Array:
     """FFA with one style, N C."""
     rest = 1 - alpha - beta
-    q = temperature * (alpha * content.q + beta * resampled(style.q, style.grid, content.grid) + rest * own.q)
+    q = temperature * (
+        alpha * content.q + beta * resampled(style.q, style.grid, content.grid) + rest * own.q
+    )
     if keys == "content":
         return attention(q, content.k, content.v, heads)
     if keys == "style":
         return attention(q, style.k, style.v, heads)
     if keys == "content+style":
         bias = np.array([0.0] * len(content.k) + [scale] * len(style.k))
-        return attention(q, np.concatenate([content.k, style.k]), np.concatenate([content.v, style.v]), heads, bias)
+        return attention(
+            q,
+            np.concatenate([content.k, style.k]),
+            np.concatenate([content.v, style.v]),
+            heads,
+            bias,
+        )
     parts = ((alpha, content), (beta, style), (rest, own))
     out = np.zeros(np.shape(q))
     for weight, source in parts:
@@ -50,7 +65,12 @@ def fused(
 
 def shares(weights: Sequence[float], masks: Sequence[Array | None], size: Grid) -> Array:
     """How much each style counts at each place."""
-    wanted = np.array([np.full(size, weight) if mask is None else weight * area(mask, size) for weight, mask in zip(weights, masks)])
+    wanted = np.array(
+        [
+            np.full(size, weight) if mask is None else weight * area(mask, size)
+            for weight, mask in zip(weights, masks)
+        ]
+    )
     for y in range(size[0]):
         for x in range(size[1]):
             asked = sum(wanted[:, y, x])
@@ -60,14 +80,25 @@ def shares(weights: Sequence[float], masks: Sequence[Array | None], size: Grid) 
 
 
 def ffa(
-    own: NaiveFeatures, content: NaiveFeatures, styles: Sequence[NaiveFeatures], weights: Sequence[float], masks: Sequence[Array | None],
-    alpha: float, beta: float, keys: str, scale: float, temperature: float, heads: int,
-) -> Array:  # fmt: skip
+    own: NaiveFeatures,
+    content: NaiveFeatures,
+    styles: Sequence[NaiveFeatures],
+    weights: Sequence[float],
+    masks: Sequence[Array | None],
+    alpha: float,
+    beta: float,
+    keys: str,
+    scale: float,
+    temperature: float,
+    heads: int,
+) -> Array:
     """FFA with several styles, N C. What no style claims attends as the content does."""
     share = shares(weights, masks, content.grid).reshape(len(styles), -1)
     out = (1 - share.sum(0))[:, None] * attention(content.q, content.k, content.v, heads)
     for style, part in zip(styles, share):
-        out += part[:, None] * fused(own, content, style, alpha, beta, keys, scale, temperature, heads)
+        out += part[:, None] * fused(
+            own, content, style, alpha, beta, keys, scale, temperature, heads
+        )
     return out
 
 
@@ -77,6 +108,8 @@ def adapted(content: Array, styles: Sequence[Array], share: Array, amount: float
     for channel in range(len(content)):
         mean, deviation = content[channel].mean(), content[channel].std(ddof=1)
         for style, part in zip(styles, share):
-            moved = (content[channel] - mean) / deviation * style[channel].std(ddof=1) + style[channel].mean()
+            moved = (content[channel] - mean) / deviation * style[channel].std(ddof=1) + style[
+                channel
+            ].mean()
             out[channel] += amount * part * (moved - content[channel])
     return out

@@ -8,11 +8,16 @@ from magicportrait.magic.blocks import AttentionBlock, Block, format_blocks, par
 
 
 def attention(letter: str, index: int, downscale: int = 1, depth: int = 1) -> AttentionBlock:
-    return AttentionBlock(Block({"i": "input", "m": "middle", "o": "output"}[letter], index), downscale, depth)
+    return AttentionBlock(
+        Block({"i": "input", "m": "middle", "o": "output"}[letter], index), downscale, depth
+    )
 
 
 SD15 = [
-    *(attention("i", index, downscale) for index, downscale in ((1, 1), (2, 1), (4, 2), (5, 2), (7, 4), (8, 4))),
+    *(
+        attention("i", index, downscale)
+        for index, downscale in ((1, 1), (2, 1), (4, 2), (5, 2), (7, 4), (8, 4))
+    ),
     attention("m", 0, 8),
     *(attention("o", index, 4 if index < 6 else 2 if index < 9 else 1) for index in range(3, 12)),
 ]
@@ -58,10 +63,16 @@ def test_fine_is_the_two_finest_levels_of_the_decoder_of_any_model() -> None:
     assert parsed("fine", deep[:1]) == ["o0"]
 
 
-@pytest.mark.parametrize("text", ["x3", "o", "3", "o6-", "o-6", "o6-11-12", "o6;o7", "o 6", "finest", "o6,all", "o6.5"])
+@pytest.mark.parametrize(
+    "text", ["x3", "o", "3", "o6-", "o-6", "o6-11-12", "o6;o7", "o 6", "finest", "o6,all", "o6.5"]
+)
 def test_what_is_not_understood_is_named(text: str) -> None:
     with pytest.raises(
-        ValueError, match=r"is not understood: expected 'fine', 'decoder', 'all' or blocks such as 'o6-11,m0,i7-8'"
+        ValueError,
+        match=(
+            r"is not understood: expected 'fine', 'decoder', 'all' or blocks such as"
+            r" 'o6-11,m0,i7-8'"
+        ),
     ) as caught:
         parse_blocks(text, SD15)
     assert any(f"layers: '{part}' is not" in str(caught.value) for part in text.split(","))
@@ -71,19 +82,27 @@ def test_what_is_not_understood_is_named(text: str) -> None:
 def test_a_block_without_attention_is_named_with_those_that_have_it(text: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse_blocks(text, SD15)
-    assert str(caught.value) == f"layers: '{text.split(',')[-1]}' has no self-attention in this model: it has i1-2,i4-5,i7-8,m0,o3-11"
+    assert (
+        str(caught.value)
+        == f"layers: '{text.split(',')[-1]}' has no self-attention in this model: it has"
+        " i1-2,i4-5,i7-8,m0,o3-11"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "  ", ",", " , ,"])
 def test_no_block_at_all(text: str) -> None:
-    with pytest.raises(ValueError, match=r"layers: no block given: this model has i1-2,i4-5,i7-8,m0,o3-11"):
+    with pytest.raises(
+        ValueError, match=r"layers: no block given: this model has i1-2,i4-5,i7-8,m0,o3-11"
+    ):
         parse_blocks(text, SD15)
 
 
 def test_formatting() -> None:
     assert format_blocks([]) == ""
     # A range never spans two stages, even when the numbers go on.
-    assert format_blocks([Block("input", 8), Block("middle", 9), Block("output", 10)]) == "i8,m9,o10"
+    assert (
+        format_blocks([Block("input", 8), Block("middle", 9), Block("output", 10)]) == "i8,m9,o10"
+    )
     assert format_blocks([Block("output", 3), Block("output", 5), Block("output", 6)]) == "o3,o5-6"
 
 
@@ -96,8 +115,12 @@ def models(draw: st.DrawFn) -> list[AttentionBlock]:
 
 @given(models(), st.data())
 @settings(max_examples=200)
-def test_formatted_blocks_are_read_back(available: list[AttentionBlock], data: st.DataObject) -> None:
-    chosen = data.draw(st.lists(st.sampled_from([layer.block for layer in available]), unique=True, min_size=1))
+def test_formatted_blocks_are_read_back(
+    available: list[AttentionBlock], data: st.DataObject
+) -> None:
+    chosen = data.draw(
+        st.lists(st.sampled_from([layer.block for layer in available]), unique=True, min_size=1)
+    )
     chosen.sort(key=[layer.block for layer in available].index)
     text = format_blocks(chosen)
     assert parse_blocks(text, available) == tuple(chosen)
@@ -107,6 +130,10 @@ def test_formatted_blocks_are_read_back(available: list[AttentionBlock], data: s
 
 def test_a_block_is_the_hosts_tuple() -> None:
     block = Block("output", 6)
-    assert block == ("output", 6) and tuple(block) == ("output", 6) and hash(block) == hash(("output", 6))
+    assert (
+        block == ("output", 6)
+        and tuple(block) == ("output", 6)
+        and hash(block) == hash(("output", 6))
+    )
     assert {("output", 6): "found"}[block] == {block: "found"}["output", 6] == "found"
     assert Block(*("output", 6)) == block and block.index == 6 and str(block) == "o6"

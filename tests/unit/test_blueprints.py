@@ -20,7 +20,9 @@ def read(path: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.name)
 def test_the_file_is_what_the_workflow_gives(blueprint):
     workflow = read(ROOT / "workflows" / f"{blueprint.workflow}.json")
-    assert read(ROOT / "subgraphs" / f"{blueprint.name}.json") == build(blueprint, workflow), "run python -m bench.make_blueprints"
+    assert read(ROOT / "subgraphs" / f"{blueprint.name}.json") == build(blueprint, workflow), (
+        "run python -m bench.make_blueprints"
+    )
 
 
 def test_a_slot_that_is_not_there_is_named():
@@ -36,8 +38,12 @@ def test_every_link_has_two_ends_that_know_it(path):
     [subgraph], [shown] = content["definitions"]["subgraphs"], content["nodes"]
     nodes = {node["id"]: node for node in subgraph["nodes"]}
     assert shown["type"] == subgraph["id"] and subgraph["name"] == path.stem
-    assert [slot["name"] for slot in shown["inputs"]] == [slot["name"] for slot in subgraph["inputs"]]
-    assert [slot["name"] for slot in shown["outputs"]] == [slot["name"] for slot in subgraph["outputs"]]
+    assert [slot["name"] for slot in shown["inputs"]] == [
+        slot["name"] for slot in subgraph["inputs"]
+    ]
+    assert [slot["name"] for slot in shown["outputs"]] == [
+        slot["name"] for slot in subgraph["outputs"]
+    ]
     for link in subgraph["links"]:
         outside = {-10: subgraph["inputs"], -20: subgraph["outputs"]}
         if link["origin_id"] in outside:
@@ -49,7 +55,12 @@ def test_every_link_has_two_ends_that_know_it(path):
         else:
             assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
     known = {link["id"] for link in subgraph["links"]}
-    used = [slot["link"] for node in nodes.values() for slot in node["inputs"] if slot["link"] is not None]
+    used = [
+        slot["link"]
+        for node in nodes.values()
+        for slot in node["inputs"]
+        if slot["link"] is not None
+    ]
     assert set(used) <= known and len(used) == len(set(used))
     for node_id, name in shown["properties"]["proxyWidgets"]:
         assert name in [slot["name"] for slot in nodes[int(node_id)]["inputs"] if "widget" in slot]

@@ -1,4 +1,5 @@
-"""MagiCapture's losses against a naive transcription: values, gradients, batches, and maps without contrast."""
+"""MagiCapture's losses against a naive transcription: values, gradients, batches, and maps without
+contrast."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ def masks(count: int = 3, side: int = 16) -> torch.Tensor:
 
 
 def attention(batch: int = 3, heads: int = 5, tokens: int = 2, side: int = 8) -> torch.Tensor:
-    return (random(batch, heads, side * side, 7, seed=4) * 2).softmax(-1)[..., 1 : 1 + tokens].transpose(2, 3).unflatten(-1, (side, side))
+    return (
+        (random(batch, heads, side * side, 7, seed=4) * 2)
+        .softmax(-1)[..., 1 : 1 + tokens]
+        .transpose(2, 3)
+        .unflatten(-1, (side, side))
+    )
 
 
 def same_value_and_gradient(ours, reference, at: torch.Tensor) -> None:
@@ -32,12 +38,16 @@ def same_value_and_gradient(ours, reference, at: torch.Tensor) -> None:
     one, two = ours(a), reference(b)
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
     assert two.abs() > 0
-    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss, x in ((one, a), (two, b))), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, x)[0] for loss, x in ((one, a), (two, b))), rtol=1e-4, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_weights_are_the_official_mask(temperature):
-    for mask, ours in zip(masks(), losses.loss_weights(masks(), (16, 16), temperature), strict=True):
+    for mask, ours in zip(
+        masks(), losses.loss_weights(masks(), (16, 16), temperature), strict=True
+    ):
         torch.testing.assert_close(ours, naive.mask_weights(mask, temperature))
 
 
@@ -53,15 +63,24 @@ def test_reconstruction(batch):
     target, weights = random(batch, 4, 16, 16, seed=1), losses.loss_weights(masks(batch), (16, 16))
 
     def reference(x):
-        return torch.stack([naive.reconstruction(*sample) for sample in zip(x, target, weights)]).mean()
+        return torch.stack(
+            [naive.reconstruction(*sample) for sample in zip(x, target, weights)]
+        ).mean()
 
-    same_value_and_gradient(lambda x: losses.masked_reconstruction(x, target, weights).mean(), reference, random(batch, 4, 16, 16))
+    same_value_and_gradient(
+        lambda x: losses.masked_reconstruction(x, target, weights).mean(),
+        reference,
+        random(batch, 4, 16, 16),
+    )
 
 
 def test_reconstruction_does_not_depend_on_the_size_of_the_face():
     error = torch.full((3, 4, 16, 16), 0.5)
     weights = (masks() > 0.5).float()
-    torch.testing.assert_close(losses.masked_reconstruction(error, torch.zeros_like(error), weights), torch.full((3,), 0.25))
+    torch.testing.assert_close(
+        losses.masked_reconstruction(error, torch.zeros_like(error), weights),
+        torch.full((3,), 0.25),
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 2])
@@ -76,17 +95,25 @@ def test_refocusing(tokens):
 
     def reference(maps):
         wanted = [[1 - w, w] if tokens == 2 else [w] for w in weights]
-        return torch.stack([naive.refocusing(sample, target) for sample, target in zip(maps, wanted)]).mean()
+        return torch.stack(
+            [naive.refocusing(sample, target) for sample, target in zip(maps, wanted)]
+        ).mean()
 
     same_value_and_gradient(ours, reference, attention())
 
 
 def test_refocusing_of_a_mixed_batch_is_the_mean_of_single_samples():
     weights, maps = losses.loss_weights(masks(), (16, 16)), attention()
-    composed, present = torch.tensor([False, True, False]), torch.tensor([[True, False], [True, True], [True, False]])
+    composed, present = (
+        torch.tensor([False, True, False]),
+        torch.tensor([[True, False], [True, True], [True, False]]),
+    )
     targets = losses.refocusing_targets(weights, composed)
     together = losses.refocusing(maps, targets, present)
-    alone = [losses.refocusing(maps[i : i + 1], targets[i : i + 1], present[i : i + 1])[0] for i in range(3)]
+    alone = [
+        losses.refocusing(maps[i : i + 1], targets[i : i + 1], present[i : i + 1])[0]
+        for i in range(3)
+    ]
     torch.testing.assert_close(together, torch.stack(alone))
     # A token that a sample does not have must not count, whatever its column holds.
     maps[0, :, 1] = torch.rand_like(maps[0, :, 1])
@@ -96,21 +123,34 @@ def test_refocusing_of_a_mixed_batch_is_the_mean_of_single_samples():
 def test_a_constant_map_gives_a_finite_loss_without_gradient():
     maps = torch.full((1, 4, 2, 8, 8), 1 / 77).requires_grad_()
     weights = losses.loss_weights(masks(1), (16, 16))
-    loss = losses.refocusing(maps, losses.refocusing_targets(weights, torch.tensor([True])), torch.ones(1, 2, dtype=torch.bool)).sum()
-    assert loss.isfinite() and torch.equal(torch.autograd.grad(loss, maps)[0], torch.zeros_like(maps))
+    loss = losses.refocusing(
+        maps,
+        losses.refocusing_targets(weights, torch.tensor([True])),
+        torch.ones(1, 2, dtype=torch.bool),
+    ).sum()
+    assert loss.isfinite() and torch.equal(
+        torch.autograd.grad(loss, maps)[0], torch.zeros_like(maps)
+    )
 
 
 def test_attention_that_has_vanished_gives_a_finite_gradient():
     maps = (random(1, 4, 2, 16, 16).abs() * 1e-43).requires_grad_()
     weights = losses.loss_weights(masks(1), (16, 16))
-    loss = losses.refocusing(maps, losses.refocusing_targets(weights, torch.tensor([True])), torch.ones(1, 2, dtype=torch.bool)).sum()
+    loss = losses.refocusing(
+        maps,
+        losses.refocusing_targets(weights, torch.tensor([True])),
+        torch.ones(1, 2, dtype=torch.bool),
+    ).sum()
     assert loss.isfinite() and torch.autograd.grad(loss, maps)[0].isfinite().all()
 
 
 def test_descending_the_refocusing_loss_empties_the_outside():
     logits = random(1, 4, 2, 8, 8).requires_grad_()
     weights = losses.loss_weights(masks(1), (16, 16))
-    targets, present = losses.refocusing_targets(weights, torch.tensor([True])), torch.ones(1, 2, dtype=torch.bool)
+    targets, present = (
+        losses.refocusing_targets(weights, torch.tensor([True])),
+        torch.ones(1, 2, dtype=torch.bool),
+    )
     face = F.interpolate(targets[:, :1], size=(8, 8), mode="area")[0, 0] > 0.5
 
     def outside() -> float:
@@ -119,21 +159,33 @@ def test_descending_the_refocusing_loss_empties_the_outside():
 
     before = outside()
     for _ in range(60):
-        (gradient,) = torch.autograd.grad(losses.refocusing(logits.sigmoid(), targets, present).sum(), logits)
+        (gradient,) = torch.autograd.grad(
+            losses.refocusing(logits.sigmoid(), targets, present).sum(), logits
+        )
         logits = (logits - 200 * gradient).detach().requires_grad_()
     assert outside() < 0.7 * before
 
 
 @pytest.mark.parametrize("v_prediction", [False, True])
 def test_the_clean_estimate_of_a_perfect_prediction_is_the_latent(v_prediction):
-    latent, noise, alpha_bar = random(3, 4, 8, 8), random(3, 4, 8, 8, seed=1), torch.tensor([0.9, 0.5, 0.1])
-    signal, sigma = alpha_bar.sqrt()[:, None, None, None], (1 - alpha_bar).sqrt()[:, None, None, None]
+    latent, noise, alpha_bar = (
+        random(3, 4, 8, 8),
+        random(3, 4, 8, 8, seed=1),
+        torch.tensor([0.9, 0.5, 0.1]),
+    )
+    signal, sigma = (
+        alpha_bar.sqrt()[:, None, None, None],
+        (1 - alpha_bar).sqrt()[:, None, None, None],
+    )
     noisy = signal * latent + sigma * noise
     output = signal * noise - sigma * latent if v_prediction else noise
-    torch.testing.assert_close(losses.clean_estimate(noisy, output, alpha_bar, v_prediction), latent, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        losses.clean_estimate(noisy, output, alpha_bar, v_prediction), latent, rtol=1e-4, atol=1e-4
+    )
     if not v_prediction:
         torch.testing.assert_close(
-            losses.clean_estimate(noisy, noise * 0.7, alpha_bar, False)[1], naive.tweedie(noisy[1], noise[1] * 0.7, 0.5)
+            losses.clean_estimate(noisy, noise * 0.7, alpha_bar, False)[1],
+            naive.tweedie(noisy[1], noise[1] * 0.7, 0.5),
         )
 
 
@@ -149,11 +201,14 @@ def test_face_crops_show_the_box():
 
 
 def test_what_becomes_much_smaller_is_smoothed_at_any_size():
-    """A reference is cut out of the whole picture, a drawn face out of the decoded part around it."""
+    """A reference is cut out of the whole picture, a drawn face out of the decoded part around
+    it."""
     picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
     box = torch.tensor([[256.0, 256.0, 170.0]])
     whole = losses.face_crops(picture, box, 112)
-    part = losses.face_crops(picture[..., 64:448, 64:448], box - torch.tensor([[64.0, 64.0, 0.0]]), 112)
+    part = losses.face_crops(
+        picture[..., 64:448, 64:448], box - torch.tensor([[64.0, 64.0, 0.0]]), 112
+    )
     fits = losses.face_crops(picture[..., 1:511, 1:511], box - torch.tensor([[1.0, 1.0, 0.0]]), 112)
     for crop in (whole, part, fits):
         assert crop.std() < 0.1, "the mean of nine has a third of the noise, 0.29"
@@ -166,19 +221,28 @@ def test_what_becomes_much_smaller_is_smoothed_at_any_size():
 
 def test_the_crop_passes_its_gradient_to_the_box_only():
     image = random(1, 3, 32, 32).requires_grad_()
-    (gradient,) = torch.autograd.grad(losses.face_crops(image, torch.tensor([[16.0, 16.0, 4.0]]), 8).sum(), image)
+    (gradient,) = torch.autograd.grad(
+        losses.face_crops(image, torch.tensor([[16.0, 16.0, 4.0]]), 8).sum(), image
+    )
     assert gradient[..., 12:20, 12:20].abs().min() > 0 and gradient[..., :10].abs().max() == 0
 
 
 def test_identity():
     a = random(3, 8)
-    torch.testing.assert_close(losses.identity(a, torch.cat([a[:1] * 2, -a[1:2], a[2:]])), torch.tensor([0.0, 2.0, 0.0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        losses.identity(a, torch.cat([a[:1] * 2, -a[1:2], a[2:]])),
+        torch.tensor([0.0, 2.0, 0.0]),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("rate", [1e-4, 5e-4, 1.0])
 def test_pulled_rows(rate):
     rows = random(2, 8)
-    torch.testing.assert_close(losses.pull_norms(rows, rate, 0.4), torch.stack([naive.pull(row, rate) for row in rows]))
+    torch.testing.assert_close(
+        losses.pull_norms(rows, rate, 0.4), torch.stack([naive.pull(row, rate) for row in rows])
+    )
 
 
 def test_linear_decay_reaches_zero_only_after_the_last_step():

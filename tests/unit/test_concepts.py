@@ -13,12 +13,20 @@ from magicportrait.tests.unit import naive_magicface as naive
 
 
 def concept(phrase: str = "red hat", images: Any = None, mask: Any = None) -> Concept:
-    return Concept(phrase, torch.rand(2, 48, 32, 3) if images is None else images, mask, "a red hat on a table", 3.0)
+    return Concept(
+        phrase,
+        torch.rand(2, 48, 32, 3) if images is None else images,
+        mask,
+        "a red hat on a table",
+        3.0,
+    )
 
 
 @pytest.mark.parametrize("size", [(48, 32), (24, 16), (96, 64), (47, 32), (25, 16)])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_mask_may_have_another_resolution_and_serve_all_images(size: tuple[int, int], count: int) -> None:
+def test_a_mask_may_have_another_resolution_and_serve_all_images(
+    size: tuple[int, int], count: int
+) -> None:
     mask = torch.ones(count, *size)
     assert concept(mask=mask).mask is mask
 
@@ -29,7 +37,10 @@ def test_a_mask_is_optional() -> None:
 
 @pytest.mark.parametrize("phrase", ["", "  \n"])
 def test_a_concept_needs_a_phrase(phrase: str) -> None:
-    with pytest.raises(ValueError, match="needs a phrase: the words of the target prompt that name it, such as 'hat'"):
+    with pytest.raises(
+        ValueError,
+        match="needs a phrase: the words of the target prompt that name it, such as 'hat'",
+    ):
         concept(phrase)
 
 
@@ -41,7 +52,9 @@ def test_a_concept_needs_an_image(shape: tuple[int, ...]) -> None:
 
 
 def test_as_many_masks_as_images() -> None:
-    with pytest.raises(ValueError, match="'red hat' has 2 images but 3 masks: give one for each, or one for all"):
+    with pytest.raises(
+        ValueError, match="'red hat' has 2 images but 3 masks: give one for each, or one for all"
+    ):
         concept(mask=torch.ones(3, 48, 32))
 
 
@@ -56,7 +69,10 @@ def test_a_mask_of_another_picture(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("level", [0.0, MINIMUM_COVERAGE / 2])
 def test_an_empty_mask(level: float) -> None:
-    with pytest.raises(ValueError, match="mask of concept 'red hat' is empty: paint over the part of the image to take"):
+    with pytest.raises(
+        ValueError,
+        match="mask of concept 'red hat' is empty: paint over the part of the image to take",
+    ):
         concept(mask=torch.full((1, 48, 32), level))
 
 
@@ -75,14 +91,22 @@ def test_one_painted_pixel_is_not_empty() -> None:
     st.sampled_from(["soft", "hard", "rare"]),
     st.integers(0, 10**6),
 )
-def test_visible_tokens_are_those_that_the_mask_covers(grid: tuple[int, int], size: tuple[int, int], kind: str, seed: int) -> None:
+def test_visible_tokens_are_those_that_the_mask_covers(
+    grid: tuple[int, int], size: tuple[int, int], kind: str, seed: int
+) -> None:
     picture = np.random.default_rng(seed).random(size)
-    mask = (picture if kind == "soft" else picture > (0.6 if kind == "hard" else 0.97)).astype(np.float32)
+    mask = (picture if kind == "soft" else picture > (0.6 if kind == "hard" else 0.97)).astype(
+        np.float32
+    )
     index, log_coverage = visible_tokens(torch.from_numpy(mask), grid)
     coverage = naive.area(mask, grid).reshape(-1)
-    expected = [token for token in range(coverage.size) if coverage[token] >= naive.MINIMUM_COVERAGE]
+    expected = [
+        token for token in range(coverage.size) if coverage[token] >= naive.MINIMUM_COVERAGE
+    ]
     assert index.tolist() == expected
-    np.testing.assert_allclose(log_coverage.numpy(), np.log(coverage[expected]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        log_coverage.numpy(), np.log(coverage[expected]), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_without_a_mask_all_tokens_count_fully() -> None:

@@ -22,9 +22,16 @@ from magicportrait.magic.reference_attention import ReferenceTokens
 def test_shares_are_those_of_one_softmax():
     generator = torch.Generator().manual_seed(0)
     heads, channels = 3, 12
-    q, k = torch.randn(300, channels, generator=generator), torch.randn(9, channels, generator=generator)
+    q, k = (
+        torch.randn(300, channels, generator=generator),
+        torch.randn(9, channels, generator=generator),
+    )
     references = [
-        ReferenceTokens(torch.randn(n, channels, generator=generator), torch.zeros(n, channels), torch.randn(n, generator=generator))
+        ReferenceTokens(
+            torch.randn(n, channels, generator=generator),
+            torch.zeros(n, channels),
+            torch.randn(n, generator=generator),
+        )
         for n in (4, 6)
     ]
     keys = torch.cat([k, *(reference.k for reference in references)])
@@ -41,7 +48,9 @@ def test_shares_are_those_of_one_softmax():
 
 
 def test_cells_of_points():
-    assert cells_at_points([(0, 0), (127.9, 127.9), (64, 0), (65, 3)], (128, 128), (4, 4)).tolist() == [0, 2, 15]
+    assert cells_at_points(
+        [(0, 0), (127.9, 127.9), (64, 0), (65, 3)], (128, 128), (4, 4)
+    ).tolist() == [0, 2, 15]
     assert cells_at_points([(100, 30)], (64, 128), (3, 5)).tolist() == [1 * 5 + 3]
 
 
@@ -58,14 +67,19 @@ def test_tokens_go_back_to_their_places():
     picture = as_picture(torch.tensor([1.0, 2.0]), torch.tensor([1, 4]), (2, 3), (2, 3))
     assert picture.tolist() == [[0, 1, 0], [0, 2, 0]]
     larger = as_picture(torch.tensor([1.0, 2.0]), torch.tensor([1, 4]), (2, 3), (8, 12))
-    assert larger.shape == (8, 12) and larger.mean().item() == pytest.approx(picture.mean().item(), rel=0.1)
+    assert larger.shape == (8, 12) and larger.mean().item() == pytest.approx(
+        picture.mean().item(), rel=0.1
+    )
     assert larger[4:, 4:8].sum() > 1.4 * larger[:4, 4:8].sum() > 0 and larger[:, :2].max() == 0
 
 
 def test_each_query_has_its_own_shares():
     generator = torch.Generator().manual_seed(1)
     q, k = torch.randn(5, 8, generator=generator), torch.randn(9, 8, generator=generator)
-    references = [ReferenceTokens(torch.randn(n, 8, generator=generator), torch.zeros(n, 8), torch.zeros(n)) for n in (4, 6)]
+    references = [
+        ReferenceTokens(torch.randn(n, 8, generator=generator), torch.zeros(n, 8), torch.zeros(n))
+        for n in (4, 6)
+    ]
 
     found = query_shares(q, k, references, 2)
 
@@ -85,7 +99,9 @@ def test_coarse_grids_keep_the_aspect_and_their_cells_have_a_token_each():
 
 
 def test_coarse_maps_are_means_and_bytes_keep_them():
-    maps = as_coarse_maps(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([0, 5]), (2, 4), (1, 2))
+    maps = as_coarse_maps(
+        torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([0, 5]), (2, 4), (1, 2)
+    )
     assert maps.tolist() == [[[1.0, 0.0]], [[0.0, 0.0]]]
     levels, peaks = quantised(torch.tensor([[[0.2, 0.1]], [[0.0, 0.0]]]))
     assert levels.dtype == torch.uint8

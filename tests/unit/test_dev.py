@@ -28,7 +28,8 @@ class Terminal:
         pass
 
     def write(self, text: str) -> None:
-        """As a console without escape sequences does it: a carriage return goes back, and what is there stays until written over."""
+        """As a console without escape sequences does it: a carriage return goes back, and what is
+        there stays until written over."""
         for line in text.split("\r")[1:]:
             self.lines.append(line + self.lines[-1][len(line) :])
 
@@ -58,7 +59,9 @@ class WithoutPack(dev.Server):
 
 
 @pytest.mark.parametrize("command", [dev.serve, dev.demo])
-def test_a_comfyui_without_the_pack_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Any) -> None:
+def test_a_comfyui_without_the_pack_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Any
+) -> None:
     (tmp_path / "comfyui_version.py").write_text('__version__ = "1"')
     monkeypatch.setattr(dev, "host_and_python", lambda options: (tmp_path, Path(sys.executable)))
     monkeypatch.setattr(dev, "needs_cpu_flag", lambda python: True)
@@ -68,8 +71,13 @@ def test_a_comfyui_without_the_pack_is_an_error(monkeypatch: pytest.MonkeyPatch,
         command(argparse.Namespace(port=1, workflow=workflow, output=tmp_path))
 
 
-@pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "python -m venv"), FileNotFoundError(), KeyboardInterrupt()])
-def test_a_half_made_environment_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [subprocess.CalledProcessError(1, "python -m venv"), FileNotFoundError(), KeyboardInterrupt()],
+)
+def test_a_half_made_environment_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+) -> None:
     venv = tmp_path / ".venv"
 
     def fails(command: list[str], **_: Any) -> None:
@@ -80,7 +88,9 @@ def test_a_half_made_environment_is_removed(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(dev, "VENV", venv)
     monkeypatch.setattr(subprocess, "run", fails)
     expected: Any = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else dev.DevError
-    with pytest.raises(expected, match=None if expected is KeyboardInterrupt else "python3-venv.*--python EXE"):
+    with pytest.raises(
+        expected, match=None if expected is KeyboardInterrupt else "python3-venv.*--python EXE"
+    ):
         dev.create_venv()
     assert not venv.exists()
 
@@ -94,7 +104,9 @@ def test_an_interpreter_is_looked_up_by_its_name(monkeypatch: pytest.MonkeyPatch
     assert dev.interpreter("python") == Path(os.path.abspath(sys.executable)).with_name("python")
 
 
-def test_a_junction_whose_target_is_gone_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_junction_whose_target_is_gone_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     link, pack = tmp_path / "link", tmp_path / "pack"
     link.mkdir()
     pack.mkdir()
@@ -107,7 +119,9 @@ def test_a_junction_whose_target_is_gone_is_replaced(monkeypatch: pytest.MonkeyP
     assert link.samefile(pack)
 
 
-def test_progress_leaves_a_clean_line_without_escape_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_leaves_a_clean_line_without_escape_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
     terminal = Terminal()
     with contextlib.redirect_stdout(terminal):  # type: ignore[type-var]
@@ -123,5 +137,8 @@ def test_progress_leaves_a_clean_line_without_escape_sequences(monkeypatch: pyte
 
 def test_what_a_python_says_is_read_whatever_the_system_writes_in() -> None:
     """Forced: where UTF-8 is the system's encoding anyway, only a broken letter tells."""
-    said = dev.ask_python(Path(sys.executable), "import sys; sys.stdout.buffer.write(b'caf\\xe9'); print('é', sys.stdout.encoding)")
+    said = dev.ask_python(
+        Path(sys.executable),
+        "import sys; sys.stdout.buffer.write(b'caf\\xe9'); print('é', sys.stdout.encoding)",
+    )
     assert said == "caf\ufffdé utf-8"

@@ -42,7 +42,9 @@ class Spy:
         return F.scaled_dot_product_attention(*split, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def features(rng: np.random.Generator, grid: tuple[int, int], channels: int) -> tuple[Features, naive_magicstyle.NaiveFeatures]:
+def features(
+    rng: np.random.Generator, grid: tuple[int, int], channels: int
+) -> tuple[Features, naive_magicstyle.NaiveFeatures]:
     """The same for the fast and for the naive code."""
     q, k, v = rng.normal(size=(3, grid[0] * grid[1], channels)) * 1.5
     fast = Features(*(torch.from_numpy(x)[None].float() for x in (q, k, v)), grid)
@@ -63,11 +65,21 @@ class Case:
     def features(self) -> tuple[list[Features], list[naive_magicstyle.NaiveFeatures]]:
         """The picture's own, the content's, the styles'."""
         rng = np.random.default_rng(self.seed)
-        pairs = [features(rng, grid, self.heads * self.width) for grid in (self.grid, self.grid, *self.style_grids)]
+        pairs = [
+            features(rng, grid, self.heads * self.width)
+            for grid in (self.grid, self.grid, *self.style_grids)
+        ]
         return [fast for fast, _ in pairs], [slow for _, slow in pairs]
 
     def numbers(self) -> tuple[Any, ...]:
-        return self.fusion.alpha, self.fusion.beta, self.fusion.keys, self.fusion.style_scale, self.fusion.temperature, self.heads
+        return (
+            self.fusion.alpha,
+            self.fusion.beta,
+            self.fusion.keys,
+            self.fusion.style_scale,
+            self.fusion.temperature,
+            self.heads,
+        )
 
 
 GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 5))
@@ -80,17 +92,28 @@ def cases(draw: Any, styles: int = 1) -> Case:
     masks = []
     for _ in range(styles):
         # No share comes near the thousandth below which a rule is left out.
-        soft = rng.uniform(0.1, 0.9, (int(rng.integers(1, 7)), int(rng.integers(1, 7)))).astype(np.float32)
+        soft = rng.uniform(0.1, 0.9, (int(rng.integers(1, 7)), int(rng.integers(1, 7)))).astype(
+            np.float32
+        )
         masks.append(draw(st.sampled_from([None, soft, (soft > 0.5).astype(np.float32)])))
     alpha = draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
     # What both leave of 1 is the picture's own: none, some, all.
     beta = round((1 - alpha) * draw(st.sampled_from([0.0, 0.5, 1.0])), 4)
-    scale, temperature = draw(st.sampled_from([0.0, 1.0, -2.0])), draw(st.sampled_from([1.0, 1.5, 0.6]))
+    scale, temperature = (
+        draw(st.sampled_from([0.0, 1.0, -2.0])),
+        draw(st.sampled_from([1.0, 1.5, 0.6])),
+    )
     fusion = Fusion(alpha, beta, draw(st.sampled_from(KEYS)), scale, temperature)
     return Case(
-        seed, draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(GRIDS), tuple(draw(GRIDS) for _ in range(styles)),
-        tuple(draw(st.sampled_from([0.0, 0.4, 1.0])) for _ in range(styles)), tuple(masks), fusion,
-    )  # fmt: skip
+        seed,
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 4)),
+        draw(GRIDS),
+        tuple(draw(GRIDS) for _ in range(styles)),
+        tuple(draw(st.sampled_from([0.0, 0.4, 1.0])) for _ in range(styles)),
+        tuple(masks),
+        fusion,
+    )
 
 
 # One style
@@ -109,15 +132,23 @@ def test_fusion_is_the_formula(keys: Any, case: Case) -> None:
 @given(cases())
 def test_some_tokens_are_those_of_all(case: Case) -> None:
     (own, content, style), _ = case.features()
-    index = torch.randperm(content.q.shape[1], generator=torch.Generator().manual_seed(case.seed))[: 1 + content.q.shape[1] // 2]
+    index = torch.randperm(content.q.shape[1], generator=torch.Generator().manual_seed(case.seed))[
+        : 1 + content.q.shape[1] // 2
+    ]
     spy = Spy(case.heads)
     some = fuse(own, content, style, case.fusion, spy, index)
-    torch.testing.assert_close(some, fuse(own, content, style, case.fusion, Spy(case.heads))[:, index])
-    assert all(q.shape[1] == len(index) for q, *_ in spy.calls), "tokens were computed that nobody asked for"
+    torch.testing.assert_close(
+        some, fuse(own, content, style, case.fusion, Spy(case.heads))[:, index]
+    )
+    assert all(q.shape[1] == len(index) for q, *_ in spy.calls), (
+        "tokens were computed that nobody asked for"
+    )
 
 
 def test_a_neutral_style_scale_needs_no_bias() -> None:
-    (own, content, style), _ = Case(0, 1, 2, (2, 2), ((3, 1),), (1.0,), (None,), PRESETS["balanced"].fusion).features()
+    (own, content, style), _ = Case(
+        0, 1, 2, (2, 2), ((3, 1),), (1.0,), (None,), PRESETS["balanced"].fusion
+    ).features()
     spy = Spy()
     fuse(own, content, style, Fusion(0.8, 0.2, "content+style", 0.0), spy)
     fuse(own, content, style, Fusion(0.8, 0.2, "content+style", 2.0), spy)
@@ -128,12 +159,16 @@ def test_a_neutral_style_scale_needs_no_bias() -> None:
 def test_a_style_scale_of_two_multiplies_the_odds_of_the_style_by_seven() -> None:
     zero, one = torch.zeros(1, 4, 2), torch.ones(1, 4, 2)
     content, style = Features(zero, zero, zero, (2, 2)), Features(zero, zero, one, (2, 2))
-    share = float(fuse(content, content, style, Fusion(0.8, 0.2, "content+style", 2.0), Spy())[0, 0, 0])
+    share = float(
+        fuse(content, content, style, Fusion(0.8, 0.2, "content+style", 2.0), Spy())[0, 0, 0]
+    )
     assert share / (1 - share) == pytest.approx(np.exp(2), rel=1e-5)
 
 
 def test_alpha_and_beta_of_one_together_do_not_look_at_the_picture_itself() -> None:
-    (_, content, style), _ = Case(0, 1, 2, (2, 3), ((3, 1),), (1.0,), (None,), PRESETS["balanced"].fusion).features()
+    (_, content, style), _ = Case(
+        0, 1, 2, (2, 3), ((3, 1),), (1.0,), (None,), PRESETS["balanced"].fusion
+    ).features()
     poison = Features(*(torch.full((1, 6, 2), float("nan")) for _ in range(3)), (2, 3))
     for keys in KEYS:
         assert fuse(poison, content, style, Fusion(0.8, 0.2, keys), Spy()).isfinite().all()
@@ -148,31 +183,62 @@ def test_several_styles_with_soft_masks_are_the_formula(case: Case) -> None:
     masks = [None if mask is None else torch.from_numpy(mask) for mask in case.masks]
     areas = areas_of(style_shares(case.weights, masks, case.grid))
     out = feature_fusion_attention(own, content, styles, areas, case.fusion, Spy(case.heads))
-    expected = naive_magicstyle.ffa(slow_own, slow_content, slow_styles, case.weights, case.masks, *case.numbers())
+    expected = naive_magicstyle.ffa(
+        slow_own, slow_content, slow_styles, case.weights, case.masks, *case.numbers()
+    )
     assert relative_error(out[0], expected) <= 1e-5
 
 
 def test_a_style_is_not_asked_where_it_does_not_act() -> None:
     mask = torch.zeros(4, 4)
     mask[:, 2:] = 1
-    (own, content, *styles), _ = Case(1, 1, 2, (4, 4), ((2, 2), (3, 3)), (1.0, 1.0), (None, None), PRESETS["balanced"].fusion).features()
+    (own, content, *styles), _ = Case(
+        1, 1, 2, (4, 4), ((2, 2), (3, 3)), (1.0, 1.0), (None, None), PRESETS["balanced"].fusion
+    ).features()
     spy = Spy()
-    feature_fusion_attention(own, content, styles, areas_of(style_shares([1, 1], [mask, 1 - mask], (4, 4))), Fusion(1, 0, "style"), spy)
+    feature_fusion_attention(
+        own,
+        content,
+        styles,
+        areas_of(style_shares([1, 1], [mask, 1 - mask], (4, 4))),
+        Fusion(1, 0, "style"),
+        spy,
+    )
     assert [(q.shape[1], k.shape[1]) for q, k, _, _ in spy.calls] == [(8, 4), (8, 9)]
 
 
 def test_the_content_alone_is_drawn_as_it_was() -> None:
-    (own, content, style), (_, slow, _) = Case(2, 2, 3, (3, 4), ((2, 2),), (0.0,), (None,), PRESETS["balanced"].fusion).features()
-    out = feature_fusion_attention(own, content, [style], areas_of(style_shares([0.0], [None], (3, 4))), PRESETS["strong"].fusion, Spy(2))
+    (own, content, style), (_, slow, _) = Case(
+        2, 2, 3, (3, 4), ((2, 2),), (0.0,), (None,), PRESETS["balanced"].fusion
+    ).features()
+    out = feature_fusion_attention(
+        own,
+        content,
+        [style],
+        areas_of(style_shares([0.0], [None], (3, 4))),
+        PRESETS["strong"].fusion,
+        Spy(2),
+    )
     assert relative_error(out[0], naive_magicface.attention(slow.q, slow.k, slow.v, 2)) <= 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_type_stays(dtype: torch.dtype) -> None:
-    (own, content, style), _ = Case(3, 1, 2, (2, 2), ((3, 1),), (0.5,), (None,), PRESETS["balanced"].fusion).features()
-    own, content, style = (Features(f.q.to(dtype), f.k.to(dtype), f.v.to(dtype), f.grid) for f in (own, content, style))
+    (own, content, style), _ = Case(
+        3, 1, 2, (2, 2), ((3, 1),), (0.5,), (None,), PRESETS["balanced"].fusion
+    ).features()
+    own, content, style = (
+        Features(f.q.to(dtype), f.k.to(dtype), f.v.to(dtype), f.grid) for f in (own, content, style)
+    )
     spy = Spy()
-    out = feature_fusion_attention(own, content, [style], areas_of(style_shares([0.5], [None], (2, 2))), PRESETS["balanced"].fusion, spy)
+    out = feature_fusion_attention(
+        own,
+        content,
+        [style],
+        areas_of(style_shares([0.5], [None], (2, 2))),
+        PRESETS["balanced"].fusion,
+        spy,
+    )
     assert out.dtype == dtype
     assert {tensor.dtype for call in spy.calls for tensor in call if tensor is not None} == {dtype}
 
@@ -240,27 +306,44 @@ def test_the_same_grid_is_left_alone() -> None:
 # The start latent
 
 
-@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 2), st.sampled_from([0.0, 0.5, 1.0]))
-def test_adapting_statistics_is_the_formula(seed: int, batch: int, styles: int, amount: float) -> None:
+@given(
+    st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 2), st.sampled_from([0.0, 0.5, 1.0])
+)
+def test_adapting_statistics_is_the_formula(
+    seed: int, batch: int, styles: int, amount: float
+) -> None:
     rng = np.random.default_rng(seed)
     content = rng.normal(size=(batch, 4, 5, 6)) * 3 + 1
     others = [rng.normal(size=(1, 4, 7, 3)) * rng.uniform(0.2, 2) - 2 for _ in range(styles)]
     shares = rng.random((styles, 5, 6)) / styles
-    out = adapt_statistics(torch.from_numpy(content), [torch.from_numpy(x) for x in others], torch.from_numpy(shares), amount)
-    expected = [naive_magicstyle.adapted(image, [other[0] for other in others], shares, amount) for image in content]
+    out = adapt_statistics(
+        torch.from_numpy(content),
+        [torch.from_numpy(x) for x in others],
+        torch.from_numpy(shares),
+        amount,
+    )
+    expected = [
+        naive_magicstyle.adapted(image, [other[0] for other in others], shares, amount)
+        for image in content
+    ]
     assert relative_error(out, np.stack(expected)) <= 1e-6
 
 
 def test_a_full_adaptation_has_the_styles_statistics_and_none_the_contents() -> None:
     generator = torch.Generator().manual_seed(0)
-    content, style = torch.randn(2, 4, 8, 8, generator=generator) * 3, torch.randn(1, 4, 6, 9, generator=generator) + 5
+    content, style = (
+        torch.randn(2, 4, 8, 8, generator=generator) * 3,
+        torch.randn(1, 4, 6, 9, generator=generator) + 5,
+    )
     everywhere = torch.ones(1, 8, 8)
     out = adapt_statistics(content, [style], everywhere, 1.0)
     for image in out:
         torch.testing.assert_close(image.mean((1, 2)), style[0].mean((1, 2)))
         torch.testing.assert_close(image.std((1, 2)), style[0].std((1, 2)))
     kept = content.clone()
-    assert torch.equal(adapt_statistics(content, [style], everywhere, 0.0), kept) and torch.equal(content, kept)
+    assert torch.equal(adapt_statistics(content, [style], everywhere, 0.0), kept) and torch.equal(
+        content, kept
+    )
 
 
 # Presets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import dev
-from magicportrait.host.layout_masks import PALETTE
+from magicportrait.host.layout.masks import PALETTE
 
 JS = dev.ROOT / "js"
 
@@ -13,21 +13,32 @@ JS = dev.ROOT / "js"
 def test_the_page_has_the_palette_of_the_layouts() -> None:
     css = (JS / "style.css").read_text(encoding="utf-8")
     colours = re.findall(r"\.magic-colour-(\d+) \{ --magic-colour: (#[0-9a-f]{6}); \}", css)
-    assert colours == [(str(i), "#{:02x}{:02x}{:02x}".format(*rgb)) for i, (_, rgb) in enumerate(PALETTE)]
+    assert colours == [
+        (str(i), "#{:02x}{:02x}{:02x}".format(*rgb)) for i, (_, rgb) in enumerate(PALETTE)
+    ]
     [count] = re.findall(r"const COLOURS = (\d+);", (JS / "palette.js").read_text(encoding="utf-8"))
     assert int(count) == len(PALETTE)
 
 
 def test_colours_come_from_the_palette_or_the_theme() -> None:
     for file in [*JS.glob("*.js"), JS / "style.css"]:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith(".magic-colour-")]
+        lines = [
+            line
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if not line.startswith(".magic-colour-")
+        ]
         assert not re.findall(
-            r"#[0-9a-fA-F]{3,8}\b(?!private)|rgba?\(|hsl", "\n".join(re.sub(r"this\.#\w+|^\s+#\w+\(", "", line) for line in lines)
+            r"#[0-9a-fA-F]{3,8}\b(?!private)|rgba?\(|hsl",
+            "\n".join(re.sub(r"this\.#\w+|^\s+#\w+\(", "", line) for line in lines),
         ), file
 
 
 def test_every_view_belongs_to_a_node_of_ours() -> None:
-    [table] = re.findall(r"const VIEWS = \{(.+?)\n\};", (JS / "magicportrait.js").read_text(encoding="utf-8"), re.DOTALL)
+    [table] = re.findall(
+        r"const VIEWS = \{(.+?)\n\};",
+        (JS / "magicportrait.js").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
     nodes = "".join(file.read_text(encoding="utf-8") for file in (dev.ROOT / "nodes").glob("*.py"))
     views = re.findall(r"(\w+): \w+View,", table)
     assert len(views) == 5

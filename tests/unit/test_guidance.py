@@ -17,7 +17,11 @@ from magicportrait.tests.unit import naive_magicface as naive
 
 def layout_of(regions: Any, foreground: Any) -> SemanticLayout:
     regions = torch.as_tensor(regions)
-    return SemanticLayout(regions, torch.as_tensor(foreground, dtype=torch.bool), torch.zeros(regions.shape[0], 0, *regions.shape[1:]))
+    return SemanticLayout(
+        regions,
+        torch.as_tensor(foreground, dtype=torch.bool),
+        torch.zeros(regions.shape[0], 0, *regions.shape[1:]),
+    )
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,10 @@ class Case:
     cfg: float
 
     def __repr__(self) -> str:
-        return f"Case({self.cond.shape}, regions {self.regions.tolist()}, foreground {self.foreground.tolist()}, cfg {self.cfg})"
+        return (
+            f"Case({self.cond.shape}, regions {self.regions.tolist()}, foreground"
+            f" {self.foreground.tolist()}, cfg {self.cfg})"
+        )
 
     @property
     def layout(self) -> SemanticLayout:
@@ -37,25 +44,39 @@ class Case:
 
     def rates(self) -> np.ndarray:
         guidance = self.cond.astype(np.float64) - self.uncond
-        return np.stack([naive.semantic_rate(*one, self.cfg) for one in zip(guidance, self.regions, self.foreground)])
+        return np.stack(
+            [
+                naive.semantic_rate(*one, self.cfg)
+                for one in zip(guidance, self.regions, self.foreground)
+            ]
+        )
 
 
 @st.composite
 def cases(draw: Any) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
-    batch, channels, level = draw(st.integers(1, 3)), draw(st.sampled_from([1, 4])), draw(st.sampled_from([1, 2, 4]))
+    batch, channels, level = (
+        draw(st.integers(1, 3)),
+        draw(st.sampled_from([1, 4])),
+        draw(st.sampled_from([1, 2, 4])),
+    )
     size = (draw(st.integers(1, 11)), draw(st.integers(1, 11)))
     grid = tuple(-(-side // level) for side in size)
     # Norms that differ by far more than the clamps allow, and by less.
     spread = draw(st.sampled_from([0.2, 2.0]))
     cond, uncond = (
-        (rng.normal(size=(batch, channels, *size)) * np.exp(rng.normal(size=(batch, 1, *size)) * spread)).astype(np.float32)
+        (
+            rng.normal(size=(batch, channels, *size))
+            * np.exp(rng.normal(size=(batch, 1, *size)) * spread)
+        ).astype(np.float32)
         for _ in range(2)
     )
     tokens = draw(st.sampled_from([[-1], [0, 3], [-1, 0, 4, 5], [-1, 76, 153]]))
     regions = rng.choice(tokens, (batch, *grid))
     foreground = rng.random((batch, *grid)) < draw(st.sampled_from([0.0, 0.5, 1.0]))
-    return Case(cond, uncond, regions, foreground, draw(st.sampled_from([1.5, 4.0, 5.0, 7.5, 12.0, 30.0])))
+    return Case(
+        cond, uncond, regions, foreground, draw(st.sampled_from([1.5, 4.0, 5.0, 7.5, 12.0, 30.0]))
+    )
 
 
 @given(cases())
@@ -73,34 +94,44 @@ def test_guiding_is_the_formula(case: Case) -> None:
     cond, uncond = torch.from_numpy(case.cond), torch.from_numpy(case.uncond)
     out = guide_by_region(uncond + case.cfg * (cond - uncond), cond, uncond, case.cfg, case.layout)
     expected = [
-        naive.guided(c.astype(np.float64), u.astype(np.float64), case.cfg, rate) for c, u, rate in zip(case.cond, case.uncond, case.rates())
+        naive.guided(c.astype(np.float64), u.astype(np.float64), case.cfg, rate)
+        for c, u, rate in zip(case.cond, case.uncond, case.rates())
     ]
     assert naive.relative_error(out, np.stack(expected)) <= 1e-5
 
 
-# Three bands, so wide that the middle of each is out of reach of the smoothing: background, a weak and a strong token.
+# Three bands, so wide that the middle of each is out of reach of the smoothing: background, a weak
+# and a strong token.
 BANDS = [-1] * 3 + [2] * 3 + [7] * 3
 MIDDLES = (1, 4, 7)
 
 
-def banded_rates(norms: tuple[float, float, float], cfg: float, foreground: tuple[int, ...] = (-1, 2, 7)) -> list[float]:
+def banded_rates(
+    norms: tuple[float, float, float], cfg: float, foreground: tuple[int, ...] = (-1, 2, 7)
+) -> list[float]:
     """The rate in the middle of each band."""
     regions = torch.tensor(BANDS).expand(1, 3, 9)
     guidance = torch.tensor([norm for norm in norms for _ in range(3)]).expand(1, 1, 3, 9)
-    rate: Tensor = semantic_rate(guidance, layout_of(regions, torch.isin(regions, torch.tensor(foreground))), cfg)
+    rate: Tensor = semantic_rate(
+        guidance, layout_of(regions, torch.isin(regions, torch.tensor(foreground))), cfg
+    )
     return [float(rate[0, 0, 1, middle]) for middle in MIDDLES]
 
 
 def test_norms_become_that_of_the_foreground() -> None:
     # The foreground's mean is 1.25, the background's 9 does not count.
-    assert banded_rates((9.0, 1.0, 1.5), 3.0, foreground=(2, 7)) == pytest.approx([0.8, 1.25, 1.25 / 1.5], rel=1e-5)
+    assert banded_rates((9.0, 1.0, 1.5), 3.0, foreground=(2, 7)) == pytest.approx(
+        [0.8, 1.25, 1.25 / 1.5], rel=1e-5
+    )
 
 
 def test_the_background_gets_the_least() -> None:
     assert banded_rates((1.0, 1.0, 1.0), 3.0)[0] == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize(("cfg", "upper"), [(1.5, 3.0), (5.0, 3.0), (6.0, 2.5), (7.5, 2.0), (15.0, 1.0), (30.0, 0.5)])
+@pytest.mark.parametrize(
+    ("cfg", "upper"), [(1.5, 3.0), (5.0, 3.0), (6.0, 2.5), (7.5, 2.0), (15.0, 1.0), (30.0, 0.5)]
+)
 def test_the_clamps(cfg: float, upper: float) -> None:
     _, weak, strong = banded_rates((1.0, 0.01, 100.0), cfg)
     assert (weak, strong) == pytest.approx((upper, min(0.8, upper)))
@@ -110,7 +141,9 @@ def test_guidance_of_zero_changes_nothing() -> None:
     zero = torch.zeros(1, 4, 3, 9)
     denoised = torch.rand(1, 4, 3, 9, generator=torch.Generator().manual_seed(0))
     regions = torch.tensor(BANDS).expand(1, 3, 9)
-    assert torch.equal(guide_by_region(denoised, zero, zero, 7.5, layout_of(regions, regions > 0)), denoised)
+    assert torch.equal(
+        guide_by_region(denoised, zero, zero, 7.5, layout_of(regions, regions > 0)), denoised
+    )
 
 
 def test_what_other_guidance_has_added_is_kept() -> None:
@@ -118,7 +151,9 @@ def test_what_other_guidance_has_added_is_kept() -> None:
     layout = layout_of(torch.arange(16).view(1, 4, 4) % 3 - 1, torch.ones(1, 4, 4))
     plain = uncond + 4 * (cond - uncond)
     with_extra = guide_by_region(plain + extra, cond, uncond, 4.0, layout)
-    torch.testing.assert_close(with_extra - extra, guide_by_region(plain, cond, uncond, 4.0, layout))
+    torch.testing.assert_close(
+        with_extra - extra, guide_by_region(plain, cond, uncond, 4.0, layout)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,4 +1,5 @@
-"""The inverters against ODEs whose solution is known: eps = rate * x, and the noise of Gaussian pictures."""
+"""The inverters against ODEs whose solution is known: eps = rate * x, and the noise of Gaussian
+pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magicportrait.magic.inversion import OnStep, belm_step, invert_belm, invert_ddim, latent_at, psnr, sample_belm
+from magicportrait.magic.inversion import (
+    OnStep,
+    belm_step,
+    invert_belm,
+    invert_ddim,
+    latent_at,
+    psnr,
+    sample_belm,
+)
 
 SPREAD = 0.5
 RATE = 0.4
@@ -55,7 +64,9 @@ def bent(x: Tensor, sigma: float) -> Tensor:
 
 
 def picture(seed: int = 0) -> Tensor:
-    return torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        2, 4, 5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def model_sigmas(steps: int) -> list[float]:
@@ -117,8 +128,12 @@ def test_each_iteration_shrinks_the_residual_by_the_models_slope(iterations: int
 def test_sampling_undoes_a_converged_fixed_point_inversion() -> None:
     x, sigmas = picture(), even(12)
     plain = error(sampled(bent, invert_ddim(bent, x, sigmas, ignore)[-1], sigmas), x)
-    corrected = error(sampled(bent, invert_ddim(bent, x, sigmas, ignore, iterations=2)[-1], sigmas), x)
-    converged = error(sampled(bent, invert_ddim(bent, x, sigmas, ignore, iterations=60)[-1], sigmas), x)
+    corrected = error(
+        sampled(bent, invert_ddim(bent, x, sigmas, ignore, iterations=2)[-1], sigmas), x
+    )
+    converged = error(
+        sampled(bent, invert_ddim(bent, x, sigmas, ignore, iterations=60)[-1], sigmas), x
+    )
     assert converged <= 1e-12
     assert corrected < plain / 20
 
@@ -160,7 +175,13 @@ def test_the_residual_is_within_the_tolerance() -> None:
 @pytest.mark.parametrize("iterations", [0, 60])
 def test_ddim_and_fixed_point_are_of_first_order(iterations: int) -> None:
     x0 = picture()
-    errors = [error(invert_ddim(gaussian, x0, even(steps), ignore, iterations)[-1], gaussian_solution(x0, 2.0)) for steps in (40, 80, 160)]
+    errors = [
+        error(
+            invert_ddim(gaussian, x0, even(steps), ignore, iterations)[-1],
+            gaussian_solution(x0, 2.0),
+        )
+        for steps in (40, 80, 160)
+    ]
     orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert errors[-1] <= 0.03
     assert orders == pytest.approx([1.0, 1.0], abs=0.15)
@@ -183,7 +204,8 @@ def test_belm_of_a_linear_model_on_even_sigmas_is_the_leapfrog() -> None:
 
 
 def test_belm_is_exact_for_parabolas() -> None:
-    """The latent moves on a parabola over sigma whatever its value: no step may add an error to that."""
+    """The latent moves on a parabola over sigma whatever its value: no step may add an error to
+    that."""
 
     def slope(x: Tensor, sigma: float) -> Tensor:
         return torch.full_like(x, 3 * sigma - 1)
@@ -193,13 +215,19 @@ def test_belm_is_exact_for_parabolas() -> None:
 
     before, x, sigmas = truth(0.1), truth(0.7), [0.1, 0.7, 0.9, 2.2]
     for i in (1, 2):
-        before, x = x, belm_step(before, x, slope(x, sigmas[i]), sigmas[i - 1], sigmas[i], sigmas[i + 1])
+        before, x = (
+            x,
+            belm_step(before, x, slope(x, sigmas[i]), sigmas[i - 1], sigmas[i], sigmas[i + 1]),
+        )
     assert error(x, truth(2.2)) <= 1e-14
 
 
 def test_belm_is_of_second_order() -> None:
     x0 = picture()
-    errors = [error(invert_belm(gaussian, x0, even(steps), ignore)[-1], gaussian_solution(x0, 2.0)) for steps in (40, 80, 160)]
+    errors = [
+        error(invert_belm(gaussian, x0, even(steps), ignore)[-1], gaussian_solution(x0, 2.0))
+        for steps in (40, 80, 160)
+    ]
     orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert errors[-1] <= 1e-3
     assert orders == pytest.approx([2.0, 2.0], abs=0.3)
@@ -217,7 +245,9 @@ def test_belm_round_trip_is_exact_whatever_the_model(steps: int) -> None:
 def test_belm_from_noise_alone_begins_with_a_ddim_step() -> None:
     x, falling = picture(), [2.0, 1.2, 0.5, 0.0]
     second = x + (1.2 - 2.0) * bent(x, 2.0)
-    assert torch.equal(sample_belm(bent, x, None, falling, ignore), sample_belm(bent, x, second, falling, ignore))
+    assert torch.equal(
+        sample_belm(bent, x, None, falling, ignore), sample_belm(bent, x, second, falling, ignore)
+    )
 
 
 @st.composite
@@ -294,7 +324,10 @@ def test_the_latent_at_a_known_sigma_is_that_latent_bit_for_bit() -> None:
 # PSNR
 
 
-@pytest.mark.parametrize(("offset", "span", "expected"), [(0.1, 1.0, 20.0), (0.01, 1.0, 40.0), (0.1, 10.0, 40.0), (2.0, 2.0, 0.0)])
+@pytest.mark.parametrize(
+    ("offset", "span", "expected"),
+    [(0.1, 1.0, 20.0), (0.01, 1.0, 40.0), (0.1, 10.0, 40.0), (2.0, 2.0, 0.0)],
+)
 def test_psnr_of_a_constant_error(offset: float, span: float, expected: float) -> None:
     truth = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert psnr(truth + offset, truth, span) == pytest.approx(expected, abs=1e-3)

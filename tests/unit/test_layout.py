@@ -25,7 +25,8 @@ from magicportrait.magic.layout import (
 from magicportrait.tests.unit import naive_magicface as naive
 
 ROUNDING = 3e-6
-"""What float64 decides by less than this (relative) float32 may decide otherwise: on tiny grids, where maps are nearly flat."""
+"""What float64 decides by less than this (relative) float32 may decide otherwise: on tiny grids,
+where maps are nearly flat."""
 
 
 def tensor(array: Any) -> Tensor:
@@ -45,15 +46,22 @@ class Row:
 def random_row(rng: np.random.Generator, grid: tuple[int, int], channels: int, tokens: int) -> Row:
     n = grid[0] * grid[1]
     # Sharp, so that neighbours differ.
-    return Row(*((rng.normal(size=(rows, channels)) * 2).astype(np.float32) for rows in (n, n, n, tokens)))
+    return Row(
+        *((rng.normal(size=(rows, channels)) * 2).astype(np.float32) for rows in (n, n, n, tokens))
+    )
 
 
 def naive_layer(row: Row, grid: tuple[int, int], heads: int) -> naive.NaiveLayer:
-    return naive.NaiveLayer(naive.head_mean(row.q, row.k, heads), naive.head_mean(row.cross_q, row.cross_k, heads), grid)
+    return naive.NaiveLayer(
+        naive.head_mean(row.q, row.k, heads), naive.head_mean(row.cross_q, row.cross_k, heads), grid
+    )
 
 
 def maps_of(rows: list[Row], heads: int) -> tuple[Tensor, Tensor]:
-    q, k, cross_q, cross_k = (tensor(np.stack([getattr(row, name) for row in rows])) for name in ("q", "k", "cross_q", "cross_k"))
+    q, k, cross_q, cross_k = (
+        tensor(np.stack([getattr(row, name) for row in rows]))
+        for name in ("q", "k", "cross_q", "cross_k")
+    )
     return head_mean_attention(q, k, heads), head_mean_attention(cross_q, cross_k, heads)
 
 
@@ -78,36 +86,65 @@ class Case:
     def rows(self, branch: int) -> list[list[Row]]:
         """For each layer the rows of the batch. branch: 0 for cond, 1 for uncond."""
         rng = np.random.default_rng([self.seed, branch])
-        return [[random_row(rng, grid, self.channels, 77 * self.chunks) for _ in range(self.batch)] for grid in self.grids]
+        return [
+            [random_row(rng, grid, self.channels, 77 * self.chunks) for _ in range(self.batch)]
+            for grid in self.grids
+        ]
 
 
 @st.composite
 def cases(draw: Any) -> Case:
     seed = draw(st.integers(0, 10**6))
-    heads, width, batch, chunks = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    heads, width, batch, chunks = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 2)),
+    )
     latent = (draw(st.integers(1, 16)), draw(st.integers(1, 16)))
     levels = draw(st.lists(st.sampled_from([2, 4, 8]), min_size=1, max_size=3))
     grids = [(-(-latent[0] // level), -(-latent[1] // level)) for level in levels]
     size = (-(-latent[0] // 2), -(-latent[1] // 2))
-    words = np.random.default_rng(seed).permutation([token for token in range(77 * chunks) if token not in (0, 76, 77)]).tolist()
+    words = (
+        np.random.default_rng(seed)
+        .permutation([token for token in range(77 * chunks) if token not in (0, 76, 77)])
+        .tolist()
+    )
     spans, at = [], 0
     for length in draw(st.sampled_from([(6,), (1, 5), (2, 1, 1)])):
         spans.append(tuple(words[at : at + length]))
         at += length
-    return Case(seed, batch, heads, heads * width, grids, size, chunks, spans, draw(st.sampled_from([0.3, 0.5, 0.89, 0.9, 1.0])))
+    return Case(
+        seed,
+        batch,
+        heads,
+        heads * width,
+        grids,
+        size,
+        chunks,
+        spans,
+        draw(st.sampled_from([0.3, 0.5, 0.89, 0.9, 1.0])),
+    )
 
 
 def measured(case: Case) -> tuple[Tensor, Tensor, Tensor, SemanticLayout]:
-    """As the host does it: the mean over layers of the cond rows' maps and of the uncond rows' foreground."""
+    """As the host does it: the mean over layers of the cond rows' maps and of the uncond rows'
+    foreground."""
     tokens, foreground, own_foreground = [], [], []
     for grid, rows, negative in zip(case.grids, case.rows(0), case.rows(1)):
         own, cross = maps_of(rows, case.heads)
         propagated = propagate(own, cross)
         tokens.append(token_maps(propagated, grid, case.size))
-        own_foreground.append(token_maps(foreground_columns(propagated, case.starts), grid, case.size))
+        own_foreground.append(
+            token_maps(foreground_columns(propagated, case.starts), grid, case.size)
+        )
         own, cross = maps_of(negative, case.heads)
-        foreground.append(token_maps(propagate(own, foreground_columns(cross, case.starts)), grid, case.size))
-    maps, columns, own_columns = (torch.stack(parts).mean(0) for parts in (tokens, foreground, own_foreground))
+        foreground.append(
+            token_maps(propagate(own, foreground_columns(cross, case.starts)), grid, case.size)
+        )
+    maps, columns, own_columns = (
+        torch.stack(parts).mean(0) for parts in (tokens, foreground, own_foreground)
+    )
     return maps, columns, own_columns, semantic_layout(maps, columns, case.spans, case.ca_scale)
 
 
@@ -116,12 +153,23 @@ def check_layout(case: Case) -> int:
     maps, columns, own_columns, out = measured(case)
     undecided = 0
     for image in range(case.batch):
-        layers = [naive_layer(rows[image], grid, case.heads) for grid, rows in zip(case.grids, case.rows(0))]
-        negative = [naive_layer(rows[image], grid, case.heads) for grid, rows in zip(case.grids, case.rows(1))]
+        layers = [
+            naive_layer(rows[image], grid, case.heads)
+            for grid, rows in zip(case.grids, case.rows(0))
+        ]
+        negative = [
+            naive_layer(rows[image], grid, case.heads)
+            for grid, rows in zip(case.grids, case.rows(1))
+        ]
         expected = naive.layout(layers, negative, case.size, case.spans, case.ca_scale, case.starts)
         assert naive.relative_error(maps[image], expected.token_maps) <= 1e-5
         assert naive.relative_error(columns[image], expected.foreground_maps) <= 1e-5
-        assert naive.relative_error(own_columns[image], naive.foreground_maps(layers, case.size, case.starts)) <= 1e-5
+        assert (
+            naive.relative_error(
+                own_columns[image], naive.foreground_maps(layers, case.size, case.starts)
+            )
+            <= 1e-5
+        )
         assert naive.relative_error(out.phrase_maps[image], expected.phrase_maps) <= 1e-5
         decided = (expected.region_margin > ROUNDING) & (expected.foreground_margin > ROUNDING)
         assert np.array_equal(out.regions[image].numpy()[decided], expected.regions[decided])
@@ -141,7 +189,9 @@ def test_the_layout_is_the_formula(case: Case) -> None:
 @pytest.mark.parametrize(("chunks", "ca_scale"), [(1, 0.9), (1, 0.5), (2, 0.6)])
 def test_regions_are_identical(latent: tuple[int, int], chunks: int, ca_scale: float) -> None:
     grids = [(-(-latent[0] // level), -(-latent[1] // level)) for level in (2, 4, 8, 4, 2)]
-    case = Case(1, 2, 2, 16, grids, grids[0], chunks, [(5, 6, 30, 50), (7, 8, 77 * chunks - 3)], ca_scale)
+    case = Case(
+        1, 2, 2, 16, grids, grids[0], chunks, [(5, 6, 30, 50), (7, 8, 77 * chunks - 3)], ca_scale
+    )
     assert check_layout(case) == 0
     layout = measured(case)[-1]
     assert 0.2 < layout.foreground.float().mean() < 0.8
@@ -151,12 +201,21 @@ def test_regions_are_identical(latent: tuple[int, int], chunks: int, ca_scale: f
 # Attention maps
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 12), st.sampled_from([1, 77, 154]), st.integers(0, 10**6))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.sampled_from([1, 77, 154]),
+    st.integers(0, 10**6),
+)
 def test_the_mean_over_heads(heads: int, width: int, queries: int, keys: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     q, k = (rng.normal(size=(2, n, heads * width)).astype(np.float32) * 2 for n in (queries, keys))
     out = head_mean_attention(tensor(q), tensor(k), heads)
-    assert naive.relative_error(out, np.stack([naive.head_mean(q[i], k[i], heads) for i in range(2)])) <= 1e-5
+    assert (
+        naive.relative_error(out, np.stack([naive.head_mean(q[i], k[i], heads) for i in range(2)]))
+        <= 1e-5
+    )
 
 
 def test_attention_maps_are_float32_whatever_comes_in() -> None:
@@ -169,7 +228,11 @@ def test_attention_maps_are_float32_whatever_comes_in() -> None:
 def test_propagating_weighs_the_square_three_times() -> None:
     a = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]])
     c = torch.tensor([[[1.0], [10.0], [100.0]]])
-    assert propagate(a, c).flatten().tolist() == [(10 + 3 * 100) / 4, (100 + 3 * 1) / 4, (1 + 3 * 10) / 4]
+    assert propagate(a, c).flatten().tolist() == [
+        (10 + 3 * 100) / 4,
+        (100 + 3 * 1) / 4,
+        (1 + 3 * 10) / 4,
+    ]
 
 
 # Pictures
@@ -185,15 +248,28 @@ def test_the_kernel() -> None:
     assert not out[0, 1].any() and not out[0, 0, 0].any()
 
 
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.integers(0, 10**6))
-def test_smoothing_is_the_formula(batch: int, channels: int, height: int, width: int, seed: int) -> None:
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.integers(0, 10**6),
+)
+def test_smoothing_is_the_formula(
+    batch: int, channels: int, height: int, width: int, seed: int
+) -> None:
     x = np.random.default_rng(seed).normal(size=(batch, channels, height, width)).astype(np.float32)
-    assert naive.relative_error(smooth(tensor(x)), np.stack([naive.smooth(picture) for picture in x])) <= 1e-5
+    assert (
+        naive.relative_error(smooth(tensor(x)), np.stack([naive.smooth(picture) for picture in x]))
+        <= 1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (1, 7), (7, 1), (2, 2), (2, 5)])
 def test_smoothing_keeps_what_is_flat(size: tuple[int, int]) -> None:
-    torch.testing.assert_close(smooth(torch.full((2, 3, *size), 0.7)), torch.full((2, 3, *size), 0.7))
+    torch.testing.assert_close(
+        smooth(torch.full((2, 3, *size), 0.7)), torch.full((2, 3, *size), 0.7)
+    )
 
 
 def test_smoothing_a_single_row() -> None:
@@ -208,11 +284,17 @@ def test_smoothing_a_single_row() -> None:
     st.integers(1, 3),
     st.integers(0, 10**6),
 )
-def test_token_maps_are_the_formula(grid: tuple[int, int], size: tuple[int, int], batch: int, seed: int) -> None:
-    propagated = np.random.default_rng(seed).random((batch, grid[0] * grid[1], 4)).astype(np.float32)
+def test_token_maps_are_the_formula(
+    grid: tuple[int, int], size: tuple[int, int], batch: int, seed: int
+) -> None:
+    propagated = (
+        np.random.default_rng(seed).random((batch, grid[0] * grid[1], 4)).astype(np.float32)
+    )
     out = token_maps(tensor(propagated), grid, size)
     pictures = propagated.astype(np.float64).transpose(0, 2, 1).reshape(batch, 4, *grid)
-    expected = [naive.over_mean(naive.smooth(naive.bilinear(picture, size))) for picture in pictures]
+    expected = [
+        naive.over_mean(naive.smooth(naive.bilinear(picture, size))) for picture in pictures
+    ]
     assert naive.relative_error(out, np.stack(expected)) <= 1e-5
 
 
@@ -233,9 +315,17 @@ def test_the_foreground_counts_every_chunks_start_token(starts: tuple[int, ...])
 START, HAT, RED, OTHER = range(4)
 
 
-def decide(*, ca_scale: float, spans: list[tuple[int, ...]], maps: list[list[float]], foreground: list[list[float]]) -> SemanticLayout:
+def decide(
+    *,
+    ca_scale: float,
+    spans: list[tuple[int, ...]],
+    maps: list[list[float]],
+    foreground: list[list[float]],
+) -> SemanticLayout:
     """Pictures of one row: maps token by place, foreground channel by place."""
-    return semantic_layout(tensor(maps)[None, :, None], tensor(foreground)[None, :, None], spans, ca_scale)
+    return semantic_layout(
+        tensor(maps)[None, :, None], tensor(foreground)[None, :, None], spans, ca_scale
+    )
 
 
 MAPS = [[1.0, 1.0, 1.0], [0.7, 0.2, 0.6], [0.1, 0.95, 0.2], [0.2, 0.9, 0.2]]
@@ -257,7 +347,9 @@ FOREGROUND = [[0.9, 1.0, 1.1], [1.0, 1.0, 0.9]]
         (0.5, [(HAT,), (OTHER,)], [HAT, OTHER, -1]),
     ],
 )
-def test_who_owns_a_place(ca_scale: float, spans: list[tuple[int, ...]], regions: list[int]) -> None:
+def test_who_owns_a_place(
+    ca_scale: float, spans: list[tuple[int, ...]], regions: list[int]
+) -> None:
     layout = decide(ca_scale=ca_scale, spans=spans, maps=MAPS, foreground=FOREGROUND)
     assert layout.regions.flatten().tolist() == regions
     # A tie is foreground: the start token is not the larger.
@@ -266,13 +358,18 @@ def test_who_owns_a_place(ca_scale: float, spans: list[tuple[int, ...]], regions
 
 def test_phrase_maps_are_not_scaled_and_take_the_strongest_token() -> None:
     layout = decide(ca_scale=0.5, spans=[(HAT, RED), (OTHER,)], maps=MAPS, foreground=FOREGROUND)
-    torch.testing.assert_close(layout.phrase_maps[0, :, 0], torch.tensor([[0.7, 0.95, 0.6], [0.2, 0.9, 0.2]]))
+    torch.testing.assert_close(
+        layout.phrase_maps[0, :, 0], torch.tensor([[0.7, 0.95, 0.6], [0.2, 0.9, 0.2]])
+    )
 
 
 def test_concepts_of_a_layout() -> None:
     regions = torch.tensor([[[0, 5, 6], [-1, 9, 5]], [[9, 9, 9], [1, 2, 3]]])
     layout = SemanticLayout(regions, regions >= 0, torch.zeros(2, 0, 2, 3))
-    assert layout.concepts([(9,), (5, 6)]).tolist() == [[[-1, 1, 1], [-1, 0, 1]], [[0, 0, 0], [-1, -1, -1]]]
+    assert layout.concepts([(9,), (5, 6)]).tolist() == [
+        [[-1, 1, 1], [-1, 0, 1]],
+        [[0, 0, 0], [-1, -1, -1]],
+    ]
 
 
 def test_a_prompt_without_phrases_has_a_layout_too() -> None:
@@ -302,34 +399,56 @@ def test_a_prompt_without_phrases_has_a_layout_too() -> None:
         ([2, 4, 8, 16], (64, 64), (2, 4, 8)),
     ],
 )
-def test_levels_of_the_layout(available: list[int], latent: tuple[int, int], levels: tuple[int, ...]) -> None:
+def test_levels_of_the_layout(
+    available: list[int], latent: tuple[int, int], levels: tuple[int, ...]
+) -> None:
     assert layout_downscales(available, latent[0] * latent[1]) == levels
 
 
-@given(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=8), st.integers(1, 600), st.integers(1, 600))
+@given(
+    st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=8),
+    st.integers(1, 600),
+    st.integers(1, 600),
+)
 @settings(max_examples=100)
-def test_levels_are_there_finest_first_and_affordable(available: list[int], height: int, width: int) -> None:
+def test_levels_are_there_finest_first_and_affordable(
+    available: list[int], height: int, width: int
+) -> None:
     levels = layout_downscales(available, height * width)
     assert 1 <= len(levels) <= 3
     assert list(levels) == sorted(set(levels)) and set(levels) <= set(available)
-    assert all(height * width <= level**2 * 64**2 for level in levels) or levels == (max(available),)
+    assert all(height * width <= level**2 * 64**2 for level in levels) or levels == (
+        max(available),
+    )
 
 
 def test_parts_are_joined_in_their_places():
     def part(region: int) -> SemanticLayout:
-        return SemanticLayout(torch.full((2, 4, 8), region), torch.ones(2, 4, 8, dtype=torch.bool), torch.full((2, 1, 4, 8), region + 1.0))
+        return SemanticLayout(
+            torch.full((2, 4, 8), region),
+            torch.ones(2, 4, 8, dtype=torch.bool),
+            torch.full((2, 1, 4, 8), region + 1.0),
+        )
 
     # In a picture of 16x32 a cell is four pixels; the last part reaches beyond it.
-    found = joined([(part(0), (16, 8, 0, 0)), (part(1), (8, 8, 8, 4)), (part(2), (99, 99, 14, 28))], (16, 32))
+    found = joined(
+        [(part(0), (16, 8, 0, 0)), (part(1), (8, 8, 8, 4)), (part(2), (99, 99, 14, 28))], (16, 32)
+    )
     assert found.regions[1].tolist() == [
         [0, 0, -1, -1, -1, -1, -1, -1],
         [0, 0, -1, -1, -1, -1, -1, -1],
         [0, 1, 1, -1, -1, -1, -1, -1],
         [0, 1, 1, -1, -1, -1, -1, 2],
     ]
-    assert torch.equal(found.foreground, found.regions >= 0) and torch.equal(found.phrase_maps[:, 0], found.regions + 1.0)
+    assert torch.equal(found.foreground, found.regions >= 0) and torch.equal(
+        found.phrase_maps[:, 0], found.regions + 1.0
+    )
 
 
 def test_a_part_of_less_than_a_cell_has_one():
-    dot = SemanticLayout(torch.zeros(1, 2, 2, dtype=torch.long), torch.ones(1, 2, 2, dtype=torch.bool), torch.zeros(1, 0, 2, 2))
+    dot = SemanticLayout(
+        torch.zeros(1, 2, 2, dtype=torch.long),
+        torch.ones(1, 2, 2, dtype=torch.bool),
+        torch.zeros(1, 0, 2, 2),
+    )
     assert joined([(dot, (1, 1, 15, 0))], (16, 16)).regions.tolist() == [[[-1, -1], [0, -1]]]

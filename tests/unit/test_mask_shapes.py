@@ -27,12 +27,21 @@ def naive_octagon(mask: torch.Tensor, pixels: int) -> torch.Tensor:
     height, width = mask.shape[-2:]
     for y in range(height):
         for x in range(width):
-            near = [mask[:, y + dy, x + dx] for dy, dx in offsets if 0 <= y + dy < height and 0 <= x + dx < width]
+            near = [
+                mask[:, y + dy, x + dx]
+                for dy, dx in offsets
+                if 0 <= y + dy < height and 0 <= x + dx < width
+            ]
             out[:, y, x] = torch.stack(near).amax(0)
     return out
 
 
-@given(height=st.integers(1, 9), width=st.integers(1, 9), pixels=st.integers(0, 6), seed=st.integers(0, 99))
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    pixels=st.integers(0, 6),
+    seed=st.integers(0, 99),
+)
 def test_growing_is_the_maximum_over_an_octagon(height, width, pixels, seed):
     mask = torch.rand(2, height, width, generator=torch.Generator().manual_seed(seed)) ** 4
     assert torch.equal(grow(mask, pixels), naive_octagon(mask, pixels))

@@ -27,7 +27,10 @@ def test_a_linear_chain_is_applied_in_the_order_of_its_numbers():
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [({"0.weight": torch.ones(1, 3)}, "takes 3 features, 2 came"), ({"0.weight": torch.ones(4, 2)}, "ends in 4 numbers, 1 was expected")],
+    [
+        ({"0.weight": torch.ones(1, 3)}, "takes 3 features, 2 came"),
+        ({"0.weight": torch.ones(4, 2)}, "ends in 4 numbers, 1 was expected"),
+    ],
 )
 def test_a_chain_that_does_not_fit_is_named(state, message):
     with pytest.raises(ValueError, match=message):
@@ -42,7 +45,11 @@ def stripes(period: int, shift: int = 0, size: tuple[int, int] = (48, 48)) -> to
 def test_style_distance_knows_how_and_not_where():
     drawn = stripes(8)
     assert style_distance(drawn, drawn).item() == 0
-    moved, finer, plain = style_distance(drawn, stripes(8, 8)), style_distance(drawn, stripes(4)), style_distance(drawn, drawn * 0 + 0.5)
+    moved, finer, plain = (
+        style_distance(drawn, stripes(8, 8)),
+        style_distance(drawn, stripes(4)),
+        style_distance(drawn, drawn * 0 + 0.5),
+    )
     assert moved < 0.03 < finer < plain <= 1
     assert style_distance(drawn, stripes(8, size=(96, 32))) < finer
 
@@ -65,4 +72,6 @@ def test_heat_over_a_picture():
     assert unit_range(torch.full((1, 2, 2), 7.0)).tolist() == [[[0, 0], [0, 0]]]
     picture = torch.rand(1, 2, 2, 3)
     assert torch.equal(over_picture(heat, picture, 0.0), picture)
-    assert torch.allclose(over_picture(heat, picture, 1.0)[0, 0, 1], heat_colours(torch.tensor(1.0)))
+    assert torch.allclose(
+        over_picture(heat, picture, 1.0)[0, 0, 1], heat_colours(torch.tensor(1.0))
+    )

@@ -60,12 +60,17 @@ def test_vectors_are_compared_by_value() -> None:
     assert occurrences([vector.clone()], prompt) == [(2,)]
     assert occurrences([torch.tensor([1.0, 3.0]), 8], prompt) == [(3, 4)]
     assert occurrences([torch.tensor([1.0])], prompt) == []
-    assert occurrences([7], [(1, torch.tensor(7))]) == occurrences([torch.tensor(7)], [(1, 7)]) == []
+    assert (
+        occurrences([7], [(1, torch.tensor(7))]) == occurrences([torch.tensor(7)], [(1, 7)]) == []
+    )
 
 
 def test_concepts_named_by_the_same_vector_take_one_place_each() -> None:
     vector = torch.tensor([1.0, 2.0])
-    assert assign_spans([[vector], [vector.clone()]], prompt_of(vector, 3, vector.clone())) == [(1,), (3,)]
+    assert assign_spans([[vector], [vector.clone()]], prompt_of(vector, 3, vector.clone())) == [
+        (1,),
+        (3,),
+    ]
 
 
 def test_an_empty_phrase_is_nowhere() -> None:
@@ -74,12 +79,20 @@ def test_an_empty_phrase_is_nowhere() -> None:
     assert occurrences([1], []) == []
 
 
-@given(st.lists(st.integers(0, 2), max_size=3), st.lists(st.integers(0, 2), max_size=9), st.integers(0, 100))
-def test_occurrences_are_all_and_only_the_places_where_the_phrase_stands(phrase: Sequence[int], words: list[int], first: int) -> None:
+@given(
+    st.lists(st.integers(0, 2), max_size=3),
+    st.lists(st.integers(0, 2), max_size=9),
+    st.integers(0, 100),
+)
+def test_occurrences_are_all_and_only_the_places_where_the_phrase_stands(
+    phrase: Sequence[int], words: list[int], first: int
+) -> None:
     text = "".join(map(str, words))
     wanted = "".join(map(str, phrase))
     expected = [
-        tuple(range(first + at, first + at + len(phrase))) for at in range(len(text)) if wanted and text[at : at + len(wanted)] == wanted
+        tuple(range(first + at, first + at + len(phrase)))
+        for at in range(len(text))
+        if wanted and text[at : at + len(wanted)] == wanted
     ]
     assert occurrences(phrase, prompt_of(*words, first=first)) == expected
 

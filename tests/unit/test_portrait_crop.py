@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magicportrait.magic.portrait_crop import Box, Crop, box_of, feathered, paste, resize, working_size
+from magicportrait.magic.portrait_crop import (
+    Box,
+    Crop,
+    box_of,
+    feathered,
+    paste,
+    resize,
+    working_size,
+)
 
 
 def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Tensor:
@@ -22,7 +30,9 @@ def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Tenso
 
 def gradient(batch: int, height: int, width: int) -> Tensor:
     """Smooth pictures, each another."""
-    y, x = torch.meshgrid(torch.linspace(0.1, 0.9, height), torch.linspace(0.2, 0.8, width), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.linspace(0.1, 0.9, height), torch.linspace(0.2, 0.8, width), indexing="ij"
+    )
     return torch.stack([torch.stack([y, x, (y + x) / (2 + image)], -1) for image in range(batch)])
 
 
@@ -38,7 +48,9 @@ def masks(draw: Any) -> tuple[Tensor, tuple[int, int, int, int]]:
 
 
 @given(masks(), st.floats(0, 3), st.sampled_from([None, 1.0, 0.6, 2.5]))
-def test_a_box_holds_the_mask_and_lies_in_the_picture(case: tuple[Tensor, Any], margin: float, aspect: float | None) -> None:
+def test_a_box_holds_the_mask_and_lies_in_the_picture(
+    case: tuple[Tensor, Any], margin: float, aspect: float | None
+) -> None:
     mask, (left, top, right, bottom) = case
     box = box_of(mask, margin, aspect)
     assert 0 <= box.left <= left and right <= box.right <= mask.shape[1]
@@ -46,12 +58,16 @@ def test_a_box_holds_the_mask_and_lies_in_the_picture(case: tuple[Tensor, Any], 
 
 
 @given(masks())
-def test_without_margin_and_aspect_the_box_is_the_masks(case: tuple[Tensor, tuple[int, int, int, int]]) -> None:
+def test_without_margin_and_aspect_the_box_is_the_masks(
+    case: tuple[Tensor, tuple[int, int, int, int]],
+) -> None:
     assert box_of(case[0], 0.0) == Box(*case[1])
 
 
 @given(masks(), st.floats(0, 1), st.sampled_from([1.0, 0.6, 2.5]))
-def test_the_aspect_is_met_where_the_picture_is_large_enough(case: tuple[Tensor, Any], margin: float, aspect: float) -> None:
+def test_the_aspect_is_met_where_the_picture_is_large_enough(
+    case: tuple[Tensor, Any], margin: float, aspect: float
+) -> None:
     mask, _ = case
     roomy = torch.nn.functional.pad(mask, (400, 400, 400, 400))
     box = box_of(roomy, margin, aspect)
@@ -74,7 +90,9 @@ def test_the_margin_is_a_share_of_the_longer_side() -> None:
         ((70, 20, 80, 30), Box(50, 10, 80, 40)),
     ],
 )
-def test_a_box_that_sticks_out_is_moved_inside_at_its_size(corner: tuple[int, int, int, int], expected: Box) -> None:
+def test_a_box_that_sticks_out_is_moved_inside_at_its_size(
+    corner: tuple[int, int, int, int], expected: Box
+) -> None:
     assert box_of(painted(60, 80, corner), 1.0, 1.0) == expected
 
 
@@ -121,7 +139,10 @@ def test_resizing_keeps_what_has_the_size_and_stays_in_range() -> None:
 # Feathers
 
 
-@pytest.mark.parametrize("open_sides", [(False,) * 4, (True, False, False, False), (False, True, False, True), (True,) * 4])
+@pytest.mark.parametrize(
+    "open_sides",
+    [(False,) * 4, (True, False, False, False), (False, True, False, True), (True,) * 4],
+)
 def test_only_open_sides_are_feathered(open_sides: tuple[bool, bool, bool, bool]) -> None:
     share = feathered(40, 60, 0.25, open_sides)
     assert share.shape == (40, 60) and float(share[20, 30]) == 1.0
@@ -153,7 +174,9 @@ def cut(picture: Tensor, box: Box) -> Tensor:
 
 
 @given(masks(), st.integers(1, 3), st.floats(0, 1), st.sampled_from([0.0, 0.3]))
-def test_pasting_what_was_cut_changes_nothing(case: tuple[Tensor, Any], batch: int, margin: float, feather: float) -> None:
+def test_pasting_what_was_cut_changes_nothing(
+    case: tuple[Tensor, Any], batch: int, margin: float, feather: float
+) -> None:
     size = (case[0].shape[0], case[0].shape[1])
     picture = torch.rand(batch, *size, 3, generator=torch.Generator().manual_seed(batch))
     box = box_of(case[0], margin, 1.0)
@@ -171,9 +194,14 @@ def test_pasting_back_from_a_larger_working_size_keeps_a_smooth_picture() -> Non
 
 
 @given(masks(), st.floats(0, 1), st.floats(0, 0.5))
-def test_outside_the_box_nothing_changes(case: tuple[Tensor, Any], margin: float, feather: float) -> None:
+def test_outside_the_box_nothing_changes(
+    case: tuple[Tensor, Any], margin: float, feather: float
+) -> None:
     size = (case[0].shape[0], case[0].shape[1])
-    picture, box = torch.rand(1, *size, 3, generator=torch.Generator().manual_seed(0)), box_of(case[0], margin)
+    picture, box = (
+        torch.rand(1, *size, 3, generator=torch.Generator().manual_seed(0)),
+        box_of(case[0], margin),
+    )
     before = picture.clone()
     out = paste(picture, 1 - cut(picture, box), Crop(box, size), feather)
     outside = painted(*size, (box.left, box.top, box.right, box.bottom)) == 0
@@ -191,19 +219,29 @@ def test_a_box_near_the_border_is_soft_on_all_sides(transposed: bool) -> None:
     size, box = ((40, 30), Box(5, 12, 25, 32)) if transposed else ((30, 40), Box(12, 5, 32, 25))
     out = paste(torch.zeros(1, *size, 3), torch.ones(1, 20, 20, 3), Crop(box, size), 0.3)[0, ..., 0]
     middle = (box.top + 10, box.left + 10)
-    edges = (out[middle[0], box.left], out[middle[0], box.right - 1], out[box.top, middle[1]], out[box.bottom - 1, middle[1]])
+    edges = (
+        out[middle[0], box.left],
+        out[middle[0], box.right - 1],
+        out[box.top, middle[1]],
+        out[box.bottom - 1, middle[1]],
+    )
     assert float(out[middle]) == 1 and all(float(edge) < 0.1 for edge in edges)
 
 
 def test_at_the_pictures_border_the_patch_is_whole() -> None:
-    out = paste(torch.zeros(1, 30, 40, 3), torch.ones(1, 20, 20, 3), Crop(Box(0, 10, 20, 30), (30, 40)), 0.3)[0, ..., 0]
+    out = paste(
+        torch.zeros(1, 30, 40, 3), torch.ones(1, 20, 20, 3), Crop(Box(0, 10, 20, 30), (30, 40)), 0.3
+    )[0, ..., 0]
     assert float(out[29, 0]) == 1.0 and float(out[25, 5]) == 1.0
     assert float(out[10, 5]) < 0.1 and float(out[25, 19]) < 0.1, "sides inside the picture are soft"
 
 
 @pytest.mark.parametrize(("pictures", "patches"), [(3, 1), (1, 3), (3, 3)])
 def test_batches_and_single_images(pictures: int, patches: int) -> None:
-    picture, patch = torch.zeros(pictures, 16, 16, 3), torch.arange(1.0, patches + 1)[:, None, None, None].expand(-1, 8, 8, 3) / 4
+    picture, patch = (
+        torch.zeros(pictures, 16, 16, 3),
+        torch.arange(1.0, patches + 1)[:, None, None, None].expand(-1, 8, 8, 3) / 4,
+    )
     out = paste(picture, patch, Crop(Box(4, 4, 12, 12), (16, 16)), 0.0)
     assert out.shape == (3, 16, 16, 3)
     inside = [float(image[8, 8, 0]) for image in out]
@@ -218,14 +256,24 @@ def test_only_the_masked_part_is_pasted(count: int) -> None:
         mask[2] = 1 - mask[2]
     out = paste(picture, patch, Crop(box, (16, 16)), 0.0, mask)
     assert torch.equal(out[0, ..., 0], painted(16, 16, (4, 4, 8, 12)))
-    assert torch.equal(out[2, ..., 0], painted(16, 16, (8, 4, 12, 12) if count == 3 else (4, 4, 8, 12)))
+    assert torch.equal(
+        out[2, ..., 0], painted(16, 16, (8, 4, 12, 12) if count == 3 else (4, 4, 8, 12))
+    )
 
 
 def test_masks_of_several_pictures_on_one_picture() -> None:
     masks = torch.stack([painted(8, 8, (0, 0, 4, 8)), painted(8, 8, (4, 0, 8, 8))])
-    out = paste(torch.zeros(1, 16, 16, 3), torch.ones(1, 8, 8, 3), Crop(Box(4, 4, 12, 12), (16, 16)), 0.0, masks)
+    out = paste(
+        torch.zeros(1, 16, 16, 3),
+        torch.ones(1, 8, 8, 3),
+        Crop(Box(4, 4, 12, 12), (16, 16)),
+        0.0,
+        masks,
+    )
     assert out.shape[0] == 2
-    assert torch.equal(out[0, ..., 0], painted(16, 16, (4, 4, 8, 12))) and torch.equal(out[1, ..., 0], painted(16, 16, (8, 4, 12, 12)))
+    assert torch.equal(out[0, ..., 0], painted(16, 16, (4, 4, 8, 12))) and torch.equal(
+        out[1, ..., 0], painted(16, 16, (8, 4, 12, 12))
+    )
 
 
 def test_a_mask_at_another_size_than_the_patch() -> None:
@@ -237,4 +285,9 @@ def test_a_mask_at_another_size_than_the_patch() -> None:
 
 def test_batches_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 pictures, 3 patches"):
-        paste(torch.zeros(2, 16, 16, 3), torch.ones(3, 8, 8, 3), Crop(Box(4, 4, 12, 12), (16, 16)), 0.0)
+        paste(
+            torch.zeros(2, 16, 16, 3),
+            torch.ones(3, 8, 8, 3),
+            Crop(Box(4, 4, 12, 12), (16, 16)),
+            0.0,
+        )

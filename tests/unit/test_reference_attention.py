@@ -61,8 +61,13 @@ class Layer:
     concepts: list[list[naive.NaiveReference]]
 
     def __repr__(self) -> str:
-        seen = [(len(fast.bias), [(len(one.k), one.strength) for one in slow]) for fast, slow in zip(self.references, self.concepts)]
-        return f"Layer({list(self.q.shape)}, {self.heads} heads, grid {self.grid}, references {seen})"
+        seen = [
+            (len(fast.bias), [(len(one.k), one.strength) for one in slow])
+            for fast, slow in zip(self.references, self.concepts)
+        ]
+        return (
+            f"Layer({list(self.q.shape)}, {self.heads} heads, grid {self.grid}, references {seen})"
+        )
 
 
 def random_mask(rng: np.random.Generator, grid: tuple[int, int], kind: str) -> np.ndarray | None:
@@ -92,7 +97,9 @@ def references_of_concept(
         index, log_coverage = visible_tokens(None if mask is None else torch.from_numpy(mask), grid)
         poisoned = [torch.full((tokens, channels), POISON), torch.full((tokens, channels), POISON)]
         for poison, real in zip(poisoned, (k, v)):
-            poison[coverage.reshape(-1) >= naive.MINIMUM_COVERAGE] = torch.from_numpy(real)[coverage.reshape(-1) >= naive.MINIMUM_COVERAGE]
+            poison[coverage.reshape(-1) >= naive.MINIMUM_COVERAGE] = torch.from_numpy(real)[
+                coverage.reshape(-1) >= naive.MINIMUM_COVERAGE
+            ]
         fast.append((poisoned[0][index], poisoned[1][index], log_coverage + strength))
     return ReferenceTokens(*(torch.cat(parts) for parts in zip(*fast))), slow
 
@@ -102,9 +109,25 @@ def layers(draw: Any) -> Layer:
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     batch, heads, width = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 5))
     grid = (draw(st.integers(1, 5)), draw(st.integers(1, 6)))
-    q, k, v = (torch.from_numpy(rng.normal(size=(batch, grid[0] * grid[1], heads * width)).astype(np.float32) * 1.5) for _ in range(3))
-    kinds = draw(st.lists(st.tuples(st.sampled_from(["none", "hard", "soft"]), st.integers(1, 2), st.floats(0, 4)), min_size=1, max_size=3))
-    pairs = [references_of_concept(rng, views, heads * width, kind, strength) for kind, views, strength in kinds]
+    q, k, v = (
+        torch.from_numpy(
+            rng.normal(size=(batch, grid[0] * grid[1], heads * width)).astype(np.float32) * 1.5
+        )
+        for _ in range(3)
+    )
+    kinds = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["none", "hard", "soft"]), st.integers(1, 2), st.floats(0, 4)
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    pairs = [
+        references_of_concept(rng, views, heads * width, kind, strength)
+        for kind, views, strength in kinds
+    ]
     return Layer(q, k, v, heads, grid, [fast for fast, _ in pairs], [slow for _, slow in pairs])
 
 
@@ -118,7 +141,10 @@ def images(*tensors: Tensor) -> Any:
 @given(layers())
 def test_rsa_is_the_formula(layer: Layer) -> None:
     out = reference_attention(layer.q, layer.k, layer.v, layer.references, attend_with(layer.heads))
-    expected = [naive.rsa(q, k, v, layer.concepts, layer.heads) for q, k, v in images(layer.q, layer.k, layer.v)]
+    expected = [
+        naive.rsa(q, k, v, layer.concepts, layer.heads)
+        for q, k, v in images(layer.q, layer.k, layer.v)
+    ]
     assert naive.relative_error(out, np.stack(expected)) <= 1e-5
 
 
@@ -128,7 +154,9 @@ def test_rsa_without_references_is_plain_attention(layer: Layer) -> None:
     out = reference_attention(layer.q, layer.k, layer.v, [], spy)
     [(q, k, v, bias)] = spy.calls
     assert bias is None and q is layer.q and k is layer.k and v is layer.v
-    expected = [naive.attention(q, k, v, layer.heads) for q, k, v in images(layer.q, layer.k, layer.v)]
+    expected = [
+        naive.attention(q, k, v, layer.heads) for q, k, v in images(layer.q, layer.k, layer.v)
+    ]
     assert naive.relative_error(out, np.stack(expected)) <= 1e-5
 
 
@@ -149,7 +177,9 @@ def test_the_bias_is_on_the_references_tokens_only() -> None:
         assert torch.equal(keys[image], torch.cat([k[image], first.k, second.k]))
         assert torch.equal(values[image], torch.cat([v[image], first.v, second.v]))
     assert bias is not None
-    torch.testing.assert_close(bias, torch.tensor([0.0, 0.0, 0.0, 0.0, 3.0, 3.0 + np.log(0.5), 1.5], dtype=torch.float32))
+    torch.testing.assert_close(
+        bias, torch.tensor([0.0, 0.0, 0.0, 0.0, 3.0, 3.0 + np.log(0.5), 1.5], dtype=torch.float32)
+    )
 
 
 def test_a_strength_of_three_multiplies_the_odds_by_twenty() -> None:
@@ -172,11 +202,18 @@ def test_the_references_take_the_type_of_the_layer() -> None:
 @given(layers(), st.integers(0, 10**6))
 def test_rba_is_the_formula(layer: Layer, seed: int) -> None:
     # As many tokens without an owner as with one; a concept may own nothing.
-    owners = np.random.default_rng(seed).integers(-len(layer.concepts), len(layer.concepts), (layer.q.shape[0], *layer.grid)).clip(-1)
+    owners = (
+        np.random.default_rng(seed)
+        .integers(-len(layer.concepts), len(layer.concepts), (layer.q.shape[0], *layer.grid))
+        .clip(-1)
+    )
     regions = group_tokens(torch.from_numpy(owners))
-    out = region_attention(layer.q, layer.k, layer.v, layer.references, regions, attend_with(layer.heads))
+    out = region_attention(
+        layer.q, layer.k, layer.v, layer.references, regions, attend_with(layer.heads)
+    )
     expected = [
-        naive.rba(q, k, v, layer.concepts, owner, layer.heads) for (q, k, v), owner in zip(images(layer.q, layer.k, layer.v), owners)
+        naive.rba(q, k, v, layer.concepts, owner, layer.heads)
+        for (q, k, v), owner in zip(images(layer.q, layer.k, layer.v), owners)
     ]
     assert naive.relative_error(out, np.stack(expected)) <= 1e-5
 
@@ -191,9 +228,15 @@ def test_rba_without_any_region_is_plain_attention(layer: Layer) -> None:
 
 @given(layers(), st.integers(0, 10**6))
 def test_rba_leaves_tokens_without_an_owner_alone(layer: Layer, seed: int) -> None:
-    owners = torch.from_numpy(np.random.default_rng(seed).integers(-1, len(layer.concepts), (layer.q.shape[0], *layer.grid)))
+    owners = torch.from_numpy(
+        np.random.default_rng(seed).integers(
+            -1, len(layer.concepts), (layer.q.shape[0], *layer.grid)
+        )
+    )
     attend = attend_with(layer.heads)
-    out = region_attention(layer.q, layer.k, layer.v, layer.references, group_tokens(owners), attend)
+    out = region_attention(
+        layer.q, layer.k, layer.v, layer.references, group_tokens(owners), attend
+    )
     unowned = (owners < 0).flatten(1)
     torch.testing.assert_close(out[unowned], attend(layer.q, layer.k, layer.v, None)[unowned])
 
@@ -203,7 +246,11 @@ def test_rba_asks_for_every_query_once_and_for_no_concept_that_owns_nothing() ->
     references = [reference(1.0, 1.0), reference(2.0, 1.0, 1.0), reference(3.0, 1.0, 1.0, 1.0)]
     spy = Spy()
     region_attention(q, k, v, references, group_tokens(torch.tensor([[[-1, 2], [0, 2]]])), spy)
-    asked = sorted((queries.shape[1], None if bias is None else bias.tolist()[4:]) for queries, _, _, bias in spy.calls if bias is not None)
+    asked = sorted(
+        (queries.shape[1], None if bias is None else bias.tolist()[4:])
+        for queries, _, _, bias in spy.calls
+        if bias is not None
+    )
     assert asked == [(1, [1.0]), (2, [3.0, 3.0, 3.0])]
     assert [queries.shape[1] for queries, _, _, bias in spy.calls if bias is None] == [1]
 
@@ -211,13 +258,31 @@ def test_rba_asks_for_every_query_once_and_for_no_concept_that_owns_nothing() ->
 # Regions
 
 
-@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(-1, 4), st.integers(0, 10**6))
-def test_grouping_names_every_token_once(batch: int, rows: int, columns: int, most: int, seed: int) -> None:
-    owners = torch.from_numpy(np.random.default_rng(seed).integers(-1, most + 1, (batch, rows, columns)))
-    named = [(region.image, token, region.concept) for region in group_tokens(owners) for token in region.index.tolist()]
+@given(
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(-1, 4),
+    st.integers(0, 10**6),
+)
+def test_grouping_names_every_token_once(
+    batch: int, rows: int, columns: int, most: int, seed: int
+) -> None:
+    owners = torch.from_numpy(
+        np.random.default_rng(seed).integers(-1, most + 1, (batch, rows, columns))
+    )
+    named = [
+        (region.image, token, region.concept)
+        for region in group_tokens(owners)
+        for token in region.index.tolist()
+    ]
     assert all(len(region.index) for region in group_tokens(owners))
     expected = [
-        (image, row * columns + column, None if owners[image, row, column] < 0 else int(owners[image, row, column]))
+        (
+            image,
+            row * columns + column,
+            None if owners[image, row, column] < 0 else int(owners[image, row, column]),
+        )
         for image in range(batch)
         for row in range(rows)
         for column in range(columns)
@@ -227,34 +292,60 @@ def test_grouping_names_every_token_once(batch: int, rows: int, columns: int, mo
 
 def test_a_region_is_one_group() -> None:
     groups = group_tokens(torch.tensor([[[1, -1], [1, 1]]]))
-    assert [(group.concept, group.index.tolist()) for group in groups] == [(None, [1]), (1, [0, 2, 3])]
+    assert [(group.concept, group.index.tolist()) for group in groups] == [
+        (None, [1]),
+        (1, [0, 2, 3]),
+    ]
     assert all(isinstance(group, RegionTokens) for group in groups)
 
 
 @st.composite
-def placements(draw: Any) -> tuple[np.ndarray | None, list[np.ndarray | None], int, tuple[int, int]]:
+def placements(
+    draw: Any,
+) -> tuple[np.ndarray | None, list[np.ndarray | None], int, tuple[int, int]]:
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     batch, concepts = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    latent, level = (draw(st.integers(1, 20)), draw(st.integers(1, 20))), draw(st.sampled_from([1, 2, 4, 8]))
+    latent, level = (
+        (draw(st.integers(1, 20)), draw(st.integers(1, 20))),
+        draw(st.sampled_from([1, 2, 4, 8])),
+    )
     half, grid = (tuple(-(-side // divisor) for side in latent) for divisor in (2, level))
     measured = rng.integers(-1, concepts, (batch, *half)) if draw(st.booleans()) else None
     targets: list[np.ndarray | None] = []
     for _ in range(concepts):
         size = (int(rng.integers(1, 30)), int(rng.integers(1, 30)))
-        targets.append(draw(st.sampled_from([None, (rng.random(size) > 0.5).astype(np.float32), rng.random(size).astype(np.float32)])))
+        targets.append(
+            draw(
+                st.sampled_from(
+                    [
+                        None,
+                        (rng.random(size) > 0.5).astype(np.float32),
+                        rng.random(size).astype(np.float32),
+                    ]
+                )
+            )
+        )
     return measured, targets, batch, (grid[0], grid[1])
 
 
 def place(measured: Any, targets: Sequence[Any], batch: int, grid: tuple[int, int]) -> Tensor:
     layout = None if measured is None else torch.as_tensor(measured)
-    return place_concepts(layout, [None if target is None else torch.as_tensor(target)[None] for target in targets], batch, grid)
+    return place_concepts(
+        layout,
+        [None if target is None else torch.as_tensor(target)[None] for target in targets],
+        batch,
+        grid,
+    )
 
 
 @given(placements())
 def test_placing_is_the_formula(case: tuple[Any, list[Any], int, tuple[int, int]]) -> None:
     measured, targets, batch, grid = case
     out = place(measured, targets, batch, grid)
-    expected = [naive.placed(None if measured is None else measured[image], targets, grid) for image in range(batch)]
+    expected = [
+        naive.placed(None if measured is None else measured[image], targets, grid)
+        for image in range(batch)
+    ]
     assert np.array_equal(out.numpy(), np.stack(expected))
 
 
@@ -265,7 +356,9 @@ def test_a_target_replaces_what_was_measured_of_its_concept_only() -> None:
 
 
 def test_the_last_of_two_overlapping_targets_wins() -> None:
-    assert place(None, [[[1.0, 1.0, 0.0]], [[0.0, 1.0, 1.0]]], 2, (1, 3)).tolist() == [[[0, 1, 1]]] * 2
+    assert (
+        place(None, [[[1.0, 1.0, 0.0]], [[0.0, 1.0, 1.0]]], 2, (1, 3)).tolist() == [[[0, 1, 1]]] * 2
+    )
 
 
 def test_an_empty_target_leaves_its_concept_nowhere() -> None:

@@ -1,0 +1,1 @@
+"""Looking into a run: attention maps, and where in the references a place looked."""

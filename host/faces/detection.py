@@ -1,0 +1,106 @@
+"""Faces in pictures: with ComfyUI's own MediaPipe nodes where the host has them, else with OpenCV's
+YuNet."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...magic.boxes import Box
+from ..models import folders as model_folders
+from ..models.folders import FACE_DETECTORS, MEDIAPIPE
+
+_LONGEST_SIDE = 1024
+"""YuNet looks for faces of 10 to 300 pixels, so larger pictures are reduced to this."""
+
+
+def face_models() -> list[str]:
+    """Names of the detectors that are there, the host's own first."""
+    hosted = (
+        [name for name in model_folders.names(MEDIAPIPE) if _finds_faces(name)]
+        if _has_mediapipe()
+        else []
+    )
+    return [*hosted, *model_folders.names(FACE_DETECTORS)]
+
+
+def missing_message(name: str = "") -> str:
+    message = model_folders.missing(FACE_DETECTORS, name)
+    return f"{message}; or {model_folders.missing(MEDIAPIPE)}" if _has_mediapipe() else message
+
+
+def find_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]:
+    """The faces in each picture. images: B H W 3 in 0..1; threshold: the least score, 0..1.
+    ValueError names what is missing."""
+    if name not in face_models():
+        raise ValueError(missing_message(name))
+    if name.endswith(".onnx"):
+        return _yunet_faces(name, images, threshold)
+    return _mediapipe_faces(name, images, threshold)
+
+
+def _has_mediapipe() -> bool:
+    return importlib.util.find_spec("comfy_extras.nodes_mediapipe") is not None
+
+
+def _finds_faces(name: str) -> bool:
+    """Whether a file is MediaPipe's: ComfyUI keeps detectors of other things in the same folder."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(model_folders.path_of(MEDIAPIPE, name), "pt") as file:
+            return any(key.startswith("detector_short.") for key in file.keys())  # noqa: SIM118 (the file itself cannot be iterated)
+    except (SafetensorError, OSError):
+        return False
+
+
+def _mediapipe_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]:
+    from comfy_extras.nodes_mediapipe import LoadMediaPipeFaceLandmarker, MediaPipeFaceLandmarker
+
+    model = LoadMediaPipeFaceLandmarker.execute(name).args[0]
+    found = MediaPipeFaceLandmarker.execute(model, images, "both", 0, threshold, "empty").args[1]
+    return [
+        [
+            Box(face["x"], face["y"], face["width"], face["height"], "face", face["score"])
+            for face in faces
+        ]
+        for faces in found
+    ]
+
+
+def _yunet_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]:
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError(
+            f"faces: '{name}' needs the package opencv-python-headless: install it, and restart"
+            " ComfyUI"
+        ) from error
+    from comfy.utils import ProgressBar
+
+    path = model_folders.path_of(FACE_DETECTORS, name)
+    height, width = images.shape[1:3]
+    scale = min(1.0, _LONGEST_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    detector: Any = cv2.FaceDetectorYN.create(str(path), "", size, score_threshold=threshold)
+    progress = ProgressBar(len(images))
+    found = []
+    for image in images:
+        pixels = (image[..., :3].cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        _, faces = detector.detect(
+            np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)[..., ::-1])
+        )
+        # Fifteen numbers a face: x, y, width, height, five landmarks, score.
+        rows = [] if faces is None else faces.tolist()
+        found.append(
+            [
+                Box(*(number / scale for number in face[:4]), "face", float(face[-1]))
+                for face in rows
+            ]
+        )
+        progress.update(1)
+    return found

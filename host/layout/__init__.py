@@ -1,0 +1,1 @@
+"""Which words own which part of the picture: measured in a run, recorded, and as masks."""

@@ -1,0 +1,88 @@
+"""A recorded layout as masks and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .record import LayoutStep
+
+# Okabe and Ito's palette: told apart by the colour-blind too.
+PALETTE: tuple[tuple[str, tuple[int, int, int]], ...] = (
+    ("orange", (230, 159, 0)),
+    ("sky blue", (86, 180, 233)),
+    ("green", (0, 158, 115)),
+    ("yellow", (240, 228, 66)),
+    ("blue", (0, 114, 178)),
+    ("vermilion", (213, 94, 0)),
+    ("purple", (204, 121, 167)),
+    ("gray", (150, 150, 150)),
+)
+
+
+@dataclass(frozen=True)
+class LayoutMasks:
+    """phrases: for each phrase B H W; foreground: B H W. All 0 or 1."""
+
+    phrases: tuple[Tensor, ...]
+    foreground: Tensor
+
+
+def layout_masks(step: LayoutStep, phrases: int, size: tuple[int, int]) -> LayoutMasks:
+    """size: rows, columns of the picture. Edges are smoothed to the picture's resolution before
+    they are cut."""
+
+    def enlarged(mask: Tensor) -> Tensor:
+        return (
+            F.interpolate(mask[:, None].float(), size=size, mode="bicubic", align_corners=False)[
+                :, 0
+            ]
+            >= 0.5
+        ).float()
+
+    concepts = torch.from_numpy(step.concepts)
+    return LayoutMasks(
+        tuple(enlarged(concepts == i) for i in range(phrases)),
+        enlarged(torch.from_numpy(step.foreground)),
+    )
+
+
+def overlay(masks: LayoutMasks, phrases: Sequence[str], image: Tensor | None) -> tuple[Tensor, str]:
+    """The regions in colour over the picture (or over the foreground in gray), with a legend below
+    each; and the legend in words."""
+    batch, _, width = masks.foreground.shape
+    base = (
+        masks.foreground[..., None].expand(-1, -1, -1, 3) * 0.35 + 0.25
+        if image is None
+        else image[:, ..., :3].expand(batch, -1, -1, -1)
+    )
+    painted = base.clone().float().cpu()
+    for i, mask in enumerate(masks.phrases):
+        colour = torch.tensor(PALETTE[i % len(PALETTE)][1]) / 255
+        painted = torch.lerp(painted, colour.expand_as(painted), 0.6 * mask[..., None])
+    strip = _legend(phrases, width)
+    words = ", ".join(
+        f"{phrase}: {PALETTE[i % len(PALETTE)][0]}" for i, phrase in enumerate(phrases)
+    )
+    return torch.cat([painted, strip.expand(batch, -1, -1, -1)], dim=1), words
+
+
+def _legend(phrases: Sequence[str], width: int) -> Tensor:  # 1 h W 3
+    line = 14
+    picture = Image.new("RGB", (width, line * len(phrases) + 4), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, phrase in enumerate(phrases):
+        top = 3 + i * line
+        draw.rectangle((4, top, 13, top + 9), fill=PALETTE[i % len(PALETTE)][1])
+        draw.text((18, top - 2), phrase, fill="black")
+    return (
+        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        .view(1, picture.height, width, 3)
+        .float()
+        / 255
+    )

@@ -1,0 +1,79 @@
+"""The browser page that queued what is running. A page that wants our events says so once for each
+of its connections."""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+LISTEN_ROUTE = "/magicportrait/listen"
+_LISTENS = "magicportrait"
+
+
+@dataclass(frozen=True)
+class Audience:
+    """A browser page that shows our events. workflow: the id of the one that it queued, None when
+    the page did not say."""
+
+    server: Any
+    client: str
+    workflow: str | None
+
+    def send(self, event: str, data: dict[str, Any]) -> None:
+        """Sends the event, with the workflow: by now the page may show another, which has nodes of
+        the same ids."""
+        self.server.send_sync(event, {**data, "workflow": self.workflow}, self.client)
+
+
+def running_server() -> Any:
+    """The host's server; None in tests and scripts, which have not imported it."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def audience() -> Audience | None:
+    """The page that queued what is running; None when it was not a page, or one without our
+    frontend."""
+    server = running_server()
+    client = getattr(server, "client_id", None)
+    if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
+        return None
+    return Audience(server, client, _running_workflow(server))
+
+
+def _running_workflow(server: Any) -> str | None:
+    """The id of the workflow that runs: pages put it into a prompt, for the metadata of its
+    pictures."""
+    for _, _, _, extra_data, *_ in server.prompt_queue.currently_running.values():
+        match extra_data:
+            case {"extra_pnginfo": {"workflow": {"id": str(workflow)}}}:
+                return workflow
+    return None
+
+
+def accept_listeners() -> None:
+    """Lets pages say that they listen, by POST of {"client_id"}: for as long as their websocket is
+    open."""
+    server = running_server()
+    if server is None:
+        return
+    from aiohttp import web
+
+    @server.routes.post(LISTEN_ROUTE)
+    async def listen(request: web.Request) -> web.Response:
+        socket = server.sockets_metadata.get((await request.json()).get("client_id"))
+        if socket is None:
+            return web.Response(status=404)
+        socket[_LISTENS] = True
+        return web.Response(status=204)
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as a file of its kind ('PNG', 'JPEG') in base64."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

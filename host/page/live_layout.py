@@ -1,0 +1,120 @@
+"""The layout of a running sampling, for the browser page that queued it. Where nobody looks,
+nothing is computed or sent.
+
+Events, all JSON: `magicportrait.run` once at the start, `magicportrait.layout` a few times a second
+and once at the end. Pictures are base64 without a prefix: references JPEG, layouts PNG with a
+palette (0 and transparent: no phrase; i + 1: phrase i).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ...magic.concepts import Concept
+from ..layout.masks import PALETTE
+from ..layout.record import LayoutStep, Run
+from .audience import Audience, audience, encoded
+
+RUN_EVENT, LAYOUT_EVENT = "magicportrait.run", "magicportrait.layout"
+_SECONDS_BETWEEN = 0.25
+_THUMBNAIL_SIDE = 96
+
+
+@dataclass(frozen=True, eq=False)
+class LayoutView:
+    """What a page is told of the node whose model is sampled. node: its id in the graph."""
+
+    node: str | None
+    phrases: tuple[str, ...]
+    concepts: tuple[Concept, ...] = ()
+
+    def open(self, steps: int) -> LiveLayout | None:
+        """A sampling run of so many steps begins. None when nobody looks."""
+        page = audience()
+        return None if page is None or self.node is None else LiveLayout(page, self, steps)
+
+
+class LiveLayout:
+    """One sampling run, followed by a page."""
+
+    def __init__(self, page: Audience, view: LayoutView, steps: int):
+        from comfy_execution.utils import get_executing_context
+
+        self._page = page
+        self._shown: dict[int, np.ndarray] = {}
+        self._last = -math.inf
+        context = get_executing_context()
+        sampler = None if context is None else context.node_id
+        self._about = {"node": view.node, "sampler": sampler}
+        references = [
+            {"phrase": i, "image": picture}
+            for i, concept in enumerate(view.concepts)
+            for picture in _thumbnails(concept)
+        ]
+        page.send(
+            RUN_EVENT,
+            {
+                **self._about,
+                "steps": steps,
+                "phrases": list(view.phrases),
+                "references": references,
+            },
+        )
+
+    def show(self, step: int, layout: LayoutStep) -> None:
+        """Sends the layout, unless one has just been sent."""
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN:
+            self._last = now
+            self._send({step: layout}, done=False)
+
+    def close(self, run: Run) -> None:
+        """Sends the layouts that have not been sent."""
+        unseen = {
+            step: layout
+            for step, layout in run.items()
+            if not np.array_equal(layout.concepts, self._shown.get(step, ()))
+        }
+        self._send(unseen, done=True)
+
+    def _send(self, layouts: Run, done: bool) -> None:
+        self._shown.update({step: layout.concepts for step, layout in layouts.items()})
+        pictures = {
+            str(step): [indexed_png(concepts) for concepts in layout.concepts]
+            for step, layout in layouts.items()
+        }
+        self._page.send(LAYOUT_EVENT, {**self._about, "layouts": pictures, "done": done})
+
+
+def indexed_png(concepts: np.ndarray) -> str:
+    """concepts: H W, the phrase that owns each place or -1. A PNG of that size in base64."""
+    phrases = max(1, int(concepts.max()) + 1)
+    picture = Image.fromarray((concepts + 1).astype(np.uint8), "P")
+    colours = [(0, 0, 0), *(PALETTE[i % len(PALETTE)][1] for i in range(phrases))]
+    picture.putpalette([value for colour in colours for value in colour])
+    return encoded(picture, "PNG", transparency=0)
+
+
+def _thumbnails(concept: Concept) -> Sequence[str]:
+    """The references of a concept, dark where the mask leaves them out."""
+    height, width = concept.images.shape[1:3]
+    scale = min(1.0, _THUMBNAIL_SIDE / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    images = _resized(concept.images[..., :3].movedim(-1, 1), size)  # B 3 h w
+    if concept.mask is not None:
+        images = images * (0.25 + 0.75 * _resized(concept.mask[:, None], size))
+    pictures = (images.movedim(1, -1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return [encoded(Image.fromarray(picture), "JPEG", quality=80) for picture in pictures]
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images.float().cpu(), size=size, mode="area")

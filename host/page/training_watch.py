@@ -1,0 +1,121 @@
+"""What a user sees of a training while it runs, and the memory it runs in."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..training.run import CaptureSettings
+from .audience import audience, running_server
+from .audience import encoded as as_base64
+
+_PREVIEW_SIDE = 512
+_SECONDS_BETWEEN_EVENTS = 0.3
+
+
+class TrainingWatch:
+    """Progress bar with loss and previews. Its methods are the training's callbacks; a cancel of
+    the user is raised from them."""
+
+    def __init__(self, settings: CaptureSettings, pictures: int, node: str | None):
+        import comfy.utils
+
+        # Encoding is quick beside the training: it moves the bar, so that a cancel is seen, but has
+        # no share in it.
+        self._total = settings.steps
+        self._bar = comfy.utils.ProgressBar(self._total)
+        self._encodings, self._encoded = pictures * settings.versions, 0
+        self._node = node
+        self._average: float | None = None
+        self._loss: float | None = None
+        self._began: tuple[float, int] | None = None
+        self._shown = 0.0
+        self.previews: list[Tensor] = []
+
+    def encoded(self) -> None:
+        import comfy.model_management as management
+
+        management.throw_exception_if_processing_interrupted()
+        self._encoded += 1
+        self._say(f"encoding pictures: {self._encoded}/{self._encodings}")
+
+    def stepped(self, step: int, loss: float) -> None:
+        import comfy.model_management as management
+
+        self._loss = loss
+        self._average = loss if self._average is None else 0.95 * self._average + 0.05 * loss
+        self._bar.update_absolute(step, self._total)
+        if step % 10 == 0 or step == self._total:
+            self._say(f"step {step}/{self._total}, loss {self._average:.4f}")
+        self._show(step)
+        management.throw_exception_if_processing_interrupted()
+
+    def previewed(self, step: int, pictures: Tensor) -> None:
+        self.previews.append(pictures)
+        picture = Image.fromarray((pictures[0].clamp(0, 1).numpy() * 255).round().astype(np.uint8))
+        self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
+        self._show(step, picture)
+
+    def _show(self, step: int, preview: Image.Image | None = None) -> None:
+        """A point of the loss curve for the page that queued: with every preview, else a few times
+        a second."""
+        now = time.monotonic()
+        # A training that is taken up again has done its first steps at another time.
+        self._began = self._began or (now, step)
+        if preview is None and step < self._total and now - self._shown < _SECONDS_BETWEEN_EVENTS:
+            return
+        self._shown = now
+        page = audience()
+        if page is None or self._node is None:
+            return
+        began, first = self._began
+        left = (now - began) / (step - first) * (self._total - step) if step > first else None
+        image = None if preview is None else as_base64(preview, "JPEG")
+        point = {
+            "node": self._node,
+            "step": step,
+            "steps": self._total,
+            "loss": self._loss,
+            "preview": image,
+            "seconds_left": left,
+        }
+        page.send("magicportrait.training", point)
+
+    def _say(self, text: str) -> None:
+        server = running_server()
+        if self._node is not None and hasattr(server, "send_progress_text"):
+            server.send_progress_text(text, self._node)
+
+
+@contextlib.contextmanager
+def memory_freed() -> Iterator[None]:
+    """Other models leave the GPU before; after, an exception included, what nothing holds any more
+    is given back."""
+    import comfy.model_management as management
+
+    management.unload_all_models()
+    try:
+        yield
+    finally:
+        # A UNet that is checkpointed block by block refers to itself.
+        gc.collect()
+        management.soft_empty_cache()
+
+
+def chosen_precision(choice: str) -> str:
+    """'auto' becomes what the device does best: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    import comfy.model_management as management
+
+    if choice != "auto":
+        return choice
+    device = management.get_torch_device()
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if management.should_use_bf16(device) and torch.cuda.is_available() else "fp16"

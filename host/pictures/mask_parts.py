@@ -1,0 +1,55 @@
+"""Connected parts of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_INSIDE = 0.5
+
+
+def fill_holes(mask: Tensor) -> Tensor:
+    """Fills what a mask encloses on all sides. B H W in 0..1; a place counts as covered from .5 on,
+    soft edges stay as they are."""
+    from scipy.ndimage import binary_fill_holes
+
+    return torch.maximum(mask, _each(mask, lambda inside: binary_fill_holes(inside)))
+
+
+def largest_part(mask: Tensor) -> Tensor:
+    """Keeps the largest connected part of each mask (corners connect), with its soft edge. B H W in
+    0..1."""
+    from scipy.ndimage import label
+
+    corners = np.ones((3, 3), bool)
+
+    def largest(inside: np.ndarray) -> np.ndarray:
+        parts, count = label(inside, corners)
+        return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count else inside
+
+    kept = _each(mask, largest)
+    dropped = (mask >= _INSIDE) & (kept == 0)
+    return torch.where(_nearer_to(kept > 0, dropped), mask, 0.0).to(mask)
+
+
+def _each(mask: Tensor, work: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    return torch.stack(
+        [torch.from_numpy(work(one)).to(mask) for one in (mask >= _INSIDE).cpu().numpy()]
+    )
+
+
+def _nearer_to(kept: Tensor, dropped: Tensor) -> Tensor:
+    """Where a kept place is nearer than any dropped one: so a soft edge goes with the part that it
+    belongs to."""
+    from scipy.ndimage import distance_transform_edt
+
+    nearer = []
+    for own, other in zip(kept.cpu().numpy(), dropped.cpu().numpy(), strict=True):
+        if not other.any():
+            nearer.append(np.ones_like(own))
+        else:
+            nearer.append(distance_transform_edt(~own) < distance_transform_edt(~other))
+    return torch.from_numpy(np.stack(nearer)).to(kept.device)

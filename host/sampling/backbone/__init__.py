@@ -1,0 +1,1 @@
+"""What the pack knows of a kind of model: UNets here, a module each."""

@@ -1,0 +1,146 @@
+"""Reference images as the model needs them: latents at their own size, and their own prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...magic.blocks import AttentionBlock, Block
+from ...magic.concepts import Concept, visible_tokens
+from ..text.prompts import encode
+
+_MINIMUM_SIDE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One reference image.
+
+    concept: index of its concept; latent: 1 C h w as the VAE gives it; mask: H W or None;
+    conditioning: its prompt's.
+    """
+
+    concept: int
+    latent: Tensor
+    mask: Tensor | None
+    strength: float
+    conditioning: list[Any]
+
+
+def prepare_references(
+    concepts: Sequence[Concept], clip: Any, vae: Any, native_side: int
+) -> list[Reference]:
+    """Encodes the images and prompts of all concepts. Images keep their aspect; what is larger than
+    the model's own area is reduced."""
+    conditionings: dict[str, list[Any]] = {}
+    references = []
+    for index, concept in enumerate(concepts):
+        prompt = concept.prompt or concept.phrase
+        if prompt not in conditionings:
+            conditionings[prompt] = encode(clip, prompt)
+        for i, image in enumerate(concept.images):
+            mask = (
+                None
+                if concept.mask is None
+                else concept.mask[i if concept.mask.shape[0] > 1 else 0]
+            )
+            latent = vae.encode(_fitted(image[None, ..., :3], native_side))
+            references.append(
+                Reference(index, latent, mask, concept.strength, conditionings[prompt])
+            )
+    return references
+
+
+def _fitted(image: Tensor, native_side: int) -> Tensor:  # 1 H W 3
+    height, width = image.shape[1:3]
+    scale = min(1.0, native_side / math.sqrt(height * width))
+    scale = max(scale, _MINIMUM_SIDE / min(height, width))
+    size = tuple(max(8, round(side * scale / 8) * 8) for side in (height, width))
+    if size == (height, width):
+        return image
+    resized = F.interpolate(image.movedim(-1, 1).float(), size=size, mode="bicubic", antialias=True)
+    return resized.clamp(0, 1).movedim(1, -1)
+
+
+def check_masks(
+    references: Sequence[Reference],
+    concepts: Sequence[Concept],
+    blocks: Sequence[Block],
+    available: Sequence[AttentionBlock],
+) -> None:
+    """ValueError when a mask leaves nothing of a reference in one of the layers."""
+    for reference in references:
+        height, width = reference.latent.shape[-2:]
+        for downscale in {layer.downscale for layer in available if layer.block in blocks}:
+            grid = (-(-height // downscale), -(-width // downscale))
+            if len(visible_tokens(reference.mask, grid)[0]) == 0:
+                phrase = concepts[reference.concept].phrase
+                raise ValueError(
+                    f"mask of concept '{phrase}' is empty after scaling to {grid[1]}x{grid[0]}: "
+                    "paint a larger region, or crop the image closer"
+                )
+
+
+class ReferenceImage(Protocol):
+    """What the reference pass needs to know of a picture. latent: 1 C h w as the VAE gives it;
+    conditioning: under which it is denoised."""
+
+    @property
+    def latent(self) -> Tensor: ...
+
+    @property
+    def conditioning(self) -> list[Any]: ...
+
+
+def joined_places(
+    references: Sequence[Reference], concept: int, downscale: int
+) -> list[tuple[int, Tensor, tuple[int, int]]]:
+    """Whose the tokens of a concept are, in the order in which a layer has them: reference, the
+    tokens' places, and the grid of these."""
+    found = []
+    # References run in batches: their tokens come in the order of these.
+    for i in (i for group in alike(references) for i in group if references[i].concept == concept):
+        height, width = references[i].latent.shape[-2:]
+        grid = (-(-height // downscale), -(-width // downscale))
+        found.append((i, visible_tokens(references[i].mask, grid)[0], grid))
+    return found
+
+
+def batched_conditioning(references: Sequence[ReferenceImage]) -> list[Any]:
+    """One conditioning for several references (`alike`): theirs when they share it, else one whose
+    rows are theirs."""
+    conditioning = references[0].conditioning
+    if all(reference.conditioning is conditioning for reference in references):
+        return conditioning
+    # One may come from a file, another from a text encoder on the GPU.
+    device = conditioning[0][0].device
+    tensor = torch.cat([reference.conditioning[0][0].to(device) for reference in references])
+    options = dict(conditioning[0][1])
+    if options.get("pooled_output") is not None:
+        options["pooled_output"] = torch.cat(
+            [reference.conditioning[0][1]["pooled_output"].to(device) for reference in references]
+        )
+    return [[tensor, options]]
+
+
+def alike(references: Sequence[ReferenceImage]) -> list[list[int]]:
+    """Indices of references that can run as one batch: same latent size, and the same conditioning
+    or plain ones of equal length."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, reference in enumerate(references):
+        conditioning = reference.conditioning
+        is_plain = len(conditioning) == 1 and set(conditioning[0][1]) <= {"pooled_output"}
+        tensor, pooled = conditioning[0][0], conditioning[0][1].get("pooled_output")
+        kind = (
+            (tensor.shape, None if pooled is None else pooled.shape)
+            if is_plain
+            else id(conditioning)
+        )
+        groups.setdefault((reference.latent.shape, kind), []).append(index)
+    return list(groups.values())

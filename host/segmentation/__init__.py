@@ -1,0 +1,1 @@
+"""From words, points and faces to masks."""

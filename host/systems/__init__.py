@@ -1,0 +1,1 @@
+"""MagicFace and MagicStyle in a sampling run."""

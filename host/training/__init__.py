@@ -1,0 +1,1 @@
+"""MagiCapture's training."""

@@ -1,0 +1,177 @@
+"""Training pictures as the training draws them: latents of jittered and mirrored versions, face
+masks, and who is on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...magic.capture_losses import face_box, face_crops
+from ...magic.capture_sets import CapturePicture
+from ..faces.identity import Identity
+
+_JITTER = 0.1
+_MULTIPLE = 64
+"""Sides are multiples of this, so that every level of the UNet gets whole tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPicture:
+    """A picture in V versions, of which the odd ones are mirrored.
+
+    latents: V C h w in the model's latent space; faces: V h w, the share of each latent pixel that
+    is face; boxes: V 3 (see face_box); identities: V D or None.
+    """
+
+    name: str
+    latents: Tensor
+    faces: Tensor
+    boxes: Tensor
+    identities: Tensor | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.latents.shape[-2:]
+        return height, width
+
+
+def prepare_pictures(
+    pictures: Sequence[CapturePicture],
+    vae: Any,
+    process_in: Callable[[Tensor], Tensor],
+    side: int,
+    versions: int,
+    identity: Identity | None,
+    device: torch.device,
+    generator: torch.Generator,
+    done: Callable[[], None],
+) -> list[PreparedPicture]:
+    """Encodes every picture `versions` times (1 or less: once, as it is). The aspect is kept; the
+    area is about side x side pixels."""
+    return [
+        _prepare(picture, vae, process_in, side, versions, identity, device, generator, done)
+        for picture in pictures
+    ]
+
+
+def _prepare(
+    picture: CapturePicture,
+    vae: Any,
+    process_in: Callable[[Tensor], Tensor],
+    side: int,
+    versions: int,
+    identity: Identity | None,
+    device: torch.device,
+    generator: torch.Generator,
+    done: Callable[[], None],
+) -> PreparedPicture:
+    size = training_size(picture.image.shape[0], picture.image.shape[1], side)
+    plain = _resized(picture.image.clone().movedim(-1, 0)[None], size).clamp(0, 1)  # 1 3 H W
+    mask = _resized(picture.mask.clone()[None, None], size)[0, 0].clamp(0, 1)
+    latents, faces, boxes, identities = [], [], [], []
+    for version in range(max(1, versions)):
+        image, face = (plain.flip(-1), mask.flip(-1)) if version % 2 else (plain, mask)
+        box = face_box(face, identity.margin if identity else 1.0)
+        if identity:
+            with torch.no_grad():
+                identities.append(
+                    identity.embed_crops(
+                        face_crops(image.to(device), box[None].to(device), identity.side)
+                    )[0]
+                )
+        with torch.inference_mode():
+            encoded = vae.encode(
+                (_jittered(image, generator) if versions > 1 else image).movedim(1, -1)
+            )
+        latent = process_in(encoded.clone().to(device, torch.float32))
+        latents.append(latent)
+        faces.append(
+            F.interpolate(face[None, None], size=tuple(latent.shape[-2:]), mode="area")[0, 0]
+        )
+        boxes.append(box)
+        done()
+    return PreparedPicture(
+        picture.name,
+        torch.cat(latents),
+        torch.stack(faces).to(device),
+        torch.stack(boxes).to(device),
+        torch.stack(identities) if identity else None,
+    )
+
+
+def training_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width for training: the picture's aspect, within the UNet's steps, and about side
+    x side pixels."""
+    step = min(_MULTIPLE, side)
+    scale = side / math.sqrt(height * width)
+    rounded = (max(step, round(x * scale / step) * step) for x in (height, width))
+    return tuple(rounded)  # type: ignore[return-value]
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:  # B C H W
+    """Fills `size` without distortion: what a rounded aspect leaves over is cut off evenly."""
+    height, width = image.shape[-2:]
+    scale = max(size[0] / height, size[1] / width)
+    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    if scaled != (height, width):
+        image = F.interpolate(
+            image.float(),
+            size=scaled,
+            mode="bicubic" if image.shape[1] == 3 else "bilinear",
+            antialias=True,
+        )
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    return image[..., top : top + size[0], left : left + size[1]]
+
+
+def _jittered(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Brightness and contrast, each changed by up to a tenth."""
+    brightness, contrast = (1 + _JITTER * (2 * torch.rand(2, generator=generator) - 1)).tolist()
+    image = (image * brightness).clamp(0, 1)
+    gray = image.mean()
+    return (gray + (image - gray) * contrast).clamp(0, 1)
+
+
+def masked_previews(pictures: Sequence[CapturePicture], side: int = 256) -> Tensor:
+    """Small copies with what is not face in shade: N side side 3."""
+    shown = []
+    for picture in pictures:
+        shaded = picture.image * (0.3 + 0.7 * picture.mask[..., None])
+        height, width = shaded.shape[:2]
+        scale = side / max(height, width)
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        small = F.interpolate(
+            shaded.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True
+        )[0]
+        top, left = (side - size[0]) // 2, (side - size[1]) // 2
+        shown.append(
+            F.pad(small, (left, side - size[1] - left, top, side - size[0] - top)).movedim(0, -1)
+        )
+    return torch.stack(shown).clamp(0, 1)
+
+
+class DifferentiableDecoder:
+    """The VAE's decoder, made anew so that it passes gradients: the host's own holds inference
+    tensors, and its layers handles of GPU memory, which a copy would give back a second time."""
+
+    def __init__(self, vae: Any, process_out: Callable[[Tensor], Tensor], device: torch.device):
+        import comfy.sd
+
+        self._dtype = torch.float32 if device.type == "cpu" else vae.vae_dtype
+        weights = {name: tensor.detach().clone() for name, tensor in vae.get_sd().items()}
+        network = comfy.sd.VAE(sd=weights).first_stage_model
+        self._network = network.to(device, self._dtype).requires_grad_(False).eval()
+        self._process_output, self._process_out = vae.process_output, process_out
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Latents of the model, B C h w -> images B 3 H W in 0..1."""
+        decoded = self._network.decode(self._process_out(latents).to(self._dtype))
+        # The host's scaling works in place.
+        images: Tensor = self._process_output(decoded.float() * 1.0)
+        return images.clamp(0, 1)

@@ -1,0 +1,205 @@
+"""The UNet in a form that can be trained: the host's class on torch's own layers, the model's
+patched weights, and LoRA."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...magic.blocks import AttentionBlock, Block
+from ..sampling.attention import token_grid
+from ..sampling.backbone.unet import attention_blocks
+from .lora import LoraLinear, patched_weights
+
+_PREFIX = "diffusion_model."
+_ADAPTED = (".to_q", ".to_k", ".to_v", ".to_out.0", ".ff.net.0.proj")
+_MAP_SIDE = 16
+"""The paper reads attention maps of 16x16 tokens. Of a model's resolutions the one nearest to that
+is taken."""
+
+
+class _Layers:
+    """torch's own layers under the names by which the host's UNet asks for them."""
+
+    Linear, Conv2d, GroupNorm, LayerNorm = nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm
+
+    @staticmethod
+    def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+        return nn.Conv2d(*args, **kwargs)
+
+
+class TrainableUNet:
+    """A copy of a MODEL's UNet. Its own weights are frozen; only LoRA can be trained.
+
+    alpha_bars: the model's noise schedule, by timestep. v_prediction: what its output means.
+    """
+
+    def __init__(
+        self, model: Any, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
+    ):
+        self._host = model.model
+        self._blocks = attention_blocks(model)
+        sampling = model.get_model_object("model_sampling")
+        self.v_prediction = _check_sampling(model, sampling)
+        self.alpha_bars = (1 / (1 + sampling.sigmas.detach().float().clone() ** 2)).to(device)
+        self.device, self.dtype = device, dtype
+        config = {**self._host.model_config.unet_config, "dtype": dtype}
+        config.pop("disable_unet_model_creation", None)
+        self.unet = type(self._host.diffusion_model)(**config, device=device, operations=_Layers)
+        # The copied names are those of this very class, so a key too many or too few means a
+        # patched-up host model.
+        self.unet.load_state_dict(patched_weights(model, _PREFIX, dtype))
+        self.unet.requires_grad_(False).eval()
+        for module in self.unet.modules():
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+                module.float()
+        if gradient_checkpointing:
+            self._checkpoint_blocks()
+        self.adapters: dict[str, LoraLinear] = {}
+
+    def _checkpoint_blocks(self) -> None:
+        for module in self.unet.modules():
+            if type(module).__name__ in ("ResBlock", "SpatialTransformer"):
+                module.forward = functools.partial(_checkpointed, module.forward)
+
+    def add_lora(self, rank: int, generator: torch.Generator) -> None:
+        """LoRA on the projections of both attentions and on the GEGLU projection, as in the
+        official code."""
+        for name, module in self.unet.named_modules():
+            if (
+                isinstance(module, nn.Linear)
+                and ".transformer_blocks." in name
+                and name.endswith(_ADAPTED)
+            ):
+                self.adapters[_PREFIX + name] = LoraLinear.attach(module, rank, generator)
+
+    def size_condition(self, pooled: Tensor | None, height: int, width: int) -> Tensor | None:
+        """SDXL's vector of the pooled text and the picture's size; None for models without one."""
+        if self.unet.num_classes is None or pooled is None:
+            return None
+        vector: Tensor = self._host.encode_adm(
+            device=self.device, pooled_output=pooled, width=width, height=height
+        )
+        return vector.to(self.device)
+
+    def predict(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        vector: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The UNet's output, and the attention maps when `columns` asks for them.
+
+        noisy: B C h w; timesteps: B; context: B 77 C; columns: B K, positions of the tokens to
+        record -> B C h w and B M K H W, where M counts the heads of all layers of the resolution
+        nearest to 16x16 (encoder and decoder, as in the official code).
+        """
+        maps: list[Tensor] = []
+        recorded = () if columns is None else map_blocks(self._blocks, tuple(noisy.shape[-2:]))
+        options = {"patches_replace": {"attn1": {}, "attn2": {}}}
+        for block in self._blocks:
+            options["patches_replace"]["attn1"][tuple(block.block)] = _attention
+            watched = block.block in recorded and columns is not None
+            options["patches_replace"]["attn2"][tuple(block.block)] = (
+                functools.partial(_watched_attention, columns=columns, maps=maps)
+                if watched
+                else _attention
+            )
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.unet(
+                noisy.to(self.dtype),
+                timesteps,
+                context=context.to(self.dtype),
+                y=vector,
+                transformer_options=options,
+            )
+        return output.float(), torch.cat(maps, 1) if maps else None
+
+
+def map_blocks(blocks: Sequence[AttentionBlock], size: tuple[int, int]) -> tuple[Block, ...]:
+    """The encoder and decoder blocks whose token grid, for a latent of `size`, is nearest to
+    16x16."""
+    outer = [block for block in blocks if block.block.stage != "middle"]
+    side = math.sqrt(size[0] * size[1])
+    nearest = min(
+        {block.downscale for block in outer},
+        key=lambda downscale: abs(math.log(side / downscale / _MAP_SIDE)),
+    )
+    return tuple(block.block for block in outer if block.downscale == nearest)
+
+
+def _checkpointed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    # The host writes the current block into its options as it goes: a recomputation needs them as
+    # they are now.
+    args = tuple(dict(value) if isinstance(value, dict) else value for value in args)
+    kwargs = {
+        name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()
+    }
+    output: Tensor = checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return output
+
+
+def _heads(x: Tensor, count: int) -> Tensor:  # B N C -> B heads N c
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+    heads = extra_options["n_heads"]
+    return (
+        F.scaled_dot_product_attention(*(_heads(x, heads) for x in (q, k, v)))
+        .transpose(1, 2)
+        .flatten(2)
+    )
+
+
+def _watched_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_options: dict[str, Any],
+    columns: Tensor,
+    maps: list[Tensor],
+) -> Tensor:
+    """Cross-attention with an explicit softmax, of which `columns` (B K) are appended to `maps` as
+    B heads K H W."""
+    grid, count = token_grid(q, extra_options), extra_options["n_heads"]
+    q, k, v = _heads(q, count), _heads(k, count), _heads(v, count)
+    # As the host does where half precision overflows, which it does in SD2.1.
+    with torch.autocast(q.device.type, enabled=False):
+        probabilities = (q.float() * q.shape[-1] ** -0.5 @ k.float().transpose(-1, -2)).softmax(
+            -1
+        )  # B heads N 77
+    index = columns[:, None, None].expand(-1, count, probabilities.shape[2], -1)
+    maps.append(probabilities.gather(-1, index).transpose(2, 3).unflatten(-1, grid))
+    return (probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def _check_sampling(model: Any, sampling: Any) -> bool:
+    """Whether the model predicts v. ValueError for models that training does not know."""
+    import comfy.model_sampling as rules
+
+    # Not the model's own type: ModelSamplingDiscrete gives it another rule.
+    rule = type(sampling).calculate_denoised
+    known = {rules.EPS.calculate_denoised: False, rules.V_PREDICTION.calculate_denoised: True}
+    if rule not in known or len(getattr(sampling, "sigmas", ())) != 1000:
+        name = rule.__qualname__.split(".")[0]
+        raise ValueError(
+            "MagiCapture trains models that predict eps or v over 1000 timesteps (SD1.5, SD2.1,"
+            f" SDXL), got {name}"
+        )
+    channels = model.model.model_config.unet_config["in_channels"]
+    if channels != 4:
+        raise ValueError(
+            "MagiCapture trains text-to-image models with 4 latent channels, this one takes"
+            f" {channels} (inpainting, edit)"
+        )
+    return known[rule]
