@@ -18,8 +18,12 @@ from PIL import Image, ImageOps
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import dev  # noqa: E402 (lies in the project's folder)
-from workflow_format import to_api_prompt  # noqa: E402
+from devkit.client import run_prompt  # noqa: E402
+from devkit.comfyui import find_comfyui  # noqa: E402
+from devkit.environment import needs_cpu_flag  # noqa: E402
+from devkit.pack import CACHE  # noqa: E402
+from devkit.server import Server  # noqa: E402
+from devkit.workflow_format import to_api_prompt  # noqa: E402
 
 SIDE = 400
 INSET, BORDER, GAP = 100, 3, 8
@@ -36,7 +40,7 @@ PICTURES_OF_A_SET = 5
 
 
 def results(
-    server: dev.Server, workflow: dict[str, Any]
+    server: Server, workflow: dict[str, Any]
 ) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
     """The references, pictures and layouts (or cut-outs) that a workflow shows and saves, told
     apart by their file names."""
@@ -45,7 +49,7 @@ def results(
     unwanted = {"MaskPreview", "LossGraphNode", *(("PreviewImage",) if training else ())}
     prompt = {node: data for node, data in prompt.items() if data["class_type"] not in unwanted}
     references, pictures, layouts = [], [], []
-    for file in dev.run_prompt(server, prompt):
+    for file in run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
         if name.endswith("_grid"):
             continue
@@ -125,11 +129,11 @@ def main() -> None:
     options = parser.parse_args()
     borrowers = {borrower for several in BORROWERS.values() for borrower in several}
     python = Path(sys.executable)
-    with dev.Server(
-        dev.find_comfyui(options.comfyui),
+    with Server(
+        find_comfyui(options.comfyui),
         python,
-        dev.CACHE / "comfyui",
-        cpu=dev.needs_cpu_flag(python),
+        CACHE / "comfyui",
+        cpu=needs_cpu_flag(python),
     ) as server:
         for name in sorted(set(options.names) - borrowers):
             workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))

@@ -13,7 +13,11 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import dev  # noqa: E402 (lies in the project's folder)
+from devkit.browser import find_browser  # noqa: E402
+from devkit.comfyui import find_comfyui  # noqa: E402
+from devkit.environment import needs_cpu_flag  # noqa: E402
+from devkit.pack import CACHE  # noqa: E402
+from devkit.server import Server  # noqa: E402
 
 NODE = "MagicFaceApply"
 READY = (
@@ -41,13 +45,13 @@ def main() -> None:
     workflow = json.loads(
         (ROOT / "workflows" / "magicface_three_concepts.json").read_text(encoding="utf-8")
     )
-    host, python = dev.find_comfyui(args.comfyui), Path(sys.executable)
+    host, python = find_comfyui(args.comfyui), Path(sys.executable)
     with (
-        dev.Server(host, python, dev.CACHE / "page", cpu=dev.needs_cpu_flag(python)) as server,
+        Server(host, python, CACHE / "page", cpu=needs_cpu_flag(python)) as server,
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(
-            executable_path=dev.find_browser(), args=["--no-sandbox", "--disable-gpu"]
+            executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport={"width": 1400, "height": 1300}, device_scale_factor=1.4)
         page.request.post(

@@ -36,13 +36,17 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-import dev
+from devkit.client import run_prompt
+from devkit.comfyui import find_comfyui
+from devkit.environment import needs_cpu_flag
+from devkit.pack import CACHE, ROOT, DevError
+from devkit.server import Server, http
+from devkit.workflow_format import to_api_prompt
 from magicportrait.demo import captures
 from magicportrait.demo.portraits import STYLES, Style, render, sample_portrait
 from magicportrait.host.faces.identity import Identity
 from magicportrait.host.metrics.table import ARROWS
 from magicportrait.host.pictures.compare_grid import CompareGrid
-from workflow_format import to_api_prompt
 
 from .magicface_effect import reference_sets
 from .metrics import identity_named, measure_files, pictures_in, read_pictures, use_models
@@ -263,7 +267,7 @@ def digest_of(cell: Cell, prompt: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-class RunningServer(dev.Server):
+class RunningServer(Server):
     """A ComfyUI that somebody else started on this machine."""
 
     def __init__(self, port: int) -> None:
@@ -277,7 +281,7 @@ class RunningServer(dev.Server):
         pass
 
 
-def upload(server: dev.Server, concept: Concept) -> None:
+def upload(server: Server, concept: Concept) -> None:
     """Copies a concept folder into the server's input folder."""
     for path in sorted(path for path in concept.folder.rglob("*") if path.is_file()):
         subfolder = (
@@ -303,11 +307,11 @@ def upload(server: dev.Server, concept: Concept) -> None:
             body,
             {"Content-Type": f"multipart/form-data; boundary={boundary}"},
         )
-        with dev.http.open(request, timeout=60) as answer:
+        with http.open(request, timeout=60) as answer:
             answer.read()
 
 
-def draw_cells(suite: Suite, server: dev.Server, output: Path) -> None:
+def draw_cells(suite: Suite, server: Server, output: Path) -> None:
     """Draws what is not there yet."""
     object_info, everything = server.object_info(), list(cells(suite))
     for concept in suite.concepts:
@@ -318,11 +322,9 @@ def draw_cells(suite: Suite, server: dev.Server, output: Path) -> None:
         if path.exists() and stamp.exists() and stamp.read_text() == digest:
             continue
         print(f"{number} of {len(everything)}: {path.relative_to(output)}", flush=True)
-        saved = [
-            picture for picture in dev.run_prompt(server, prompt) if picture["type"] == "output"
-        ]
+        saved = [picture for picture in run_prompt(server, prompt) if picture["type"] == "output"]
         if not saved:
-            raise dev.DevError(f"the workflow of '{cell.method}' saved no picture")
+            raise DevError(f"the workflow of '{cell.method}' saved no picture")
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
         unfinished.write_bytes(server.fetch(saved[0]))
@@ -469,7 +471,7 @@ def main() -> None:
         help="networks for the metrics, as for bench.metrics",
     )
     args = parser.parse_args()
-    output = (args.output or dev.ROOT / "output" / "suites" / args.suite.stem).resolve()
+    output = (args.output or ROOT / "output" / "suites" / args.suite.stem).resolve()
     try:
         suite = read_suite(args.suite, output)
         if args.models:
@@ -478,15 +480,13 @@ def main() -> None:
         own = (
             None
             if args.port
-            else dev.Server(
-                dev.find_comfyui(), python, dev.CACHE / "suite", cpu=dev.needs_cpu_flag(python)
-            )
+            else Server(find_comfyui(), python, CACHE / "suite", cpu=needs_cpu_flag(python))
         )
         with own or RunningServer(args.port) as server:
             draw_cells(suite, server, output)
         write_results(suite, output)
         write_grids(suite, output)
-    except (ValueError, OSError, dev.DevError) as error:
+    except (ValueError, OSError, DevError) as error:
         parser.exit(1, f"error: {error}\n")
 
 

@@ -12,10 +12,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import dev  # noqa: E402
+from devkit.comfyui import use_host  # noqa: E402
+from devkit.pack import load_pack  # noqa: E402
 
-dev.load_pack()
-dev.use_host()
+load_pack()
+use_host()
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402

@@ -21,8 +21,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import dev
-from workflow_format import to_api_prompt
+from devkit.client import run_prompt
+from devkit.comfyui import find_comfyui
+from devkit.environment import needs_cpu_flag
+from devkit.pack import ROOT
+from devkit.server import Server
+from devkit.workflow_format import to_api_prompt
 
 INDEX = "pictures.json"
 
@@ -49,14 +53,12 @@ def record(folder: Path, pack: Path, workflows: Path) -> None:
     python = Path(sys.executable)
     with (
         tempfile.TemporaryDirectory() as base,
-        dev.Server(
-            dev.find_comfyui(), python, Path(base), cpu=dev.needs_cpu_flag(python), pack=pack
-        ) as server,
+        Server(find_comfyui(), python, Path(base), cpu=needs_cpu_flag(python), pack=pack) as server,
     ):
         info = server.info_with_pack()
         for path in toy_workflows(workflows):
             prompt = to_api_prompt(json.loads(path.read_text(encoding="utf-8")), info)
-            for picture in dev.run_prompt(server, prompt):
+            for picture in run_prompt(server, prompt):
                 content = server.fetch(picture)
                 name = f"{path.stem}/{picture['type']}/{picture['filename']}"
                 digests[name] = digest(Image.open(io.BytesIO(content)))
@@ -85,8 +87,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("folder", type=Path)
-    recording.add_argument("--pack", type=Path, default=dev.ROOT)
-    recording.add_argument("--workflows", type=Path, default=dev.ROOT / "workflows")
+    recording.add_argument("--pack", type=Path, default=ROOT)
+    recording.add_argument("--workflows", type=Path, default=ROOT / "workflows")
     comparing = commands.add_parser("compare")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import dev
+from devkit.comfyui import use_host
 
 from .autoencoder import Autoencoder
 from .checkpoint import read_parts, write_parts
@@ -390,7 +390,7 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def train_diffusion(run: Run) -> None:
-    dev.use_host()
+    use_host()
     latents = torch.from_numpy(np.load(FOLDER / "latents.npy"))
     parts = torch.from_numpy(np.load(FOLDER / "parts.npy"))
     portraits = [sample_portrait(seed) for seed in range(len(latents))]
@@ -489,7 +489,7 @@ def restore() -> None:
         for part, state in read_parts().items()
     }
     FOLDER.mkdir(exist_ok=True)
-    dev.use_host()
+    use_host()
     autoencoder, diffusion = Autoencoder(), ToyDiffusion(parts["text"]["token_ids"].tolist())
     autoencoder.load_state_dict(parts["autoencoder"])
     diffusion.unet.load_state_dict(parts["unet"])

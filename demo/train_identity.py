@@ -182,7 +182,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import dev
+    from devkit.pack import load_pack
 
-    dev.load_pack()
+    load_pack()
     main()

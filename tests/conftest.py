@@ -6,10 +6,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# For dev and workflow_format. At the end, so that ComfyUI's module `nodes` is found before the
+# For devkit. At the end, so that ComfyUI's module `nodes` is found before the
 # pack's folder of that name.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-import dev
+from devkit.pack import load_pack
 
-dev.load_pack()
+load_pack()

@@ -13,7 +13,8 @@ from typing import Any
 import websocket
 from PIL import Image
 
-from dev import Server, describe_rejection
+from devkit.client import describe_rejection
+from devkit.server import Server
 
 Picture = dict[str, str]
 

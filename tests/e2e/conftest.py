@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-import dev
+from devkit.comfyui import find_comfyui
+from devkit.server import Server
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -56,15 +57,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dev.Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     from comfy_server import ComfyServer
 
     with ComfyServer(
-        dev.find_comfyui(), Path(sys.executable), tmp_path_factory.mktemp("comfyui"), cpu=True
+        find_comfyui(), Path(sys.executable), tmp_path_factory.mktemp("comfyui"), cpu=True
     ) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def object_info(server: dev.Server) -> dict[str, Any]:
+def object_info(server: Server) -> dict[str, Any]:
     return server.object_info()

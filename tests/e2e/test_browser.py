@@ -15,9 +15,10 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_pla
 
 import workflow_files
 from comfy_server import ComfyServer
-from dev import CACHE, PACK_NAME, DevError, find_browser
+from devkit.browser import find_browser
+from devkit.pack import CACHE, PACK_NAME, DevError
+from devkit.workflow_format import to_api_prompt
 from magicportrait.host.layout.masks import PALETTE
-from workflow_format import to_api_prompt
 
 OPTIONS = [
     "--no-sandbox",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from comfy_server import ComfyServer
-from dev import PACK_NAME
+from devkit.pack import PACK_NAME
 
 SNAPSHOT = Path(__file__).with_name("object_info_snapshot.json")
 UPDATE = "MAGICPORTRAIT_UPDATE_SNAPSHOT"

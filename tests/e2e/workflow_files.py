@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import dev
-from workflow_format import to_api_prompt
+from devkit.pack import ROOT
+from devkit.workflow_format import to_api_prompt
 
 Prompt = dict[str, Any]
 
-FOLDER = dev.ROOT / "workflows"
+FOLDER = ROOT / "workflows"
 ALL = sorted(path.stem for path in FOLDER.glob("*.json"))
 NEED_FILES = [name for name in ALL if name.endswith(("_sd15", "_sdxl"))]
 QUICK_TRAINING = {"inversion_steps": 2, "lora_steps": 3, "preview_every": 5, "versions": 1}

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import dev
+from devkit.comfyui import use_host
 
-dev.use_host()
+use_host()
 
 
 @pytest.fixture(autouse=True)

@@ -133,8 +133,8 @@ def test_cycles_end():
 CHILD = f"""
 import sys
 sys.path.append({str(ROOT)!r})
-import dev
-dev.load_pack()
+from devkit.pack import load_pack
+load_pack()
 import textwrap
 import torch
 from magicportrait.host.inversion.fingerprint import fingerprint

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-import dev
+from devkit.pack import ROOT
 from magicportrait.nodes import NODES
 
-DOCS = dev.ROOT / "js" / "docs"
+DOCS = ROOT / "js" / "docs"
 IDS = [node.define_schema().node_id for node in NODES]
 
 
@@ -26,7 +26,7 @@ def test_page_says_what_the_node_does_and_shows_it(node: str) -> None:
         "a picture with words for those who cannot see it"
     )
     assert [file for _, file in pictures if not (DOCS / file).is_file()] == []
-    workflows = {path.stem for path in (dev.ROOT / "workflows").glob("*.json")}
+    workflows = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     named = set(re.findall(r"`(\w+)`", page.split("## See it work\n")[1])) - {
         "_sd15",
         "_sdxl",

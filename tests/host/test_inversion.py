@@ -659,8 +659,8 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 sys.path.append(sys.argv[1])
-import dev
-dev.load_pack()
+from devkit.pack import load_pack
+load_pack()
 import safetensors.torch, torch
 from magicportrait.host.inversion.run import Inversion
 from magicportrait.host.inversion.files import InversionCache
@@ -709,8 +709,8 @@ BUSY = """
 import sys, time
 from pathlib import Path
 sys.path.append(sys.argv[1])
-import dev
-dev.load_pack()
+from devkit.pack import load_pack
+load_pack()
 import torch
 from magicportrait.host.inversion.run import Inversion
 from magicportrait.host.inversion.files import InversionCache

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import dev
+from devkit.pack import ROOT
 from magicportrait.nodes import NODES
 
-LOCALES = dev.ROOT / "locales"
+LOCALES = ROOT / "locales"
 TRANSLATED = ("zh", "ja", "ko")
 UPDATE = "MAGICPORTRAIT_UPDATE_LOCALES"
 RULE = (

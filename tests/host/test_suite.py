@@ -15,10 +15,10 @@ import torch
 import yaml
 from PIL import Image
 
-import dev
 from bench import metrics, suite
+from devkit.pack import ROOT, DevError
 
-SUITES = dev.ROOT / "bench" / "suites"
+SUITES = ROOT / "bench" / "suites"
 YAML = """
 nodes: {model: {class_type: MagicToyCheckpoint, inputs: {}}}
 concepts: [{name: one, draw: 0}]
@@ -59,7 +59,7 @@ class StandIn:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sent: list[dict[str, Any]] = []
         self.fails_at = 0
-        monkeypatch.setattr(dev, "run_prompt", self.run_prompt)
+        monkeypatch.setattr(suite, "run_prompt", self.run_prompt)
         monkeypatch.setattr(suite, "upload", lambda server, concept: None)
 
     def object_info(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class StandIn:
 
     def run_prompt(self, server: Any, prompt: dict[str, Any]) -> list[dict[str, str]]:
         if self.fails_at == len(self.sent) + 1:
-            raise dev.DevError("the server ended")
+            raise DevError("the server ended")
         self.sent.append(prompt)
         return [
             {"type": "temp", "filename": "preview"},
@@ -148,7 +148,7 @@ def test_a_folder_brings_its_own_prompt(folder, output, read):
 
 def test_an_interrupted_run_goes_on_where_it_ended(read, output, server):
     server.fails_at = 4
-    with pytest.raises(dev.DevError, match="the server ended"):
+    with pytest.raises(DevError, match="the server ended"):
         suite.draw_cells(read, server, output)
     assert len(server.sent) == 3 and len(list(output.rglob("pictures/**/*.png"))) == 3
     server.fails_at = 0

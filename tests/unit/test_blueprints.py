@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-import dev
 from bench.make_blueprints import BLUEPRINTS, ROOT, build
 
-FILES = sorted((dev.ROOT / "subgraphs").glob("*.json"))
+FILES = sorted((ROOT / "subgraphs").glob("*.json"))
 
 
 def read(path: Any) -> dict[str, Any]:

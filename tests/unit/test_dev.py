@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 
 import dev
+from devkit import demo, environment
+from devkit.environment import ask_python, create_venv
+from devkit.pack import ROOT, DevError
+from devkit.progress import Progress
+from devkit.server import Server, is_taken, link_pack
 
 
 class Terminal:
@@ -39,14 +44,14 @@ def test_a_port_that_is_taken_is_an_error_before_anything_starts(tmp_path: Path)
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        server = dev.Server(tmp_path, Path(sys.executable), tmp_path / "base", cpu=True, port=port)
-        with pytest.raises(dev.DevError, match=f"port {port} is in use: pass --port"):
-            server.__enter__()
-    assert not dev.is_taken(port)
+        comfyui = Server(tmp_path, Path(sys.executable), tmp_path / "base", cpu=True, port=port)
+        with pytest.raises(DevError, match=f"port {port} is in use: pass --port"):
+            comfyui.__enter__()
+    assert not is_taken(port)
     assert not (tmp_path / "base").exists()
 
 
-class WithoutPack(dev.Server):
+class WithoutPack(Server):
     def __enter__(self) -> WithoutPack:
         self.log_path = None
         return self
@@ -58,16 +63,16 @@ class WithoutPack(dev.Server):
         return {"KSampler": {}}
 
 
-@pytest.mark.parametrize("command", [dev.serve, dev.demo])
+@pytest.mark.parametrize("command", [demo.serve, demo.demo])
 def test_a_comfyui_without_the_pack_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Any
 ) -> None:
     (tmp_path / "comfyui_version.py").write_text('__version__ = "1"')
-    monkeypatch.setattr(dev, "host_and_python", lambda options: (tmp_path, Path(sys.executable)))
-    monkeypatch.setattr(dev, "needs_cpu_flag", lambda python: True)
-    monkeypatch.setattr(dev, "Server", WithoutPack)
-    workflow = dev.ROOT / "workflows" / "magicface_one_concept.json"
-    with pytest.raises(dev.DevError, match="did not load"):
+    monkeypatch.setattr(demo, "host_and_python", lambda options: (tmp_path, Path(sys.executable)))
+    monkeypatch.setattr(demo, "needs_cpu_flag", lambda python: True)
+    monkeypatch.setattr(demo, "Server", WithoutPack)
+    workflow = ROOT / "workflows" / "magicface_one_concept.json"
+    with pytest.raises(DevError, match="did not load"):
         command(argparse.Namespace(port=1, workflow=workflow, output=tmp_path))
 
 
@@ -85,13 +90,13 @@ def test_a_half_made_environment_is_removed(
         (venv / "bin" / "python").touch()
         raise error
 
-    monkeypatch.setattr(dev, "VENV", venv)
+    monkeypatch.setattr(environment, "VENV", venv)
     monkeypatch.setattr(subprocess, "run", fails)
-    expected: Any = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else dev.DevError
+    expected: Any = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DevError
     with pytest.raises(
         expected, match=None if expected is KeyboardInterrupt else "python3-venv.*--python EXE"
     ):
-        dev.create_venv()
+        create_venv()
     assert not venv.exists()
 
 
@@ -113,7 +118,7 @@ def test_a_junction_whose_target_is_gone_is_replaced(
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path != link and exists(path))
 
-    dev.link_pack(link, pack)
+    link_pack(link, pack)
 
     monkeypatch.undo()
     assert link.samefile(pack)
@@ -125,7 +130,7 @@ def test_progress_leaves_a_clean_line_without_escape_sequences(
     monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
     terminal = Terminal()
     with contextlib.redirect_stdout(terminal):  # type: ignore[type-var]
-        progress = dev.Progress()
+        progress = Progress()
         progress.node("KSampler")
         progress.step(3, 6)
         progress.node("VAE")
@@ -137,7 +142,7 @@ def test_progress_leaves_a_clean_line_without_escape_sequences(
 
 def test_what_a_python_says_is_read_whatever_the_system_writes_in() -> None:
     """Forced: where UTF-8 is the system's encoding anyway, only a broken letter tells."""
-    said = dev.ask_python(
+    said = ask_python(
         Path(sys.executable),
         "import sys; sys.stdout.buffer.write(b'caf\\xe9'); print('é', sys.stdout.encoding)",
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-import dev
+from devkit.pack import ROOT
 from magicportrait.host.layout.masks import PALETTE
 
-JS = dev.ROOT / "js"
+JS = ROOT / "js"
 
 
 def test_the_page_has_the_palette_of_the_layouts() -> None:
@@ -39,7 +39,7 @@ def test_every_view_belongs_to_a_node_of_ours() -> None:
         (JS / "magicportrait.js").read_text(encoding="utf-8"),
         re.DOTALL,
     )
-    nodes = "".join(file.read_text(encoding="utf-8") for file in (dev.ROOT / "nodes").glob("*.py"))
+    nodes = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "nodes").glob("*.py"))
     views = re.findall(r"(\w+): \w+View,", table)
     assert len(views) == 5
     assert set(views) <= set(re.findall(r'node_id="(\w+)"', nodes))

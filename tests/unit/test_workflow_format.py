@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from workflow_format import WorkflowError, to_api_prompt
+from devkit.workflow_format import WorkflowError, to_api_prompt
 
 OBJECT_INFO: dict[str, Any] = {
     "Loader": {
