@@ -17,6 +17,7 @@ import workflow_files
 from comfy_server import ComfyServer
 from dev import CACHE, PACK_NAME, DevError, find_browser
 from magicportrait.host.layout.masks import PALETTE
+from magicportrait.magic.phrases import split_phrases
 from workflow_format import to_api_prompt
 
 OPTIONS = [
@@ -617,6 +618,12 @@ def test_phrases_are_found_as_the_server_finds_them(frontend: Frontend) -> None:
     )
     assert longer == [[[2, 5]], [[9, 16]]]
     assert twins == [[[2, 5]], [[12, 15]]]
+
+
+def test_the_page_splits_phrases_as_the_server_does(frontend: Frontend) -> None:
+    text = "red hat, scarf；coat、shoe;\n gloves，,tie"
+    split = f"async text => (await {MODULE.format('phrases')}).splitPhrases(text)"
+    assert frontend.page.evaluate(split, text) == split_phrases(text)
 
 
 def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
