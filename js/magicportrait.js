@@ -5,6 +5,7 @@ import { CorrespondenceView } from "./correspondence_view.js";
 import { element } from "./elements.js";
 import { conceptPhrases, findNode, openNodes, textOf } from "./graph.js";
 import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
+import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
 import { listen, pictureUrl } from "./server.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
@@ -13,7 +14,7 @@ import { TrainingRun, TrainingView } from "./training_view.js";
 const PROMPTS = {
   MagicFaceApply: (node) => ({ phrases: conceptPhrases(node), prompt: textOf(node, "prompt") }),
   MagicSemanticLayout: (node) => ({
-    phrases: textOf(node, "phrases")?.split(",").map((phrase) => phrase.trim()).filter(Boolean) ?? null,
+    phrases: splitPhrases(textOf(node, "phrases")),
     prompt: textOf(node, "prompt"),
   }),
 };

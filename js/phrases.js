@@ -6,6 +6,11 @@
 // How CLIP's tokenizer cuts text. A weight, `(hat:1.2)`, is no text.
 const WORD = /\\[()]|\(|\)|:\s*-?[\d.]+\s*(?=\))|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}()\\]+/giu;
 
+/** The phrases of a text box, as magic/phrases.py splits them; null without a text. */
+export function splitPhrases(text) {
+  return text?.split(/[,，、;；\r\n]/).map((phrase) => phrase.trim()).filter(Boolean) ?? null;
+}
+
 /** [{ text, start, end }] of the words in `text`. */
 export function words(text) {
   return [...text.matchAll(WORD)]

@@ -1,7 +1,8 @@
-"""Finding the tokens of a phrase in a tokenised prompt."""
+"""Phrases in a text box, and the tokens of a phrase in a tokenised prompt."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,21 @@ import torch
 
 Token = Any
 """A token id, or the vector of a textual-inversion embedding."""
+
+
+# Comma and semicolon, in their Chinese and Japanese forms too, and the end of a line.
+_BETWEEN_PHRASES = re.compile(r"[,，、;；\r\n]")
+
+
+def split_phrases(text: str) -> list[str]:
+    """The phrases of a text that has them one a line, or between commas or semicolons of any
+    script. ValueError when there is none."""
+    phrases = [phrase for part in _BETWEEN_PHRASES.split(text) if (phrase := part.strip())]
+    if not phrases:
+        raise ValueError(
+            "phrases is empty: write words of the prompt, separated by commas, such as 'hat, scarf'"
+        )
+    return phrases
 
 
 def _same(a: Token, b: Token) -> bool:

@@ -21,11 +21,13 @@ from ..magic.blocks import parse_blocks
 from ..magic.boxes import parse_points
 from ..magic.concepts import Concept
 from ..magic.heat import over_picture, unit_range
+from ..magic.phrases import split_phrases
 from .declare import (
     Attention,
     Concepts,
     Correspondences,
     advanced,
+    layers_input,
     range_complaint,
     schema,
     span_complaint,
@@ -76,15 +78,10 @@ class MagicAttentionMap(io.ComfyNode):
                     default="hat, scarf",
                     tooltip="Words of the prompt to watch, separated by commas.",
                 ),
-                advanced(
-                    io.String.Input(
-                        "layers",
-                        default="all",
-                        tooltip=(
-                            "Which layers count: 'all', 'decoder', 'fine' (its two finest levels:"
-                            " the sharpest maps), or blocks such as 'o6-11,m0,i7-8'."
-                        ),
-                    )
+                layers_input(
+                    "all",
+                    "Which layers count: 'all', 'decoder', 'fine' (its two finest levels: the"
+                    " sharpest maps), or blocks such as 'o6-11,m0,i7-8'.",
                 ),
                 *_range_inputs(),
                 io.Conditioning.Input(
@@ -126,13 +123,7 @@ class MagicAttentionMap(io.ComfyNode):
         end: float,
         positive: list[Any] | None = None,
     ) -> io.NodeOutput:
-        wanted = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
-        if not wanted:
-            raise ValueError(
-                "phrases is empty: write words of the prompt, separated by commas, such as 'hat,"
-                " scarf'"
-            )
-        tagged = tagged_prompt(clip, prompt, wanted, uuid.uuid4().hex)
+        tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
         if positive is not None:
             # Another node of ours may know this conditioning by its tag: it stays.
             tag = positive[0][1].get(TAG, tagged.tag)

@@ -58,6 +58,35 @@ def span_inputs(
     ]
 
 
+def layers_input(default: str, tooltip: str) -> io.Input:
+    """Which layers a node acts in, as `magic.blocks.parse_blocks` reads it."""
+    return advanced(io.String.Input("layers", default=default, tooltip=tooltip))
+
+
+def cache_input(entry_size: str = "") -> io.Input:
+    """Room on disk for remembered inversions. entry_size: what the tooltip says of the size of
+    one, such as ' (2.3 MB each)'."""
+    return advanced(
+        io.Int.Input(
+            "cache_mb",
+            default=512,
+            min=0,
+            max=1_000_000,
+            tooltip=(
+                f"Room for remembered inversions on disk, in MB{entry_size}. When it is full the"
+                " least recently used go. 0: do not remember."
+            ),
+        )
+    )
+
+
+def keep_features_input(tooltip: str) -> io.Input:
+    """Whether what references showed is kept for the next run: 'off' or 'memory'."""
+    return advanced(
+        io.Combo.Input("keep_features", options=["off", "memory"], default="off", tooltip=tooltip)
+    )
+
+
 def span_complaint(start: float | None, end: float | None) -> str | None:
     """None when nothing is wrong, or not known yet."""
     return (

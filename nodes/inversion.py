@@ -25,7 +25,7 @@ from ..host.inversion.run import (
 )
 from ..host.text.prompts import encode
 from ..magic.inversion import psnr
-from .declare import InversionType, advanced, schema
+from .declare import InversionType, advanced, cache_input, schema
 
 _NO_FILE = "(no inversions saved yet)"
 
@@ -311,19 +311,7 @@ class MagicStyleInvert(io.ComfyNode):
                         ),
                     )
                 ),
-                advanced(
-                    io.Int.Input(
-                        "cache_mb",
-                        default=512,
-                        min=0,
-                        max=1_000_000,
-                        tooltip=(
-                            "Room for remembered inversions on disk, in MB (2.3 MB each for SD1.5"
-                            " at 512 px and 30 steps). When it is full the least recently used go."
-                            " 0: do not remember."
-                        ),
-                    )
-                ),
+                cache_input(" (2.3 MB each for SD1.5 at 512 px and 30 steps)"),
             ],
             outputs=[
                 InversionType.Output(

@@ -14,6 +14,7 @@ from ..host.page.live_layout import LayoutView
 from ..host.sampling.backbone.unet import attention_blocks
 from ..host.systems.magicface import MagicFacePatch
 from ..host.text.prompts import tagged_prompt
+from ..magic.phrases import split_phrases
 from .declare import Layout, advanced, node_id, schema
 
 
@@ -75,13 +76,7 @@ class MagicSemanticLayout(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, prompt: str, phrases: str, ca_scale: float
     ) -> io.NodeOutput:
-        wanted = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
-        if not wanted:
-            raise ValueError(
-                "phrases is empty: write words of the prompt, separated by commas, such as 'hat,"
-                " scarf'"
-            )
-        tagged = tagged_prompt(clip, prompt, wanted, uuid.uuid4().hex)
+        tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
         view = LayoutView(node_id(cls), tagged.phrases)
         patch = MagicFacePatch(
             tagged,

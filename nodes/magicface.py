@@ -23,6 +23,8 @@ from .declare import (
     Concepts,
     Layout,
     advanced,
+    keep_features_input,
+    layers_input,
     node_id,
     range_complaint,
     schema,
@@ -279,16 +281,11 @@ class MagicFaceApply(io.ComfyNode):
                     "Share of sampling after which references no longer act. Earlier: the model"
                     " finishes alone, fewer details are copied.",
                 ),
-                advanced(
-                    io.String.Input(
-                        "layers",
-                        default="fine",
-                        tooltip=(
-                            "Where references act: 'fine' (the two finest levels of the decoder,"
-                            " the paper's choice), 'decoder', 'all' (changes more of the rest of"
-                            " the picture), or blocks such as 'o6-11,m0,i7-8'."
-                        ),
-                    )
+                layers_input(
+                    "fine",
+                    "Where references act: 'fine' (the two finest levels of the decoder, the"
+                    " paper's choice), 'decoder', 'all' (changes more of the rest of the picture),"
+                    " or blocks such as 'o6-11,m0,i7-8'.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -329,18 +326,10 @@ class MagicFaceApply(io.ComfyNode):
                         ),
                     )
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "keep_features",
-                        options=["off", "memory"],
-                        default="off",
-                        tooltip=(
-                            "'memory': what the references showed is kept for the next run with the"
-                            " same steps, which then costs little more than plain sampling. For"
-                            " SD1.5 up to 24 MB a reference and step in half precision; above 2 GB"
-                            " on disk."
-                        ),
-                    )
+                keep_features_input(
+                    "'memory': what the references showed is kept for the next run with the same"
+                    " steps, which then costs little more than plain sampling. For SD1.5 up to 24"
+                    " MB a reference and step in half precision; above 2 GB on disk."
                 ),
             ],
             outputs=[

@@ -18,6 +18,9 @@ from .declare import (
     InversionType,
     Styles,
     advanced,
+    cache_input,
+    keep_features_input,
+    layers_input,
     range_complaint,
     schema,
     span_complaint,
@@ -26,6 +29,10 @@ from .declare import (
 from .inversion import empty_conditioning, invert_cached, sigmas_of, steps_and_scheduler
 
 _CUSTOM = "custom"
+_LAYERS_TOOLTIP = (
+    "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as"
+    " 'o6-11'. On the toy checkpoint these three come out alike."
+)
 
 
 def _patch(
@@ -249,17 +256,7 @@ class MagicStyleApply(io.ComfyNode):
                     default.start,
                     default.end,
                 ),
-                advanced(
-                    io.String.Input(
-                        "layers",
-                        default="decoder",
-                        tooltip=(
-                            "Where features are fused: 'decoder', 'fine' (its two finest levels),"
-                            " 'all', or blocks such as 'o6-11'. On the toy checkpoint these three"
-                            " come out alike."
-                        ),
-                    )
-                ),
+                layers_input("decoder", _LAYERS_TOOLTIP),
                 advanced(
                     io.Boolean.Input(
                         "fuse_negative",
@@ -270,17 +267,10 @@ class MagicStyleApply(io.ComfyNode):
                         ),
                     )
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "keep_features",
-                        options=["off", "memory"],
-                        default="off",
-                        tooltip=(
-                            "'memory': what content and styles showed is kept for the next run,"
-                            " which then costs little more than plain sampling. For SD1.5 about 40"
-                            " MB a picture and step in half precision; above 2 GB on disk."
-                        ),
-                    )
+                keep_features_input(
+                    "'memory': what content and styles showed is kept for the next run, which then"
+                    " costs little more than plain sampling. For SD1.5 about 40 MB a picture and"
+                    " step in half precision; above 2 GB on disk."
                 ),
             ],
             outputs=[
@@ -385,29 +375,8 @@ class MagicStyleSampler(io.ComfyNode):
                     ),
                 ),
                 *steps_and_scheduler(),
-                advanced(
-                    io.String.Input(
-                        "layers",
-                        default="decoder",
-                        tooltip=(
-                            "Where features are fused: 'decoder', 'fine' (its two finest levels),"
-                            " 'all', or blocks such as 'o6-11'. On the toy checkpoint these three"
-                            " come out alike."
-                        ),
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "cache_mb",
-                        default=512,
-                        min=0,
-                        max=1_000_000,
-                        tooltip=(
-                            "Room for remembered inversions on disk, in MB. When it is full the"
-                            " least recently used go. 0: do not remember."
-                        ),
-                    )
-                ),
+                layers_input("decoder", _LAYERS_TOOLTIP),
+                cache_input(),
             ],
             outputs=[
                 io.Latent.Output(

@@ -19,6 +19,7 @@ from devkit.browser import find_browser
 from devkit.pack import CACHE, PACK_NAME, DevError
 from devkit.workflow_format import to_api_prompt
 from magicportrait.host.layout.masks import PALETTE
+from magicportrait.magic.phrases import split_phrases
 
 OPTIONS = [
     "--no-sandbox",
@@ -618,6 +619,12 @@ def test_phrases_are_found_as_the_server_finds_them(frontend: Frontend) -> None:
     )
     assert longer == [[[2, 5]], [[9, 16]]]
     assert twins == [[[2, 5]], [[12, 15]]]
+
+
+def test_the_page_splits_phrases_as_the_server_does(frontend: Frontend) -> None:
+    text = "red hat, scarf；coat、shoe;\n gloves，,tie"
+    split = f"async text => (await {MODULE.format('phrases')}).splitPhrases(text)"
+    assert frontend.page.evaluate(split, text) == split_phrases(text)
 
 
 def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:

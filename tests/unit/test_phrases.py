@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicportrait.magic.phrases import Token, assign_spans, occurrences
+from magicportrait.magic.phrases import Token, assign_spans, occurrences, split_phrases
 
 
 def prompt_of(*tokens: Token, first: int = 1) -> list[tuple[int, Token]]:
@@ -101,3 +101,18 @@ def test_a_phrase_inside_a_longer_one_goes_elsewhere_if_it_can():
     prompt = list(enumerate(["a", "red", "hat", "and", "a", "hat"], start=1))
     assert assign_spans([["hat"], ["red", "hat"]], prompt) == [(6,), (2, 3)]
     assert assign_spans([["hat"], ["red", "hat"]], prompt[:3]) == [(3,), (2, 3)]
+
+
+@pytest.mark.parametrize("separator", [",", "，", "、", ";", "；", "\n", "\r\n", " ,\n, "])
+def test_phrases_are_split_at_the_separators_of_any_script(separator: str) -> None:
+    assert split_phrases(f" red hat{separator}man {separator}") == ["red hat", "man"]
+
+
+def test_a_phrase_keeps_its_inner_blanks_and_signs() -> None:
+    assert split_phrases("mother-in-law's hat, 帽子 . x") == ["mother-in-law's hat", "帽子 . x"]
+
+
+@pytest.mark.parametrize("text", ["", " ", ",，;\n"])
+def test_no_phrase_at_all_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="phrases is empty: write words of the prompt"):
+        split_phrases(text)
