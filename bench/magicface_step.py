@@ -23,12 +23,12 @@ from . import toy
 import torch
 from torch import Tensor
 
+from magicportrait.host.layout.patch import LayoutPatch
 from magicportrait.host.layout.record import LayoutRecord
-from magicportrait.host.sampling.backbone.unet import attention_blocks
+from magicportrait.host.sampling.backbone import backbone_of
 from magicportrait.host.sampling.references import Reference
-from magicportrait.host.systems.magicface import FeatureStore, MagicFacePatch, Span
+from magicportrait.host.systems.magicface import FeatureStore, MagicFacePatch
 from magicportrait.host.text.prompts import TAG, TaggedPrompt
-from magicportrait.magic.blocks import parse_blocks
 
 SIDE = 64
 SD15 = {
@@ -88,7 +88,7 @@ def patched(model: Any, references: int, keep: bool) -> tuple[Any, list[Any]]:
     positive = conditioning(1, "bench")
     mask = torch.zeros(SIDE, SIDE)
     mask[:, : round(0.4 * SIDE)] = 1
-    available = attention_blocks(model)
+    backbone = backbone_of(model)
     prompt = TaggedPrompt(
         "",
         tuple(f"concept {i}" for i in range(references)),
@@ -96,20 +96,23 @@ def patched(model: Any, references: int, keep: bool) -> tuple[Any, list[Any]]:
         "bench",
         tuple((2 + i,) for i in range(references)),
     )
-    patch = MagicFacePatch(
+    layout = LayoutPatch(
         prompt=prompt,
-        record=LayoutRecord(prompt.phrases),
-        available=tuple(available),
+        backbone=backbone,
         ca_scale=0.6,
+        record=LayoutRecord(prompt.phrases, backbone.pixels),
+        targets=(None,) * references,
+    )
+    patch = MagicFacePatch(
+        layout=layout,
         references=tuple(
             Reference(i, torch.randn(1, 4, SIDE, SIDE), mask, 2.5, conditioning(10 + i))
             for i in range(references)
         ),
-        targets=(None,) * references,
-        blocks=parse_blocks("fine", available),
+        blocks=backbone.parse_layers("fine"),
         # As much in RSA as in RBA. The default, .2, has less of RSA, in which all queries see all
         # references.
-        span=Span(0.0, 0.5, 1.0),
+        inject_at=0.5,
         semantic_cfg=True,
         kept=FeatureStore() if keep else None,
     )

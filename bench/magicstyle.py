@@ -24,10 +24,10 @@ from torch import Tensor
 
 from magicportrait.host.inversion.files import write_inversion
 from magicportrait.host.inversion.run import Inversion, Recipe, invert
-from magicportrait.host.sampling.backbone.unet import attention_blocks
+from magicportrait.host.sampling.backbone import backbone_of
 from magicportrait.host.sampling.feature_store import FeatureStore
+from magicportrait.host.sampling.range import ALL_OF_SAMPLING
 from magicportrait.host.systems.magicstyle import MagicStylePatch, Style
-from magicportrait.magic.blocks import parse_blocks
 from magicportrait.magic.feature_fusion import PRESETS
 
 from .magicface_step import SIDE, StepClock, conditioning, peak_bytes, sample, sd15_model
@@ -58,9 +58,16 @@ def measure(mode: str, steps: int, dtype: torch.dtype) -> tuple[float, float, in
     if mode != "plain":
         content, style = random_inversion(sigmas), random_inversion(sigmas)
         kept = FeatureStore() if mode == "kept" else None
-        blocks = parse_blocks("decoder", attention_blocks(model))
+        backbone = backbone_of(model)
         patch = MagicStylePatch(
-            content, (Style(style, 1.0),), PRESETS["balanced"].fusion, blocks, 1e9, 0.0, False, kept
+            content=content,
+            styles=(Style(style, 1.0),),
+            fusion=PRESETS["balanced"].fusion,
+            backbone=backbone,
+            blocks=backbone.parse_layers("decoder"),
+            range=ALL_OF_SAMPLING,
+            fuses_negative=False,
+            kept=kept,
         )
         model = patch.add_to(model)
         if kept:

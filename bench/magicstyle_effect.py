@@ -24,10 +24,10 @@ from torch import Tensor
 
 from magicportrait.demo.portraits import render
 from magicportrait.host.inversion.run import Inversion, Recipe, invert, resample_with
-from magicportrait.host.sampling.backbone.unet import attention_blocks
+from magicportrait.host.sampling.backbone import backbone_of
 from magicportrait.host.sampling.feature_store import FeatureStore
+from magicportrait.host.sampling.range import SamplingRange
 from magicportrait.host.systems.magicstyle import MagicStylePatch, Style
-from magicportrait.magic.blocks import parse_blocks
 from magicportrait.magic.feature_fusion import PRESETS, Fusion, Preset
 from magicportrait.magic.inversion import psnr
 
@@ -153,15 +153,20 @@ def draw(
     styles: Sequence[Style] | None = None,
 ) -> Tensor:
     """1 H W 3."""
-    model, sampling = checkpoint.model, checkpoint.model.get_model_object("model_sampling")
-    blocks = parse_blocks(layers, attention_blocks(model))
+    model = checkpoint.model
+    backbone = backbone_of(model)
     # Features of another set of layers, or of other styles, are not those that are kept.
     kept = pair.features if layers == "decoder" and styles is None else None
-    start, end = (
-        float(sampling.percent_to_sigma(percent)) for percent in (preset.start, preset.end)
+    patch = MagicStylePatch(
+        content=pair.content,
+        styles=tuple(styles) if styles else (Style(pair.style, 1.0),),
+        fusion=preset.fusion,
+        backbone=backbone,
+        blocks=backbone.parse_layers(layers),
+        range=SamplingRange(preset.start, preset.end),
+        fuses_negative=False,
+        kept=kept,
     )
-    chosen = tuple(styles) if styles else (Style(pair.style, 1.0),)
-    patch = MagicStylePatch(pair.content, chosen, preset.fusion, blocks, start, end, False, kept)
     noise = model.model.process_latent_out(patch.start_latent(preset.adain))
     empty = checkpoint.encode_text("")
     samples = resample_with(

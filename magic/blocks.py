@@ -1,76 +1,82 @@
-"""Names for the attention layers of a UNet: 'o6-11,m0,i7-8' are output blocks 6 to 11, the middle
-block and input blocks 7 and 8."""
+"""Names for the attention layers of a model: 'o6-11,m0,i7-8' are a UNet's output blocks 6 to 11,
+its middle block and input blocks 7 and 8. Which letters there are is the backbone's matter."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-_STAGES = {"i": "input", "m": "middle", "o": "output"}
-_ITEM = re.compile(r"([imo])(\d+)(?:-(\d+))?")
+_ITEM = re.compile(r"([a-z])(\d+)(?:-(\d+))?")
 
 
 class Block(NamedTuple):
-    """A UNet block as the host names it: stage is 'input', 'middle' or 'output'."""
+    """A block of a model. kind: the letter of its kind; index: its place among those of its
+    kind."""
 
-    stage: str
+    kind: str
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
     def __str__(self) -> str:
-        return f"{self.stage[0]}{self.index}"
+        return f"{self.kind}{self.index}"
 
 
 class AttentionBlock(NamedTuple):
-    """A block with self-attention. downscale: latent size / token grid size (1, 2, 4, 8); depth:
-    how many transformer blocks it holds."""
+    """A block in which the picture's tokens look at each other.
+
+    downscale: side of a token in latent pixels; depth: how many transformer blocks it holds.
+    """
 
     block: Block
     downscale: int
     depth: int = 1
 
 
-def parse_blocks(text: str, available: Sequence[AttentionBlock]) -> tuple[Block, ...]:
-    """The blocks that `text` names, in forward order.
+@dataclass(frozen=True)
+class BlockNames:
+    """How users name the blocks of a model.
 
-    `text` is a preset ('fine': the two finest levels of the decoder, the paper's choice; 'decoder';
-    'all') or a list of blocks and ranges. A range takes in what has attention in it. ValueError
-    when something is not understood or names no attention at all.
+    kinds: the letters; presets: blocks by the names that stand for them; example: shown in
+    messages.
     """
-    having = [layer.block for layer in available]
-    preset = text.strip().lower()
-    if preset == "all":
-        return tuple(having)
-    if preset == "decoder":
-        return tuple(block for block in having if block.stage == "output")
-    if preset == "fine":
-        decoder = [layer for layer in available if layer.block.stage == "output"]
-        finest = sorted({layer.downscale for layer in decoder})[:2]
-        return tuple(layer.block for layer in decoder if layer.downscale in finest)
 
-    chosen: set[Block] = set()
-    for item in filter(None, (part.strip() for part in preset.split(","))):
+    kinds: str
+    presets: Mapping[str, tuple[Block, ...]]
+    example: str
+
+
+def parse_blocks(text: str, blocks: Sequence[Block], names: BlockNames) -> tuple[Block, ...]:
+    """Those of `blocks` (all that have attention, in forward order) that `text` names, in that
+    order.
+
+    `text` is a preset or a list of blocks and ranges. A range takes in what has attention in it.
+    ValueError when something is not understood or names no attention at all.
+    """
+    lowered = text.strip().lower()
+    if lowered in names.presets:
+        return names.presets[lowered]
+
+    named: set[Block] = set()
+    for item in filter(None, (part.strip() for part in lowered.split(","))):
         match = _ITEM.fullmatch(item)
-        if match is None:
+        if match is None or match[1] not in names.kinds:
+            presets = ", ".join(f"'{preset}'" for preset in names.presets)
             raise ValueError(
-                f"layers: '{item}' is not understood: expected 'fine', 'decoder', 'all' or blocks"
-                " such as 'o6-11,m0,i7-8'"
+                f"layers: '{item}' is not understood: expected {presets} or blocks such as"
+                f" '{names.example}'"
             )
-        letter, first, last = match[1], int(match[2]), int(match[3] or match[2])
-        named = {
-            block
-            for block in having
-            if block.stage == _STAGES[letter] and first <= block.index <= last
-        }
-        if not named:
+        first, last = int(match[2]), int(match[3] or match[2])
+        part = {b for b in blocks if b.kind == match[1] and first <= b.index <= last}
+        if not part:
             raise ValueError(
                 f"layers: '{item}' has no self-attention in this model: it has"
-                f" {format_blocks(having)}"
+                f" {format_blocks(blocks)}"
             )
-        chosen |= named
-    if not chosen:
-        raise ValueError(f"layers: no block given: this model has {format_blocks(having)}")
-    return tuple(block for block in having if block in chosen)
+        named |= part
+    if not named:
+        raise ValueError(f"layers: no block given: this model has {format_blocks(blocks)}")
+    return tuple(block for block in blocks if block in named)
 
 
 def format_blocks(blocks: Iterable[Block]) -> str:
@@ -79,7 +85,7 @@ def format_blocks(blocks: Iterable[Block]) -> str:
     start = previous = None
     for block in [*blocks, None]:
         if previous is not None and (
-            block is None or block.stage != previous.stage or block.index != previous.index + 1
+            block is None or block.kind != previous.kind or block.index != previous.index + 1
         ):
             assert start is not None
             parts.append(str(start) if start == previous else f"{start}-{previous.index}")

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..host.analysis.attention_maps import AttentionMapPatch, AttentionRecord
-from ..host.analysis.correspondence import Correspondence, CorrespondenceRecord, watched
+from ..host.analysis.correspondence import Correspondence, CorrespondenceRecord, watched_model
 from ..host.page.correspondence_view import view_data
-from ..host.sampling.backbone.unet import attention_blocks
+from ..host.sampling.backbone import backbone_of
+from ..host.sampling.range import SamplingRange
 from ..host.text.prompts import TAG, tagged_prompt
-from ..magic.blocks import parse_blocks
 from ..magic.boxes import parse_points
 from ..magic.concepts import Concept
 from ..magic.heat import over_picture, unit_range
@@ -35,7 +35,6 @@ from .declare import (
 )
 
 _FRONTEND_SIDE = 32
-_LATENT_CELL = 8
 
 
 def _range_inputs() -> list[io.Input]:
@@ -132,13 +131,16 @@ class MagicAttentionMap(io.ComfyNode):
                 conditioning=[[t, {**options, TAG: tag}] for t, options in positive],
                 tag=tag,
             )
-        available = attention_blocks(model)
-        blocks = parse_blocks(layers, available)
-        sampling = model.get_model_object("model_sampling")
-        sigmas = (float(sampling.percent_to_sigma(percent)) for percent in (start, end))
-        chosen = tuple(layer for layer in available if layer.block in blocks)
-        patch = AttentionMapPatch(tagged, AttentionRecord(tagged.phrases), chosen, *sigmas)
-        return io.NodeOutput(patch.add_to(model), tagged.conditioning, patch.record)
+        backbone = backbone_of(model)
+        record = AttentionRecord(tagged.phrases, backbone.pixels)
+        patch = AttentionMapPatch(
+            prompt=tagged,
+            record=record,
+            backbone=backbone,
+            blocks=backbone.parse_layers(layers),
+            range=SamplingRange(start, end),
+        )
+        return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)
 
 
 class MagicAttentionHeatmap(io.ComfyNode):
@@ -207,11 +209,7 @@ class MagicAttentionHeatmap(io.ComfyNode):
     ) -> io.NodeOutput:
         latent = samples["samples"]
         maps = attention.run_of(latent).float()
-        size = (
-            tuple(side * _LATENT_CELL for side in latent.shape[-2:])
-            if image is None
-            else tuple(image.shape[1:3])
-        )
+        size = attention.picture_size(latent.shape) if image is None else tuple(image.shape[1:3])
         enlarged = F.interpolate(maps, size=size, mode="bicubic", align_corners=False).clamp(min=0)
         base = (
             torch.full((len(maps), *size, 3), 0.5)
@@ -312,7 +310,8 @@ class MagicCorrespondence(io.ComfyNode):
                 "the mask is empty: paint a region of the new picture, or disconnect it and use"
                 " points"
             )
-        return io.NodeOutput(*watched(model, places, region, start, end, explore))
+        watched = watched_model(model, places, region, SamplingRange(start, end), explore)
+        return io.NodeOutput(*watched)
 
 
 class MagicCorrespondenceMap(io.ComfyNode):
@@ -386,28 +385,30 @@ class MagicCorrespondenceMap(io.ComfyNode):
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         latent = samples["samples"]
-        found = correspondence.run_of(latent)
+        run = correspondence.run_of(latent)
         if image is not None and len(image) != len(latent):
             raise ValueError(
                 f"image has {len(image)} pictures, but the run had {len(latent)}: connect the"
                 " decoded samples"
             )
         images = [image for concept in concepts for image in concept.images[..., :3]]
-        if images and len(images) != len(found.maps):
+        if images and len(images) != len(run.maps):
             raise ValueError(
-                f"concepts have {len(images)} images, but the run had {len(found.maps)}: connect"
+                f"concepts have {len(images)} images, but the run had {len(run.maps)}: connect"
                 " those of MagicFace Apply"
             )
-        bases = [each.cpu() for each in images] or [_gray(maps.shape) for maps in found.maps]
+        bases = [each.cpu() for each in images] or [
+            _gray(correspondence.picture_size(maps.shape)) for maps in run.maps
+        ]
         pictures = []
-        for base, maps in zip(bases, found.maps, strict=True):
+        for base, maps in zip(bases, run.maps, strict=True):
             enlarged = F.interpolate(
                 maps[:, None], size=base.shape[:2], mode="bicubic", align_corners=False
             )[:, 0].clamp(min=0)
             pictures.append(
                 over_picture(unit_range(enlarged), base.expand(len(maps), -1, -1, -1), strength)
             )
-        data = _as_data(found, correspondence.phrases)
+        data = _as_data(run, correspondence.phrases)
         text = json.dumps(
             [
                 [{k: v for k, v in entry.items() if k != "map"} for entry in entries]
@@ -416,32 +417,32 @@ class MagicCorrespondenceMap(io.ComfyNode):
             indent=1,
         )
         shown: dict[str, Any] = {"magic_correspondence": data}
-        if found.exploration:
+        if run.exploration:
             drawn = (
-                _gray(latent.shape).expand(len(latent), -1, -1, -1)
+                _gray(correspondence.picture_size(latent.shape)).expand(len(latent), -1, -1, -1)
                 if image is None
                 else image[..., :3]
             )
             references = [
                 (correspondence.phrases[concept], base)
-                for concept, base in zip(found.concepts, bases, strict=True)
+                for concept, base in zip(run.concepts, bases, strict=True)
             ]
-            shown["magic_exploration"] = [view_data(found.exploration, drawn, references)]
+            shown["magic_exploration"] = [view_data(run.exploration, drawn, references)]
         return io.NodeOutput(pictures, text, ui=shown)
 
 
-def _gray(latent: tuple[int, ...]) -> torch.Tensor:
-    """An empty picture of a latent's size: H W 3."""
-    return torch.full((*(side * _LATENT_CELL for side in latent[-2:]), 3), 0.5)
+def _gray(size: tuple[int, int]) -> torch.Tensor:
+    """An empty picture of rows, columns: H W 3."""
+    return torch.full((*size, 3), 0.5)
 
 
-def _as_data(found: Correspondence, phrases: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+def _as_data(run: Correspondence, phrases: tuple[str, ...]) -> list[list[dict[str, Any]]]:
     """For each picture and reference: phrase, share (0..1), peak (x, y in 0..1), and the map in
     rows of 0..255."""
     pictures = []
-    for image, shares in enumerate(found.shares.tolist()):
+    for image, shares in enumerate(run.shares.tolist()):
         entries = []
-        for maps, share, concept in zip(found.maps, shares, found.concepts, strict=True):
+        for maps, share, concept in zip(run.maps, shares, run.concepts, strict=True):
             height, width = maps.shape[-2:]
             row, column = divmod(int(maps[image].argmax()), width)
             small = F.interpolate(

@@ -9,10 +9,10 @@ import torch
 from comfy_api.latest import io
 
 from ..host.layout.masks import layout_masks, overlay
+from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
 from ..host.page.live_layout import LayoutView
-from ..host.sampling.backbone.unet import attention_blocks
-from ..host.systems.magicface import MagicFacePatch
+from ..host.sampling.backbone import backbone_of
 from ..host.text.prompts import tagged_prompt
 from ..magic.phrases import split_phrases
 from .declare import Layout, advanced, node_id, schema
@@ -77,15 +77,11 @@ class MagicSemanticLayout(io.ComfyNode):
         cls, model: Any, clip: Any, prompt: str, phrases: str, ca_scale: float
     ) -> io.NodeOutput:
         tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
+        backbone = backbone_of(model)
+        record = LayoutRecord(tagged.phrases, backbone.pixels)
         view = LayoutView(node_id(cls), tagged.phrases)
-        patch = MagicFacePatch(
-            tagged,
-            LayoutRecord(tagged.phrases),
-            tuple(attention_blocks(model)),
-            ca_scale,
-            view=view,
-        )
-        return io.NodeOutput(patch.add_to(model), tagged.conditioning, patch.record)
+        patch = LayoutPatch(tagged, backbone, ca_scale, record, observers=(view,))
+        return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)
 
 
 class MagicLayoutMasks(io.ComfyNode):
@@ -159,12 +155,10 @@ class MagicLayoutMasks(io.ComfyNode):
     ) -> io.NodeOutput:
         latent = samples["samples"]
         run = layout.run_of(latent)
-        chosen = max(run) if step < 0 else min(run, key=lambda measured: abs(measured - step))
+        nearest = max(run) if step < 0 else min(run, key=lambda measured: abs(measured - step))
         size = (
-            (latent.shape[-2] * 8, latent.shape[-1] * 8)
-            if image is None
-            else (image.shape[1], image.shape[2])
+            layout.picture_size(latent.shape) if image is None else (image.shape[1], image.shape[2])
         )
-        found = layout_masks(run[chosen], len(layout.phrases), size)
-        picture, legend = overlay(found, layout.phrases, image)
-        return io.NodeOutput(list(found.phrases), found.foreground, picture, legend)
+        masks = layout_masks(run[nearest], len(layout.phrases), size)
+        picture, legend = overlay(masks, layout.phrases, image)
+        return io.NodeOutput(list(masks.phrases), masks.foreground, picture, legend)

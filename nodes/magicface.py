@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
 from ..host.page.live_layout import LayoutView
 from ..host.pictures import concept_folder
-from ..host.sampling.backbone.unet import attention_blocks, native_side
+from ..host.sampling.backbone import backbone_of
 from ..host.sampling.feature_store import FeatureStore
+from ..host.sampling.range import SamplingRange
 from ..host.sampling.references import check_masks, prepare_references
-from ..host.systems.magicface import MagicFacePatch, Span
+from ..host.systems.magicface import MagicFacePatch
 from ..host.text.prompts import tagged_prompt
-from ..magic.blocks import parse_blocks
 from ..magic.concepts import Concept
 from .declare import (
     Concepts,
@@ -370,26 +371,31 @@ class MagicFaceApply(io.ComfyNode):
         noise_seed: int,
         keep_features: str,
     ) -> io.NodeOutput:
-        available = attention_blocks(model)
-        blocks = parse_blocks(layers, available)
+        backbone = backbone_of(model)
+        blocks = backbone.parse_layers(layers)
         phrases = [concept.phrase for concept in concepts]
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex)
-        references = prepare_references(concepts, clip, vae, native_side(model))
-        check_masks(references, concepts, blocks, available)
+        references = prepare_references(concepts, clip, vae, backbone)
+        check_masks(references, concepts, blocks, backbone)
+        record = LayoutRecord(tagged.phrases, backbone.pixels)
+        layout = LayoutPatch(
+            prompt=tagged,
+            backbone=backbone,
+            ca_scale=ca_scale or (_CA_SCALE_ONE if len(concepts) == 1 else _CA_SCALE_SEVERAL),
+            record=record,
+            targets=tuple(concept.target_region for concept in concepts),
+            observers=(LayoutView(node_id(cls), tagged.phrases, concepts),),
+        )
         is_kept = keep_features == "memory" and reference_noise == "fixed"
         patch = MagicFacePatch(
-            prompt=tagged,
-            record=LayoutRecord(tagged.phrases),
-            available=tuple(available),
-            ca_scale=ca_scale or (_CA_SCALE_ONE if len(concepts) == 1 else _CA_SCALE_SEVERAL),
+            layout=layout,
             references=tuple(references),
-            targets=tuple(concept.target_region for concept in concepts),
             blocks=blocks,
-            span=Span(start, inject_at, end),
+            range=SamplingRange(start, end),
+            inject_at=inject_at,
             semantic_cfg=semantic_cfg,
             noise_seed=noise_seed,
             noise_per_step=reference_noise == "per step",
             kept=FeatureStore() if is_kept else None,
-            view=LayoutView(node_id(cls), tagged.phrases, concepts),
         )
-        return io.NodeOutput(patch.add_to(model), tagged.conditioning, patch.record)
+        return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)

@@ -9,10 +9,10 @@ import torch
 from comfy_api.latest import io
 
 from ..host.inversion.run import Inversion, Recipe, resample_with
-from ..host.sampling.backbone.unet import attention_blocks
+from ..host.sampling.backbone import backbone_of
 from ..host.sampling.feature_store import FeatureStore
+from ..host.sampling.range import SamplingRange
 from ..host.systems.magicstyle import MagicStylePatch, Style
-from ..magic.blocks import parse_blocks
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
 from .declare import (
     InversionType,
@@ -55,13 +55,17 @@ def _patch(
                 f"{name} holds {style.inversion.batch} pictures: invert one at a time and chain"
                 " MagicStyle Reference nodes"
             )
-    sampling = model.get_model_object("model_sampling")
-    start, end = (
-        float(sampling.percent_to_sigma(percent)) for percent in (preset.start, preset.end)
+    backbone = backbone_of(model)
+    return MagicStylePatch(
+        content=content,
+        styles=styles,
+        fusion=preset.fusion,
+        backbone=backbone,
+        blocks=backbone.parse_layers(layers),
+        range=SamplingRange(preset.start, preset.end),
+        fuses_negative=fuses_negative,
+        kept=FeatureStore() if is_kept else None,
     )
-    blocks = parse_blocks(layers, attention_blocks(model))
-    kept = FeatureStore() if is_kept else None
-    return MagicStylePatch(content, styles, preset.fusion, blocks, start, end, fuses_negative, kept)
 
 
 class MagicStyleReference(io.ComfyNode):
@@ -198,7 +202,7 @@ class MagicStyleApply(io.ComfyNode):
                 advanced(
                     io.Combo.Input(
                         "keys",
-                        options=list(KEYS),
+                        options=[*KEYS],
                         default=default.fusion.keys,
                         tooltip=(
                             "Custom: whose keys and values the queries meet. 'content+style': both"
@@ -401,20 +405,21 @@ class MagicStyleSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         import latent_preview
 
-        parse_blocks(layers, attention_blocks(model))
+        # A wrong name is an error before the inversions.
+        backbone_of(model).parse_layers(layers)
         empty = empty_conditioning(model, clip)
         conds = {"positive": empty, "negative": empty}
         sigmas, recipe = sigmas_of(model, scheduler, steps), Recipe("fixed-point", 2, 1e-4, 1.0)
-        found = [
+        inverted, style_inverted = (
             invert_cached(
                 model, vae.encode(picture[..., :3]), conds, sigmas, recipe, cache_mb, measures=False
             )[0]
             for picture in (content, style[:1])
-        ]
-        chosen = PRESETS[preset]
-        patch = _patch(model, found[0], (Style(found[1], 1.0),), chosen, layers, False, False)
-        start = model.model.process_latent_out(patch.start_latent(chosen.adain))
+        )
+        values, styles = PRESETS[preset], (Style(style_inverted, 1.0),)
+        patch = _patch(model, inverted, styles, values, layers, False, False)
+        start = model.model.process_latent_out(patch.start_latent(values.adain))
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         return io.NodeOutput(
-            {"samples": resample_with(patch.add_to(model), found[0], start, conds, 1.0, callback)}
+            {"samples": resample_with(patch.add_to(model), inverted, start, conds, 1.0, callback)}
         )

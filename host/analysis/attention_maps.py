@@ -3,6 +3,7 @@ phrases."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,129 +11,106 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...magic.blocks import AttentionBlock, Block
-from ...magic.layout import head_mean_attention
-from ..layout.tracker import fold_repeats
-from ..sampling.attention import AttentionPatch, token_grid, wrap_attention
-from ..sampling.rows import SamplingRows, chunk_slices, holders_of, identify_rows
+from ...magic.blocks import Block
+from ..sampling.backbone import Backbone, LayerView, Watch
+from ..sampling.options import ModelOptions
+from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
+from ..sampling.range import ALL_OF_SAMPLING, SamplingRange
+from ..sampling.rows import SamplingRows, roles_of, rows_of_prompt, separate_copies
 from ..sampling.run_record import RunRecord
 from ..text.prompts import TaggedPrompt
 
 
 class AttentionRecord(RunRecord[Tensor]):
-    """The maps of the last sampling runs: B P h w, the share (0..1) of each place's cross-attention
-    that goes to each phrase, averaged over heads, layers and steps."""
+    """The maps of the last sampling runs: B P h w, the share (0..1) of each place's attention to
+    the prompt that goes to each phrase, averaged over heads, layers and steps."""
 
     what = "attention map"
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionMapPatch:
-    """blocks: the watched layers; start, end: the watched sigmas, start >= end."""
+class AttentionMapPatch(SamplingPatch["AttentionMapRun"]):
+    """What is watched. Pictures are those of the MODEL.
+
+    prompt: with the phrases; record: where finished runs go; backbone: of the model; blocks: the
+    watched layers; range: when.
+    """
 
     prompt: TaggedPrompt
     record: AttentionRecord
-    blocks: tuple[AttentionBlock, ...]
-    start: float
-    end: float
+    backbone: Backbone
+    blocks: tuple[Block, ...]
+    range: SamplingRange = ALL_OF_SAMPLING
 
-    def add_to(self, model: Any) -> Any:
-        """A clone of MODEL with this patch. Its pictures are those of the MODEL."""
-        import comfy.patcher_extension as extension
+    @property
+    def key(self) -> str:
+        # The record is this patch's alone; its prompt's tag may be another node's.
+        return f"magic_attention_{id(self.record)}"
 
-        patched = model.clone()
-        patched.add_wrapper_with_key(
-            extension.WrappersMP.OUTER_SAMPLE,
-            f"magic_attention_{id(self.record)}",
-            self.outer_sample,
-        )
-        return patched
-
-    def outer_sample(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The wrapper around a whole sampling run."""
-        import comfy.patcher_extension as extension
-
-        guider = executor.class_obj
-        run = _AttentionMapRun(self, guider, (noise.shape[-2], noise.shape[-1]))
-        transformer_options = guider.model_options.setdefault("transformer_options", {})
-        extension.add_wrapper_with_key(
-            extension.WrappersMP.PREDICT_NOISE,
-            "magic_attention",
-            run.predict_noise,
-            transformer_options,
-        )
-        try:
-            samples = executor(noise, *args, **kwargs)
-            if run.total is not None:
-                self.record.store(samples, (run.total / run.count).to("cpu", torch.float16))
-            return samples
-        finally:
-            run.total = run.rows = None
+    def open_run(self, start: SamplingStart) -> AttentionMapRun:
+        return AttentionMapRun(self, start)
 
 
-class _AttentionMapRun:
-    def __init__(self, patch: AttentionMapPatch, guider: Any, latent_size: tuple[int, int]):
-        self._patch, self._guider = patch, guider
-        self._holders = holders_of(guider, patch.prompt.tag)
-        finest = min(layer.downscale for layer in patch.blocks)
-        self._size = tuple(-(-side // finest) for side in latent_size)
-        self._batch = 0
-        self.rows: SamplingRows | None = None
-        self.total: Tensor | None = None
-        self.count = 0
+class AttentionMapRun(PatchRun):
+    """The sum of the maps of one sampling run."""
 
-    def predict_noise(
+    def __init__(self, patch: AttentionMapPatch, start: SamplingStart):
+        self._patch, self._guider = patch, start.guider
+        self._roles = roles_of(start.guider, patch.prompt.tag)
+        self._range = patch.range.sigmas(start.model_sampling)
+        layers = patch.backbone.layers
+        finest = min(layer.downscale for layer in layers if layer.block in patch.blocks)
+        self._size = tuple(-(-side // finest) for side in start.latent_size)
+        self._rows: SamplingRows | None = None
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def predict(
         self,
-        executor: Any,
+        executor: Predict,
         x: Tensor,
         timestep: Tensor,
-        model_options: dict[str, Any],
+        model_options: ModelOptions,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        if not self._patch.end <= float(timestep.flatten()[0]) <= self._patch.start:
+        if not self._range.covers(float(timestep.flatten()[0])):
             return executor(x, timestep, model_options, *args, **kwargs)
-        if self.rows is None:
-            self.rows = identify_rows(self._guider, self._patch.prompt.tag, self._holders)
-        self._batch = x.shape[0]
+        if self._rows is None:
+            separate_copies(self._guider, self._patch.prompt.tag, self._roles)
+            self._rows = rows_of_prompt(self._guider, self._patch.prompt.tag, self._roles)
+        rows = self._rows
         # Further passes at the same step (PAG, SAG, ...) show the same words again, under other
         # guidance.
-        seen: set[Any] = set()
-        blocks = [layer.block for layer in self._patch.blocks]
-        options = wrap_attention(
-            model_options,
-            "attn2",
-            blocks,
-            lambda block, previous: self._observe(block, previous, seen),
-        )
+        layers: set[Hashable] = set()
+
+        def look(view: LayerView) -> None:
+            if (view.cond, view.layer) not in layers:
+                layers.add((view.cond, view.layer))
+                self._add(view, rows.lengths[view.cond])
+
+        watch = Watch(self._patch.blocks, rows.ours - rows.areas.keys(), x.shape[0], text=look)
+        options = self._patch.backbone.with_watch(model_options, watch)
         return executor(x, timestep, options, *args, **kwargs)
 
-    def _observe(self, block: Block, previous: AttentionPatch, seen: set[Any]) -> AttentionPatch:
-        def patch(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-            assert self.rows is not None
-            for cond_id, part in chunk_slices(extra_options, q.shape[0], self._batch):
-                place = (cond_id, block, extra_options.get("block_index", 0))
-                if (
-                    cond_id in self.rows.ours
-                    and cond_id not in self.rows.areas
-                    and place not in seen
-                ):
-                    seen.add(place)
-                    shares = fold_repeats(
-                        head_mean_attention(q[part], k[part], extra_options["n_heads"]),
-                        self.rows.lengths[cond_id],
-                    )
-                    self._add(shares, token_grid(q, extra_options))
-            return previous(q, k, v, extra_options)
+    def finish(self, samples: Tensor) -> None:
+        if self._total is not None:
+            maps = (self._total / self._count).to("cpu", torch.float16)
+            self._patch.record.store(samples, maps)
 
-        return patch
+    def release(self) -> None:
+        self._total = self._rows = None
+        del self._guider
 
-    def _add(self, shares: Tensor, grid: tuple[int, int]) -> None:
-        maps = torch.stack(
-            [shares[..., list(span)].sum(-1) for span in self._patch.prompt.spans], dim=1
-        )
+    def _add(self, view: LayerView, length: int) -> None:
+        shares = self._patch.backbone.text_attention(view, length)
+        spans = self._patch.prompt.spans
+        maps = torch.stack([shares[..., list(span)].sum(-1) for span in spans], dim=1)
         maps = F.interpolate(
-            maps.view(*maps.shape[:2], *grid), size=self._size, mode="bilinear", align_corners=False
+            maps.view(*maps.shape[:2], *view.grid),
+            size=self._size,
+            mode="bilinear",
+            align_corners=False,
         )
-        self.total = maps if self.total is None else self.total + maps
-        self.count += 1
+        self._total = maps if self._total is None else self._total + maps
+        self._count += 1

@@ -7,22 +7,25 @@ for.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...magic.boxes import Point
 from ...magic.correspondence import as_picture, cells_at_points, cells_in_mask, reference_shares
-from ...magic.reference_attention import ReferenceTokens, RegionTokens
+from ..sampling.observers import ObservedPatch, ReferenceView
+from ..sampling.patch import SamplingStart, patches_of
+from ..sampling.range import SamplingRange
 from ..sampling.references import Reference, joined_places
 from ..sampling.run_record import RunRecord
 from .exploration import Exploration, ExplorationRun
+from .queries import queries_by_concepts
 
-_PIXELS_A_CELL = 8
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,95 +51,81 @@ class CorrespondenceRecord(RunRecord[Correspondence]):
 
 @dataclass(frozen=True, eq=False)
 class CorrespondenceWatch:
-    """Which queries are watched, and when. points: pixels of the picture; mask: H W, used instead
-    when given; start, end: sigmas; explores: whether places all over the picture are watched too,
-    each by itself."""
+    """Which queries are watched, and when: a `ReferenceObserver`.
+
+    record: where finished runs go; points: pixels of the picture; mask: H W, used instead when
+    given; range: when; explores: whether places all over the picture are watched too, each by
+    itself.
+    """
 
     record: CorrespondenceRecord
     points: tuple[Point, ...]
     mask: Tensor | None
-    start: float
-    end: float
+    range: SamplingRange
     explores: bool = False
 
-    def covers(self, sigma: float) -> bool:
-        return self.end <= sigma <= self.start
-
-    def check(self, latent_size: tuple[int, int]) -> None:
+    def open(
+        self,
+        start: SamplingStart,
+        references: Sequence[Reference],
+        downscales: set[int],
+        pixels: int,
+    ) -> CorrespondenceRun:
         """ValueError when a point is outside the picture."""
-        height, width = (side * _PIXELS_A_CELL for side in latent_size)
+        height, width = (side * pixels for side in start.latent_size)
         for x, y in self.points if self.mask is None else ():
             if not (0 <= x < width and 0 <= y < height):
                 raise ValueError(
                     f"point {x:g},{y:g} is outside the picture, which is {width}x{height}"
                 )
+        return CorrespondenceRun(self, start, references, downscales, (height, width))
 
-    def cells(self, latent_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    def cells(self, picture: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+        """The watched tokens of a grid over a picture of rows, columns."""
         if self.mask is not None:
             return cells_in_mask(self.mask, grid)
-        height, width = (side * _PIXELS_A_CELL for side in latent_size)
-        return cells_at_points(self.points, (height, width), grid)
+        return cells_at_points(self.points, picture, grid)
 
 
 class CorrespondenceRun:
     """What one sampling run has shown so far: sums over layers and steps.
 
-    latent: shape of what is sampled, B C h w; downscales: those of the watched layers.
+    downscales: those of the watched layers; picture: rows and columns in pixels.
     """
 
     def __init__(
         self,
         watch: CorrespondenceWatch,
+        start: SamplingStart,
         references: Sequence[Reference],
-        latent: tuple[int, ...],
-        steps: int,
         downscales: set[int],
+        picture: tuple[int, int],
     ):
-        self._latent_size = (latent[-2], latent[-1])
-        watch.check(self._latent_size)
-        self.watch, self._references = watch, references
+        self._watch, self._references, self._picture = watch, references, picture
+        self._range = watch.range.sigmas(start.model_sampling)
         self._exploring = (
-            ExplorationRun(references, latent, steps, downscales) if watch.explores else None
+            ExplorationRun(references, start.shape, start.steps, downscales)
+            if watch.explores
+            else None
         )
         self._maps: dict[tuple[int, int], Tensor] = {}
         self._shares: dict[tuple[int, int], Tensor] = {}
-        self._seen = 0
+        self._layers = 0
         self._images = 0
 
-    def see(
-        self,
-        q: Tensor,
-        k: Tensor,
-        bank: Sequence[ReferenceTokens],
-        regions: Sequence[RegionTokens] | None,
-        grid: tuple[int, int],
-        downscale: int,
-        heads: int,
-        step: int,
-    ) -> None:
-        """One layer. q, k: B N C; bank: the tokens of each concept; regions: which concept each
-        token sees (RBA), None for all (RSA)."""
+    def see(self, view: ReferenceView) -> None:
+        """One layer of one model call."""
+        if not self._range.covers(view.sigma):
+            return
         if self._exploring:
-            self._exploring.see(q, k, bank, regions, grid, downscale, heads, step)
-        cells = self.watch.cells(self._latent_size, grid).to(q.device)
-        self._images, self._seen = q.shape[0], self._seen + 1
-        everything = tuple(range(len(bank)))
-        groups = (
-            [(image, everything, cells) for image in range(q.shape[0])]
-            if regions is None
-            else [
-                (r.image, (r.concept,), cells[torch.isin(cells, r.index.to(q.device))])
-                for r in regions
-                if r.concept is not None
-            ]
-        )
-        for image, concepts, queries in groups:
-            if len(queries):
-                found = reference_shares(
-                    q[image, queries], k[image], [bank[concept] for concept in concepts], heads
-                )
-                for concept, shares in zip(concepts, found, strict=True):
-                    self._add(image, concept, shares / len(cells), downscale)
+            self._exploring.see(view)
+        cells = self._watch.cells(self._picture, view.grid).to(view.q.device)
+        self._images, self._layers = view.q.shape[0], self._layers + 1
+        for image, concepts, places in queries_by_concepts(view, cells):
+            queries, bank = view.q[image, cells[places]], [view.bank[c] for c in concepts]
+            sums = reference_shares(queries, view.k[image], bank, view.heads)
+            for concept, shares in zip(concepts, sums, strict=True):
+                self._add(image, concept, shares / len(cells), view.downscale)
 
     def _add(self, image: int, concept: int, shares: Tensor, downscale: int) -> None:
         start = 0
@@ -148,63 +137,49 @@ class CorrespondenceRun:
             self._maps[key] = self._maps[key] + picture if key in self._maps else picture
             self._shares[key] = self._shares[key] + own.sum() if key in self._shares else own.sum()
 
+    def finish(self, samples: Tensor) -> None:
+        if (result := self.result()) is not None:
+            self._watch.record.store(samples, result)
+
     def result(self) -> Correspondence | None:
         """None when nothing was watched."""
-        if not self._seen:
+        if not self._layers:
             return None
         maps = []
         for i, reference in enumerate(self._references):
             empty = torch.zeros(reference.latent.shape[-2:])
-            maps.append(
-                torch.stack(
-                    [self._maps.get((i, image), empty).cpu() for image in range(self._images)]
-                )
-                / self._seen
-            )
+            each = [self._maps.get((i, image), empty).cpu() for image in range(self._images)]
+            maps.append(torch.stack(each) / self._layers)
         shares = [
-            [float(self._shares.get((i, image), 0.0)) / self._seen for i in range(len(maps))]
+            [float(self._shares.get((i, image), 0.0)) / self._layers for i in range(len(maps))]
             for image in range(self._images)
         ]
-        explored = self._exploring.result() if self._exploring else None
         return Correspondence(
             tuple(maps),
             torch.tensor(shares),
             tuple(reference.concept for reference in self._references),
-            explored,
+            self._exploring.result() if self._exploring else None,
         )
 
 
-def watched(
-    model: Any,
+def watched_model(
+    model: ModelPatcher,
     points: tuple[Point, ...],
     mask: Tensor | None,
-    start: float,
-    end: float,
+    range: SamplingRange,
     explores: bool,
 ) -> tuple[Any, CorrespondenceRecord]:
-    """A clone of a MagicFace MODEL that watches, and its record. start, end: parts of sampling,
-    0..1; explores: as in the watch.
+    """A clone of a MODEL with references that watches, and its record; all as in the watch.
 
     ValueError for any other MODEL.
     """
-    import comfy.patcher_extension as extension
-
-    from ..systems.magicface import MagicFacePatch
-
     clone = model.clone()
-    for wrappers in clone.wrappers.get(extension.WrappersMP.OUTER_SAMPLE, {}).values():
-        for i, wrapper in enumerate(wrappers):
-            patch = getattr(wrapper, "__self__", None)
-            if isinstance(patch, MagicFacePatch) and patch.references:
-                sampling = model.get_model_object("model_sampling")
-                record = CorrespondenceRecord(patch.prompt.phrases)
-                sigmas = (float(sampling.percent_to_sigma(percent)) for percent in (start, end))
-                watching = dataclasses.replace(
-                    patch,
-                    correspondence=CorrespondenceWatch(record, points, mask, *sigmas, explores),
-                )
-                wrappers[i] = watching.outer_sample
-                return clone, record
+    for wrappers, place, patch in patches_of(clone):
+        if isinstance(patch, ObservedPatch):
+            record = CorrespondenceRecord(patch.phrases, patch.pixels)
+            watch = CorrespondenceWatch(record, points, mask, range, explores)
+            wrappers[place] = patch.with_observer(watch).outer_sample
+            return clone, record
     raise ValueError(
         "this MODEL does not look at references: connect the MODEL output of MagicFace Apply"
     )

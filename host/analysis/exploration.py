@@ -21,8 +21,9 @@ from ...magic.correspondence import (
     quantised,
     query_shares,
 )
-from ...magic.reference_attention import ReferenceTokens, RegionTokens
+from ..sampling.observers import ReferenceView
 from ..sampling.references import Reference, joined_places
+from .queries import queries_by_concepts
 
 MOST_PLACES = 16
 """On the longer side of a picture."""
@@ -107,12 +108,14 @@ class Exploration:
             raise ValueError(f"the place {x:g},{y:g} is outside the picture: give both in 0 to 1")
         rows, columns = self.grids[group]
         row, column = min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
-        found, place = self.maps[group, step], row * columns + column
+        recorded, place = self.maps[group, step], row * columns + column
         maps = [
             levels[picture, place].float() * peak / 255
-            for levels, peak in zip(found.levels, found.peaks[picture, place].tolist(), strict=True)
+            for levels, peak in zip(
+                recorded.levels, recorded.peaks[picture, place].tolist(), strict=True
+            )
         ]
-        shares = tuple(found.shares[picture, place].tolist())
+        shares = tuple(recorded.shares[picture, place].tolist())
         return LookedAt((column / columns, row / rows, 1 / columns, 1 / rows), shares, tuple(maps))
 
 
@@ -167,48 +170,25 @@ class ExplorationRun:
         self._sums: dict[int, _Sums] = {}
         self._maps: dict[tuple[str, int], StepMaps] = {}
 
-    def see(
-        self,
-        q: Tensor,
-        k: Tensor,
-        bank: Sequence[ReferenceTokens],
-        regions: Sequence[RegionTokens] | None,
-        grid: tuple[int, int],
-        downscale: int,
-        heads: int,
-        step: int,
-    ) -> None:
-        """One layer, as in `CorrespondenceRun.see`."""
-        if step not in self._steps:
+    def see(self, view: ReferenceView) -> None:
+        """One layer of one model call."""
+        if view.step not in self._steps:
             return
-        if step != self._step:
+        if view.step != self._step:
             self._finish_step()
-            self._step = step
-        cells = cells_at_centres(self._grids[downscale], grid).to(q.device)
-        if downscale not in self._sums:
-            self._sums[downscale] = self._empty(downscale, q.device)
-        sums = self._sums[downscale]
+            self._step = view.step
+        scale = view.downscale
+        cells = cells_at_centres(self._grids[scale], view.grid).to(view.q.device)
+        if scale not in self._sums:
+            self._sums[scale] = self._empty(scale, view.q.device)
+        sums = self._sums[scale]
         sums.layers += 1
-        everything, everywhere = tuple(range(len(bank))), torch.arange(len(cells), device=q.device)
-        groups = (
-            [(image, everything, everywhere) for image in range(self._pictures)]
-            if regions is None
-            else [
-                (r.image, (r.concept,), everywhere[torch.isin(cells, r.index.to(q.device))])
-                for r in regions
-                if r.concept is not None and r.image < self._pictures
-            ]
-        )
-        for image, concepts, places in groups:
-            if len(places):
-                found = query_shares(
-                    q[image, cells[places]],
-                    k[image],
-                    [bank[concept] for concept in concepts],
-                    heads,
-                )
-                for concept, shares in zip(concepts, found, strict=True):
-                    self._add(sums, image, places, concept, shares, downscale)
+        for image, concepts, places in queries_by_concepts(view, cells):
+            if image < self._pictures:
+                queries, bank = view.q[image, cells[places]], [view.bank[c] for c in concepts]
+                each = query_shares(queries, view.k[image], bank, view.heads)
+                for concept, shares in zip(concepts, each, strict=True):
+                    self._add(sums, image, places, concept, shares, scale)
 
     def _empty(self, downscale: int, device: torch.device) -> _Sums:
         rows, columns = self._grids[downscale]
@@ -233,13 +213,13 @@ class ExplorationRun:
     def _finish_step(self) -> None:
         for downscale, sums in self._sums.items():
             levels, peaks = zip(*(quantised(maps / sums.layers) for maps in sums.maps), strict=True)
-            found = StepMaps(
+            maps = StepMaps(
                 tuple(each.cpu() for each in levels),
                 torch.stack(peaks, -1).cpu(),
                 (sums.shares / sums.layers).cpu(),
             )
             assert self._step is not None
-            self._maps[self._name(downscale), self._step] = found
+            self._maps[self._name(downscale), self._step] = maps
         self._sums = {}
 
     def _name(self, downscale: int) -> str:
@@ -251,10 +231,10 @@ class ExplorationRun:
         self._finish_step()
         if not self._maps:
             return None
-        seen = {group for group, _ in self._maps}
+        groups = {group for group, _ in self._maps}
         grids = {
             self._name(scale): grid
             for scale, grid in self._grids.items()
-            if self._name(scale) in seen
+            if self._name(scale) in groups
         }
         return Exploration(self._total, self._pictures, grids, self._maps)

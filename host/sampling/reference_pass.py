@@ -1,4 +1,4 @@
-"""The reference pass: the UNet on the references at the sigma of the step, with what the chosen
+"""The reference pass: the model on the references at the sigma of the step, with what the chosen
 layers see handed to a collector.
 
 It runs before the main call, once a sigma, with the references' own prompts and the conditional
@@ -8,22 +8,22 @@ anything that can say what a reference looks like at a sigma will do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...magic.blocks import Block
-from .attention import plain_attention, token_grid
+from .backbone import Backbone, LayerView
+from .options import ModelOptions
 from .references import ReferenceImage, alike, batched_conditioning
 
-Collect = Callable[[int, Block, int, tuple[int, int], Tensor, Tensor, Tensor], None]
-"""(reference, block, depth, token grid, q, k, v), the last three N C."""
-LayerKey = tuple[Block, int]
-"""Block and depth: a transformer block."""
-_TAKEN = ("input_", "output_")
-"""Patches of these kinds act in a reference pass too, such as FreeU's."""
+if TYPE_CHECKING:
+    from comfy.model_base import BaseModel
+
+Collect = Callable[[int, LayerView, int], None]
+"""(reference, what a layer saw of a batch of references, the reference's row in it)."""
 
 
 class LatentSource(Protocol):
@@ -45,18 +45,20 @@ class Renoised:
 
     def at(self, reference: int, latent: Tensor, sigma: Tensor, model_sampling: Any) -> Tensor:
         if reference not in self._generators:
-            self._generators[reference] = torch.Generator("cpu").manual_seed(
-                (self._seed + reference) % 2**64
-            )
+            seed = (self._seed + reference) % 2**64
+            self._generators[reference] = torch.Generator("cpu").manual_seed(seed)
         if self._per_step or reference not in self._fixed:
             noise = torch.randn(latent.shape, generator=self._generators[reference])
             self._fixed[reference] = noise.to(latent)
-        return model_sampling.noise_scaling(
+        noisy: Tensor = model_sampling.noise_scaling(
             sigma.reshape(-1, *[1] * (latent.ndim - 1)), self._fixed[reference], latent, False
         )
+        return noisy
 
 
-def features_key(guider: Any, sigma: float, model_options: dict[str, Any]) -> tuple[Any, ...]:
+def features_key(
+    guider: Any, backbone: Backbone, sigma: float, options: ModelOptions
+) -> tuple[Any, ...]:
     """All that the features of a step depend on, beside the references: weights and patches, what
     sigma means, other nodes' parts."""
     patcher = guider.model_patcher
@@ -67,24 +69,7 @@ def features_key(guider: Any, sigma: float, model_options: dict[str, Any]) -> tu
         patcher.patches_uuid,
         patcher.get_model_object("model_sampling"),
         *injected,
-        *_foreign_parts(model_options),
-    )
-
-
-def _foreign_parts(model_options: dict[str, Any]) -> tuple[Any, ...]:
-    """What other nodes have put into a reference pass."""
-    import comfy.patcher_extension as extension
-
-    transformer_options = model_options.get("transformer_options", {})
-    wrappers = transformer_options.get("wrappers", {}).get(extension.WrappersMP.APPLY_MODEL, {})
-    patches = transformer_options.get("patches", {})
-    lists = [
-        *wrappers.values(),
-        *(patches[name] for name in sorted(patches) if name.startswith(_TAKEN)),
-    ]
-    return (
-        model_options.get("model_function_wrapper"),
-        *(part for parts in lists for part in parts),
+        *backbone.reference_parts(options),
     )
 
 
@@ -92,18 +77,23 @@ class ReferencePass:
     """Reference passes of one sampling run."""
 
     def __init__(
-        self, references: Sequence[ReferenceImage], source: LatentSource, blocks: Sequence[Block]
+        self,
+        references: Sequence[ReferenceImage],
+        source: LatentSource,
+        backbone: Backbone,
+        blocks: Collection[Block],
     ):
-        self._references, self._source, self._blocks = references, source, blocks
+        self._references, self._source = references, source
+        self._backbone, self._blocks = backbone, blocks
         self._groups: list[list[int]] = []
         self._clean: list[Tensor] = []
         self._conds: list[list[dict[str, Any]]] = []
 
     def run(
-        self, model: Any, sigma: Tensor, model_options: dict[str, Any], collect: Collect
+        self, model: BaseModel, sigma: Tensor, model_options: ModelOptions, collect: Collect
     ) -> None:
-        """One pass. model: the loaded BaseModel; sigma: the step's, shape B; model_options: the
-        main call's."""
+        """One pass. model: the loaded one; sigma: the step's, shape B; model_options: the main
+        call's."""
         import comfy.samplers
 
         if not self._conds:
@@ -131,11 +121,8 @@ class ReferencePass:
         ]
         for group in self._groups:
             latent = torch.cat([self._clean[i] for i in group])
-            conds = {
-                "positive": comfy.sampler_helpers.convert_cond(
-                    batched_conditioning([self._references[i] for i in group])
-                )
-            }
+            conditioning = batched_conditioning([self._references[i] for i in group])
+            conds = {"positive": comfy.sampler_helpers.convert_cond(conditioning)}
             self._conds.append(
                 comfy.samplers.process_conds(
                     model, latent, conds, device, latent_image=latent, seed=0
@@ -148,46 +135,17 @@ class ReferencePass:
         import comfy.model_management as management
 
         size, free = len(group), management.get_free_memory(device)
+        shape = self._clean[group[0]].shape[1:]
         # The host's own margin.
-        while (
-            size > 1
-            and 1.5 * model.memory_required([size, *self._clean[group[0]].shape[1:]]) > free
-        ):
+        while size > 1 and 1.5 * model.memory_required([size, *shape]) > free:
             size = -(-size // 2)
         return [group[i : i + size] for i in range(0, len(group), size)]
 
     def _options(
-        self, model_options: dict[str, Any], group: list[int], collect: Collect
-    ) -> dict[str, Any]:
-        """The main call's options without what is meant for the picture that is being made: other
-        attention patches, caches, guidance."""
-        import comfy.patcher_extension as extension
-
-        kept = dict(model_options.get("transformer_options", {}))
-        apply_model = extension.WrappersMP.APPLY_MODEL
-        kept["wrappers"] = {apply_model: kept.get("wrappers", {}).get(apply_model, {})}
-        kept["patches"] = {
-            name: patches
-            for name, patches in kept.get("patches", {}).items()
-            if name.startswith(_TAKEN)
-        }
-
-        def capture(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-            grid, block = token_grid(q, extra_options), Block(*extra_options["block"])
+        self, model_options: ModelOptions, group: list[int], collect: Collect
+    ) -> ModelOptions:
+        def look(view: LayerView) -> None:
             for row, reference in enumerate(group):
-                collect(
-                    reference,
-                    block,
-                    extra_options.get("block_index", 0),
-                    grid,
-                    q[row],
-                    k[row],
-                    v[row],
-                )
-            return plain_attention(q, k, v, extra_options)
+                collect(reference, view, row)
 
-        kept["patches_replace"] = {"attn1": {tuple(block): capture for block in self._blocks}}
-        options: dict[str, Any] = {"transformer_options": kept}
-        if "model_function_wrapper" in model_options:
-            options["model_function_wrapper"] = model_options["model_function_wrapper"]
-        return options
+        return self._backbone.reference_options(model_options, self._blocks, look)

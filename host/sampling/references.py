@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...magic.blocks import AttentionBlock, Block
+from ...magic.blocks import Block
 from ...magic.concepts import Concept, visible_tokens
 from ..text.prompts import encode
+from .backbone import Backbone
 
 _MINIMUM_SIDE = 64
 
@@ -22,8 +23,8 @@ _MINIMUM_SIDE = 64
 class Reference:
     """One reference image.
 
-    concept: index of its concept; latent: 1 C h w as the VAE gives it; mask: H W or None;
-    conditioning: its prompt's.
+    concept: index of its concept; latent: 1 C h w as the VAE gives it; mask: H W in 0..1, None for
+    all of it; strength: added to the logits of its tokens; conditioning: its prompt's.
     """
 
     concept: int
@@ -34,7 +35,7 @@ class Reference:
 
 
 def prepare_references(
-    concepts: Sequence[Concept], clip: Any, vae: Any, native_side: int
+    concepts: Sequence[Concept], clip: Any, vae: Any, backbone: Backbone
 ) -> list[Reference]:
     """Encodes the images and prompts of all concepts. Images keep their aspect; what is larger than
     the model's own area is reduced."""
@@ -50,18 +51,19 @@ def prepare_references(
                 if concept.mask is None
                 else concept.mask[i if concept.mask.shape[0] > 1 else 0]
             )
-            latent = vae.encode(_fitted(image[None, ..., :3], native_side))
+            latent = vae.encode(_fitted(image[None, ..., :3], backbone))
             references.append(
                 Reference(index, latent, mask, concept.strength, conditionings[prompt])
             )
     return references
 
 
-def _fitted(image: Tensor, native_side: int) -> Tensor:  # 1 H W 3
+def _fitted(image: Tensor, backbone: Backbone) -> Tensor:  # 1 H W 3
     height, width = image.shape[1:3]
-    scale = min(1.0, native_side / math.sqrt(height * width))
+    scale = min(1.0, backbone.native_side / math.sqrt(height * width))
     scale = max(scale, _MINIMUM_SIDE / min(height, width))
-    size = tuple(max(8, round(side * scale / 8) * 8) for side in (height, width))
+    step = backbone.pixels
+    size = tuple(max(step, round(side * scale / step) * step) for side in (height, width))
     if size == (height, width):
         return image
     resized = F.interpolate(image.movedim(-1, 1).float(), size=size, mode="bicubic", antialias=True)
@@ -72,12 +74,12 @@ def check_masks(
     references: Sequence[Reference],
     concepts: Sequence[Concept],
     blocks: Sequence[Block],
-    available: Sequence[AttentionBlock],
+    backbone: Backbone,
 ) -> None:
     """ValueError when a mask leaves nothing of a reference in one of the layers."""
     for reference in references:
         height, width = reference.latent.shape[-2:]
-        for downscale in {layer.downscale for layer in available if layer.block in blocks}:
+        for downscale in {layer.downscale for layer in backbone.layers if layer.block in blocks}:
             grid = (-(-height // downscale), -(-width // downscale))
             if len(visible_tokens(reference.mask, grid)[0]) == 0:
                 phrase = concepts[reference.concept].phrase

@@ -4,20 +4,20 @@ uses."""
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..text.prompts import TAG
+from .options import AttentionOptions
 
 
 @dataclass(frozen=True)
 class SamplingRows:
-    """The ids that the host gives to the conds of one sampling run: ours, and those of the negative
-    prompt.
+    """The conds of one sampling run by the ids that the host gives them.
 
-    areas: of conds that cover a part of the picture only: height, width, top and left in latent
-    pixels; lengths: of ours, in tokens.
+    ours: of our prompt; negative: of the negative prompt; areas: of conds that cover a part of the
+    picture only: height, width, top and left in latent pixels; lengths: of ours, in tokens.
     """
 
     ours: frozenset[Any] = frozenset()
@@ -26,39 +26,49 @@ class SamplingRows:
     lengths: Mapping[Any, int] = field(default_factory=dict)
 
 
-def holders_of(guider: Any, tag: str) -> set[str]:
+class Chunk(NamedTuple):
+    """The rows of a model call that are one prompt's. cond: its id; rows: one for each picture."""
+
+    cond: Any
+    rows: slice
+
+
+def roles_of(guider: Any, tag: str) -> frozenset[str]:
     """The names of the guider's lists ('positive', ...) that hold our tagged conditioning.
     ValueError when none does."""
-    names = {
-        name for name, conds in guider.conds.items() if any(cond.get(TAG) == tag for cond in conds)
-    }
-    if not names:
+    roles = frozenset(
+        role for role, conds in guider.conds.items() if any(cond.get(TAG) == tag for cond in conds)
+    )
+    if not roles:
         raise ValueError(
             "the sampler's positive input does not come from the node that patched this MODEL:"
             " connect the CONDITIONING output of that node to the sampler (through other"
             " conditioning nodes if you like)"
         )
-    return names
+    return roles
 
 
-def identify_rows(guider: Any, tag: str, holders: set[str]) -> SamplingRows:
-    """Reads the ids once the host has processed the conds.
+def separate_copies(guider: Any, tag: str, roles: Collection[str]) -> None:
+    """Gives each processed cond of the guider an id of its own, and takes our tag off foreign ones.
 
     The host copies conds with an area, id included, into the other lists, to give the negative
-    prompt the same area, and the other way round. Such copies get an id of their own, and those of
-    ours are not ours.
+    prompt the same area, and the other way round. Ours keep their ids.
     """
     taken = set()
-    # Ours first: they keep their ids.
-    for name in sorted(guider.conds, key=lambda name: name not in holders):
-        for cond in guider.conds[name] or ():
+    for role in sorted(guider.conds, key=lambda role: role not in roles):
+        for cond in guider.conds[role] or ():
             if cond["uuid"] in taken:
                 cond["uuid"] = uuid.uuid4()
-            if name not in holders:
+            if role not in roles:
                 cond.pop(TAG, None)
             taken.add(cond["uuid"])
-    ours = [cond for name in holders for cond in guider.conds[name] if cond.get(TAG) == tag]
-    negative = () if "negative" in holders else guider.conds.get("negative") or ()
+
+
+def rows_of_prompt(guider: Any, tag: str, roles: Collection[str]) -> SamplingRows:
+    """The rows of our prompt, once the host has processed the conds and they are separate
+    (`separate_copies`)."""
+    ours = [cond for role in roles for cond in guider.conds[role] if cond.get(TAG) == tag]
+    negative = () if "negative" in roles else guider.conds.get("negative") or ()
     return SamplingRows(
         ours=frozenset(cond["uuid"] for cond in ours),
         negative=frozenset(cond["uuid"] for cond in negative),
@@ -67,19 +77,19 @@ def identify_rows(guider: Any, tag: str, holders: set[str]) -> SamplingRows:
     )
 
 
-def rows_of(guider: Any, names: Iterable[str]) -> frozenset[Any]:
+def rows_of_roles(guider: Any, roles: Iterable[str]) -> frozenset[Any]:
     """The ids of all conds of some of the guider's lists, once the host has processed them."""
-    return frozenset(cond["uuid"] for name in names for cond in guider.conds.get(name) or ())
+    return frozenset(cond["uuid"] for role in roles for cond in guider.conds.get(role) or ())
 
 
-def chunk_slices(extra_options: dict[str, Any], rows: int, batch: int) -> list[tuple[Any, slice]]:
-    """The chunks of a model call as (id, its rows). Every chunk holds all `batch` images.
-    ValueError when another node runs the model on something else than them."""
-    ids: Sequence[Any] = extra_options["uuids"]
-    if rows != len(ids) * batch:
+def chunks_of(options: AttentionOptions, rows: int, batch: int) -> list[Chunk]:
+    """The chunks of a model call, each with a row for all `batch` pictures. ValueError when another
+    node runs the model on something else than them."""
+    conds: Sequence[Any] = options["uuids"]
+    if rows != len(conds) * batch:
         raise ValueError(
-            f"the model runs on {rows} rows for {len(ids)} prompts and {batch} pictures: another"
+            f"the model runs on {rows} rows for {len(conds)} prompts and {batch} pictures: another"
             " node cuts the picture into tiles (Tiled Diffusion, MultiDiffusion). Remove it, or"
             " set its tile batch to 1"
         )
-    return [(chunk_id, slice(i * batch, (i + 1) * batch)) for i, chunk_id in enumerate(ids)]
+    return [Chunk(cond, slice(i * batch, (i + 1) * batch)) for i, cond in enumerate(conds)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
@@ -24,12 +25,20 @@ def _digest(latent: Tensor) -> str:
 @dataclass(eq=False)
 class RunRecord(Generic[_Result]):
     """Filled by sampling runs, read by nodes that get the sampled latent: by it the right run is
-    found."""
+    found.
+
+    phrases: what was watched; pixels: of the picture along a side of a latent pixel.
+    """
 
     what: ClassVar[str] = "record"
     runs_kept: ClassVar[int] = 64
     phrases: tuple[str, ...]
+    pixels: int
     _runs: OrderedDict[str, _Result] = field(default_factory=OrderedDict)
+
+    def picture_size(self, latent: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns in pixels of what a latent of this shape shows."""
+        return latent[-2] * self.pixels, latent[-1] * self.pixels
 
     def store(self, latent: Tensor, run: _Result) -> None:
         self._runs[_digest(latent)] = run
@@ -44,9 +53,9 @@ class RunRecord(Generic[_Result]):
                 f"the {self.what} is empty: the MODEL that came with it has not been sampled."
                 " Connect the LATENT of a sampler that used it"
             )
-        found = self._runs.get(_digest(latent))
-        if found is not None:
-            return found
+        run = self._runs.get(_digest(latent))
+        if run is not None:
+            return run
         if len(self._runs) > 1:
             logging.warning(
                 "MagicPortrait: the latent is of none of the last %d runs: the %s of the last is"

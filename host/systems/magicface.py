@@ -1,13 +1,9 @@
 """MagicFace in a sampling run: references at every step, RSA then RBA in the chosen layers, the
-layout, and semantic guidance.
-
-`MagicFacePatch` is what a patched MODEL carries: immutable, and no more than one OUTER_SAMPLE
-wrapper. Everything that changes lives in a `_MagicFaceRun`, which exists from the start of a
-sampling run to its end.
-"""
+layout, and semantic guidance (arXiv 2408.07433)."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...magic.blocks import AttentionBlock, Block
+from ...magic.blocks import Block
 from ...magic.concepts import visible_tokens
 from ...magic.guidance import guide_by_region
 from ...magic.layout import SemanticLayout, area_cells
@@ -29,397 +25,317 @@ from ...magic.reference_attention import (
     reference_attention,
     region_attention,
 )
-from ..analysis.correspondence import CorrespondenceRun, CorrespondenceWatch
-from ..layout.record import LayoutRecord, Run, layout_step
-from ..layout.tracker import LayoutTracker
-from ..page.live_layout import LayoutView, LiveLayout
-from ..sampling.attention import (
-    AttentionPatch,
-    attend_chunks,
-    biased_attention,
-    token_grid,
-    wrap_attention,
-)
+from ..layout.patch import LayoutPatch, LayoutRun
+from ..sampling.backbone import LayerKey, LayerView
 from ..sampling.feature_store import FeatureStore
-from ..sampling.reference_pass import LayerKey, ReferencePass, Renoised, features_key
+from ..sampling.features import FeatureBank, StepFeatures
+from ..sampling.observers import (
+    ObservedPatch,
+    ReferenceObserver,
+    ReferenceRunObserver,
+    ReferenceView,
+)
+from ..sampling.options import ModelOptions
+from ..sampling.patch import PatchRun, Predict, SamplingStart
+from ..sampling.range import ALL_OF_SAMPLING, SamplingRange, sigma_at
+from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.references import Reference
-from ..sampling.rows import SamplingRows, chunk_slices, holders_of, identify_rows
-from ..text.prompts import TaggedPrompt
-
-FeatureBank = dict[LayerKey, list[ReferenceTokens]]
-"""For every layer (block, depth) the visible tokens of each concept."""
-
-
-@dataclass(frozen=True)
-class SigmaRange:
-    """start and end: between them references act; RSA above `inject`, RBA below. All sigmas, start
-    >= end; without inject < start there is no RSA, without inject > end no RBA."""
-
-    start: float
-    inject: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Span:
-    """The same as shares of sampling (0..1): what they mean in sigmas is the model's matter, which
-    other nodes may change after us."""
-
-    start: float
-    inject: float
-    end: float
-
-    def of(self, model_sampling: Any) -> SigmaRange:
-        return SigmaRange(
-            *(
-                float(model_sampling.percent_to_sigma(share))
-                for share in (self.start, self.inject, self.end)
-            )
-        )
+from ..sampling.rows import SamplingRows
 
 
 @dataclass(frozen=True, eq=False)
-class MagicFacePatch:
-    """Everything a run needs. Without references it only measures the layout."""
+class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
+    """Everything a run needs.
 
-    prompt: TaggedPrompt
-    record: LayoutRecord
-    available: tuple[AttentionBlock, ...]
-    ca_scale: float
-    references: tuple[Reference, ...] = ()
-    targets: tuple[Tensor | None, ...] = ()
-    blocks: tuple[Block, ...] = ()
-    span: Span = Span(0.0, 0.0, 1.0)
+    layout: the prompt, its phrases (one a concept) and the regions that the user painted;
+    references: the images of all concepts; blocks: where they act; range: when; inject_at: the
+    share of sampling from which each region looks at its own reference only (RBA), before it every
+    place looks at all (RSA); semantic_cfg: whether every word's region is guided equally strongly;
+    noise_seed: which noise the references are seen through; noise_per_step: another one in each
+    step, as in the official code; kept: features of earlier runs, None to compute them in each;
+    observers: who sees what the picture looks at.
+    """
+
+    layout: LayoutPatch
+    references: tuple[Reference, ...]
+    blocks: tuple[Block, ...]
+    range: SamplingRange = ALL_OF_SAMPLING
+    inject_at: float = 0.0
     semantic_cfg: bool = False
     noise_seed: int = 0
     noise_per_step: bool = False
     kept: FeatureStore | None = None
-    correspondence: CorrespondenceWatch | None = None
-    view: LayoutView | None = None
+    observers: tuple[ReferenceObserver, ...] = ()
 
-    def add_to(self, model: Any) -> Any:
-        """A clone of MODEL with this patch."""
-        import comfy.patcher_extension as extension
+    @property
+    def key(self) -> str:
+        return f"magicface_{self.layout.prompt.tag}"
 
-        patched = model.clone()
-        patched.add_wrapper_with_key(
-            extension.WrappersMP.OUTER_SAMPLE, f"magicface_{self.prompt.tag}", self.outer_sample
-        )
-        return patched
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        return self.layout.prompt.phrases
 
-    def outer_sample(
-        self,
-        executor: Any,
-        noise: Tensor,
-        latent_image: Tensor,
-        sampler: Any,
-        sigmas: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        """The wrapper around a whole sampling run."""
-        import comfy.patcher_extension as extension
+    @property
+    def pixels(self) -> int:
+        return self.layout.backbone.pixels
 
-        guider = executor.class_obj
-        run = _MagicFaceRun(self, guider, sigmas)
-        try:
-            if self.correspondence:
-                downscales = {
-                    layer.downscale for layer in self.available if layer.block in self.blocks
-                }
-                run.watching = CorrespondenceRun(
-                    self.correspondence,
-                    self.references,
-                    tuple(noise.shape),
-                    len(sigmas) - 1,
-                    downscales,
-                )
-            transformer_options = guider.model_options.setdefault("transformer_options", {})
-            extension.add_wrapper_with_key(
-                extension.WrappersMP.PREDICT_NOISE,
-                "magicface",
-                run.predict_noise,
-                transformer_options,
-            )
-            samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-            if run.steps:
-                self.record.store(samples, run.steps)
-            if self.correspondence and run.watching and (seen := run.watching.result()):
-                self.correspondence.record.store(samples, seen)
-            return samples
-        finally:
-            run.close()
+    def with_observer(self, observer: ReferenceObserver) -> MagicFacePatch:
+        return dataclasses.replace(self, observers=(*self.observers, observer))
+
+    @property
+    def downscales(self) -> set[int]:
+        """Of the layers in which references act."""
+        layers = self.layout.backbone.layers
+        return {layer.downscale for layer in layers if layer.block in self.blocks}
+
+    def open_run(self, start: SamplingStart) -> MagicFaceRun:
+        return MagicFaceRun(self, start)
 
 
-class _MagicFaceRun:
-    def __init__(self, patch: MagicFacePatch, guider: Any, sigmas: Tensor):
-        self._patch, self._guider = patch, guider
-        self._holders = holders_of(guider, patch.prompt.tag)
-        self._range = patch.span.of(guider.model_patcher.get_model_object("model_sampling"))
-        self._sigmas = [float(sigma) for sigma in sigmas]
-        self._rows: SamplingRows | None = None
-        self._tracker = LayoutTracker(patch.available, patch.prompt.spans, patch.ca_scale)
-        self._references = ReferencePass(
-            patch.references, Renoised(patch.noise_seed, patch.noise_per_step), patch.blocks
+class MagicFaceRun(PatchRun):
+    """One sampling run with references."""
+
+    def __init__(self, patch: MagicFacePatch, start: SamplingStart):
+        self._patch, self._start, backbone = patch, start, patch.layout.backbone
+        self._watching = [
+            observer.open(start, patch.references, patch.downscales, patch.pixels)
+            for observer in patch.observers
+        ]
+        self._layout = LayoutRun(patch.layout, start)
+        self._range = patch.range.sigmas(start.model_sampling)
+        self._inject = sigma_at(start.model_sampling, patch.inject_at)
+        source = Renoised(patch.noise_seed, patch.noise_per_step)
+        self._features: StepFeatures[ReferenceTokens] = StepFeatures(
+            start.guider,
+            backbone,
+            ReferencePass(patch.references, source, backbone, patch.blocks),
+            patch.kept,
+            functools.partial(_ConceptTokens, self),
+            is_repeatable=not patch.noise_per_step,
         )
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
-        self._bank: tuple[float, FeatureBank] | None = None
-        self.watching: CorrespondenceRun | None = None
-        self._live: LiveLayout | None = (
-            patch.view.open(len(self._sigmas) - 1) if patch.view else None
-        )
-        self.steps: Run = {}
 
-    def close(self) -> None:
-        """Lets go of every tensor, also when the run was cancelled."""
-        if self._patch.kept:
-            self._patch.kept.end_run()
-        self._guider = self._references = self._tracker = self._bank = self._rows = (
-            self.watching
-        ) = None
-        self._visible = {}
-        if self._live:
-            self._live.close(self.steps)
-
-    def predict_noise(
+    def predict(
         self,
-        executor: Any,
+        executor: Predict,
         x: Tensor,
         timestep: Tensor,
-        model_options: dict[str, Any],
+        model_options: ModelOptions,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """The wrapper around a model call: conditional, unconditional and whatever guidance
-        adds."""
         sigma = float(timestep.flatten()[0])
-        acting = bool(self._patch.references) and self._range.end <= sigma <= self._range.start
-        measuring = self._is_measured(sigma)
-        if not acting and not measuring:
+        is_acting, is_measured = self._range.covers(sigma), self._is_measured(sigma)
+        if not is_acting and not is_measured:
             return executor(x, timestep, model_options, *args, **kwargs)
-        if self._rows is None:
-            self._rows = identify_rows(self._guider, self._patch.prompt.tag, self._holders)
-        options = model_options
-        if acting:
-            call = self._call(sigma, self._features(sigma, timestep, model_options), x.shape)
-            options = wrap_attention(options, "attn1", self._patch.blocks, call.around)
-        if measuring:
-            options = self._tracker.begin(self._rows, options, x.shape)
-            guide = functools.partial(self._after_cfg, sigma)
-            options = {
-                **options,
-                "sampler_post_cfg_function": [guide, *options.get("sampler_post_cfg_function", [])],
-            }
+        rows, options = self._layout.rows, model_options
+        if is_acting:
+            bank = self._features.at(sigma, timestep, model_options)
+            rule = self._rule(sigma, rows, bank, x.shape)
+            options = self._patch.layout.backbone.with_rule(
+                options, self._patch.blocks, rows.ours, x.shape[0], rule.attend
+            )
+        if is_measured:
+            options = self._layout.begin(sigma, options, x.shape, self._guided)
         prediction = executor(x, timestep, options, *args, **kwargs)
-        if measuring:
-            self._end_measurement(sigma)
+        if is_measured:
+            self._layout.end(sigma)
         return prediction
 
-    def _call(self, sigma: float, bank: FeatureBank, shape: Sequence[int]) -> _ModelCall:
-        assert self._rows is not None
-        layouts = {cond_id: self._tracker.layout_of(cond_id) for cond_id in self._rows.ours}
-        watching = self.watching if self.watching and self.watching.watch.covers(sigma) else None
-        by_region = sigma < self._range.inject
-        return _ModelCall(
-            self._patch, self._rows, layouts, bank, shape, by_region, self._step_of(sigma), watching
+    def finish(self, samples: Tensor) -> None:
+        self._layout.finish(samples)
+        for observer in self._watching:
+            observer.finish(samples)
+
+    def release(self) -> None:
+        self._features.close()
+        self._layout.close()
+        self._visible = {}
+        del self._start, self._features, self._watching
+
+    def visible_tokens(
+        self, reference: int, grid: tuple[int, int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens of a reference that take part, and what is added to their logits, both T."""
+        if (reference, grid) not in self._visible:
+            source = self._patch.references[reference]
+            index, log_coverage = visible_tokens(source.mask, grid)
+            self._visible[reference, grid] = index.to(device), log_coverage.to(device)
+        index, log_coverage = self._visible[reference, grid]
+        return index, log_coverage + self._patch.references[reference].strength
+
+    def concept_of(self, reference: int) -> int:
+        return self._patch.references[reference].concept
+
+    @property
+    def concepts(self) -> int:
+        """How many there are."""
+        return len(self._patch.phrases)
+
+    def _rule(
+        self,
+        sigma: float,
+        rows: SamplingRows,
+        bank: FeatureBank[ReferenceTokens],
+        shape: Sequence[int],
+    ) -> _ReferenceRule:
+        # Finishing this call's measurement replaces the layouts in mid-call.
+        layouts = {cond: self._layout.tracker.layout_of(cond) for cond in rows.ours}
+        call = _Call(sigma, self._start.step_at(sigma), shape[0], (shape[-2], shape[-1]))
+        is_by_region = sigma < self._inject
+        return _ReferenceRule(
+            self._patch, rows, layouts if is_by_region else None, bank, call, self._watching
         )
 
     @property
     def _guides(self) -> bool:
         """At CFG 1, which a node may set for some steps only, there is nothing to guide."""
-        return self._patch.semantic_cfg and not math.isclose(getattr(self._guider, "cfg", 0.0), 1.0)
-
-    def _step_of(self, sigma: float) -> int:
-        """The step that a model call at `sigma` belongs to."""
-        passed = sum(1 for level in self._sigmas[:-1] if level >= sigma * (1 - 1e-5))
-        return max(0, passed - 1)
+        cfg = getattr(self._start.guider, "cfg", 0.0)
+        return self._patch.semantic_cfg and not math.isclose(cfg, 1.0)
 
     def _is_measured(self, sigma: float) -> bool:
         """RBA needs the layout of the call before it, guidance that of its own call, and the user
         the last one."""
-        if self._guides or not self._patch.references:
+        if self._guides:
             return True
-        step = self._step_of(sigma)
-        following = self._sigmas[min(step + 1, len(self._sigmas) - 1)]
-        return following < self._range.inject or step >= len(self._sigmas) - 2
+        step, last = self._start.step_at(sigma), self._start.steps - 1
+        following = self._start.sigmas[min(step + 1, self._start.steps)]
+        return following < self._inject or step >= last
 
-    def _after_cfg(self, sigma: float, args: dict[str, Any]) -> Tensor:
-        self._end_measurement(sigma)
-        layout, cond = self._tracker.whole, args["cond_denoised"]
+    def _guided(self, arguments: dict[str, Any]) -> Tensor:
+        denoised: Tensor = arguments["denoised"]
+        layout, cond = self._layout.tracker.whole, arguments["cond_denoised"]
         # Without an unconditional prediction the host gives zeros in its place.
         guides = (
             self._guides
-            and args["uncond"] is not None
-            and not math.isclose(args["cond_scale"], 1.0)
+            and arguments["uncond"] is not None
+            and not math.isclose(arguments["cond_scale"], 1.0)
         )
         if not guides or layout is None or layout.regions.shape[0] != cond.shape[0]:
-            return args["denoised"]
+            return denoised
         return guide_by_region(
-            args["denoised"], cond, args["uncond_denoised"], args["cond_scale"], layout
+            denoised, cond, arguments["uncond_denoised"], arguments["cond_scale"], layout
         )
 
-    def _end_measurement(self, sigma: float) -> None:
-        if not self._tracker.finish():
-            return
-        layout = self._tracker.picture
-        if layout is not None:
-            batch, *grid = layout.regions.shape
-            concepts = place_concepts(
-                layout.concepts(self._patch.prompt.spans),
-                self._patch.targets,
-                batch,
-                (grid[0], grid[1]),
-            )
-            step = self._step_of(sigma)
-            self.steps[step] = layout_step(layout, concepts)
-            if self._live:
-                self._live.show(step, self.steps[step])
 
-    def _features(
-        self, sigma: float, timestep: Tensor, model_options: dict[str, Any]
-    ) -> FeatureBank:
-        if self._bank is not None and self._bank[0] == sigma and not self._patch.noise_per_step:
-            return self._bank[1]
-        # Room for those of this step.
-        self._bank = None
-        store, key = self._patch.kept, features_key(self._guider, sigma, model_options)
-        bank = store.get(key, timestep.device) if store else None
-        if bank is None:
-            bank = self._run_references(timestep, model_options)
-            if store:
-                store.keep(key, bank)
-        self._bank = (sigma, bank)
-        return bank
+class _ConceptTokens:
+    """Gathers the visible tokens of each concept's references, layer by layer."""
 
-    def _run_references(self, timestep: Tensor, model_options: dict[str, Any]) -> FeatureBank:
-        found: dict[LayerKey, dict[int, list[ReferenceTokens]]] = {}
+    def __init__(self, run: MagicFaceRun):
+        self._run = run
+        self._tokens: dict[LayerKey, dict[int, list[ReferenceTokens]]] = {}
 
-        def collect(
-            reference: int,
-            block: Block,
-            depth: int,
-            grid: tuple[int, int],
-            q: Tensor,
-            k: Tensor,
-            v: Tensor,
-        ) -> None:
-            source = self._patch.references[reference]
-            index, log_coverage = self._visible_tokens(reference, grid, k.device)
-            tokens = ReferenceTokens(k[index], v[index], log_coverage + source.strength)
-            found.setdefault((block, depth), {}).setdefault(source.concept, []).append(tokens)
+    def take(self, reference: int, view: LayerView, row: int) -> None:
+        index, bias = self._run.visible_tokens(reference, view.grid, view.k.device)
+        tokens = ReferenceTokens(view.k[row][index], view.v[row][index], bias)
+        concept = self._run.concept_of(reference)
+        self._tokens.setdefault(view.layer, {}).setdefault(concept, []).append(tokens)
 
-        self._references.run(self._guider.inner_model, timestep, model_options, collect)
+    def bank(self) -> FeatureBank[ReferenceTokens]:
         return {
-            layer: [
-                _joined(by_concept[concept]) for concept in range(len(self._patch.prompt.phrases))
-            ]
-            for layer, by_concept in found.items()
+            layer: [_joined(by_concept[concept]) for concept in range(self._run.concepts)]
+            for layer, by_concept in self._tokens.items()
         }
 
-    def _visible_tokens(
-        self, reference: int, grid: tuple[int, int], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        if (reference, grid) not in self._visible:
-            index, log_coverage = visible_tokens(self._patch.references[reference].mask, grid)
-            self._visible[reference, grid] = index.to(device), log_coverage.to(device)
-        return self._visible[reference, grid]
+
+@dataclass(frozen=True)
+class _Call:
+    """One model call. sigma: its noise level; step: of the run; batch: pictures; latent_size: rows
+    and columns."""
+
+    sigma: float
+    step: int
+    batch: int
+    latent_size: tuple[int, int]
 
 
-class _ModelCall:
+class _ReferenceRule:
     """Reference attention in one model call.
 
-    layouts: by the id of each of our conds, as the call before has left them (finishing this call's
-    measurement replaces them in mid-call); by_region: RBA instead of RSA; watching: what looks on,
-    if anything.
+    layouts: by the id of each of our conds, as the call before has left them (RBA), None for RSA.
     """
 
     def __init__(
         self,
         patch: MagicFacePatch,
         rows: SamplingRows,
-        layouts: Mapping[Any, SemanticLayout | None],
-        bank: FeatureBank,
-        shape: Sequence[int],
-        by_region: bool,
-        step: int,
-        watching: CorrespondenceRun | None,
+        layouts: Mapping[Any, SemanticLayout | None] | None,
+        bank: FeatureBank[ReferenceTokens],
+        call: _Call,
+        observers: Sequence[ReferenceRunObserver],
     ):
         self._patch, self._rows, self._layouts, self._bank = patch, rows, layouts, bank
-        self._batch, self._size = shape[0], tuple(shape[-2:])
-        self._by_region, self._step, self._watching = by_region, step, watching
-        self._downscales = {layer.block: layer.downscale for layer in patch.available}
+        self._call, self._observers = call, observers
+        layers = patch.layout.backbone.layers
+        self._downscales = {layer.block: layer.downscale for layer in layers}
         self._regions: dict[tuple[Any, tuple[int, int]], list[RegionTokens]] = {}
 
-    def around(self, block: Block, previous: AttentionPatch) -> AttentionPatch:
-        return functools.partial(self._attend, block, previous)
-
-    def _attend(
-        self,
-        block: Block,
-        previous: AttentionPatch,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extra_options: dict[str, Any],
-    ) -> Tensor:
-        chunks = chunk_slices(extra_options, q.shape[0], self._batch)
-        mine = [(cond_id, rows) for cond_id, rows in chunks if cond_id in self._rows.ours]
-        if not mine:
-            return previous(q, k, v, extra_options)
-        grid = token_grid(q, extra_options)
-        references = self._bank[block, extra_options.get("block_index", 0)]
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            return biased_attention(q, k, v, bias, extra_options)
-
-        out = torch.empty_like(q)
-        attend_chunks(
-            out, q, k, v, extra_options, [chunk for chunk in chunks if chunk not in mine], previous
-        )
-        for cond_id, rows in mine:
-            regions = self._regions_of(cond_id, grid, tuple(extra_options["original_shape"][-2:]))
-            if regions is None:
-                out[rows] = reference_attention(q[rows], k[rows], v[rows], references, attend)
-            else:
-                out[rows] = region_attention(q[rows], k[rows], v[rows], references, regions, attend)
-            if self._watching and cond_id not in self._rows.areas:
-                downscale, heads = self._downscales[block], extra_options["n_heads"]
-                self._watching.see(
-                    q[rows], k[rows], references, regions, grid, downscale, heads, self._step
-                )
+    def attend(self, view: LayerView) -> Tensor:
+        """The `Rule` of the chosen layers."""
+        references = self._bank[view.layer]
+        regions = self._regions_of(view)
+        if regions is None:
+            out = reference_attention(view.q, view.k, view.v, references, view.attend)
+        else:
+            out = region_attention(view.q, view.k, view.v, references, regions, view.attend)
+        if view.cond not in self._rows.areas:
+            for observer in self._observers:
+                observer.see(self._shown(view, references, regions))
         return out
 
-    def _regions_of(
-        self, cond_id: Any, grid: tuple[int, int], seen: tuple[int, ...]
-    ) -> list[RegionTokens] | None:
-        """Whose each token is in a chunk that shows `seen` latent pixels; None as long as that is
-        not to matter, or not known."""
-        area = self._rows.areas.get(cond_id)
-        if area is None and seen != self._size:
-            raise ValueError(
-                f"the model runs on {seen[1] * 8}x{seen[0] * 8} of"
-                f" {self._size[1] * 8}x{self._size[0] * 8} pixels: another node cuts the picture"
-                " into tiles (Tiled Diffusion, MultiDiffusion), and MagicFace needs all of it at"
-                " once. Remove it"
+    def _shown(
+        self,
+        view: LayerView,
+        references: Sequence[ReferenceTokens],
+        regions: Sequence[RegionTokens] | None,
+    ) -> ReferenceView:
+        return ReferenceView(
+            step=self._call.step,
+            sigma=self._call.sigma,
+            downscale=self._downscales[view.layer[0]],
+            grid=view.grid,
+            heads=view.heads,
+            q=view.q,
+            k=view.k,
+            bank=references,
+            regions=regions,
+        )
+
+    def _regions_of(self, view: LayerView) -> list[RegionTokens] | None:
+        """Whose each token is; None as long as that is not to matter, or not known."""
+        area, size = self._rows.areas.get(view.cond), self._call.latent_size
+        if area is None and view.latent_size != size:
+            pixels = self._patch.pixels
+            part, whole = (
+                f"{columns * pixels}x{rows * pixels}" for rows, columns in (view.latent_size, size)
             )
-        if not self._by_region:
+            raise ValueError(
+                f"the model runs on {part} of {whole} pixels: another node cuts the picture into"
+                " tiles (Tiled Diffusion, MultiDiffusion), and MagicFace needs all of it at once."
+                " Remove it"
+            )
+        if self._layouts is None:
             return None
-        layout, targets = self._layouts[cond_id], self._patch.targets
-        if layout is not None and layout.regions.shape[0] != self._batch:
+        layout, targets = self._layouts[view.cond], self._patch.layout.targets
+        if layout is not None and layout.regions.shape[0] != self._call.batch:
             layout = None
         if layout is None and any(target is None for target in targets):
             return None
-        if (cond_id, grid) not in self._regions:
+        if (view.cond, view.grid) not in self._regions:
             if area is not None:
-                targets = tuple(
-                    t if t is None else t[(..., *area_cells(area, t.shape[1:], self._size))]
-                    for t in targets
-                )
-            found = None if layout is None else layout.concepts(self._patch.prompt.spans)
-            self._regions[cond_id, grid] = group_tokens(
-                place_concepts(found, targets, self._batch, grid)
+                targets = tuple(t if t is None else _cut(t, area, size) for t in targets)
+            spans = self._patch.layout.prompt.spans
+            measured = None if layout is None else layout.concepts(spans)
+            self._regions[view.cond, view.grid] = group_tokens(
+                place_concepts(measured, targets, self._call.batch, view.grid)
             )
-        return self._regions[cond_id, grid]
+        return self._regions[view.cond, view.grid]
+
+
+def _cut(target: Tensor, area: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """The part of a painted region (1 H W) that lies in an area of a latent of `size`."""
+    rows, columns = area_cells(area, target.shape[1:], size)
+    return target[..., rows, columns]
 
 
 def _joined(tokens: Sequence[ReferenceTokens]) -> ReferenceTokens:

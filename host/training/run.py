@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ...magic import capture_losses as losses
 from ...magic.capture_sets import StyleSet, Subject
 from ..faces.identity import Identity
-from ..sampling.backbone.unet import native_side
+from ..sampling.backbone import backbone_of
 from ..text.placeholders import Embedding
 from .lora import LoraLinear, as_lora_model
 from .pictures import DifferentiableDecoder, PreparedPicture, prepare_pictures
@@ -137,7 +137,7 @@ class CaptureTraining:
         self.settings, self.subject, self.style = settings, subject, style
         self.device = management.get_torch_device()
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self._side = settings.side or native_side(model)
+        self._side = settings.side or backbone_of(model).native_side
         self._vae, self._process_out = vae, model.model.process_latent_out
         with training_mode():
             self.text = TrainableText(clip, [subject.placeholder, style.placeholder], self.device)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...magic.blocks import AttentionBlock, Block
-from ..sampling.attention import token_grid
-from ..sampling.backbone.unet import attention_blocks
+from ..sampling.backbone import backbone_of
+from ..sampling.backbone.unet import attention_patches, token_grid
 from .lora import LoraLinear, patched_weights
 
 _PREFIX = "diffusion_model."
@@ -45,7 +45,7 @@ class TrainableUNet:
         self, model: Any, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
     ):
         self._host = model.model
-        self._blocks = attention_blocks(model)
+        self._blocks = backbone_of(model).layers
         sampling = model.get_model_object("model_sampling")
         self.v_prediction = _check_sampling(model, sampling)
         self.alpha_bars = (1 / (1 + sampling.sigmas.detach().float().clone() ** 2)).to(device)
@@ -105,15 +105,14 @@ class TrainableUNet:
         """
         maps: list[Tensor] = []
         recorded = () if columns is None else map_blocks(self._blocks, tuple(noisy.shape[-2:]))
-        options = {"patches_replace": {"attn1": {}, "attn2": {}}}
-        for block in self._blocks:
-            options["patches_replace"]["attn1"][tuple(block.block)] = _attention
-            watched = block.block in recorded and columns is not None
-            options["patches_replace"]["attn2"][tuple(block.block)] = (
-                functools.partial(_watched_attention, columns=columns, maps=maps)
-                if watched
-                else _attention
-            )
+        watched = functools.partial(_watched_attention, columns=columns, maps=maps)
+        options = attention_patches(
+            {layer.block: _attention for layer in self._blocks},
+            {
+                layer.block: watched if layer.block in recorded else _attention
+                for layer in self._blocks
+            },
+        )
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.unet(
                 noisy.to(self.dtype),
@@ -128,7 +127,7 @@ class TrainableUNet:
 def map_blocks(blocks: Sequence[AttentionBlock], size: tuple[int, int]) -> tuple[Block, ...]:
     """The encoder and decoder blocks whose token grid, for a latent of `size`, is nearest to
     16x16."""
-    outer = [block for block in blocks if block.block.stage != "middle"]
+    outer = [block for block in blocks if block.block.kind != "m"]
     side = math.sqrt(size[0] * size[1])
     nearest = min(
         {block.downscale for block in outer},

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from magicportrait.host.analysis import attention_maps, correspondence
+from magicportrait.host.analysis import correspondence
+from magicportrait.host.sampling.backbone import unet
 from magicportrait.nodes.analysis import (
     MagicAttentionHeatmap,
     MagicAttentionMap,
@@ -102,9 +103,9 @@ def test_words_together_have_the_shares_of_each():
 
 def test_steps_outside_the_range_are_not_watched(monkeypatch):
     calls = []
-    original = attention_maps.head_mean_attention
+    original = unet.head_mean_attention
     monkeypatch.setattr(
-        attention_maps, "head_mean_attention", lambda *args: (calls.append(1), original(*args))[1]
+        unet, "head_mean_attention", lambda *args: (calls.append(1), original(*args))[1]
     )
     patched, positive, record = attention_map(parts()[0], layers="o6", start=0.0, end=0.0)
     model = parts()[0]
@@ -289,7 +290,7 @@ def test_bad_input_is_refused_before_sampling():
 
 def test_nothing_is_held_after_sampling(monkeypatch):
     made: list[weakref.ref] = []
-    for module, name in ((correspondence, "as_picture"), (attention_maps, "head_mean_attention")):
+    for module, name in ((correspondence, "as_picture"), (unet, "head_mean_attention")):
         original = getattr(module, name)
 
         def tracked(*args: Any, original: Any = original) -> torch.Tensor:

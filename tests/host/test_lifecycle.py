@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from magicportrait.host.layout import patch as layout_patch
+from magicportrait.host.sampling.backbone import backbone_of
 from magicportrait.host.sampling.feature_store import FeatureStore
 from magicportrait.host.sampling.references import prepare_references
 from magicportrait.host.systems import magicface
@@ -152,9 +154,9 @@ def test_what_runs_have_not_used_for_long_is_forgotten(monkeypatch):
 def test_a_measurement_ends_once(monkeypatch):
     """It copies from the GPU, which waits for it."""
     recorded: list[int] = []
-    original = magicface.layout_step
+    original = layout_patch.layout_step
     monkeypatch.setattr(
-        magicface, "layout_step", lambda *args: (recorded.append(1), original(*args))[1]
+        layout_patch, "layout_step", lambda *args: (recorded.append(1), original(*args))[1]
     )
     patched, positive, _ = apply(parts()[0])
     Sampling(steps=3).run(patched, positive)
@@ -202,7 +204,10 @@ def test_references_in_half_precision_are_made_smaller():
     """As LoadImage gives them under --fp16-intermediates."""
     _, clip, vae = parts()
     [reference] = prepare_references(
-        (Concept("hat", torch.rand(1, 256, 320, 3).half(), None, "", 1.0, None),), clip, vae, 128
+        (Concept("hat", torch.rand(1, 256, 320, 3).half(), None, "", 1.0, None),),
+        clip,
+        vae,
+        backbone_of(parts()[0]),
     )
     assert reference.latent.isfinite().all()
 

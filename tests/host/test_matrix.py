@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from magicportrait.host.sampling.backbone.unet import attention_blocks
+from magicportrait.host.sampling.backbone import backbone_of
 from magicportrait.host.systems import magicface
-from magicportrait.magic.blocks import parse_blocks
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, parts
 
 COMBINATIONS = [
@@ -94,13 +93,14 @@ def test_several_images_of_one_concept_count_together(monkeypatch):
     three = MagicFaceConcept.execute(images, "hat", 2.0).args[0]
     sampling, model = Sampling(steps=2), parts()[0]
     counts: list[dict[Any, int]] = []
-    original = magicface._ModelCall
+    original = magicface._ConceptTokens.bank
 
-    def spied(*args: Any) -> Any:
-        counts.append({layer: len(tokens.k) for layer, [tokens] in args[3].items()})
-        return original(*args)
+    def spied(self: Any) -> Any:
+        bank = original(self)
+        counts.append({layer: len(tokens.k) for layer, [tokens] in bank.items()})
+        return bank
 
-    monkeypatch.setattr(magicface, "_ModelCall", spied)
+    monkeypatch.setattr(magicface._ConceptTokens, "bank", spied)
     results = []
     for chained in (one, three):
         patched, positive, _ = apply(model, chained=chained)
@@ -112,14 +112,14 @@ def test_several_images_of_one_concept_count_together(monkeypatch):
 @pytest.mark.parametrize("layers", ["m0", "o6-8", "all"])
 def test_layers_by_name_act_alone(layers, monkeypatch):
     acting: set[str] = set()
-    original = magicface._ModelCall._attend
+    original = magicface._ReferenceRule.attend
     monkeypatch.setattr(
-        magicface._ModelCall,
-        "_attend",
-        lambda self, block, *rest: (acting.add(str(block)), original(self, block, *rest))[1],
+        magicface._ReferenceRule,
+        "attend",
+        lambda self, view: (acting.add(str(view.layer[0])), original(self, view))[1],
     )
     model, sampling = parts()[0], Sampling(steps=2)
     patched, positive, _ = apply(model, layers=layers, semantic_cfg=False)
     samples = sampling.run(patched, positive)
-    assert acting == {str(block) for block in parse_blocks(layers, attention_blocks(model))}
+    assert acting == {str(block) for block in backbone_of(model).parse_layers(layers)}
     assert not torch.equal(samples, sampling.run(model, positive))

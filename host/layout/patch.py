@@ -1,0 +1,125 @@
+"""Measuring the layout of a prompt in a sampling run. Pictures stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...magic.reference_attention import place_concepts
+from ..sampling.backbone import Backbone
+from ..sampling.options import ModelOptions
+from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
+from ..sampling.rows import SamplingRows, roles_of, rows_of_prompt, separate_copies
+from ..text.prompts import TaggedPrompt
+from .observers import LayoutObserver
+from .record import LayoutRecord, Run, layout_step
+from .tracker import LayoutTracker
+
+AfterCfg = Callable[[dict[str, Any]], Tensor]
+"""The host's post-CFG function: from its arguments to the denoised prediction."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayoutPatch(SamplingPatch["LayoutRun"]):
+    """What is measured.
+
+    prompt: with the phrases; backbone: of the model; ca_scale: how much the words that name no
+    phrase count (see `semantic_layout`); record: where finished runs go; targets: for each phrase
+    the region that the user painted (1 H W in 0..1), which replaces the measured one, or None;
+    observers: who sees the layout while it forms.
+    """
+
+    prompt: TaggedPrompt
+    backbone: Backbone
+    ca_scale: float
+    record: LayoutRecord
+    targets: tuple[Tensor | None, ...] = ()
+    observers: tuple[LayoutObserver, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"magic_layout_{self.prompt.tag}"
+
+    def open_run(self, start: SamplingStart) -> LayoutRun:
+        return LayoutRun(self, start)
+
+
+class LayoutRun(PatchRun):
+    """The layout of one sampling run: by itself, or as a part of MagicFace's."""
+
+    def __init__(self, patch: LayoutPatch, start: SamplingStart):
+        self._patch, self._start = patch, start
+        self._roles = roles_of(start.guider, patch.prompt.tag)
+        self._rows: SamplingRows | None = None
+        self.tracker = LayoutTracker(patch.backbone, patch.prompt.spans, patch.ca_scale)
+        self.steps: Run = {}
+        runs = (observer.open(start.steps) for observer in patch.observers)
+        self._observers = [run for run in runs if run is not None]
+
+    @property
+    def rows(self) -> SamplingRows:
+        """The rows of our prompt. Only in a model call: before it the host has not numbered
+        them."""
+        if self._rows is None:
+            guider, tag = self._start.guider, self._patch.prompt.tag
+            separate_copies(guider, tag, self._roles)
+            self._rows = rows_of_prompt(guider, tag, self._roles)
+        return self._rows
+
+    def predict(
+        self,
+        executor: Predict,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: ModelOptions,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        sigma = float(timestep.flatten()[0])
+        options = self.begin(sigma, model_options, x.shape)
+        prediction = executor(x, timestep, options, *args, **kwargs)
+        self.end(sigma)
+        return prediction
+
+    def begin(
+        self,
+        sigma: float,
+        model_options: ModelOptions,
+        shape: Sequence[int],
+        after: AfterCfg | None = None,
+    ) -> ModelOptions:
+        """Options of a model call on latents of `shape` that is measured until its guidance is
+        done. after: called then, with the layout of this call."""
+        options = self.tracker.begin(self.rows, model_options, shape)
+
+        def after_cfg(arguments: dict[str, Any]) -> Tensor:
+            self.end(sigma)
+            denoised: Tensor = after(arguments) if after else arguments["denoised"]
+            return denoised
+
+        others = options.get("sampler_post_cfg_function", [])
+        return {**options, "sampler_post_cfg_function": [after_cfg, *others]}
+
+    def end(self, sigma: float) -> None:
+        """The measurement of a model call is over, if it was not yet."""
+        if not self.tracker.finish() or (layout := self.tracker.picture) is None:
+            return
+        batch, rows, columns = layout.regions.shape
+        measured = layout.concepts(self._patch.prompt.spans)
+        concepts = place_concepts(measured, self._patch.targets, batch, (rows, columns))
+        step = self._start.step_at(sigma)
+        self.steps[step] = layout_step(layout, concepts)
+        for observer in self._observers:
+            observer.show(step, self.steps[step])
+
+    def finish(self, samples: Tensor) -> None:
+        if self.steps:
+            self._patch.record.store(samples, self.steps)
+
+    def release(self) -> None:
+        for observer in self._observers:
+            observer.close(self.steps)
+        del self.tracker, self._start, self._rows

@@ -1,0 +1,132 @@
+"""What a backbone is: all that the pack needs to know of a kind of model, behind one protocol.
+
+Attention rules, layout, correspondence and MagicStyle ask it which layers there are, and let it
+call them with what a layer sees of one prompt. How the host's hooks look is its secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ....magic.blocks import AttentionBlock, Block
+from ..options import ModelOptions
+
+LayerKey = tuple[Block, int]
+"""A block and which of its transformer blocks: one attention layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """What one attention layer sees of one prompt in one model call.
+
+    layer: which one; cond: the id of the prompt's cond, None in a reference pass; q: B N C, the
+    queries of the picture's tokens; k, v: B M C, what they meet; grid: rows and columns of the
+    tokens of q; latent_size: rows and columns of the latent that this call shows; heads: of the
+    layer; attend: the layer's attention with one bias a key (M) or None, for any q, k, v.
+    """
+
+    layer: LayerKey
+    cond: Any
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grid: tuple[int, int]
+    latent_size: tuple[int, int]
+    heads: int
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+Rule = Callable[[LayerView], Tensor]
+"""What the picture's tokens get instead of the layer's attention: B N C."""
+Look = Callable[[LayerView], None]
+"""Looks at a layer without changing anything."""
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Layers that are looked at while the model runs.
+
+    blocks: which ones; conds: the ids of the prompts that are of interest; batch: pictures in a
+    model call; image: gets what the picture's tokens see of each other; text: of the prompt.
+    """
+
+    blocks: Collection[Block]
+    conds: Collection[Any]
+    batch: int
+    image: Look | None = None
+    text: Look | None = None
+
+
+class Backbone(Protocol):
+    """A kind of model as one MODEL has it."""
+
+    @property
+    def layers(self) -> tuple[AttentionBlock, ...]:
+        """All blocks in which the picture's tokens look at each other, in forward order."""
+        ...
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the picture along a side of a latent pixel."""
+        ...
+
+    @property
+    def native_side(self) -> int:
+        """Side in pixels of the square pictures that the model was trained on."""
+        ...
+
+    def parse_layers(self, text: str) -> tuple[Block, ...]:
+        """The blocks that a user names. ValueError when there are none, or the text is wrong."""
+        ...
+
+    def layout_blocks(self, latent_size: tuple[int, int]) -> tuple[Block, ...]:
+        """The blocks from which the layout of a latent of rows, columns is read, finest first."""
+        ...
+
+    def with_rule(
+        self,
+        options: ModelOptions,
+        blocks: Collection[Block],
+        conds: Collection[Any],
+        batch: int,
+        rule: Rule,
+    ) -> ModelOptions:
+        """Options of a model call in which `rule` draws the rows of `conds` in these blocks.
+
+        All other rows are drawn by whatever stands in these layers. batch: pictures in the call.
+        """
+        ...
+
+    def with_watch(self, options: ModelOptions, watch: Watch) -> ModelOptions:
+        """Options of a model call in which the watch is shown its layers. Pictures stay as they
+        are."""
+        ...
+
+    def reference_options(
+        self, options: ModelOptions, blocks: Collection[Block], look: Look
+    ) -> ModelOptions:
+        """The main call's options as a reference pass needs them: without what is meant for the
+        picture that is being made (other attention patches, caches, guidance), with `look` in these
+        blocks."""
+        ...
+
+    def reference_parts(self, options: ModelOptions) -> Sequence[Any]:
+        """What `reference_options` keeps of other nodes': features depend on it."""
+        ...
+
+    def image_attention(self, view: LayerView) -> Tensor:
+        """How much each of the picture's tokens looks at each other one: B N N, mean over heads."""
+        ...
+
+    def text_attention(self, view: LayerView, length: int) -> Tensor:
+        """How much each of the picture's tokens looks at each token of a prompt of `length` tokens:
+        B N length, mean over heads."""
+        ...
+
+    def background_columns(self, tokens: int) -> Sequence[int]:
+        """Which tokens of a prompt of so many get the attention of what no word describes."""
+        ...

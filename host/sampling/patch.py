@@ -1,0 +1,176 @@
+"""A patch of a MODEL that comes with a sampling run and goes with it.
+
+What a patched MODEL carries is an immutable record and one OUTER_SAMPLE wrapper. All that changes
+lives in a run, from the start of the sampling to its end, cancel included.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from torch import Tensor
+
+from .options import ModelOptions
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+Predict = Callable[..., Tensor]
+"""The next wrapper around a model call, in the end the host's: (x, timestep, options, ...)."""
+_Self = TypeVar("_Self")
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingStart:
+    """What is known when a sampling run begins.
+
+    guider: the host's; shape: of the latent, B C h w; sigmas: the noise levels, falling, one more
+    than there are steps.
+    """
+
+    guider: Any
+    shape: tuple[int, ...]
+    sigmas: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.shape[-2], self.shape[-1]
+
+    @property
+    def model_sampling(self) -> Any:
+        """What sigmas mean to the model that is sampled, other nodes' changes included."""
+        return self.guider.model_patcher.get_model_object("model_sampling")
+
+    def step_at(self, sigma: float) -> int:
+        """The step that a model call at `sigma` belongs to, from 0."""
+        passed = sum(1 for level in self.sigmas[:-1] if level >= sigma * (1 - 1e-5))
+        return max(0, passed - 1)
+
+
+class _Shared:
+    """What a copy of the host's options shares with them: it holds a guider, or a whole model."""
+
+    def __deepcopy__(self: _Self, memo: dict[int, Any]) -> _Self:
+        return self
+
+
+class PatchRun(_Shared, ABC):
+    """One sampling run of a patch. is_over: what is left of it changes nothing any more."""
+
+    is_over = False
+
+    def predict_noise(
+        self,
+        executor: Predict,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: ModelOptions,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The wrapper around a model call, while the run lasts: somebody may have kept a copy."""
+        call = executor if self.is_over else functools.partial(self.predict, executor)
+        prediction: Tensor = call(x, timestep, model_options, *args, **kwargs)
+        return prediction
+
+    @abstractmethod
+    def predict(
+        self,
+        executor: Predict,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: ModelOptions,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """A model call: conditional, unconditional and whatever guidance adds."""
+
+    def finish(self, samples: Tensor) -> None:
+        """The run has made `samples`. Not called when it was cancelled."""
+
+    def close(self) -> None:
+        """The run is over, cancelled or not."""
+        self.is_over = True
+        self.release()
+
+    @abstractmethod
+    def release(self) -> None:
+        """Lets go of every tensor."""
+
+
+Run = TypeVar("Run", bound=PatchRun)
+
+
+class SamplingPatch(_Shared, ABC, Generic[Run]):
+    """What a node puts on a MODEL."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """The name of the wrapper: another one for each patch."""
+
+    @abstractmethod
+    def open_run(self, start: SamplingStart) -> Run:
+        """A sampling run begins. ValueError when it cannot be what the patch was made for."""
+
+    def add_to(self, model: ModelPatcher) -> Any:
+        """A clone of MODEL with this patch."""
+        import comfy.patcher_extension as extension
+
+        patched = model.clone()
+        patched.add_wrapper_with_key(extension.WrappersMP.OUTER_SAMPLE, self.key, self.outer_sample)
+        return patched
+
+    def outer_sample(
+        self,
+        executor: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The wrapper around a whole sampling run."""
+        import comfy.patcher_extension as extension
+
+        guider = executor.class_obj
+        start = SamplingStart(guider, tuple(noise.shape), tuple(sigmas.tolist()))
+        run = self.open_run(start)
+        try:
+            options = guider.model_options.setdefault("transformer_options", {})
+            kind = extension.WrappersMP.PREDICT_NOISE
+            extension.add_wrapper_with_key(kind, self.key, run.predict_noise, options)
+            try:
+                samples: Tensor = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            finally:
+                # Another wrapper may sample again with the same options.
+                options["wrappers"][kind].pop(self.key, None)
+            run.finish(samples)
+            return samples
+        finally:
+            run.close()
+
+
+def patches_of(model: ModelPatcher) -> list[tuple[list[Any], int, SamplingPatch[Any]]]:
+    """Our patches on a MODEL, each with the list of wrappers that holds it and its place there."""
+    import comfy.patcher_extension as extension
+
+    wrappers: Sequence[list[Any]] = list(
+        model.wrappers.get(extension.WrappersMP.OUTER_SAMPLE, {}).values()
+    )
+    return [
+        (wrappers_of_key, place, patch)
+        for wrappers_of_key in wrappers
+        for place, wrapper in enumerate(wrappers_of_key)
+        if isinstance(patch := getattr(wrapper, "__self__", None), SamplingPatch)
+    ]
