@@ -1,26 +1,49 @@
-"""Runs this pack in a headless ComfyUI: `python dev.py demo`, `serve` or `test`. Standard library
-only, as all of devkit/ that runs before .venv is there."""
+"""Runs this pack in a headless ComfyUI: `python dev.py demo`, `serve` or `test`."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
-from devkit.demo import demo, serve
-from devkit.pack import ROOT, DevError
-from devkit.tests import test
-from devkit.workflow_format import WorkflowError
+# Standard library only, as all that runs before .venv is there.
+from devkit.checks import test
+from devkit.comfyui import find_or_install_comfyui
+from devkit.environment import prepare_python, run_module
+from devkit.pack import ROOT, DevError, run_command
+
+
+def demo(options: argparse.Namespace) -> int:
+    if not options.workflow.is_file():
+        raise DevError(f"cannot read {options.workflow}: there is no such file")
+    return run_on_host(
+        options,
+        "devkit.demo",
+        "--workflow",
+        str(options.workflow.resolve()),
+        "--output",
+        str(options.output.resolve()),
+    )
+
+
+def serve(options: argparse.Namespace) -> int:
+    return run_on_host(options, "devkit.serve", "--port", str(options.port))
+
+
+def run_on_host(options: argparse.Namespace, module: str, *arguments: str) -> int:
+    """Runs one of our modules where ComfyUI's requirements are, after whatever set-up is
+    missing."""
+    host = find_or_install_comfyui(options.comfyui)
+    python = prepare_python(options.python, host)
+    return run_module(python, module, ["--comfyui", str(host), *arguments])
 
 
 def interpreter(name: str) -> Path:
     # On Windows a Path is refused before Python 3.12.
-    if found := shutil.which(str(Path(name).expanduser())):
-        return Path(os.path.abspath(found))
+    if program := shutil.which(str(Path(name).expanduser())):
+        return Path(os.path.abspath(program))
     raise argparse.ArgumentTypeError(f"{name} is no program")
 
 
@@ -74,21 +97,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    # Ends the server as Ctrl-C does: the default action would leave it running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # What a child says may have letters that a redirected stdout of Windows has not.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        code: int = options.run(options)
-        return code
-    except (DevError, WorkflowError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    code: int = options.run(options)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

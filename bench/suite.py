@@ -36,11 +36,11 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from devkit.client import run_prompt
+from devkit.client import http, run_prompt
 from devkit.comfyui import find_comfyui
 from devkit.environment import needs_cpu_flag
 from devkit.pack import CACHE, ROOT, DevError
-from devkit.server import Server, http
+from devkit.server import Server
 from devkit.workflow_format import to_api_prompt
 from magicportrait.demo import captures
 from magicportrait.demo.portraits import STYLES, Style, render, sample_portrait

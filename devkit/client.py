@@ -1,65 +1,220 @@
-"""Runs a prompt on a server and follows it to its end."""
+"""Talks to a ComfyUI: asks it things, and follows a prompt to its end. Runs in .venv: aiohttp is
+among ComfyUI's requirements."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
+import asyncio
+import concurrent.futures
 import json
-import os
 import re
-import socket
+import urllib.error
+import urllib.parse
+import urllib.request
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from devkit.pack import DevError
+import aiohttp
+
+from devkit.pack import PACK_NAME, PACK_NODE, DevError
 from devkit.progress import Progress
-from devkit.server import Server
+
+Answer = TypeVar("Answer")
+Prompt = dict[str, Any]
+Picture = dict[str, str]
+Watch = Callable[[str, dict[str, Any]], None]
+"""Is called with the type and the data of each event of a prompt."""
+
+SILENCE = 600.0
+"""The longest that a server may say nothing while it works, in seconds."""
+
+# A proxy set in the environment must not get between us and the loopback interface.
+http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class EventStream:
-    """Reads ComfyUI's JSON messages: as much of a WebSocket client (RFC 6455) as that needs."""
+@dataclass
+class Result:
+    """What a prompt did.
 
-    def __init__(self, port: int, path: str) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.stream = self.socket.makefile("rb")
-        key = base64.b64encode(os.urandom(16)).decode()
-        headers = f"Host: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        self.socket.sendall(
-            f"GET {path} HTTP/1.1\r\n{headers}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version:"
-            " 13\r\n\r\n".encode()
+    prompt_id: the server's name for it.
+    outputs: what each output node shows, by node.
+    executed: the nodes that ran, in order.
+    cached: the nodes whose result the server had already.
+    steps: how often nodes reported progress, as sampling and inverting do: at least the first step
+        and the last.
+    """
+
+    prompt_id: str
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    executed: list[str] = field(default_factory=list)
+    cached: set[str] = field(default_factory=set)
+    steps: int = 0
+
+    @property
+    def images(self) -> list[Picture]:
+        """References to the pictures, for `Client.fetch`."""
+        return [picture for output in self.outputs.values() for picture in output.get("images", [])]
+
+
+class ValidationFailed(DevError):
+    """ComfyUI refused the prompt; `body` is its answer, with `error` and `node_errors`."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(describe_rejection(body))
+        self.status, self.body = status, body
+
+
+class ExecutionFailed(DevError):
+    """A node raised; `details` is ComfyUI's execution_error message, `result` what happened until
+    then."""
+
+    def __init__(self, details: dict[str, Any], result: Result) -> None:
+        super().__init__(describe_failure(details))
+        self.details, self.result = details, result
+
+
+class Client:
+    """A ComfyUI at an address, for code that is not asynchronous."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str) -> bytes:
+        with http.open(self.url + path, timeout=60) as answer:
+            content: bytes = answer.read()
+            return content
+
+    def post(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of the answer, whatever the status is."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        status = self.stream.readline()
-        if b" 101 " not in status:
-            raise DevError(
-                f"ComfyUI refused the event stream: {status.decode(errors='replace').strip()}"
-            )
-        while self.stream.readline().strip():
-            pass
+        try:
+            with http.open(request, timeout=60) as answer:
+                return answer.status, read_answer(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, read_answer(error.read())
 
-    def close(self) -> None:
-        self.stream.close()
-        self.socket.close()
+    def object_info(self) -> dict[str, Any]:
+        """What nodes there are, and their inputs and outputs."""
+        info: dict[str, Any] = json.loads(self.get("/object_info"))
+        return info
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        message, is_text = b"", False
-        while len(header := self.stream.read(2)) == 2:
-            last, opcode, length = header[0] & 0x80, header[0] & 0x0F, header[1] & 0x7F
-            if length >= 126:
-                length = int.from_bytes(self.stream.read(2 if length == 126 else 8), "big")
-            payload = self.stream.read(length)
-            if opcode == 8:
-                return
-            if opcode == 9:
-                # A pong; a client's frames must be masked, and four zero bytes are a valid mask.
-                self.socket.sendall(bytes([0x8A, 0x80 | length]) + bytes(4) + payload)
-            if opcode > 2:
+    def info_with_pack(self) -> dict[str, Any]:
+        """`object_info`, with our nodes in it: DevError without them."""
+        info = self.object_info()
+        if PACK_NODE not in info:
+            raise self.failure(f"ComfyUI runs, but {PACK_NAME} did not load")
+        return info
+
+    def fetch(self, picture: Picture) -> bytes:
+        """The file that one entry of a node's `images` output refers to."""
+        return self.get(f"/view?{urllib.parse.urlencode(picture)}")
+
+    def failure(self, reason: str) -> DevError:
+        return DevError(reason)
+
+    def run(self, prompt: Prompt, watch: Watch | None = None, silence: float = SILENCE) -> Result:
+        """Runs an API prompt to its end. ValidationFailed, ExecutionFailed, or DevError when it is
+        interrupted or the server ends or is silent for too long."""
+        return finish(self._run(prompt, watch, silence))
+
+    async def _run(self, prompt: Prompt, watch: Watch | None, silence: float) -> Result:
+        client = uuid.uuid4().hex
+        async with (
+            aiohttp.ClientSession(self.url) as session,
+            session.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as events,
+        ):
+            body = {"prompt": prompt, "client_id": client}
+            async with session.post("/prompt", json=body) as response:
+                answer = read_answer(await response.read())
+                # Status 200 with node errors means that ComfyUI would run only a part of it.
+                if response.status != 200 or answer.get("node_errors"):
+                    raise ValidationFailed(response.status, answer)
+            return await self._follow(events, Result(answer["prompt_id"]), watch, silence)
+
+    async def _follow(
+        self,
+        events: aiohttp.ClientWebSocketResponse[bool],
+        result: Result,
+        watch: Watch | None,
+        silence: float,
+    ) -> Result:
+        failure: DevError | None = None
+        while True:
+            try:
+                message = await events.receive(silence)
+            except asyncio.TimeoutError:
+                raise self.failure(f"ComfyUI has said nothing for {silence:.0f} seconds") from None
+            if message.type == aiohttp.WSMsgType.BINARY:  # a preview picture
                 continue
-            if opcode:
-                message, is_text = b"", opcode == 1
-            message += payload
-            if last and is_text:
-                yield json.loads(message)
+            if message.type != aiohttp.WSMsgType.TEXT:
+                raise self.failure("ComfyUI ended during the execution")
+            event = message.json()
+            kind, data = event["type"], event["data"]
+            if data.get("prompt_id") != result.prompt_id:
+                continue
+            if watch:
+                watch(kind, data)
+            if kind == "execution_cached":
+                result.cached.update(data["nodes"])
+            elif kind == "executed":
+                result.outputs[data["node"]] = data["output"] or {}
+            elif kind == "execution_error":
+                failure = ExecutionFailed(data, result)
+            elif kind == "execution_interrupted":
+                failure = DevError("the execution was interrupted")
+            elif kind == "progress":
+                result.steps += 1
+            elif kind == "executing" and data["node"] is not None:
+                result.executed.append(data["node"])
+            elif kind == "executing":
+                # The last message of every execution; only now does the server take the next
+                # prompt.
+                if failure:
+                    raise failure
+                return result
+
+
+def read_answer(content: bytes) -> dict[str, Any]:
+    """The JSON of an answer; an error that is no JSON in the form of one that is."""
+    try:
+        answer = json.loads(content or b"{}")
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict):
+        return answer
+    return {"error": {"message": content.decode(errors="replace").strip()}}
+
+
+def finish(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Runs a coroutine to its end, also where an event loop is running in this thread, as under
+    Playwright."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def run_prompt(client: Client, prompt: Prompt) -> list[Picture]:
+    """Runs an API prompt to its end, shows how far it is, and returns references to its
+    pictures."""
+    progress = Progress()
+
+    def watch(kind: str, data: dict[str, Any]) -> None:
+        if kind == "executing" and data["node"] is not None:
+            node = data.get("display_node", data["node"])
+            progress.node(prompt.get(node, {}).get("class_type", node))
+        elif kind == "progress":
+            progress.step(data["value"], data["max"])
+
+    try:
+        return client.run(prompt, watch).images
+    finally:
+        progress.end()
 
 
 def describe_rejection(answer: dict[str, Any]) -> str:
@@ -83,38 +238,3 @@ def describe_failure(error: dict[str, Any]) -> str:
     calls = re.sub(r"^[ ~^]+\n", "", "".join(error["traceback"][-3:]), flags=re.MULTILINE)
     message = f"{error['exception_type']}: {error['exception_message'].strip()}"
     return f"{where} failed: {message}\n{calls}".rstrip()
-
-
-def run_prompt(server: Server, prompt: dict[str, Any]) -> list[dict[str, str]]:
-    """Runs an API prompt to its end and returns references to its pictures."""
-    client = uuid.uuid4().hex
-    pictures: list[dict[str, str]] = []
-    progress = Progress()
-    with contextlib.closing(EventStream(server.port, f"/ws?clientId={client}")) as events:
-        status, answer = server.post("/prompt", {"prompt": prompt, "client_id": client})
-        # Status 200 with node errors means that ComfyUI would run only a part of the workflow.
-        if status != 200 or answer.get("node_errors"):
-            raise DevError(describe_rejection(answer))
-        try:
-            for event in events:
-                kind, data = event["type"], event["data"]
-                if data.get("prompt_id") != answer["prompt_id"]:
-                    continue
-                if kind == "executing" and data["node"] is None:
-                    return pictures
-                if kind == "executing":
-                    progress.node(
-                        prompt.get(data["display_node"], {}).get("class_type", data["display_node"])
-                    )
-                elif kind == "progress":
-                    progress.step(data["value"], data["max"])
-                elif kind == "executed":
-                    pictures += (data["output"] or {}).get("images", [])
-                elif kind == "execution_error":
-                    progress.end()
-                    raise DevError(describe_failure(data))
-                elif kind == "execution_interrupted":
-                    raise DevError("the execution was interrupted")
-        finally:
-            progress.end()
-    raise server.failure("ComfyUI ended during the execution")

@@ -14,7 +14,6 @@ from devkit.environment import create_venv, pip_install, venv_program
 from devkit.pack import ROOT, DevError
 
 TESTED_VERSION = "0.33.0"
-
 FIND_HINT = (
     "set COMFYUI_PATH, pass --comfyui DIR, or install ComfyUI with `pip install comfy-cli` and"
     " `comfy install`"
@@ -22,7 +21,7 @@ FIND_HINT = (
 
 
 class HostNotFound(DevError):
-    pass
+    """There is no ComfyUI in any of the usual places."""
 
 
 def is_comfyui(folder: Path) -> bool:
@@ -39,12 +38,12 @@ def default_comfyui() -> Path:
     return home / "comfy" / "ComfyUI"
 
 
-def find_comfyui(chosen: Path | None = None) -> Path:
-    """The ComfyUI folder: `chosen`, COMFYUI_PATH, the one this pack is installed in, or comfy-cli's
+def find_comfyui(folder: Path | None = None) -> Path:
+    """The ComfyUI folder: `folder`, COMFYUI_PATH, the one this pack is installed in, or comfy-cli's
     default place."""
-    named = chosen or os.environ.get("COMFYUI_PATH")
-    if named:
-        host = Path(named).expanduser().resolve()
+    name = folder or os.environ.get("COMFYUI_PATH")
+    if name:
+        host = Path(name).expanduser().resolve()
         if not is_comfyui(host):
             raise DevError(
                 f"{host} is not a ComfyUI folder (main.py, nodes.py and comfy/ expected)"
@@ -105,8 +104,9 @@ def install_comfyui() -> Path:
         raise DevError(f"comfy-cli could not install ComfyUI ({error}): {FIND_HINT}") from error
 
 
-def find_or_install_comfyui(chosen: Path | None) -> Path:
+def find_or_install_comfyui(folder: Path | None) -> Path:
+    """As `find_comfyui`, but installs ComfyUI where there is none."""
     try:
-        return find_comfyui(chosen)
+        return find_comfyui(folder)
     except HostNotFound:
         return install_comfyui()

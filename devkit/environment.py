@@ -14,14 +14,17 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from devkit.pack import ROOT, DevError
+from devkit.pack import ROOT, WINDOWS, DevError
 
 VENV = ROOT / ".venv"
 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 
+REQUIREMENTS = ROOT / "requirements.txt"
+OPTIONAL_REQUIREMENTS = ROOT / "requirements-optional.txt"
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
 
+STOP_TIMEOUT = 30.0
 LIST_MISSING = """
 import importlib.metadata, sys
 for name in sys.argv[1:]:
@@ -30,8 +33,6 @@ for name in sys.argv[1:]:
     except importlib.metadata.PackageNotFoundError:
         print(name)
 """
-
-WINDOWS = os.name == "nt"
 
 
 def venv_program(name: str) -> Path:
@@ -119,39 +120,55 @@ def missing_packages(python: Path, files: Iterable[Path]) -> list[str]:
     return ask_python(python, LIST_MISSING, *names).split()
 
 
-def prepare_python(chosen: Path | None, host: Path | None, with_tests: bool = False) -> Path:
-    """The interpreter to work with: `chosen` as it is, or the one of .venv with everything
-    installed."""
+def prepare_python(interpreter: Path | None, host: Path | None, with_tests: bool = False) -> Path:
+    """The Python to work with: `interpreter` as it is, or the one of .venv with everything
+    installed. DevError when something is missing, or cannot be installed."""
     files = {"host": host / "requirements.txt"} if host else {}
+    files["pack"] = REQUIREMENTS
     if with_tests:
-        files["tests"] = TEST_REQUIREMENTS
-    if chosen:
-        if missing := missing_packages(chosen, files.values()):
+        files.update(optional=OPTIONAL_REQUIREMENTS, tests=TEST_REQUIREMENTS)
+    if interpreter:
+        if missing := missing_packages(interpreter, files.values()):
             arguments = [*TORCH] if "torch" in missing else []
             for file in files.values():
                 arguments += ["-r", str(file)]
-            command = subprocess.list2cmdline(pip_command(chosen, arguments))
+            command = subprocess.list2cmdline(pip_command(interpreter, arguments))
             raise DevError(
-                f"{chosen} lacks {', '.join(dict.fromkeys(missing))}; this installs them:\n "
+                f"{interpreter} lacks {', '.join(dict.fromkeys(missing))}; this installs them:\n "
                 f" {command}"
             )
-        return chosen
+        return interpreter
 
     create_venv()
     python = venv_program("python")
     stamp = VENV / "magicportrait.json"
-    wanted = {
-        role: hashlib.sha256(" ".join(TORCH).encode() + file.read_bytes()).hexdigest()
-        for role, file in files.items()
-    }
     installed = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
     if not has_torch(python):
         print("installing torch, a large download", flush=True)
         pip_install(python, TORCH)
     for role, file in files.items():
-        if installed.get(role) != wanted[role]:
+        digest = hashlib.sha256(" ".join(TORCH).encode() + file.read_bytes()).hexdigest()
+        if installed.get(role) != digest:
             print(f"installing {file}", flush=True)
             pip_install(python, ["--quiet", "-r", str(file)])
-            installed[role] = wanted[role]
+            installed[role] = digest
             stamp.write_text(json.dumps(installed), encoding="utf-8")
     return python
+
+
+def run_module(python: Path, module: str, arguments: Iterable[str]) -> int:
+    """Runs a module of this project to its end and returns its exit code; it ends with us."""
+    process = subprocess.Popen([str(python), "-m", module, *arguments], cwd=ROOT)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C reaches every process of a terminal: it is stopping its server.
+        try:
+            process.wait(timeout=STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+        raise
+    except BaseException:
+        process.terminate()
+        process.wait(timeout=STOP_TIMEOUT)
+        raise

@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
-from typing import Any
 
-from devkit.environment import WINDOWS, utf8
-from devkit.pack import PACK_NAME, PACK_NODE, ROOT, DevError
-
-# A proxy set in the environment must not get between us and the loopback interface.
-http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+from devkit.client import Client
+from devkit.environment import utf8
+from devkit.pack import PACK_NAME, ROOT, DevError, link_pack
 
 START_TIMEOUT = 300.0
-
-
-def link_pack(link: Path, pack: Path) -> None:
-    """Links the pack into custom_nodes. The link lies inside the pack, which is harmless: ComfyUI
-    looks only at its top level."""
-    if link.exists() and link.samefile(pack):
-        return
-    if link.is_symlink():
-        link.unlink()
-    elif os.path.lexists(
-        link
-    ):  # a junction whose target is gone does not exist for Path, and is no symlink
-        try:
-            os.rmdir(link)  # removes a Windows junction without touching its target
-        except OSError:
-            shutil.rmtree(link)
-    try:
-        if WINDOWS:
-            subprocess.run(
-                ["cmd", "/c", "mklink", "/J", str(link), str(pack)], check=True, capture_output=True
-            )
-        else:
-            link.symlink_to(pack, target_is_directory=True)
-    except (OSError, subprocess.CalledProcessError):
-        shutil.copytree(
-            pack, link, ignore=shutil.ignore_patterns(".*", "__pycache__", "output", "training")
-        )
 
 
 def free_port() -> int:
@@ -68,7 +33,7 @@ def is_taken(port: int) -> bool:
     return True
 
 
-class Server:
+class Server(Client):
     """ComfyUI with the pack linked in, as a context manager: it answers on entry and is stopped on
     exit, whatever happens."""
 
@@ -91,7 +56,7 @@ class Server:
             pack,
         )
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(f"http://127.0.0.1:{self.port}")
         self.input_dir = self.base / "input"
         self.log_path = self.base / "server.log" if log_to_file else None
 
@@ -159,33 +124,3 @@ class Server:
     def failure(self, reason: str) -> DevError:
         tail = "\n".join(f"  | {line}" for line in self.log.splitlines()[-40:])
         return DevError(f"{reason}\n{tail}\nlog: {self.log_path}" if self.log_path else reason)
-
-    def get(self, path: str) -> bytes:
-        with http.open(self.url + path, timeout=60) as answer:
-            content: bytes = answer.read()
-            return content
-
-    def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with http.open(request, timeout=60) as answer:
-                return answer.status, json.loads(answer.read() or b"{}")
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-    def object_info(self) -> dict[str, Any]:
-        info: dict[str, Any] = json.loads(self.get("/object_info"))
-        return info
-
-    def info_with_pack(self) -> dict[str, Any]:
-        """What nodes there are, ours among them."""
-        info = self.object_info()
-        if PACK_NODE not in info:
-            raise self.failure(f"ComfyUI runs, but {PACK_NAME} did not load")
-        return info
-
-    def fetch(self, picture: dict[str, str]) -> bytes:
-        """The file that one entry of a node's `images` output refers to."""
-        return self.get(f"/view?{urllib.parse.urlencode(picture)}")

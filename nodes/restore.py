@@ -23,9 +23,9 @@ class MagicPortraitRestore(io.ComfyNode):
             display_name="Portrait Restore (MagicPortrait)",
             category="MagicPortrait/restore",
             description=(
-                "Restores faces with GFPGAN, RestoreFormer or (with spandrel_extra_arches"
-                " installed) CodeFormer, and optionally upscales the whole picture first. Load the"
-                " models with Load Upscale Model."
+                "Restores faces with GFPGAN, RestoreFormer or (with spandrel_extra_arches of"
+                " requirements-optional.txt installed) CodeFormer, and optionally upscales the"
+                " whole picture first. Load the models with Load Upscale Model."
             ),
             search_aliases=[
                 "face",

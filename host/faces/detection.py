@@ -77,7 +77,8 @@ def _yunet_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]
         import cv2
     except ImportError as error:
         raise ValueError(
-            f"faces: '{name}' needs the package opencv-python-headless: install it, and restart"
+            f"faces: '{name}' needs the package opencv-python-headless: pip install"
+            " opencv-python-headless, as in the pack's requirements-optional.txt, and restart"
             " ComfyUI"
         ) from error
     from comfy.utils import ProgressBar

@@ -107,8 +107,9 @@ def _from_onnx(path: str) -> nn.Module:
         from onnx2torch import convert
     except ImportError as error:
         raise ValueError(
-            "onnx files need the optional package onnx2torch (pip install onnx2torch), or use the"
-            " same network as safetensors"
+            "onnx files need the optional package onnx2torch (pip install onnx2torch, as in the"
+            " pack's requirements-optional.txt): install it and restart ComfyUI, or use the same"
+            " network as safetensors"
         ) from error
     name = os.path.basename(path)
     try:

@@ -382,7 +382,8 @@ def _lpips(comparison: Comparison) -> Tensor:
         import lpips
     except ImportError as error:
         raise Missing(
-            "the package lpips is not installed: pip install lpips, and restart ComfyUI"
+            "the package lpips is not installed: pip install lpips, as in the pack's"
+            " requirements-optional.txt, and restart ComfyUI"
         ) from error
     state = model_folders.read_tensors(model_folders.path_of(METRICS, name))
     # Left to itself the package would fetch AlexNet: it gets the user's file instead.

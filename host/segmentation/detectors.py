@@ -96,8 +96,8 @@ class Segmenter:
             from segment_anything import SamPredictor
         except ImportError as error:
             raise ValueError(
-                f"'{name}' needs the package segment-anything: pip install segment-anything, and"
-                " restart ComfyUI"
+                f"'{name}' needs the package segment-anything: pip install segment-anything, as in"
+                " the pack's requirements.txt, and restart ComfyUI"
             ) from error
         state = model_folders.read_tensors(path)
         if "image_encoder.pos_embed" not in state:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
+from devkit.browser import find_browser
 from devkit.comfyui import find_comfyui
+from devkit.pack import DevError
 from devkit.server import Server
 
 sys.path.append(str(Path(__file__).parent))
@@ -40,20 +43,35 @@ RUN_IN_PAGE = {
 page each runs in one frontend or both; MAGICPORTRAIT_RUN_ALL_IN_PAGE=1 runs all in both."""
 
 
+BROWSER_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before `-m` selects: what drives a browser is marked as `page`."""
     run_all = os.environ.get("MAGICPORTRAIT_RUN_ALL_IN_PAGE") == "1"
 
     def is_kept(item: pytest.Item) -> bool:
         if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
             return True
-        chosen = item.callspec.params
+        parameters = item.callspec.params
         runs = item.originalname in (
             "test_workflow_from_the_gallery_runs_and_shows_its_pictures",
             "test_blueprint_is_offered_and_runs",
         )
-        return not runs or run_all or chosen["name"] in RUN_IN_PAGE[chosen["frontend"]]
+        return not runs or run_all or parameters["name"] in RUN_IN_PAGE[parameters["frontend"]]
 
     items[:] = [item for item in items if is_kept(item)]
+    for item in items:
+        if isinstance(item, pytest.Function) and "browser" in item.fixturenames:
+            item.add_marker("page")
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +87,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def object_info(server: Server) -> dict[str, Any]:
     return server.object_info()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    try:
+        program = find_browser()
+    except DevError as error:
+        pytest.fail(str(error))
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=BROWSER_OPTIONS)
+        yield started
+        started.close()

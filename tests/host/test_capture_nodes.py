@@ -505,7 +505,7 @@ def test_without_opencv_the_warning_says_so(detectors, monkeypatch, caplog):
     (detectors / "yunet.onnx").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "cv2", None)
     [picture] = subject_of(torch.rand(1, 32, 32, 3)).pictures
-    assert picture.mask.all() and "opencv-python-headless" in caplog.text
+    assert picture.mask.all() and "requirements-optional.txt" in caplog.text
 
 
 def test_a_new_detector_counts_where_masks_are_missing(detectors, folders):

@@ -102,5 +102,7 @@ def test_another_onnx_file_is_refused_with_its_name(networks):
 def test_without_the_package_the_message_says_what_to_install(networks, monkeypatch):
     (networks / "arcface.onnx").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    with pytest.raises(ValueError, match="pip install onnx2torch"):
+    with pytest.raises(
+        ValueError, match=r"pip install onnx2torch, as in .*requirements-optional\.txt"
+    ):
         load_identity("arcface.onnx")

@@ -437,7 +437,7 @@ def test_a_missing_package_is_named(models, monkeypatch, package, options):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
-        ValueError, match="needs the package segment-anything: pip install segment-anything"
+        ValueError, match=r"pip install segment-anything, as in the pack's requirements\.txt"
     ):
         masked(pictures(), **options)
 

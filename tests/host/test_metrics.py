@@ -295,9 +295,8 @@ def test_the_package_lpips_missing(metrics_folder, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "lpips", None)
-    assert (
-        "pip install lpips" in measure(Comparison(pictures(1, 0), pictures(1, 1))).missing["LPIPS"]
-    )
+    message = measure(Comparison(pictures(1, 0), pictures(1, 1))).missing["LPIPS"]
+    assert "pip install lpips" in message and "requirements-optional.txt" in message
 
 
 def test_an_aesthetic_head_for_another_clip(metrics_folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -15,11 +14,11 @@ from typing import Any
 import pytest
 
 import dev
-from devkit import demo, environment
+from devkit import demo, environment, serve
 from devkit.environment import ask_python, create_venv
-from devkit.pack import ROOT, DevError
+from devkit.pack import ROOT, DevError, link_pack
 from devkit.progress import Progress
-from devkit.server import Server, is_taken, link_pack
+from devkit.server import Server, is_taken
 
 
 class Terminal:
@@ -63,17 +62,20 @@ class WithoutPack(Server):
         return {"KSampler": {}}
 
 
-@pytest.mark.parametrize("command", [demo.serve, demo.demo])
+@pytest.mark.parametrize("command", ["serve", "demo"])
 def test_a_comfyui_without_the_pack_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:
     (tmp_path / "comfyui_version.py").write_text('__version__ = "1"')
-    monkeypatch.setattr(demo, "host_and_python", lambda options: (tmp_path, Path(sys.executable)))
-    monkeypatch.setattr(demo, "needs_cpu_flag", lambda python: True)
-    monkeypatch.setattr(demo, "Server", WithoutPack)
-    workflow = ROOT / "workflows" / "magicface_one_concept.json"
+    for module in (demo, serve):
+        monkeypatch.setattr(module, "needs_cpu_flag", lambda python: True)
+        monkeypatch.setattr(module, "Server", WithoutPack)
     with pytest.raises(DevError, match="did not load"):
-        command(argparse.Namespace(port=1, workflow=workflow, output=tmp_path))
+        if command == "demo":
+            workflow = ROOT / "workflows" / "magicface_one_concept.json"
+            demo.demo(tmp_path, workflow, tmp_path / "output")
+        else:
+            serve.serve(tmp_path, 1)
 
 
 @pytest.mark.parametrize(

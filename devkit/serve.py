@@ -1,0 +1,34 @@
+"""Starts ComfyUI with this pack for the browser: the command `serve`, in .venv."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from devkit.environment import needs_cpu_flag
+from devkit.pack import CACHE, PACK_NAME, run_command
+from devkit.server import Server
+
+
+def serve(host: Path, port: int) -> int:
+    """`host` is the folder of ComfyUI. Returns when the server ends."""
+    python = Path(sys.executable)
+    cpu = needs_cpu_flag(python)
+    base = CACHE / "comfyui"
+    with Server(host, python, base, cpu=cpu, port=port, log_to_file=False) as server:
+        server.info_with_pack()
+        print(f"\nopen {server.url} (workflows: Templates > {PACK_NAME}; Ctrl-C stops)", flush=True)
+        return server.process.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--comfyui", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--port", type=int, required=True)
+    options = parser.parse_args()
+    return serve(options.comfyui, options.port)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
