@@ -1,37 +1,67 @@
-/** `element("p", { className: "x" }, "text", child)`: an element with properties and children; properties with a dash are attributes. */
+/** @import { DomWidget, GraphNode } from "../../scripts/app.js" */
+
+/**
+ * `element("p", { className: "x" }, "text", child)`: an element with properties and children;
+ * properties with a dash are attributes.
+ *
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Record<string, unknown>} [properties]
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name.includes("-") || name === "role") made.setAttribute(name, value);
-    else made[name] = value;
+    if (name.includes("-") || name === "role") made.setAttribute(name, String(value));
+    else Object.assign(made, { [name]: value });
   }
   made.append(...children);
   return made;
 }
 
-/** A labelled slider. `onInput` gets its value as a number. */
+/**
+ * A labelled slider. `onInput` gets its value as a number.
+ *
+ * @param {string} label
+ * @param {{ min: number, max: number, step: number, value: number }} range
+ * @param {(value: number) => void} onInput
+ */
 export function slider(label, { min, max, step, value }, onInput) {
-  const input = element("input", { type: "range", min, max, step, value, "aria-label": label });
+  const options = { type: "range", min, max, step, value, "aria-label": label };
+  const input = element("input", options);
   const shown = element("output", {}, String(value));
   input.addEventListener("input", () => onInput(Number(input.value)));
-  return { input, shown, row: element("label", { className: "magic-slider" }, element("span", {}, label), input, shown) };
+  const name = element("span", {}, label);
+  return { input, shown, row: element("label", { className: "magic-slider" }, name, input, shown) };
 }
 
-/** A labelled choice. `setOptions` keeps what is chosen if it is still there. */
+/**
+ * A labelled choice. `setOptions` keeps what is chosen if it is still there.
+ *
+ * @param {string} label
+ * @param {() => void} onChange
+ */
 export function choice(label, onChange) {
   const input = element("select", { "aria-label": label });
   input.addEventListener("change", () => onChange());
-  const setOptions = (names) => {
+  const setOptions = (/** @type {string[]} */ names) => {
     const chosen = input.value;
     input.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
     if (names.includes(chosen)) input.value = chosen;
   };
-  return { input, setOptions, row: element("label", { className: "magic-slider" }, element("span", {}, label), input) };
+  const name = element("span", {}, label);
+  return { input, setOptions, row: element("label", { className: "magic-slider" }, name, input) };
 }
 
 /**
- * A widget for `content` at the end of a node. It is as high as its content, which in the classic mode the host has to be told, and it
- * is no part of the workflow or of the prompt.
+ * A widget for `content` at the end of a node. It is as high as its content, which in the classic
+ * mode the host has to be told, and it is no part of the workflow or of the prompt.
+ *
+ * @param {GraphNode} node
+ * @param {string} name
+ * @param {HTMLElement} content
+ * @returns {DomWidget}
  */
 export function addView(node, name, content) {
   let height = 0;
@@ -43,15 +73,21 @@ export function addView(node, name, content) {
   });
   widget.serialize = false;
   new ResizeObserver(() => {
-    // A widget that is hidden, as it is when the canvas is zoomed far out, has no height of its own.
+    // A widget that is hidden, as it is when the canvas is zoomed far out, has no height of its
+    // own.
     const measured = frame.isConnected && frame.offsetParent ? content.offsetHeight : 0;
-    const wanted = content.childElementCount ? measured + 2 * widget.margin : 0;
-    if ((measured === 0 && content.childElementCount) || wanted === height) return;
-    height = wanted;
+    const needed = content.childElementCount ? measured + 2 * widget.margin : 0;
+    if ((measured === 0 && content.childElementCount) || needed === height) return;
+    height = needed;
     node.graph?.setDirtyCanvas(true, true);
   }).observe(content);
   return widget;
 }
 
-/** A picture from base64. */
+/**
+ * A picture from base64.
+ *
+ * @param {"png" | "jpeg"} kind
+ * @param {string} base64
+ */
 export const dataUrl = (kind, base64) => `data:image/${kind};base64,${base64}`;

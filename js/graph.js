@@ -1,5 +1,6 @@
 /** Reading the graph: which node an id means, and what flows into a node. */
 
+/** @import { Graph, GraphNode } from "../../scripts/app.js" */
 import { app } from "../../scripts/app.js";
 
 const MUTED = 2;
@@ -9,7 +10,11 @@ const TEXT_SOURCES = new Set(["PrimitiveNode", "PrimitiveString", "PrimitiveStri
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 
-/** An id of a workflow; null for none, and for one that the host has not given yet. */
+/**
+ * An id of a workflow; null for none, and for one that the host has not given yet.
+ *
+ * @param {string | null | undefined} id
+ */
 export const knownId = (id) => (id && id !== NO_ID ? id : null);
 
 /** Tells workflows apart, through undo, reload and a change of tab. */
@@ -21,9 +26,15 @@ export function openNodes() {
   return [root, ...(root?.subgraphs?.values() ?? [])].flatMap((graph) => graph?.nodes ?? []);
 }
 
-/** The node that the server calls `id`: '7', or '5:7' for node 7 in the subgraph of node 5. */
+/**
+ * The node that the server calls `id`: '7', or '5:7' for node 7 in the subgraph of node 5.
+ *
+ * @param {string | number} id
+ */
 export function findNode(id) {
+  /** @type {Graph | undefined} */
   let graph = rootGraph();
+  /** @type {GraphNode | null} */
   let node = null;
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part)) ?? null;
@@ -32,26 +43,48 @@ export function findNode(id) {
   return node;
 }
 
-/** The node at an input; null without one, and at the edge of a subgraph. */
+/**
+ * The node at an input; null without one, and at the edge of a subgraph.
+ *
+ * @param {GraphNode} node
+ * @param {string} name
+ * @returns {GraphNode | null}
+ */
 function sourceOf(node, name) {
   const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  const source = slot < 0 || node.inputs[slot].link == null ? null : node.getInputNode(slot);
-  return source?.type === "Reroute" ? sourceOf(source, source.inputs[0].name) : source;
+  const source = node.inputs?.[slot]?.link == null ? null : node.getInputNode(slot);
+  if (source?.type !== "Reroute") return source;
+  const [before] = source.inputs ?? [];
+  return before ? sourceOf(source, before.name) : null;
 }
 
-const isLinked = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null);
+const isLinked = (/** @type {GraphNode} */ node, /** @type {string} */ name) =>
+  node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
 
 // A workflow of another version may put a number into a widget for text.
-const asText = (value) => (typeof value === "string" ? value : null);
+const asText = (/** @type {unknown} */ value) => (typeof value === "string" ? value : null);
 
-/** The text of a widget; null when it comes from somewhere that is known only when it runs. */
+/**
+ * The text of a widget; null when it comes from somewhere that is known only when it runs.
+ *
+ * @param {GraphNode} node
+ * @param {string} name
+ */
 export function textOf(node, name) {
-  if (!isLinked(node, name)) return asText(node.widgets?.find((widget) => widget.name === name)?.value);
+  if (!isLinked(node, name)) {
+    return asText(node.widgets?.find((widget) => widget.name === name)?.value);
+  }
   const source = sourceOf(node, name);
-  return TEXT_SOURCES.has(source?.type) ? asText(source.widgets?.[0]?.value) : null;
+  return source && TEXT_SOURCES.has(source.type) ? asText(source.widgets?.[0]?.value) : null;
 }
 
-/** The phrases of the concepts that flow into a node, in the server's order; null when that is not known yet. */
+/**
+ * The phrases of the concepts that flow into a node, in the server's order; null when that is not
+ * known yet.
+ *
+ * @param {GraphNode} node
+ * @returns {string[] | null}
+ */
 export function conceptPhrases(node, input = "concepts") {
   if (!isLinked(node, input)) return [];
   const source = sourceOf(node, input);
@@ -63,11 +96,21 @@ export function conceptPhrases(node, input = "concepts") {
   return phrase === null ? null : [...before, phrase.trim()];
 }
 
-/** Whether a node shows pictures of a sampler as they are: nothing of ours lies between them. */
+/**
+ * Whether a node shows pictures of a sampler as they are: nothing of ours lies between them.
+ *
+ * @param {GraphNode | null} node
+ * @param {GraphNode | null} sampler
+ * @returns {boolean}
+ */
 export function showsPicturesOf(node, sampler, depth = 4) {
-  if (!node || depth === 0 || node.inputs?.some((input) => input.type.startsWith?.("MAGIC_"))) return false;
+  if (!node || depth === 0) return false;
+  const inputs = node.inputs ?? [];
+  if (inputs.some(({ type }) => typeof type === "string" && type.startsWith("MAGIC_"))) {
+    return false;
+  }
   if (node === sampler) return true;
-  return (node.inputs ?? [])
-    .filter((input) => input.type === "IMAGE" || input.type === "LATENT")
-    .some((input) => showsPicturesOf(sourceOf(node, input.name), sampler, depth - 1));
+  return inputs
+    .filter(({ type }) => type === "IMAGE" || type === "LATENT")
+    .some(({ name }) => showsPicturesOf(sourceOf(node, name), sampler, depth - 1));
 }

@@ -1,8 +1,25 @@
 /**
- * The layout of a run on the node that watches it: while it samples the latest step, afterwards any step.
+ * The layout of a run on the node that watches it: while it samples the latest step, afterwards any
+ * step.
  *
- * magicportrait.run     { node, workflow, sampler, steps, phrases: [text], references: [{ phrase: index, image: JPEG }] }
- * magicportrait.layout  { node, workflow, sampler, layouts: { step: [PNG of each picture] }, done }
+ * Events `magicportrait.run` (a Beginning, once) and `magicportrait.layout` (an Advance).
+ *
+ * @import { GraphNode } from "../../scripts/app.js"
+ * @import { Place } from "./runs.js"
+ *
+ * sampler: the id of the node that samples; references: JPEGs in base64, phrase is an index.
+ * @typedef {Place & {
+ *   sampler: string,
+ *   steps: number,
+ *   phrases: string[],
+ *   references: { phrase: number, image: string }[],
+ * }} Beginning
+ *
+ * layouts: for each step a PNG of each picture, in base64.
+ * @typedef {Place & { layouts: Record<string, string[]>, done: boolean }} Advance
+ *
+ * null while that is not known.
+ * @typedef {{ phrases: string[] | null, prompt: string | null }} Prompt
  */
 
 import { addView, dataUrl, element, slider } from "./elements.js";
@@ -10,17 +27,31 @@ import { findNode, showsPicturesOf } from "./graph.js";
 import { colourOf } from "./palette.js";
 import { PromptHelp } from "./prompt_helper.js";
 
-/** What the server has told of one run. backdrops: addresses of its pictures, as far as there are any. */
+/** What the server has told of one run. */
 export class LayoutRun {
+  /** @type {Map<number, string[]>} */
+  layouts = new Map();
+  /** The addresses of its pictures, as far as there are any. @type {string[]} */
+  backdrops = [];
+  isDone = false;
+  /** @type {string | null} */
+  #preview = null;
+
+  /** @param {Beginning} beginning */
   constructor({ node, workflow, sampler, steps, phrases, references }) {
-    Object.assign(this, { node, workflow, sampler, steps, phrases, references });
-    this.layouts = new Map();
-    this.backdrops = [];
-    this.isDone = false;
+    this.node = node;
+    this.workflow = workflow;
+    this.sampler = sampler;
+    this.steps = steps;
+    this.phrases = phrases;
+    this.references = references;
   }
 
+  /** @param {Advance} advance */
   add({ layouts, done }) {
-    for (const [step, pictures] of Object.entries(layouts)) this.layouts.set(Number(step), pictures);
+    for (const [step, pictures] of Object.entries(layouts)) {
+      this.layouts.set(Number(step), pictures);
+    }
     this.isDone = done;
   }
 
@@ -29,36 +60,53 @@ export class LayoutRun {
     return [...this.layouts.keys()].sort((a, b) => a - b);
   }
 
-  /** The host's preview of its first picture. */
+  /**
+   * The host's preview of its first picture.
+   *
+   * @param {Blob} blob
+   */
   preview(blob) {
     this.close();
-    this.previewed = URL.createObjectURL(blob);
-    this.backdrops[0] = this.previewed;
+    this.#preview = URL.createObjectURL(blob);
+    this.backdrops[0] = this.#preview;
   }
 
+  /** @param {string[]} urls of its pictures */
   finish(urls) {
     this.close();
     this.backdrops = urls;
   }
 
   close() {
-    if (this.previewed) URL.revokeObjectURL(this.previewed);
-    this.previewed = null;
+    if (this.#preview) URL.revokeObjectURL(this.#preview);
+    this.#preview = null;
   }
 }
 
 export class LayoutView {
+  /** @type {LayoutRun | null} */
+  run = null;
+  /** What was read last of the graph, as JSON. */
+  #read = "";
+
+  /**
+   * @param {GraphNode} node
+   * @param {(node: GraphNode) => Prompt} readPrompt
+   */
   constructor(node, readPrompt) {
     this.node = node;
     this.readPrompt = readPrompt;
-    this.run = null;
     this.help = new PromptHelp();
-    this.legend = element("ul", { className: "magic-legend", "aria-label": "Colours of the phrases" });
+    const colours = { className: "magic-legend", "aria-label": "Colours of the phrases" };
+    this.legend = element("ul", colours);
     this.stage = element("div", { className: "magic-stage" });
-    this.step = slider("step", { min: 0, max: 0, step: 1, value: 0 }, (step) => this.#show(step));
-    this.opacity = slider("layout", { min: 0, max: 1, step: 0.05, value: 0.6 }, (value) => this.#fade(value));
+    const steps = { min: 0, max: 0, step: 1, value: 0 };
+    this.step = slider("step", steps, (step) => this.#show(step));
+    const shares = { min: 0, max: 1, step: 0.05, value: 0.6 };
+    this.opacity = slider("layout", shares, (value) => this.#fade(value));
     this.references = element("div", { className: "magic-references" });
-    this.content = element("section", { className: "magic-view", "aria-label": "Layout" }, this.help.content);
+    const label = { className: "magic-view", "aria-label": "Layout" };
+    this.content = element("section", label, this.help.content);
     addView(node, "layout", this.content);
     this.#fade(0.6);
     this.refresh();
@@ -68,92 +116,134 @@ export class LayoutView {
   refresh() {
     const { phrases, prompt } = this.readPrompt(this.node);
     const read = JSON.stringify([phrases, prompt]);
-    if (read === this.read) return;
-    this.read = read;
+    if (read === this.#read) return;
+    this.#read = read;
     this.help.show(phrases, prompt);
   }
 
-  /** Another run. */
+  /**
+   * Another run.
+   *
+   * @param {LayoutRun} run
+   */
   show(run) {
     this.run = run;
     const { phrases, references } = run;
-    this.legend.replaceChildren(
-      ...phrases.map((phrase, i) =>
-        element("li", {}, element("span", { className: `magic-swatch ${colourOf(i)}`, "aria-hidden": "true" }), phrase),
-      ),
-    );
+    this.legend.replaceChildren(...phrases.map(legendItem));
     this.references.replaceChildren(
-      ...references.map(({ phrase, image }) =>
-        element("img", {
+      ...references.map(({ phrase, image }) => {
+        const title = phrases[phrase];
+        const alt = `Reference of '${title}'; dark parts are outside its mask`;
+        return element("img", {
           className: colourOf(phrase),
           src: dataUrl("jpeg", image),
-          alt: `Reference of '${phrases[phrase]}'; dark parts are outside its mask`,
-          title: phrases[phrase],
-        }),
-      ),
+          alt,
+          title,
+        });
+      }),
     );
     this.stage.replaceChildren();
-    this.step.input.max = 0;
+    this.step.input.max = "0";
     this.step.shown.value = "";
     this.step.input.removeAttribute("aria-valuetext");
-    this.content.replaceChildren(this.help.content, this.legend, this.stage, this.step.row, this.opacity.row, this.references);
+    this.content.replaceChildren(
+      this.help.content,
+      this.legend,
+      this.stage,
+      this.step.row,
+      this.opacity.row,
+      this.references,
+    );
     this.update();
   }
 
   /** More of the run is known. */
   update() {
-    const last = this.run.layouts.size - 1;
+    const last = (this.run?.layouts.size ?? 0) - 1;
     if (last < 0) return;
+    const { input } = this.step;
     // While it samples the slider follows, unless it has been turned back.
-    const follows = this.run.isDone || Number(this.step.input.value) >= Number(this.step.input.max);
-    this.step.input.max = last;
-    if (follows) this.step.input.value = last;
-    this.#show(Number(this.step.input.value));
+    const follows = this.run?.isDone || Number(input.value) >= Number(input.max);
+    input.max = String(last);
+    if (follows) input.value = input.max;
+    this.#show(Number(input.value));
   }
 
   /** The run's pictures under their layouts. */
   showBackdrops() {
-    this.run.backdrops.forEach((url, i) => {
-      const image = this.stage.children[i]?.querySelector(".magic-backdrop");
+    this.run?.backdrops.forEach((url, i) => {
+      const image = imageIn(this.stage.children[i], ".magic-backdrop");
       if (!image || !url) return;
       image.src = url;
       image.hidden = false;
     });
   }
 
-  #fade(value) {
-    this.stage.style.setProperty("--magic-opacity", value);
-    this.opacity.shown.value = `${Math.round(value * 100)} %`;
+  /** @param {number} opacity of the layout */
+  #fade(opacity) {
+    this.stage.style.setProperty("--magic-opacity", String(opacity));
+    this.opacity.shown.value = `${Math.round(opacity * 100)} %`;
   }
 
+  /** @param {number} index among the steps with a layout */
   #show(index) {
-    const step = this.run.measured[index];
-    if (step === undefined) return;
-    const pictures = this.run.layouts.get(step);
-    this.step.shown.value = `${step + 1} of ${this.run.steps}`;
+    const { run } = this;
+    const step = run?.measured[index];
+    if (!run || step === undefined) return;
+    const pictures = run.layouts.get(step) ?? [];
+    this.step.shown.value = `${step + 1} of ${run.steps}`;
     this.step.input.setAttribute("aria-valuetext", this.step.shown.value);
     if (this.stage.childElementCount !== pictures.length) {
-      this.stage.replaceChildren(...pictures.map((_, i) => this.#figure(i)));
+      this.stage.replaceChildren(...pictures.map((_, i) => figure(i)));
       this.showBackdrops();
     }
+    const where = `at step ${step + 1}: where ${run.phrases.join(", ")} are`;
     pictures.forEach((picture, i) => {
-      const image = this.stage.children[i].querySelector(".magic-layout");
+      const image = imageIn(this.stage.children[i], ".magic-layout");
+      if (!image) return;
       image.src = dataUrl("png", picture);
-      image.alt = `Layout of picture ${i + 1} at step ${step + 1}: where ${this.run.phrases.join(", ")} are`;
+      image.alt = `Layout of picture ${i + 1} ${where}`;
     });
-  }
-
-  #figure(index) {
-    const backdrop = element("img", { className: "magic-backdrop", alt: `Picture ${index + 1}`, hidden: true });
-    return element("div", { className: "magic-picture" }, backdrop, element("img", { className: "magic-layout" }));
   }
 }
 
-/** Pictures of a finished node, for the runs whose sampler made them. onScreen: [[run, view]]. */
+/**
+ * @param {string} phrase
+ * @param {number} index
+ */
+function legendItem(phrase, index) {
+  const className = `magic-swatch ${colourOf(index)}`;
+  const swatch = element("span", { className, "aria-hidden": "true" });
+  return element("li", {}, swatch, phrase);
+}
+
+/** @param {number} index of the picture in its batch */
+function figure(index) {
+  const alt = `Picture ${index + 1}`;
+  const backdrop = element("img", { className: "magic-backdrop", alt, hidden: true });
+  const layout = element("img", { className: "magic-layout" });
+  return element("div", { className: "magic-picture" }, backdrop, layout);
+}
+
+/**
+ * @param {Element | undefined} place
+ * @param {string} selector
+ * @returns {HTMLImageElement | null | undefined}
+ */
+const imageIn = (place, selector) => place?.querySelector(selector);
+
+/**
+ * Pictures of a finished node, for the runs whose sampler made them.
+ *
+ * @param {[LayoutRun, LayoutView][]} onScreen
+ * @param {GraphNode | null} node
+ * @param {string[]} urls
+ */
 export function offerPictures(onScreen, node, urls) {
   for (const [run, view] of onScreen) {
-    const batch = run.layouts.values().next().value?.length;
-    if (batch !== urls.length || !showsPicturesOf(node, findNode(run.sampler))) continue;
+    const [batch] = run.layouts.values();
+    const isWhole = batch?.length === urls.length;
+    if (!isWhole || !showsPicturesOf(node, findNode(run.sampler))) continue;
     run.finish([...urls]);
     view.showBackdrops();
   }

@@ -1,3 +1,11 @@
+/**
+ * @import { GraphNode } from "../../scripts/app.js"
+ * @import { Pair } from "./compare_view.js"
+ * @import { Exploration } from "./correspondence_view.js"
+ * @import { Advance, Beginning, Prompt } from "./layout_view.js"
+ * @import { Picture } from "./server.js"
+ * @import { State } from "./training_view.js"
+ */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { CompareView } from "./compare_view.js";
@@ -10,7 +18,11 @@ import { Runs } from "./runs.js";
 import { listen, pictureUrl } from "./server.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
 
-/** How the nodes with a layout say which phrases they look for, null while that is not known. */
+/**
+ * How the nodes with a layout say which phrases they look for.
+ *
+ * @type {Record<string, (node: GraphNode) => Prompt>}
+ */
 const PROMPTS = {
   MagicFaceApply: (node) => ({ phrases: conceptPhrases(node), prompt: textOf(node, "prompt") }),
   MagicSemanticLayout: (node) => ({
@@ -19,7 +31,11 @@ const PROMPTS = {
   }),
 };
 
-/** Which view belongs to which node. */
+/**
+ * Which view belongs to which node.
+ *
+ * @type {Record<string, unknown>}
+ */
 const VIEWS = {
   MagicFaceApply: LayoutView,
   MagicSemanticLayout: LayoutView,
@@ -28,27 +44,50 @@ const VIEWS = {
   MagiCaptureTrain: TrainingView,
 };
 
-// By node. One that the host has thrown away takes its view along.
+/**
+ * By node. One that the host has thrown away takes its view along.
+ *
+ * @type {WeakMap<GraphNode, any>}
+ */
 const views = new WeakMap();
 
-/** The node of an event that is for a kind of view; null when it is another's, as in another workflow that is on screen by now. */
+const classOf = (/** @type {GraphNode} */ node) => node.comfyClass ?? node.type;
+
+/**
+ * The node of an event that is for a kind of view; null when it is another's, as in another
+ * workflow that is on screen by now.
+ *
+ * @param {string} id
+ * @param {unknown} View
+ */
 function nodeFor(id, View) {
   const node = findNode(id);
-  return VIEWS[node?.comfyClass] === View ? node : null;
+  return node && VIEWS[classOf(node)] === View ? node : null;
 }
 
-/** The view of a node, made when it is first needed. */
+/**
+ * The view of a node, made when it is first needed.
+ *
+ * @template V
+ * @param {string} id
+ * @param {new (node: GraphNode, readPrompt: (node: GraphNode) => Prompt) => V} View
+ * @returns {V | null}
+ */
 function viewOf(id, View) {
   const node = nodeFor(id, View);
-  if (node && !views.has(node)) views.set(node, new View(node, PROMPTS[node.comfyClass]));
-  return node && views.get(node);
+  if (!node) return null;
+  if (!views.has(node)) views.set(node, new View(node, PROMPTS[classOf(node)]));
+  return views.get(node);
 }
 
-const runsOf = (View) => new Runs((id) => viewOf(id, View));
-const layouts = runsOf(LayoutView);
-const trainings = runsOf(TrainingView);
-const comparisons = runsOf(CompareView);
-const explorations = runsOf(CorrespondenceView);
+/** @type {Runs<LayoutRun, LayoutView>} */
+const layouts = new Runs((id) => viewOf(id, LayoutView));
+/** @type {Runs<TrainingRun, TrainingView>} */
+const trainings = new Runs((id) => viewOf(id, TrainingView));
+/** @type {Runs<import("./compare_view.js").Comparison, CompareView>} */
+const comparisons = new Runs((id) => viewOf(id, CompareView));
+/** @type {Runs<Exploration, CorrespondenceView>} */
+const explorations = new Runs((id) => viewOf(id, CorrespondenceView));
 
 let isRefreshing = false;
 function refreshPrompts() {
@@ -66,31 +105,52 @@ function refreshPrompts() {
   });
 }
 
-function onLayout(layout) {
-  const run = layouts.get(layout);
+/** @param {Advance} advance */
+function onLayout(advance) {
+  const run = layouts.get(advance);
   if (!run) return;
-  run.add(layout);
+  run.add(advance);
   layouts.viewOf(run)?.update();
 }
 
+/** @param {State} state */
 function onTraining(state) {
-  const known = trainings.get(state);
-  const run = known?.goesOn(state) ? known : trainings.begin(new TrainingRun(state));
+  const before = trainings.get(state);
+  const run = before?.goesOn(state) ? before : trainings.begin(new TrainingRun(state));
   run.add(state);
   trainings.viewOf(run)?.update();
 }
 
-function onExecuted({ node: id, output }) {
-  if (output?.magic_comparison) comparisons.viewOf(comparisons.begin({ node: id, pairs: output.magic_comparison }));
-  if (output?.magic_exploration) explorations.viewOf(explorations.begin({ ...output.magic_exploration[0], node: id }));
-  else if (output?.magic_correspondence) {
+/**
+ * What a node has given to the page.
+ *
+ * @typedef {{
+ *   images?: Picture[],
+ *   magic_comparison?: Pair[],
+ *   magic_exploration?: Exploration[],
+ *   magic_correspondence?: unknown,
+ * }} Output
+ */
+
+/** @param {{ node: string, output: Output | null }} event */
+function onExecuted({ node, output }) {
+  const pairs = output?.magic_comparison;
+  if (pairs) comparisons.viewOf(comparisons.begin({ node, pairs }));
+  const [exploration] = output?.magic_exploration ?? [];
+  if (exploration) {
+    explorations.viewOf(explorations.begin({ ...exploration, node }));
+  } else if (output?.magic_correspondence) {
     // This run was not recorded: what is on screen is of an older one.
-    explorations.forget({ node: id });
-    views.get(nodeFor(id, CorrespondenceView))?.clear();
+    explorations.forget({ node });
+    const owner = nodeFor(node, CorrespondenceView);
+    if (owner) views.get(owner)?.clear();
   }
-  if (output?.images) offerPictures(layouts.onScreen(), findNode(id), output.images.map(pictureUrl));
+  if (output?.images) {
+    offerPictures(layouts.onScreen(), findNode(node), output.images.map(pictureUrl));
+  }
 }
 
+/** @param {{ blob: Blob, nodeId: string }} event of the host */
 function onPreview({ blob, nodeId }) {
   for (const [run, view] of layouts.onScreen()) {
     if (run.sampler !== nodeId || run.isDone) continue;
@@ -102,9 +162,11 @@ function onPreview({ blob, nodeId }) {
 app.registerExtension({
   name: "MagicPortrait",
   setup() {
-    document.head.append(element("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
+    const { href } = new URL("./style.css", import.meta.url);
+    document.head.append(element("link", { rel: "stylesheet", href }));
     listen({
-      "magicportrait.run": (run) => layouts.viewOf(layouts.begin(new LayoutRun(run))),
+      "magicportrait.run": (/** @type {Beginning} */ beginning) =>
+        layouts.viewOf(layouts.begin(new LayoutRun(beginning))),
       "magicportrait.layout": onLayout,
       "magicportrait.training": onTraining,
       executed: onExecuted,
@@ -115,7 +177,7 @@ app.registerExtension({
     api.addEventListener("graphChanged", refreshPrompts);
   },
   nodeCreated(node) {
-    const readPrompt = PROMPTS[node.comfyClass];
+    const readPrompt = PROMPTS[classOf(node)];
     if (readPrompt) views.set(node, new LayoutView(node, readPrompt));
   },
   afterConfigureGraph() {

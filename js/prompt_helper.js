@@ -1,18 +1,30 @@
-/** The prompt with each concept's words underlined in its colour, and the phrases that are not in it. */
+/**
+ * The prompt with each concept's words underlined in its colour, and the phrases that are not in
+ * it.
+ */
 
+/** @import { Range } from "./phrases.js" */
 import { element } from "./elements.js";
 import { colourOf } from "./palette.js";
 import { findPhrases } from "./phrases.js";
 
-/** `prompt` as nodes; the ranges of phrase i become <mark>s of its colour. */
+/**
+ * `prompt` as nodes; the ranges of phrase i become <mark>s of its colour.
+ *
+ * @param {string} prompt
+ * @param {Range[][]} ranges
+ */
 function underlined(prompt, ranges) {
-  const marks = ranges.flatMap((places, phrase) => places.map(([start, end]) => ({ start, end, phrase })));
+  const marks = ranges.flatMap((places, phrase) =>
+    places.map(([start, end]) => ({ start, end, phrase })),
+  );
   marks.sort((a, b) => a.start - b.start || b.end - a.end);
   const parts = [];
   let at = 0;
   for (const { start, end, phrase } of marks) {
     if (start < at) continue;
-    parts.push(prompt.slice(at, start), element("mark", { className: colourOf(phrase) }, prompt.slice(start, end)));
+    const mark = element("mark", { className: colourOf(phrase) }, prompt.slice(start, end));
+    parts.push(prompt.slice(at, start), mark);
     at = end;
   }
   return [...parts, prompt.slice(at)];
@@ -20,14 +32,23 @@ function underlined(prompt, ranges) {
 
 export class PromptHelp {
   constructor() {
-    this.prompt = element("p", { className: "magic-prompt", "aria-label": "Prompt with the words of each concept" });
+    const label = "Prompt with the words of each concept";
+    this.prompt = element("p", { className: "magic-prompt", "aria-label": label });
     this.missing = element("p", { className: "magic-missing", role: "alert" });
     this.content = element("div", { className: "magic-help" });
   }
 
-  /** Empty when prompt or phrases are unknown or empty. */
+  /**
+   * Empty when prompt or phrases are unknown or empty.
+   *
+   * @param {string[] | null} phrases
+   * @param {string | null} prompt
+   */
   show(phrases, prompt) {
-    if (!phrases?.length || !prompt?.trim()) return this.content.replaceChildren();
+    if (!phrases?.length || !prompt?.trim()) {
+      this.content.replaceChildren();
+      return;
+    }
     const ranges = findPhrases(phrases, prompt);
     const list = phrases.filter((_, i) => !ranges[i].length).map((phrase) => `'${phrase}'`);
     this.prompt.replaceChildren(...underlined(prompt, ranges));
@@ -35,9 +56,16 @@ export class PromptHelp {
     this.#complain(list.length ? `Not in the prompt: ${list.join(", ")}` : "");
   }
 
-  /** An alert is read out whenever it is touched: with every key, if it were made anew. */
+  /**
+   * An alert is read out whenever it is touched: with every key, if it were made anew.
+   *
+   * @param {string} text
+   */
   #complain(text) {
-    if (!text) return this.missing.remove();
+    if (!text) {
+      this.missing.remove();
+      return;
+    }
     if (this.missing.textContent !== text) this.missing.textContent = text;
     if (!this.missing.parentNode) this.content.append(this.missing);
   }

@@ -2,24 +2,41 @@
 
 import { api } from "../../scripts/api.js";
 
+/**
+ * A picture that a node saved, as in the host's `images`.
+ *
+ * @typedef {{ filename: string, subfolder?: string, type?: string }} Picture
+ */
+
+/** @type {string | null} */
 let told = null;
 
 async function tell() {
   if (!api.clientId || told === api.clientId) return;
   told = api.clientId;
-  const answer = await api.fetchApi("/magicportrait/listen", { method: "POST", body: JSON.stringify({ client_id: told }) });
+  const body = JSON.stringify({ client_id: told });
+  const answer = await api.fetchApi("/magicportrait/listen", { method: "POST", body });
   if (!answer.ok) told = null;
 }
 
+/** @param {Record<string, (detail: any) => void>} events what to do with each, by name */
 export function listen(events) {
-  for (const [name, handle] of Object.entries(events)) api.addEventListener(name, ({ detail }) => handle(detail));
+  for (const [name, handle] of Object.entries(events)) {
+    api.addEventListener(name, ({ detail }) => handle(detail));
+  }
   // The server forgets its listeners with their connection. 'status' is the first message of each.
-  api.addEventListener("reconnecting", () => (told = null));
+  api.addEventListener("reconnecting", () => {
+    told = null;
+  });
   api.addEventListener("status", tell);
   tell();
 }
 
-/** The JSON of a route of ours; `{ error }` with a sentence when there is none. */
+/**
+ * The JSON of a route of ours; `{ error }` with a sentence when there is none.
+ *
+ * @param {string} route
+ */
 export async function ask(route) {
   try {
     return await (await api.fetchApi(route)).json();
@@ -28,6 +45,10 @@ export async function ask(route) {
   }
 }
 
-/** The address of a picture that a node saved. */
+/**
+ * The address of a picture that a node saved.
+ *
+ * @param {Picture} picture
+ */
 export const pictureUrl = ({ filename, subfolder = "", type = "output" }) =>
   api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);

@@ -1,7 +1,19 @@
 /**
  * A training as it runs: loss, previews, time left.
  *
- * magicportrait.training  { node, workflow, step, steps, loss, preview: JPEG or null, seconds_left: number or null }
+ * Event `magicportrait.training`: a State.
+ *
+ * @import { GraphNode } from "../../scripts/app.js"
+ * @import { Place } from "./runs.js"
+ *
+ * loss: of this step, null before the first; preview: a JPEG in base64.
+ * @typedef {Place & {
+ *   step: number,
+ *   steps: number,
+ *   loss: number | null,
+ *   preview: string | null,
+ *   seconds_left: number | null,
+ * }} State
  */
 
 import { addView, dataUrl, element } from "./elements.js";
@@ -13,6 +25,7 @@ const POINTS = 1000;
 const SMOOTHING = 0.9;
 const SVG = "http://www.w3.org/2000/svg";
 
+/** @param {number | null | undefined} seconds */
 export function timeLeft(seconds) {
   if (seconds === null || seconds === undefined) return "";
   const whole = Math.round(seconds);
@@ -20,7 +33,12 @@ export function timeLeft(seconds) {
   return minutes ? `, ${minutes} min ${whole % 60} s left` : `, ${whole} s left`;
 }
 
-/** An exponential mean, which shows where a noisy loss is going; the first values count as much as they would later. */
+/**
+ * An exponential mean, which shows where a noisy loss is going; the first values count as much as
+ * they would later.
+ *
+ * @param {number[]} losses
+ */
 export function smoothed(losses) {
   let [sum, weight] = [0, 0];
   return losses.map((loss) => {
@@ -30,91 +48,155 @@ export function smoothed(losses) {
   });
 }
 
-/** What the server has told of one training: its last event, the losses of about POINTS steps, the last PREVIEWS previews. */
+/**
+ * What the server has told of one training: its last event, the losses of about POINTS steps, the
+ * last PREVIEWS previews.
+ */
 export class TrainingRun {
+  /** @type {State | null} */
+  latest = null;
+  /** @type {{ step: number, loss: number }[]} */
+  points = [];
+  /** @type {{ step: number, preview: string }[]} */
+  previews = [];
+
+  /** @param {Place & { steps: number }} state */
   constructor({ node, workflow, steps }) {
-    Object.assign(this, { node, workflow, steps });
-    this.points = [];
-    this.previews = [];
+    this.node = node;
+    this.workflow = workflow;
+    this.steps = steps;
   }
 
-  /** Whether an event goes on with this training. The last step may come twice, again with its preview. */
+  /**
+   * Whether an event goes on with this training. The last step may come twice, again with its
+   * preview.
+   *
+   * @param {State} state
+   */
   goesOn({ step, steps }) {
     return steps === this.steps && step >= (this.latest?.step ?? 0);
   }
 
-  add(event) {
-    const { step, loss, preview } = event;
-    this.latest = event;
-    if (Number.isFinite(loss)) this.#addPoint(step, loss);
+  /** @param {State} state */
+  add(state) {
+    const { step, loss, preview } = state;
+    this.latest = state;
+    if (typeof loss === "number" && Number.isFinite(loss)) this.#addPoint(step, loss);
     if (!preview) return;
     this.previews.push({ step, preview });
     if (this.previews.length > PREVIEWS) this.previews.shift();
   }
 
-  /** The last point stays only if it is far enough from the one before it, for the width of the curve. */
+  /**
+   * The last point stays only if it is far enough from the one before it, for the width of the
+   * curve.
+   *
+   * @param {number} step
+   * @param {number} loss
+   */
   #addPoint(step, loss) {
     const [before, last] = [this.points.at(-2), this.points.at(-1)];
-    const isClose = before && last.step - before.step < this.steps / POINTS;
+    const isClose = before && last && last.step - before.step < this.steps / POINTS;
     if (last?.step === step || isClose) this.points.pop();
     this.points.push({ step, loss });
   }
 }
 
+/**
+ * @param {string} className
+ * @param {number[][]} points
+ */
 function line(className, points) {
   const made = document.createElementNS(SVG, "polyline");
   made.setAttribute("class", className);
-  made.setAttribute("points", points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" "));
+  const places = points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`);
+  made.setAttribute("points", places.join(" "));
   return made;
 }
 
+function emptyCurve() {
+  const curve = document.createElementNS(SVG, "svg");
+  curve.setAttribute("class", "magic-curve");
+  curve.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+  curve.setAttribute("preserveAspectRatio", "none");
+  curve.setAttribute("role", "img");
+  return curve;
+}
+
 export class TrainingView {
+  /** @type {TrainingRun | null} */
+  run = null;
+  /**
+   * The newest preview on screen; null: the run has none yet; undefined: nothing of it is drawn.
+   *
+   * @type {TrainingRun["previews"][number] | null | undefined}
+   */
+  #shownPreview;
+
+  /** @param {GraphNode} node */
   constructor(node) {
-    this.run = null;
     // Not read out: it changes a few times a second.
     this.words = element("p", { role: "status", "aria-live": "off" });
-    this.curve = document.createElementNS(SVG, "svg");
-    this.curve.setAttribute("class", "magic-curve");
-    this.curve.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-    this.curve.setAttribute("preserveAspectRatio", "none");
-    this.curve.setAttribute("role", "img");
-    this.previews = element("div", { className: "magic-references", "aria-label": "Previews" });
-    this.content = element("section", { className: "magic-view", "aria-label": "Training" }, this.words, this.curve, this.previews);
+    this.curve = emptyCurve();
+    const previews = { className: "magic-references", "aria-label": "Previews" };
+    this.previews = element("div", previews);
+    this.content = element(
+      "section",
+      { className: "magic-view", "aria-label": "Training" },
+      this.words,
+      this.curve,
+      this.previews,
+    );
     addView(node, "training", this.content);
   }
 
-  /** Another run. */
+  /**
+   * Another run.
+   *
+   * @param {TrainingRun} run
+   */
   show(run) {
     this.run = run;
-    this.shownPreview = null; // none of this run's
+    this.#shownPreview = undefined;
     this.update();
   }
 
   /** More of the run is known. */
   update() {
-    const { step, steps, loss, seconds_left } = this.run.latest;
-    const said = Number.isFinite(loss) ? `, loss ${loss.toPrecision(3)}` : "";
-    this.words.textContent = `step ${step} of ${steps}${said}${timeLeft(seconds_left)}`;
-    this.#draw();
-    const last = this.run.previews.at(-1);
-    if (last === this.shownPreview) return;
-    this.shownPreview = last;
+    const { run } = this;
+    if (!run?.latest) return;
+    const { step, steps, loss, seconds_left: secondsLeft } = run.latest;
+    const isNumber = typeof loss === "number" && Number.isFinite(loss);
+    const ofLoss = isNumber ? `, loss ${loss.toPrecision(3)}` : "";
+    this.words.textContent = `step ${step} of ${steps}${ofLoss}${timeLeft(secondsLeft)}`;
+    this.#draw(run);
+    const last = run.previews.at(-1) ?? null;
+    if (last === this.#shownPreview) return;
+    this.#shownPreview = last;
     this.previews.replaceChildren(
-      ...this.run.previews.map(({ step, preview }) =>
-        element("img", { src: dataUrl("jpeg", preview), alt: `Preview at step ${step}`, title: `step ${step}` }),
-      ),
+      ...run.previews.map((preview) => {
+        const title = `step ${preview.step}`;
+        const src = dataUrl("jpeg", preview.preview);
+        return element("img", { src, alt: `Preview at ${title}`, title });
+      }),
     );
   }
 
-  #draw() {
-    const { points, steps } = this.run;
+  /** @param {TrainingRun} run */
+  #draw({ points, steps }) {
     const losses = points.map(({ loss }) => loss);
     const low = losses.reduce((a, b) => Math.min(a, b), Infinity);
     const high = losses.reduce((a, b) => Math.max(a, b), -Infinity);
-    const place = (step, loss) => [(step / steps) * WIDTH, HEIGHT - 4 - ((loss - low) / (high - low || 1)) * (HEIGHT - 8)];
-    const draw = (values) => points.map(({ step }, i) => place(step, values[i]));
-    this.curve.replaceChildren(line("magic-loss", draw(losses)), line("magic-trend", draw(smoothed(losses))));
+    const place = (/** @type {number} */ step, /** @type {number} */ loss) => {
+      const share = (loss - low) / (high - low || 1);
+      return [(step / steps) * WIDTH, HEIGHT - 4 - share * (HEIGHT - 8)];
+    };
+    const draw = (/** @type {number[]} */ values) =>
+      points.map(({ step }, i) => place(step, values[i]));
+    const trend = line("magic-trend", draw(smoothed(losses)));
+    this.curve.replaceChildren(line("magic-loss", draw(losses)), trend);
     const [from, to, lowest] = [losses[0], losses.at(-1), low].map((loss) => loss?.toPrecision(3));
-    this.curve.setAttribute("aria-label", losses.length ? `Loss from ${from} to ${to}, lowest ${lowest}` : "No loss yet");
+    const label = losses.length ? `Loss from ${from} to ${to}, lowest ${lowest}` : "No loss yet";
+    this.curve.setAttribute("aria-label", label);
   }
 }

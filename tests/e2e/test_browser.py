@@ -101,21 +101,36 @@ JOIN_TOY = """() => {
         return node;
     };
     const blueprint = app.graph.nodes.find(node => node.subgraph);
-    const [model, portrait, save] = [add('MagicToyCheckpoint', -400, 0), add('MagicToyPortrait', -400, 200), add('SaveImage', 600, 0)];
-    const sources = { MODEL: [model, 0], CLIP: [model, 1], VAE: [model, 2], IMAGE: [portrait, 0], MASK: [portrait, 1] };
-    blueprint.inputs.forEach((input, i) => sources[input.type]?.[0].connect(sources[input.type][1], blueprint, i));
+    const model = add('MagicToyCheckpoint', -400, 0);
+    const portrait = add('MagicToyPortrait', -400, 200);
+    const save = add('SaveImage', 600, 0);
+    const sources = {
+        MODEL: [model, 0], CLIP: [model, 1], VAE: [model, 2],
+        IMAGE: [portrait, 0], MASK: [portrait, 1],
+    };
+    blueprint.inputs.forEach((input, i) => {
+        const [node, slot] = sources[input.type] ?? [];
+        node?.connect(slot, blueprint, i);
+    });
     // A blueprint that gives no picture gives a model and a text encoder that can draw one.
     let drawn = [blueprint, 0];
     if (blueprint.outputs[0].type != 'IMAGE') {
         const types = ['CLIPTextEncode', 'EmptyLatentImage', 'KSampler', 'VAEDecode'];
-        const [prompt, latent, sampler, decode] = types.map((type, i) => add(type, 600, 200 + 300 * i));
+        const nodes = types.map((type, i) => add(type, 600, 200 + 300 * i));
+        const [prompt, latent, sampler, decode] = nodes;
         const links = [
-            [blueprint, 0, sampler, 'model'], [blueprint, 1, prompt, 'clip'], [latent, 0, sampler, 'latent_image'],
-            [prompt, 0, sampler, 'positive'], [prompt, 0, sampler, 'negative'], [sampler, 0, decode, 'samples'], [model, 2, decode, 'vae'],
+            [blueprint, 0, sampler, 'model'],
+            [blueprint, 1, prompt, 'clip'],
+            [latent, 0, sampler, 'latent_image'],
+            [prompt, 0, sampler, 'positive'],
+            [prompt, 0, sampler, 'negative'],
+            [sampler, 0, decode, 'samples'],
+            [model, 2, decode, 'vae'],
         ];
         for (const [from, slot, to, name] of links) from.connect(slot, to, to.findInputSlot(name));
         prompt.widgets[0].value = 'a <subject> person, <style> style';
-        for (const name of ['width', 'height']) latent.widgets.find(widget => widget.name == name).value = 128;
+        for (const widget of latent.widgets)
+            if (['width', 'height'].includes(widget.name)) widget.value = 128;
         sampler.widgets.find(widget => widget.name == 'steps').value = 2;
         drawn = [decode, 0];
     }
@@ -124,7 +139,8 @@ JOIN_TOY = """() => {
     for (const widget of blueprint.widgets) {
         if (['steps', 'value'].includes(widget.name)) widget.value = 4;
         if (['width', 'height'].includes(widget.name)) widget.value = 128;
-        if (['inversion_steps', 'lora_steps', 'preview_every'].includes(widget.name)) widget.value = 1;
+        if (['inversion_steps', 'lora_steps', 'preview_every'].includes(widget.name))
+            widget.value = 1;
     }
 }"""
 # How often the views of layouts read their prompts when the graph changes; the first that does,
@@ -159,14 +175,16 @@ OUR_WIDGETS = (
 )
 ID_OF = "type => String(app.graph.nodes.find(node => node.type == type).id)"
 PREVIEW = """([nodeId, base64]) => {
-    const blob = new Blob([Uint8Array.from(atob(base64), letter => letter.charCodeAt(0))], { type: 'image/png' });
-    app.api.dispatchEvent(new CustomEvent('b_preview_with_metadata', { detail: { blob, nodeId } }));
+    const bytes = Uint8Array.from(atob(base64), letter => letter.charCodeAt(0));
+    const detail = { blob: new Blob([bytes], { type: 'image/png' }), nodeId };
+    app.api.dispatchEvent(new CustomEvent('b_preview_with_metadata', { detail }));
 }"""
 COUNT_CHANGES_OF_ALERT = """() => {
     window.changesOfAlert = 0;
     const observer = new MutationObserver(changes => { window.changesOfAlert += changes.length });
     observer.observe(document.querySelector('.magic-help'), { childList: true });
-    observer.observe(document.querySelector('[role=alert].magic-missing'), { childList: true, characterData: true, subtree: true });
+    const all = { childList: true, characterData: true, subtree: true };
+    observer.observe(document.querySelector('[role=alert].magic-missing'), all);
 }"""
 VIEWS = {
     "magicapture": ("Training", "polyline[points*=',']"),
@@ -179,10 +197,12 @@ STEPS = 8
 # Every SaveImage has its pictures, and the page shows them: drawn on the canvas, or as elements.
 SHOWN = """() => {
     const nodes = app.graph.nodes.filter(node => node.type == 'SaveImage');
-    const drawn = node => LiteGraph.vueNodesMode
-        ? [...document.querySelectorAll(`[data-node-id="${node.id}"] img`)].filter(image => image.naturalWidth).length > 0
-        : node.imgs?.length > 0 && node.imgs.every(image => image.naturalWidth);
-    return nodes.length > 0 && nodes.every(node => app.nodeOutputs[node.id]?.images?.length > 0 && drawn(node));
+    const isLoaded = image => image.naturalWidth > 0;
+    const isDrawn = ({ id, imgs }) => LiteGraph.vueNodesMode
+        ? [...document.querySelectorAll(`[data-node-id="${id}"] img`)].some(isLoaded)
+        : imgs?.length > 0 && imgs.every(isLoaded);
+    const hasPictures = ({ id }) => app.nodeOutputs[id]?.images?.length > 0;
+    return nodes.length > 0 && nodes.every(node => hasPictures(node) && isDrawn(node));
 }"""
 
 
