@@ -19,6 +19,7 @@ from ..host.metrics.table import (
     lpips_trunks,
     measure,
 )
+from ..host.models.safe_files import write_numbered
 from ..host.pictures.compare_grid import CompareGrid
 from ..host.segmentation.concept_masks import from_host_boxes
 from .declare import Boxes, IdentityType, advanced, link_only, schema
@@ -190,12 +191,12 @@ def _choice(name: str, found: list[str], tooltip: str) -> Any:
 def _save(table: MetricTable, labels: list[str], prefix: str) -> None:
     import folder_paths
 
-    # Refuses prefixes that lead out of the output folder.
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory()
+    contents = {".csv": table.csv(labels), ".json": table.json(labels)}
+    write_numbered(
+        Path(folder_paths.get_output_directory()),
+        prefix,
+        {suffix: text.encode(errors="replace") for suffix, text in contents.items()},
     )
-    for suffix, text in (("csv", table.csv(labels)), ("json", table.json(labels))):
-        (Path(folder) / f"{name}_{counter:05}_.{suffix}").write_text(text, encoding="utf-8")
 
 
 class MagicCompareGrid(io.ComfyNode):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.safe_files import tensor_bytes, write_file
+
 DEFAULT_BUDGET = 2 * 1024**3
 _RUNS_REMEMBERED = 4
 
@@ -45,21 +47,29 @@ class FeatureStore:
             return _each(self._banks[key], lambda _, tensor: tensor.to(device))
         if key not in self._spilled:
             return None
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path, bank = self._spilled[key]
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            logging.warning(
+                "MagicPortrait: features kept on disk are gone (%s): they are computed again", error
+            )
+            self._forget(key)
+            return None
         return _each(bank, lambda name, _: tensors[name].to(device))
 
     def keep(self, key: tuple[Any, ...], bank: Mapping[Any, list[Any]]) -> None:
         """Takes a copy of a bank. On a full disk a warning: nothing depends on what is kept."""
         self._last_use[key] = self._run
-        kept = _each(bank, lambda _, tensor: tensor.to("cpu"))
-        if self.size_in_memory + _size(kept) > self._budget:
+        copy = _each(bank, lambda _, tensor: tensor.to("cpu"))
+        if self.size_in_memory + _size(copy) > self._budget:
             self._has_overflowed = True
-            self._spill(key, kept)
+            self._spill(key, copy)
         else:
-            self._banks[key] = kept
+            self._banks[key] = copy
 
     def end_run(self) -> None:
         """A sampling run is over."""
@@ -82,19 +92,16 @@ class FeatureStore:
         return sum(_size(bank) for bank in self._banks.values())
 
     def _spill(self, key: tuple[Any, ...], bank: Bank) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor] = {}
         # A tensor's place stays in the bank, without its values.
         empty = _each(
             bank,
-            lambda name, tensor: tensors.setdefault(name, tensor.contiguous().clone()).to("meta"),
+            lambda name, tensor: tensors.setdefault(name, tensor).to("meta"),
         )
         try:
             path = self._new_file()
-            save_file(tensors, path)
-        except (OSError, SafetensorError) as error:
+            write_file(path, tensor_bytes(tensors), is_lasting=False)
+        except OSError as error:
             logging.warning(
                 "MagicPortrait: features cannot be kept on disk (%s): the next run computes them"
                 " again",

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from magicportrait.host.sampling import feature_store
 from magicportrait.host.sampling.feature_store import FeatureStore
 from magicportrait.host.systems import magicstyle
 from magicportrait.magic.inversion import psnr
@@ -313,15 +314,30 @@ def test_features_above_the_budget_go_to_disk_and_leave_with_the_patch(monkeypat
 
 
 def test_on_a_full_disk_features_are_computed_again(monkeypatch, passes, caplog):
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(nodes, "FeatureStore", functools.partial(FeatureStore, budget=1000))
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr(feature_store, "write_file", full)
     live, kept = run(apply()), apply(keep_features="memory")
     passes.clear()
     assert torch.equal(run(kept), live) and torch.equal(run(kept), live)
     assert len(passes) == 6 and "No space left on device" in caplog.text
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"\1" * 100)])
+def test_features_that_are_gone_from_the_disk_are_computed_again(
+    change, monkeypatch, passes, caplog
+):
+    monkeypatch.setattr(nodes, "FeatureStore", functools.partial(FeatureStore, budget=1000))
+    kept = apply(keep_features="memory")
+    live = run(kept)
+    change(next(Path(folder_paths.get_temp_directory()).rglob("*.safetensors")))
+    passes.clear()
+    for expected in (1, 0):
+        assert torch.equal(run(kept), live) and len(passes) == expected
+        passes.clear()
+    assert "features kept on disk are gone" in caplog.text
 
 
 def test_content_and_style_may_differ_in_what_else_their_conditioning_holds():

@@ -4,10 +4,12 @@ formats."""
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 
 import folder_paths
@@ -374,6 +376,17 @@ def test_tables_are_written_into_the_output_folder_only(no_models, tmp_path, mon
     with pytest.raises(Exception, match="outside the output folder"):
         MagicPortraitMetrics.execute(pictures(1, 0), save_as=prefix)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output"]
+
+
+def test_on_a_full_disk_no_half_table_is_left(no_models, tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"'run_00001_\.csv' could not .*: the disk is full"):
+        MagicPortraitMetrics.execute(pictures(1, 0), save_as="run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_values_in_all_forms():
