@@ -67,6 +67,7 @@ def measure(mode: str, steps: int, dtype: torch.dtype) -> tuple[float, float, in
             blocks=backbone.parse_layers("decoder"),
             range=ALL_OF_SAMPLING,
             fuses_negative=False,
+            adain=PRESETS["balanced"].adain,
             kept=kept,
         )
         model = patch.add_to(model)

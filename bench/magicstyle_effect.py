@@ -165,9 +165,10 @@ def draw(
         blocks=backbone.parse_layers(layers),
         range=SamplingRange(preset.start, preset.end),
         fuses_negative=False,
+        adain=preset.adain,
         kept=kept,
     )
-    noise = model.model.process_latent_out(patch.start_latent(preset.adain))
+    noise = model.model.process_latent_out(patch.start_latent())
     empty = checkpoint.encode_text("")
     samples = resample_with(
         patch.add_to(model), pair.content, noise, {"positive": empty, "negative": empty}, 1.0, None

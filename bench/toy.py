@@ -114,7 +114,7 @@ def picture(rendering: Rendering) -> Tensor:  # 1 H W 3
 def owned_cells(record: LayoutRecord, samples: Tensor) -> Tensor:
     """The index of the phrase that owns each cell in the layout of a run's last step, -1 for none:
     B rows columns."""
-    run = record.run_of(samples)
+    run = record.run_of(samples).steps
     return torch.from_numpy(run[max(run)].concepts)
 
 
@@ -127,7 +127,7 @@ def regions(record: LayoutRecord, samples: Tensor, phrases: Sequence[str]) -> di
 
 def foreground(record: LayoutRecord, samples: Tensor) -> Tensor:
     """The same for the layout's foreground: B H W, bool."""
-    run = record.run_of(samples)
+    run = record.run_of(samples).steps
     found = torch.from_numpy(run[max(run)].foreground)[:, None].float()
     return F.interpolate(found, size=(checkpoint.IMAGE_SIDE,) * 2, mode="nearest")[:, 0] > 0
 

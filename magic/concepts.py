@@ -19,8 +19,8 @@ class Concept:
     phrase: the words of the target prompt that name it. images: B H W 3 in 0..1, one or several
     references of the same thing. mask: B H W or 1 H W in 0..1, None for the whole image. prompt:
     what the references show. strength: added to the logits of the reference's tokens (natural log:
-    3 multiplies the odds by 20). target_region: 1 H W in 0..1, where the concept goes; None:
-    automatic.
+    3 multiplies the odds by 20). target_region: 1 H W in 0..1, where the concept goes, or B H W for
+    a batch of B pictures; None: automatic.
     """
 
     phrase: str

@@ -15,6 +15,8 @@ from torch import Tensor
 
 FOREGROUND_CA_SCALE = 0.9
 """Below this weight of the other words, regions are cut to the foreground."""
+_CLEARLY_MORE = 1.4
+"""Attention relative to its mean over the picture."""
 
 
 @dataclass(frozen=True)
@@ -133,29 +135,50 @@ def _resized(propagated: Tensor, grid: tuple[int, int], size: tuple[int, int]) -
     return smooth(F.interpolate(maps, size=size, mode="bilinear", align_corners=False))
 
 
+def is_described(columns: Tensor) -> Tensor:
+    """Which places the prompt describes. columns: B 2 H W, `token_maps` of `foreground_columns`,
+    mean over layers, of the unconditional rows -> B H W, bool.
+
+    The start token looks at what no word describes.
+    """
+    return columns[:, 0] <= columns[:, 1]
+
+
+def is_described_by_phrases(maps: Tensor, spans: Sequence[Sequence[int]]) -> Tensor:
+    """The same without unconditional rows: where a phrase gets clearly more attention than on
+    average. maps: B T H W (`token_maps`, mean over layers) -> B H W, bool.
+
+    The prompt's own start token will not do: with a background among its words it marks the
+    foreground. Of the thresholds 1 to 2 on the toy checkpoint 1.4 comes nearest to what
+    unconditional rows give (IoU of the phrases' regions .86 on average).
+    """
+    if not spans:
+        return torch.ones_like(maps[:, 0], dtype=torch.bool)
+    phrases = torch.stack([maps[:, list(span)].sum(1) for span in spans], dim=1)
+    return _relative(phrases).amax(1) > _CLEARLY_MORE
+
+
 def semantic_layout(
     maps: Tensor, foreground: Tensor, spans: Sequence[Sequence[int]], ca_scale: float
 ) -> SemanticLayout:
     """The layout of a step from its averaged maps.
 
-    maps: B T H W (`token_maps`, mean over layers); foreground: B 2 H W, the same of
-    `foreground_columns`; spans: the token positions of each phrase; ca_scale: what tokens that name
-    no phrase are multiplied with (.5 to 1; less gives the phrases more room).
+    maps: B T H W (`token_maps`, mean over layers); foreground: B H W, bool; spans: the token
+    positions of each phrase; ca_scale: what tokens that name no phrase are multiplied with (.5 to
+    1; less gives the phrases more room).
     """
     scale = torch.full((maps.shape[1],), ca_scale, device=maps.device, dtype=maps.dtype)
     for span in spans:
         scale[list(span)] = 1.0
     regions = (maps * scale[:, None, None]).argmax(1)
-    # The start token looks at what no word describes.
-    is_foreground = foreground[:, 0] <= foreground[:, 1]
     if ca_scale < FOREGROUND_CA_SCALE:
-        regions = torch.where(is_foreground, regions, -1)
+        regions = torch.where(foreground, regions, -1)
     phrase_maps = (
         torch.stack([maps[:, list(span)].amax(1) for span in spans], dim=1)
         if spans
         else maps[:, :0]
     )
-    return SemanticLayout(regions, is_foreground, phrase_maps)
+    return SemanticLayout(regions, foreground, phrase_maps)
 
 
 def layout_downscales(available: Sequence[int], latent_tokens: int) -> tuple[int, ...]:

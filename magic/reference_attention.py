@@ -111,8 +111,9 @@ def place_concepts(
             owned[owned == concept] = -1
     for concept, target in enumerate(targets):
         if target is not None:
-            inside = F.interpolate(target[None].float(), size=grid, mode="area")[0, 0] > 0.5
-            owned[:, inside.to(owned.device)] = concept
+            shares = F.interpolate(target[:, None].float(), size=grid, mode="area")[:, 0]
+            inside = (shares > 0.5).to(owned.device).expand(batch, -1, -1)
+            owned[inside] = concept
     return owned
 
 

@@ -208,7 +208,7 @@ class MagicAttentionHeatmap(io.ComfyNode):
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         latent = samples["samples"]
-        maps = attention.run_of(latent).float()
+        maps = attention.run_of(latent).maps.float()
         size = attention.picture_size(latent.shape) if image is None else tuple(image.shape[1:3])
         enlarged = F.interpolate(maps, size=size, mode="bicubic", align_corners=False).clamp(min=0)
         base = (
@@ -304,7 +304,12 @@ class MagicCorrespondence(io.ComfyNode):
                 "points is empty: write a place of the new picture, such as '256,120', or connect a"
                 " mask"
             )
-        region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0]
+        masks = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+        if masks is not None and len(masks) != 1:
+            raise ValueError(
+                f"{len(masks)} masks: give one, which counts for every picture of the run"
+            )
+        region = None if masks is None else masks[0]
         if region is not None and not region.any():
             raise ValueError(
                 "the mask is empty: paint a region of the new picture, or disconnect it and use"

@@ -154,11 +154,11 @@ class MagicLayoutMasks(io.ComfyNode):
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         latent = samples["samples"]
-        run = layout.run_of(latent)
-        nearest = max(run) if step < 0 else min(run, key=lambda measured: abs(measured - step))
+        steps = layout.run_of(latent).steps
+        nearest = max(steps) if step < 0 else min(steps, key=lambda number: abs(number - step))
         size = (
             layout.picture_size(latent.shape) if image is None else (image.shape[1], image.shape[2])
         )
-        masks = layout_masks(run[nearest], len(layout.phrases), size)
+        masks = layout_masks(steps[nearest], len(layout.phrases), size)
         picture, legend = overlay(masks, layout.phrases, image)
         return io.NodeOutput(list(masks.phrases), masks.foreground, picture, legend)

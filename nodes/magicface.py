@@ -141,7 +141,7 @@ class MagicFaceConcept(io.ComfyNode):
         target_region: torch.Tensor | None = None,
         concepts: tuple[Concept, ...] = (),
     ) -> io.NodeOutput:
-        region = None if target_region is None else _stacked(target_region)[:1]
+        region = None if target_region is None else _stacked(target_region)
         covered = None if mask is None else _stacked(mask)
         return io.NodeOutput(
             (

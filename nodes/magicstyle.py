@@ -64,6 +64,7 @@ def _patch(
         blocks=backbone.parse_layers(layers),
         range=SamplingRange(preset.start, preset.end),
         fuses_negative=fuses_negative,
+        adain=preset.adain,
         kept=FeatureStore() if is_kept else None,
     )
 
@@ -120,7 +121,13 @@ class MagicStyleReference(io.ComfyNode):
         mask: torch.Tensor | None = None,
         styles: tuple[Style, ...] = (),
     ) -> io.NodeOutput:
-        region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0].cpu()
+        masks = None if mask is None else mask.reshape(-1, *mask.shape[-2:]).cpu()
+        if masks is not None and len(masks) != 1:
+            raise ValueError(
+                f"{len(masks)} masks for one style: give one, which counts for every picture of the"
+                " content (MaskFromBatch picks one)"
+            )
+        region = None if masks is None else masks[0]
         if region is not None and float(region.max()) <= 0:
             raise ValueError(
                 "the mask of a style is empty: paint where it acts, or disconnect it to use it"
@@ -202,7 +209,7 @@ class MagicStyleApply(io.ComfyNode):
                 advanced(
                     io.Combo.Input(
                         "keys",
-                        options=[*KEYS],
+                        options=[str(name) for name in KEYS],
                         default=default.fusion.keys,
                         tooltip=(
                             "Custom: whose keys and values the queries meet. 'content+style': both"
@@ -334,7 +341,7 @@ class MagicStyleApply(io.ComfyNode):
         patch = _patch(
             model, content, styles, chosen, layers, fuse_negative, keep_features == "memory"
         )
-        latent = model.model.process_latent_out(patch.start_latent(chosen.adain))
+        latent = model.model.process_latent_out(patch.start_latent())
         return io.NodeOutput(patch.add_to(model), {"samples": latent})
 
 
@@ -418,7 +425,7 @@ class MagicStyleSampler(io.ComfyNode):
         )
         values, styles = PRESETS[preset], (Style(style_inverted, 1.0),)
         patch = _patch(model, inverted, styles, values, layers, False, False)
-        start = model.model.process_latent_out(patch.start_latent(values.adain))
+        start = model.model.process_latent_out(patch.start_latent())
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         return io.NodeOutput(
             {"samples": resample_with(patch.add_to(model), inverted, start, conds, 1.0, callback)}

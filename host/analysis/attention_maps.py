@@ -3,7 +3,8 @@ phrases."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import dataclasses
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,27 @@ from ..sampling.run_record import RunRecord
 from ..text.prompts import TaggedPrompt
 
 
-class AttentionRecord(RunRecord[Tensor]):
-    """The maps of the last sampling runs: B P h w, the share (0..1) of each place's attention to
-    the prompt that goes to each phrase, averaged over heads, layers and steps."""
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """One sampling run, or several that went on from each other.
+
+    maps: B P h w, the share (0..1) of each place's attention to the prompt that goes to each
+    phrase, averaged over heads, layers and steps; count: over how many maps of layers; last_sigma:
+    where the run ended.
+    """
+
+    maps: Tensor
+    count: int
+    last_sigma: float = 0.0
+
+
+class AttentionRecord(RunRecord[AttentionMaps]):
+    """The maps of the last sampling runs."""
 
     what = "attention map"
+
+    def pick(self, run: AttentionMaps, pictures: Sequence[int]) -> AttentionMaps:
+        return dataclasses.replace(run, maps=run.maps[list(pictures)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +73,9 @@ class AttentionMapRun(PatchRun):
 
     def __init__(self, patch: AttentionMapPatch, start: SamplingStart):
         self._patch, self._guider = patch, start.guider
+        self._last_sigma = start.sigmas[-1]
+        before = patch.record.run_that_made(start.latent)
+        self._before = before if before and start.goes_on_from(before.last_sigma) else None
         self._roles = roles_of(start.guider, patch.prompt.tag)
         self._range = patch.range.sigmas(start.model_sampling)
         layers = patch.backbone.layers
@@ -80,6 +100,7 @@ class AttentionMapRun(PatchRun):
             separate_copies(self._guider, self._patch.prompt.tag, self._roles)
             self._rows = rows_of_prompt(self._guider, self._patch.prompt.tag, self._roles)
         rows = self._rows
+        self.expected += bool(rows.active(float(timestep.flatten()[0])))
         # Further passes at the same step (PAG, SAG, ...) show the same words again, under other
         # guidance.
         layers: set[Hashable] = set()
@@ -94,12 +115,17 @@ class AttentionMapRun(PatchRun):
         return executor(x, timestep, options, *args, **kwargs)
 
     def finish(self, samples: Tensor) -> None:
-        if self._total is not None:
-            maps = (self._total / self._count).to("cpu", torch.float16)
-            self._patch.record.store(samples, maps)
+        maps, count = self._total, self._count
+        if self._before:
+            total = self._before.maps.float() * self._before.count
+            maps = total if maps is None else maps.cpu().float() + total
+            count += self._before.count
+        if maps is not None:
+            mean = (maps / count).to("cpu", torch.float16)
+            self._patch.record.store(samples, AttentionMaps(mean, count, self._last_sigma))
 
     def release(self) -> None:
-        self._total = self._rows = None
+        self._total = self._rows = self._before = None
         del self._guider
 
     def _add(self, view: LayerView, length: int) -> None:
@@ -114,3 +140,4 @@ class AttentionMapRun(PatchRun):
         )
         self._total = maps if self._total is None else self._total + maps
         self._count += 1
+        self.has_reached = True

@@ -7,6 +7,7 @@ for.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,13 +33,16 @@ if TYPE_CHECKING:
 class Correspondence:
     """One run. maps: for each reference B h w at its latent's size, relative; shares: B R, the part
     of the attention that each reference got, 0..1; concepts: for each reference the index of its
-    concept; exploration: the same for other places, None if not asked for.
+    concept; exploration: the same for other places, None if not asked for; layers: how often one
+    was seen; last_sigma: where the run ended.
     """
 
     maps: tuple[Tensor, ...]
     shares: Tensor
     concepts: tuple[int, ...]
     exploration: Exploration | None = None
+    layers: int = 0
+    last_sigma: float = 0.0
 
 
 class CorrespondenceRecord(RunRecord[Correspondence]):
@@ -47,6 +51,15 @@ class CorrespondenceRecord(RunRecord[Correspondence]):
     what = "correspondence"
     # One that is explored takes up to 32 MB.
     runs_kept = 8
+
+    def pick(self, run: Correspondence, pictures: Sequence[int]) -> Correspondence:
+        rows = list(pictures)
+        return dataclasses.replace(
+            run,
+            maps=tuple(maps[rows] for maps in run.maps),
+            shares=run.shares[rows],
+            exploration=run.exploration.pick(rows) if run.exploration else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +125,9 @@ class CorrespondenceRun:
         self._shares: dict[tuple[int, int], Tensor] = {}
         self._layers = 0
         self._images = 0
+        self._last_sigma = start.sigmas[-1]
+        before = watch.record.run_that_made(start.latent)
+        self._before = before if before and start.goes_on_from(before.last_sigma) else None
 
     def see(self, view: ReferenceView) -> None:
         """One layer of one model call."""
@@ -144,7 +160,8 @@ class CorrespondenceRun:
     def result(self) -> Correspondence | None:
         """None when nothing was watched."""
         if not self._layers:
-            return None
+            before = self._before
+            return dataclasses.replace(before, last_sigma=self._last_sigma) if before else None
         maps = []
         for i, reference in enumerate(self._references):
             empty = torch.zeros(reference.latent.shape[-2:])
@@ -154,12 +171,30 @@ class CorrespondenceRun:
             [float(self._shares.get((i, image), 0.0)) / self._layers for i in range(len(maps))]
             for image in range(self._images)
         ]
-        return Correspondence(
+        result = Correspondence(
             tuple(maps),
             torch.tensor(shares),
             tuple(reference.concept for reference in self._references),
             self._exploring.result() if self._exploring else None,
+            self._layers,
+            self._last_sigma,
         )
+        return _joined(self._before, result) if self._before else result
+
+
+def _joined(first: Correspondence, second: Correspondence) -> Correspondence:
+    """Two runs as one: means over the layers of both. What is explored is the second's."""
+    layers = first.layers + second.layers
+    share = first.layers / layers
+    return dataclasses.replace(
+        second,
+        maps=tuple(
+            share * one + (1 - share) * other
+            for one, other in zip(first.maps, second.maps, strict=True)
+        ),
+        shares=share * first.shares + (1 - share) * second.shares,
+        layers=layers,
+    )
 
 
 def watched_model(

@@ -83,6 +83,17 @@ class Exploration:
         ]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def pick(self, pictures: Sequence[int]) -> Exploration:
+        """Those of some of the pictures, as far as they are recorded."""
+        rows = [picture for picture in pictures if picture < self.pictures]
+        maps = {
+            place: StepMaps(
+                tuple(levels[rows] for levels in step.levels), step.peaks[rows], step.shares[rows]
+            )
+            for place, step in self.maps.items()
+        }
+        return Exploration(self.total, len(rows), self.grids, maps)
+
     def most_looking(self) -> tuple[float, float]:
         """The place of the first picture that looked at references most, in the finest layers of
         the last step: x, y in 0..1."""

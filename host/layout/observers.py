@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .record import LayoutStep, Run
+from .record import LayoutStep, LayoutSteps
 
 
 class LayoutRunObserver(Protocol):
@@ -14,8 +14,8 @@ class LayoutRunObserver(Protocol):
         """A step has been measured; the same one again when the model is called twice in it."""
         ...
 
-    def close(self, run: Run) -> None:
-        """The run is over, cancelled or not; `run` is all that was measured."""
+    def close(self, steps: LayoutSteps) -> None:
+        """The run is over, cancelled or not; `steps` is all that was measured."""
         ...
 
 
@@ -23,5 +23,6 @@ class LayoutObserver(Protocol):
     """Belongs to a patch. Opened at the start of each of its runs."""
 
     def open(self, steps: int) -> LayoutRunObserver | None:
-        """A sampling run of so many steps begins. None when there is nobody to show it to."""
+        """A sampling run begins that ends with step `steps` - 1. None when there is nobody to show
+        it to."""
         ...

@@ -15,7 +15,7 @@ from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
 from ..sampling.rows import SamplingRows, roles_of, rows_of_prompt, separate_copies
 from ..text.prompts import TaggedPrompt
 from .observers import LayoutObserver
-from .record import LayoutRecord, Run, layout_step
+from .record import LayoutOfRun, LayoutRecord, LayoutStep, layout_step
 from .tracker import LayoutTracker
 
 AfterCfg = Callable[[dict[str, Any]], Tensor]
@@ -28,8 +28,8 @@ class LayoutPatch(SamplingPatch["LayoutRun"]):
 
     prompt: with the phrases; backbone: of the model; ca_scale: how much the words that name no
     phrase count (see `semantic_layout`); record: where finished runs go; targets: for each phrase
-    the region that the user painted (1 H W in 0..1), which replaces the measured one, or None;
-    observers: who sees the layout while it forms.
+    the region that the user painted (1 H W in 0..1, or one for each picture), which replaces the
+    measured one, or None; observers: who sees the layout while it forms.
     """
 
     prompt: TaggedPrompt
@@ -52,12 +52,26 @@ class LayoutRun(PatchRun):
 
     def __init__(self, patch: LayoutPatch, start: SamplingStart):
         self._patch, self._start = patch, start
+        self._check_targets()
         self._roles = roles_of(start.guider, patch.prompt.tag)
         self._rows: SamplingRows | None = None
         self.tracker = LayoutTracker(patch.backbone, patch.prompt.spans, patch.ca_scale)
-        self.steps: Run = {}
-        runs = (observer.open(start.steps) for observer in patch.observers)
+        before = patch.record.run_that_made(start.latent)
+        self._before = before if before and start.goes_on_from(before.last_sigma) else None
+        self._first_step = self._before.total if self._before else 0
+        self.steps: dict[int, LayoutStep] = dict(self._before.steps) if self._before else {}
+        steps = self._first_step + start.steps
+        runs = (observer.open(steps) for observer in patch.observers)
         self._observers = [run for run in runs if run is not None]
+
+    def _check_targets(self) -> None:
+        pictures = self._start.shape[0]
+        for phrase, target in zip(self._patch.prompt.phrases, self._patch.targets, strict=False):
+            if target is not None and len(target) not in (1, pictures):
+                raise ValueError(
+                    f"'{phrase}' has {len(target)} target regions for a batch of {pictures}: give"
+                    " one for all pictures, or one for each"
+                )
 
     @property
     def rows(self) -> SamplingRows:
@@ -67,6 +81,10 @@ class LayoutRun(PatchRun):
             guider, tag = self._start.guider, self._patch.prompt.tag
             separate_copies(guider, tag, self._roles)
             self._rows = rows_of_prompt(guider, tag, self._roles)
+            if self._before:
+                # The host numbers the prompts of each run anew.
+                conds = zip(self._rows.lengths, self._before.latest, strict=False)
+                self.tracker.latest = {cond: layout for cond, layout in conds if layout}
         return self._rows
 
     def predict(
@@ -93,6 +111,7 @@ class LayoutRun(PatchRun):
     ) -> ModelOptions:
         """Options of a model call on latents of `shape` that is measured until its guidance is
         done. after: called then, with the layout of this call."""
+        self.expected += bool(self.rows.active(sigma))
         options = self.tracker.begin(self.rows, model_options, shape)
 
         def after_cfg(arguments: dict[str, Any]) -> Tensor:
@@ -107,19 +126,23 @@ class LayoutRun(PatchRun):
         """The measurement of a model call is over, if it was not yet."""
         if not self.tracker.finish() or (layout := self.tracker.picture) is None:
             return
+        self.has_reached = True
         batch, rows, columns = layout.regions.shape
         measured = layout.concepts(self._patch.prompt.spans)
         concepts = place_concepts(measured, self._patch.targets, batch, (rows, columns))
-        step = self._start.step_at(sigma)
+        step = self._first_step + self._start.step_at(sigma)
         self.steps[step] = layout_step(layout, concepts)
         for observer in self._observers:
             observer.show(step, self.steps[step])
 
     def finish(self, samples: Tensor) -> None:
         if self.steps:
-            self._patch.record.store(samples, self.steps)
+            latest = [self.tracker.latest.get(cond) for cond in self.rows.lengths]
+            total, last_sigma = self._first_step + self._start.steps, self._start.sigmas[-1]
+            run = LayoutOfRun(self.steps, total, last_sigma, latest if last_sigma > 0 else ())
+            self._patch.record.store(samples, run)
 
     def release(self) -> None:
         for observer in self._observers:
             observer.close(self.steps)
-        del self.tracker, self._start, self._rows
+        del self.tracker, self._start, self._rows, self._before

@@ -3,7 +3,8 @@ that come after the sampler."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,15 +25,42 @@ class LayoutStep:
     phrase_maps: np.ndarray
 
 
-Run = dict[int, LayoutStep]
+LayoutSteps = Mapping[int, LayoutStep]
 """Step number -> layout."""
 
 
+@dataclass(frozen=True, eq=False)
+class LayoutOfRun:
+    """One sampling run, or several that went on from each other.
+
+    steps: what was measured, by the number of the step; total: steps that were run; last_sigma:
+    where the run ended; latest: the last layout of each prompt of ours, in their order, for a run
+    that goes on from there.
+    """
+
+    steps: LayoutSteps
+    total: int = 0
+    last_sigma: float = 0.0
+    latest: Sequence[SemanticLayout | None] = field(default=())
+
+
 @dataclass(eq=False)
-class LayoutRecord(RunRecord[Run]):
+class LayoutRecord(RunRecord[LayoutOfRun]):
     """The layouts of the last sampling runs."""
 
     what = "layout"
+
+    def pick(self, run: LayoutOfRun, pictures: Sequence[int]) -> LayoutOfRun:
+        rows = list(pictures)
+        return LayoutOfRun(
+            {
+                number: LayoutStep(
+                    step.concepts[rows], step.foreground[rows], step.phrase_maps[rows]
+                )
+                for number, step in run.steps.items()
+            },
+            run.total,
+        )
 
 
 def layout_step(layout: SemanticLayout, concepts: Tensor) -> LayoutStep:

@@ -27,9 +27,10 @@ class _Mean:
         self.total = maps if self.total is None else self.total + maps
         self.count += 1
 
-    @property
-    def value(self) -> Tensor | None:
-        return None if self.total is None else self.total / self.count
+    def over(self, layers: int) -> Tensor | None:
+        """The mean; None when not so many layers were seen: a step cache has left some out, and
+        what the others show is another picture."""
+        return None if self.total is None or self.count < layers else self.total / self.count
 
 
 @dataclass
@@ -37,7 +38,8 @@ class _Measurement:
     """What one model call has shown so far, by the id of the cond.
 
     self_attention: of the layer that runs; tokens: maps of all tokens of our prompts; foreground:
-    maps of what marks the background, and of the rest; layers: (cond, block) that were measured.
+    of the negative prompts, maps of what marks the background and of the rest; layers: (cond,
+    block) that were measured.
     """
 
     self_attention: dict[Any, Tensor] = field(default_factory=dict)
@@ -59,7 +61,9 @@ class LayoutTracker:
         self._rows = SamplingRows()
         self._latent_size = (0, 0)
         self._size = (0, 0)
+        self._blocks = 0
         self._open: _Measurement | None = None
+        self._foregrounds: dict[Any, Tensor] = {}
         self.latest: dict[Any, SemanticLayout] = {}
 
     def layout_of(self, cond: Any) -> SemanticLayout | None:
@@ -91,6 +95,7 @@ class LayoutTracker:
         self._rows, self._open = rows, _Measurement()
         self._latent_size = (shape[-2], shape[-1])
         blocks = self._backbone.layout_blocks(self._latent_size)
+        self._blocks = len(blocks)
         finest = self._layers[blocks[0]].downscale
         self._size = (-(-shape[-2] // finest), -(-shape[-1] // finest))
         watch = Watch(
@@ -104,29 +109,23 @@ class LayoutTracker:
 
     def finish(self) -> bool:
         """Ends the measurement of a model call: further passes at the same step (PAG, SAG, ...) are
-        not measured. False: it had ended."""
+        not measured. False: it had ended, or showed nothing."""
         measured, self._open = self._open, None
         if measured is None:
             return False
-        if not measured.tokens:
-            return True
-        areas, latest = self._rows.areas, {}
-        negatives = {
-            areas.get(cond): measured.foreground[cond].value
-            for cond in self._rows.negative
-            if cond in measured.foreground
-        }
+        areas, latest = self._rows.areas, dict[Any, SemanticLayout]()
+        for cond in self._rows.negative & measured.foreground.keys():
+            if (columns := measured.foreground[cond].over(self._blocks)) is not None:
+                self._foregrounds[areas.get(cond)] = maths.is_described(columns)
         for cond, mean in measured.tokens.items():
-            own, negative, maps = (
-                measured.foreground[cond].value,
-                negatives.get(areas.get(cond)),
-                mean.value,
-            )
-            assert own is not None and maps is not None
-            foreground = own if negative is None else negative
-            latest[cond] = maths.semantic_layout(maps, foreground, self._spans, self._ca_scale)
-        self.latest = latest
-        return True
+            if (maps := mean.over(self._blocks)) is not None:
+                # Guidance that pauses leaves us the last foreground; before it there is none.
+                foreground = self._foregrounds.get(areas.get(cond))
+                if foreground is None or foreground.shape[0] != maps.shape[0]:
+                    foreground = maths.is_described_by_phrases(maps, self._spans)
+                latest[cond] = maths.semantic_layout(maps, foreground, self._spans, self._ca_scale)
+        self.latest = latest or self.latest
+        return bool(latest)
 
     def _measurement_of(self, view: LayerView) -> _Measurement | None:
         """Where a layer's maps go; None when it has been measured, or is not to be."""
@@ -147,13 +146,11 @@ class LayoutTracker:
         within = measurement.self_attention.pop(view.cond)
         length = self._rows.lengths.get(view.cond, view.k.shape[1])
         cross = self._backbone.text_attention(view, length)
-        background = self._backbone.background_columns(cross.shape[-1])
         if view.cond in self._rows.ours:
-            propagated = maths.propagate(within, cross)
-            maps = maths.token_maps(propagated, view.grid, self._size)
+            maps = maths.token_maps(maths.propagate(within, cross), view.grid, self._size)
             measurement.tokens.setdefault(view.cond, _Mean()).add(maps)
-            columns = maths.foreground_columns(propagated, background)
         else:
+            background = self._backbone.background_columns(cross.shape[-1])
             columns = maths.propagate(within, maths.foreground_columns(cross, background))
-        foreground = maths.token_maps(columns, view.grid, self._size)
-        measurement.foreground.setdefault(view.cond, _Mean()).add(foreground)
+            foreground = maths.token_maps(columns, view.grid, self._size)
+            measurement.foreground.setdefault(view.cond, _Mean()).add(foreground)

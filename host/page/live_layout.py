@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...magic.concepts import Concept
 from ..layout.masks import PALETTE
-from ..layout.record import LayoutStep, Run
+from ..layout.record import LayoutStep, LayoutSteps
 from .audience import Audience, audience, encoded
 
 RUN_EVENT, LAYOUT_EVENT = "magicportrait.run", "magicportrait.layout"
@@ -77,16 +77,16 @@ class LiveLayout:
             self._last = now
             self._send({step: layout}, done=False)
 
-    def close(self, run: Run) -> None:
+    def close(self, steps: LayoutSteps) -> None:
         """Sends the layouts that have not been sent."""
         unseen = {
             step: layout
-            for step, layout in run.items()
+            for step, layout in steps.items()
             if not np.array_equal(layout.concepts, self._shown.get(step, ()))
         }
         self._send(unseen, done=True)
 
-    def _send(self, layouts: Run, done: bool) -> None:
+    def _send(self, layouts: LayoutSteps, done: bool) -> None:
         self._shown.update({step: layout.concepts for step, layout in layouts.items()})
         pictures = {
             str(step): [indexed_png(concepts) for concepts in layout.concepts]

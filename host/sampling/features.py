@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from ...magic.blocks import Block
 from .backbone import Backbone, LayerKey, LayerView
 from .feature_store import FeatureStore
 from .options import ModelOptions
@@ -32,42 +33,65 @@ class Gatherer(Protocol[Entry]):
 class StepFeatures(Generic[Entry]):
     """The features of one sampling run, step by step.
 
-    guider: the host's; references: the passes of this run; store: what is kept between runs, if
-    anything; gatherer: a new one for each pass; is_repeatable: whether a step that calls the model
-    twice sees the same references twice.
+    guider: the host's; backbone: of the model; blocks: that are looked at; references: the passes
+    of this run; store: what is kept between runs, if anything; gatherer: a new one for each pass.
     """
 
     def __init__(
         self,
         guider: Any,
         backbone: Backbone,
+        blocks: Collection[Block],
         references: ReferencePass,
         store: FeatureStore | None,
         gatherer: Callable[[], Gatherer[Entry]],
-        is_repeatable: bool = True,
     ):
         self._guider, self._backbone, self._references = guider, backbone, references
-        self._store, self._gatherer, self._is_repeatable = store, gatherer, is_repeatable
-        self._last: tuple[float, FeatureBank[Entry]] | None = None
+        self._store, self._gatherer = store, gatherer
+        self._layers = {
+            (layer.block, place)
+            for layer in backbone.layers
+            if layer.block in blocks
+            for place in range(layer.depth)
+        }
+        self._last: tuple[tuple[float, Any], FeatureBank[Entry]] | None = None
 
-    def at(self, sigma: float, timestep: Tensor, model_options: ModelOptions) -> FeatureBank[Entry]:
+    def at(
+        self, sigma: float, timestep: Tensor, model_options: ModelOptions, hooks: Any = None
+    ) -> FeatureBank[Entry]:
         """The features of a model call. timestep: its sigma for each picture, B; model_options: its
-        own, with what other nodes have set."""
-        if self._last is not None and self._last[0] == sigma and self._is_repeatable:
+        own, with what other nodes have set; hooks: as for `ReferencePass.run`."""
+        if self._last is not None and self._last[0] == (sigma, hooks):
             return self._last[1]
         # Room for those of this step.
         self._last = None
-        key = features_key(self._guider, self._backbone, sigma, model_options)
+        key = features_key(self._guider, self._backbone, sigma, model_options, hooks)
         bank = self._kept(key, timestep)
         if bank is None:
-            gatherer = self._gatherer()
-            model = self._guider.inner_model
-            self._references.run(model, timestep, model_options, gatherer.take)
-            bank = gatherer.bank()
+            bank = self._fresh(timestep, model_options, hooks)
             if self._store:
                 self._store.keep(key, bank)
-        self._last = (sigma, bank)
+        self._last = ((sigma, hooks), bank)
         return bank
+
+    def _fresh(
+        self, timestep: Tensor, model_options: ModelOptions, hooks: Any
+    ) -> FeatureBank[Entry]:
+        """What a reference pass shows. Past what other nodes put around the model if they leave
+        out layers, as step caches do."""
+        for is_bare in (False, True):
+            gatherer = self._gatherer()
+            self._references.run(
+                self._guider.inner_model, timestep, model_options, gatherer.take, hooks, is_bare
+            )
+            bank = gatherer.bank()
+            if self._layers <= bank.keys():
+                return bank
+        missing = ", ".join(sorted({str(block) for block, _ in self._layers - bank.keys()}))
+        raise ValueError(
+            f"another node kept the references from layers {missing}: remove nodes that cache"
+            " steps or skip layers, or leave these layers out"
+        )
 
     def _kept(self, key: tuple[Any, ...], like: Tensor) -> FeatureBank[Entry] | None:
         # The store does not know what kind of entries it holds.

@@ -6,7 +6,6 @@ lives in a run, from the start of the sampling to its end, cancel included.
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,23 +21,37 @@ if TYPE_CHECKING:
 Predict = Callable[..., Tensor]
 """The next wrapper around a model call, in the end the host's: (x, timestep, options, ...)."""
 _Self = TypeVar("_Self")
+_CALLS_TO_WAIT = 3
+"""Step caches leave out a call now and then, never so many from the start."""
 
 
 @dataclass(frozen=True, eq=False)
 class SamplingStart:
     """What is known when a sampling run begins.
 
-    guider: the host's; shape: of the latent, B C h w; sigmas: the noise levels, falling, one more
-    than there are steps.
+    guider: the host's; latent: what is sampled from, B C h w, as a LATENT has it; adds_noise:
+    whether noise is added to it; is_masked: whether a part of it is to stay; sigmas: the noise
+    levels, falling, one more than there are steps.
     """
 
     guider: Any
-    shape: tuple[int, ...]
+    latent: Tensor
+    adds_noise: bool
+    is_masked: bool
     sigmas: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """B C h w."""
+        return tuple(self.latent.shape)
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
+
+    def goes_on_from(self, sigma: float) -> bool:
+        """Whether another run, which ended at `sigma`, may have been the first part of this one."""
+        return sigma > 0 and abs(self.sigmas[0] - sigma) <= 1e-3 * sigma
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -64,9 +77,16 @@ class _Shared:
 
 
 class PatchRun(_Shared, ABC):
-    """One sampling run of a patch. is_over: what is left of it changes nothing any more."""
+    """One sampling run of a patch.
+
+    is_over: what is left of it changes nothing any more; calls: of the model; expected: calls in
+    which a layer should have been reached; has_reached: whether one ever was.
+    """
 
     is_over = False
+    calls = 0
+    expected = 0
+    has_reached = False
 
     def predict_noise(
         self,
@@ -78,9 +98,22 @@ class PatchRun(_Shared, ABC):
         **kwargs: Any,
     ) -> Tensor:
         """The wrapper around a model call, while the run lasts: somebody may have kept a copy."""
-        call = executor if self.is_over else functools.partial(self.predict, executor)
-        prediction: Tensor = call(x, timestep, model_options, *args, **kwargs)
+        if self.is_over:
+            return executor(x, timestep, model_options, *args, **kwargs)
+        self.calls += 1
+        prediction = self.predict(executor, x, timestep, model_options, *args, **kwargs)
+        if self.expected >= _CALLS_TO_WAIT:
+            self.check_reached()
         return prediction
+
+    def check_reached(self) -> None:
+        """ValueError when the model has run without us."""
+        if not self.calls or (self.expected and not self.has_reached):
+            raise ValueError(
+                "another node calls the model in a way of its own, past this pack's node: the"
+                " picture would be as if it were not there. Remove that node (one that replaces"
+                " guidance or caches steps), or this one"
+            )
 
     @abstractmethod
     def predict(
@@ -137,6 +170,7 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
         latent_image: Tensor,
         sampler: Any,
         sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
@@ -144,21 +178,40 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
         import comfy.patcher_extension as extension
 
         guider = executor.class_obj
-        start = SamplingStart(guider, tuple(noise.shape), tuple(sigmas.tolist()))
+        start = SamplingStart(
+            guider=guider,
+            latent=latent_image,
+            adds_noise=bool(noise.any()),
+            is_masked=denoise_mask is not None,
+            sigmas=tuple(sigmas.tolist()),
+        )
+        _refuse_context_windows(guider.model_options)
         run = self.open_run(start)
         try:
             options = guider.model_options.setdefault("transformer_options", {})
             kind = extension.WrappersMP.PREDICT_NOISE
             extension.add_wrapper_with_key(kind, self.key, run.predict_noise, options)
             try:
-                samples: Tensor = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+                samples: Tensor = executor(
+                    noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs
+                )
             finally:
                 # Another wrapper may sample again with the same options.
                 options["wrappers"][kind].pop(self.key, None)
+            if start.steps:
+                run.check_reached()
             run.finish(samples)
             return samples
         finally:
             run.close()
+
+
+def _refuse_context_windows(options: ModelOptions) -> None:
+    if options.get("context_handler") is not None:
+        raise ValueError(
+            "context windows show the model a part of the batch or picture at a time, and"
+            " MagicPortrait's nodes need all of it at once: remove the Context Windows node"
+        )
 
 
 def patches_of(model: ModelPatcher) -> list[tuple[list[Any], int, SamplingPatch[Any]]]:

@@ -8,6 +8,7 @@ anything that can say what a reference looks like at a sigma will do.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,32 +36,35 @@ class LatentSource(Protocol):
 
 
 class Renoised:
-    """The clean latent and seeded noise: one noise for the whole run, so that a step can be
-    repeated, or fresh noise in every step."""
+    """The clean latent and seeded noise: one noise for the whole run, or another one at each noise
+    level, the same whenever that level comes."""
 
     def __init__(self, seed: int, per_step: bool):
         self._seed, self._per_step = seed, per_step
-        self._generators: dict[int, torch.Generator] = {}
-        self._fixed: dict[int, Tensor] = {}
+        self._noise: dict[int, Tensor] = {}
+
+    def _drawn(self, reference: int, sigma: float, like: Tensor) -> Tensor:
+        seed = (self._seed + reference) % 2**64
+        if self._per_step:
+            digest = hashlib.blake2b(f"{seed} {sigma:.6g}".encode(), digest_size=8).digest()
+            seed = int.from_bytes(digest, "big")
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.randn(like.shape, generator=generator).to(like)
 
     def at(self, reference: int, latent: Tensor, sigma: Tensor, model_sampling: Any) -> Tensor:
-        if reference not in self._generators:
-            seed = (self._seed + reference) % 2**64
-            self._generators[reference] = torch.Generator("cpu").manual_seed(seed)
-        if self._per_step or reference not in self._fixed:
-            noise = torch.randn(latent.shape, generator=self._generators[reference])
-            self._fixed[reference] = noise.to(latent)
+        if self._per_step or reference not in self._noise:
+            self._noise[reference] = self._drawn(reference, float(sigma.flatten()[0]), latent)
         noisy: Tensor = model_sampling.noise_scaling(
-            sigma.reshape(-1, *[1] * (latent.ndim - 1)), self._fixed[reference], latent, False
+            sigma.reshape(-1, *[1] * (latent.ndim - 1)), self._noise[reference], latent, False
         )
         return noisy
 
 
 def features_key(
-    guider: Any, backbone: Backbone, sigma: float, options: ModelOptions
+    guider: Any, backbone: Backbone, sigma: float, options: ModelOptions, hooks: Any
 ) -> tuple[Any, ...]:
     """All that the features of a step depend on, beside the references: weights and patches, what
-    sigma means, other nodes' parts."""
+    sigma means, other nodes' parts, and the hooks of our prompt."""
     patcher = guider.model_patcher
     # A bypassed LoRA is injected, and changes no weights.
     injected = (part for name in sorted(patcher.injections) for part in patcher.injections[name])
@@ -69,6 +73,7 @@ def features_key(
         patcher.patches_uuid,
         patcher.get_model_object("model_sampling"),
         *injected,
+        *(() if hooks is None else hooks.hooks),
         *backbone.reference_parts(options),
     )
 
@@ -90,10 +95,17 @@ class ReferencePass:
         self._conds: list[list[dict[str, Any]]] = []
 
     def run(
-        self, model: BaseModel, sigma: Tensor, model_options: ModelOptions, collect: Collect
+        self,
+        model: BaseModel,
+        sigma: Tensor,
+        model_options: ModelOptions,
+        collect: Collect,
+        hooks: Any = None,
+        is_bare: bool = False,
     ) -> None:
         """One pass. model: the loaded one; sigma: the step's, shape B; model_options: the main
-        call's."""
+        call's; hooks: what the picture's prompt changes of the weights (the host's HookGroup);
+        is_bare: past what other nodes put around the model."""
         import comfy.samplers
 
         if not self._conds:
@@ -103,7 +115,9 @@ class ReferencePass:
             x = torch.cat(
                 [self._source.at(i, self._clean[i], one, model.model_sampling) for i in group]
             )
-            options = self._options(model_options, group, collect)
+            options = self._options(model_options, group, collect, is_bare)
+            if hooks is not None:
+                conds = [{**cond, "hooks": hooks} for cond in conds]
             comfy.samplers.calc_cond_batch(model, [conds], x, one.expand(len(group)), options)
 
     def _prepare(self, model: Any, device: torch.device) -> None:
@@ -142,10 +156,10 @@ class ReferencePass:
         return [group[i : i + size] for i in range(0, len(group), size)]
 
     def _options(
-        self, model_options: ModelOptions, group: list[int], collect: Collect
+        self, model_options: ModelOptions, group: list[int], collect: Collect, is_bare: bool
     ) -> ModelOptions:
         def look(view: LayerView) -> None:
             for row, reference in enumerate(group):
                 collect(reference, view, row)
 
-        return self._backbone.reference_options(model_options, self._blocks, look)
+        return self._backbone.reference_options(model_options, self._blocks, look, is_bare)

@@ -3,6 +3,7 @@ uses."""
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..text.prompts import TAG
 from .options import AttentionOptions
+from .range import SigmaRange
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,29 @@ class SamplingRows:
     """The conds of one sampling run by the ids that the host gives them.
 
     ours: of our prompt; negative: of the negative prompt; areas: of conds that cover a part of the
-    picture only: height, width, top and left in latent pixels; lengths: of ours, in tokens.
+    picture only: height, width, top and left in latent pixels; lengths: of ours, in tokens, in
+    their order; times: of ours that do not act all the time, the sigmas between which they do;
+    hooks: of ours, what they change of the model's weights (the host's HookGroup).
     """
 
     ours: frozenset[Any] = frozenset()
     negative: frozenset[Any] = frozenset()
     areas: Mapping[Any, tuple[int, ...]] = field(default_factory=dict)
     lengths: Mapping[Any, int] = field(default_factory=dict)
+    times: Mapping[Any, SigmaRange] = field(default_factory=dict)
+    hooks: Mapping[Any, Any] = field(default_factory=dict)
+
+    def active(self, sigma: float) -> list[Any]:
+        """Those of ours that act at a noise level."""
+        return [
+            cond
+            for cond in self.lengths
+            if cond not in self.times or self.times[cond].covers(sigma)
+        ]
+
+    def hooks_at(self, sigma: float) -> Any:
+        """What our prompt changes of the weights at a noise level; None for nothing."""
+        return next((self.hooks[c] for c in self.active(sigma) if c in self.hooks), None)
 
 
 class Chunk(NamedTuple):
@@ -34,18 +52,28 @@ class Chunk(NamedTuple):
 
 
 def roles_of(guider: Any, tag: str) -> frozenset[str]:
-    """The names of the guider's lists ('positive', ...) that hold our tagged conditioning.
-    ValueError when none does."""
+    """The names of the guider's lists ('positive', ...) that hold our tagged conditioning, which
+    the host has not processed yet. A list of negatives is never ours, whatever copy of ours it
+    holds. ValueError when none is left."""
     roles = frozenset(
-        role for role, conds in guider.conds.items() if any(cond.get(TAG) == tag for cond in conds)
+        role
+        for role, conds in guider.conds.items()
+        if "negative" not in role and any(is_of_prompt(cond, tag) for cond in conds or ())
     )
     if not roles:
         raise ValueError(
             "the sampler's positive input does not come from the node that patched this MODEL:"
-            " connect the CONDITIONING output of that node to the sampler (through other"
-            " conditioning nodes if you like)"
+            " connect the CONDITIONING output of that node to the sampler. Other conditioning nodes"
+            " may stand between; in ConditioningConcat and ConditioningAverage ours comes first"
+            " (conditioning_to)"
         )
     return roles
+
+
+def is_of_prompt(cond: Mapping[str, Any], tag: str) -> bool:
+    """Whether a cond is the prompt with that tag. Tags go along with copies: what was zeroed out
+    says nothing any more."""
+    return cond.get(TAG) == tag and bool(cond["cross_attn"].any())
 
 
 def separate_copies(guider: Any, tag: str, roles: Collection[str]) -> None:
@@ -67,13 +95,23 @@ def separate_copies(guider: Any, tag: str, roles: Collection[str]) -> None:
 def rows_of_prompt(guider: Any, tag: str, roles: Collection[str]) -> SamplingRows:
     """The rows of our prompt, once the host has processed the conds and they are separate
     (`separate_copies`)."""
-    ours = [cond for role in roles for cond in guider.conds[role] if cond.get(TAG) == tag]
+    ours = [
+        cond for role in sorted(roles) for cond in guider.conds[role] if is_of_prompt(cond, tag)
+    ]
     negative = () if "negative" in roles else guider.conds.get("negative") or ()
     return SamplingRows(
         ours=frozenset(cond["uuid"] for cond in ours),
         negative=frozenset(cond["uuid"] for cond in negative),
         areas={cond["uuid"]: tuple(cond["area"]) for cond in (*ours, *negative) if "area" in cond},
         lengths={cond["uuid"]: cond["cross_attn"].shape[1] for cond in ours},
+        times={
+            cond["uuid"]: SigmaRange(
+                cond.get("timestep_start", math.inf), cond.get("timestep_end", -math.inf)
+            )
+            for cond in ours
+            if "timestep_start" in cond or "timestep_end" in cond
+        },
+        hooks={cond["uuid"]: cond["hooks"] for cond in ours if cond.get("hooks") is not None},
     )
 
 
@@ -93,3 +131,18 @@ def chunks_of(options: AttentionOptions, rows: int, batch: int) -> list[Chunk]:
             " set its tile batch to 1"
         )
     return [Chunk(cond, slice(i * batch, (i + 1) * batch)) for i, cond in enumerate(conds)]
+
+
+def coupled_chunks_of(options: AttentionOptions, rows: int, batch: int) -> list[Chunk]:
+    """As `chunks_of`, in a layer where another node (an attention couple) repeats the rows of each
+    positive prompt, once for each prompt that it couples: the first of each are taken."""
+    kinds = options["cond_or_uncond"]
+    positive, negative = kinds.count(0), len(kinds) - kinds.count(0)
+    left = rows - negative * batch
+    if rows == len(kinds) * batch or not positive or left % (positive * batch):
+        return chunks_of(options, rows, batch)
+    repeats, start, chunks = left // (positive * batch), 0, []
+    for cond, kind in zip(options["uuids"], kinds, strict=True):
+        chunks.append(Chunk(cond, slice(start, start + batch)))
+        start += batch * (repeats if kind == 0 else 1)
+    return chunks

@@ -108,10 +108,10 @@ class MagicFaceRun(PatchRun):
         self._features: StepFeatures[ReferenceTokens] = StepFeatures(
             start.guider,
             backbone,
+            patch.blocks,
             ReferencePass(patch.references, source, backbone, patch.blocks),
             patch.kept,
             functools.partial(_ConceptTokens, self),
-            is_repeatable=not patch.noise_per_step,
         )
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
 
@@ -129,8 +129,12 @@ class MagicFaceRun(PatchRun):
         if not is_acting and not is_measured:
             return executor(x, timestep, model_options, *args, **kwargs)
         rows, options = self._layout.rows, model_options
+        # Our prompt may be limited to other steps.
+        is_acting = is_acting and bool(rows.active(sigma))
         if is_acting:
-            bank = self._features.at(sigma, timestep, model_options)
+            self.expected += 1
+            hooks = rows.hooks_at(sigma)
+            bank = self._features.at(sigma, timestep, model_options, hooks)
             rule = self._rule(sigma, rows, bank, x.shape)
             options = self._patch.layout.backbone.with_rule(
                 options, self._patch.blocks, rows.ours, x.shape[0], rule.attend
@@ -140,6 +144,8 @@ class MagicFaceRun(PatchRun):
         prediction = executor(x, timestep, options, *args, **kwargs)
         if is_measured:
             self._layout.end(sigma)
+        if is_acting:
+            self.has_reached |= rule.has_acted
         return prediction
 
     def finish(self, samples: Tensor) -> None:
@@ -189,9 +195,11 @@ class MagicFaceRun(PatchRun):
 
     @property
     def _guides(self) -> bool:
-        """At CFG 1, which a node may set for some steps only, there is nothing to guide."""
-        cfg = getattr(self._start.guider, "cfg", 0.0)
-        return self._patch.semantic_cfg and not math.isclose(cfg, 1.0)
+        """At CFG 1, which a node may set for some steps only, there is nothing to guide. Other
+        nodes' guiders may have no CFG, or a list of them."""
+        cfg = getattr(self._start.guider, "cfg", None)
+        is_one = isinstance(cfg, (int, float)) and math.isclose(cfg, 1.0)
+        return self._patch.semantic_cfg and not is_one
 
     def _is_measured(self, sigma: float) -> bool:
         """RBA needs the layout of the call before it, guidance that of its own call, and the user
@@ -206,16 +214,10 @@ class MagicFaceRun(PatchRun):
         denoised: Tensor = arguments["denoised"]
         layout, cond = self._layout.tracker.whole, arguments["cond_denoised"]
         # Without an unconditional prediction the host gives zeros in its place.
-        guides = (
-            self._guides
-            and arguments["uncond"] is not None
-            and not math.isclose(arguments["cond_scale"], 1.0)
-        )
+        guides = self._guides and arguments.get("uncond") is not None
         if not guides or layout is None or layout.regions.shape[0] != cond.shape[0]:
             return denoised
-        return guide_by_region(
-            denoised, cond, arguments["uncond_denoised"], arguments["cond_scale"], layout
-        )
+        return guide_by_region(denoised, cond, arguments["uncond_denoised"], layout)
 
 
 class _ConceptTokens:
@@ -253,6 +255,7 @@ class _ReferenceRule:
     """Reference attention in one model call.
 
     layouts: by the id of each of our conds, as the call before has left them (RBA), None for RSA.
+    has_acted: whether a layer was drawn by it.
     """
 
     def __init__(
@@ -266,12 +269,14 @@ class _ReferenceRule:
     ):
         self._patch, self._rows, self._layouts, self._bank = patch, rows, layouts, bank
         self._call, self._observers = call, observers
+        self.has_acted = False
         layers = patch.layout.backbone.layers
         self._downscales = {layer.block: layer.downscale for layer in layers}
         self._regions: dict[tuple[Any, tuple[int, int]], list[RegionTokens]] = {}
 
     def attend(self, view: LayerView) -> Tensor:
         """The `Rule` of the chosen layers."""
+        self.has_acted = True
         references = self._bank[view.layer]
         regions = self._regions_of(view)
         if regions is None:

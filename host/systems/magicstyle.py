@@ -77,7 +77,8 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
 
     content: the picture that is drawn anew, or several of one size; styles: each with its place;
     fusion: how features are fused; backbone: of the model; blocks: where; range: when;
-    fuses_negative: in the unconditional rows too; kept: features of earlier runs, None to compute
+    fuses_negative: in the unconditional rows too; adain: how far the
+    start takes the styles' statistics, 0..1; kept: features of earlier runs, None to compute
     them in each; name: another one for each patch.
     """
 
@@ -88,6 +89,7 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
     blocks: tuple[Block, ...]
     range: SamplingRange
     fuses_negative: bool
+    adain: float
     kept: FeatureStore | None = None
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -100,17 +102,32 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
         weights = [style.weight for style in self.styles]
         return style_shares(weights, [style.mask for style in self.styles], size)
 
-    def start_latent(self, amount: float) -> Tensor:
-        """Where sampling starts: the content's noise with the styles' statistics (`amount` 0..1),
-        in the model's latent space."""
+    def start_latent(self) -> Tensor:
+        """Where sampling starts: the content's noise with the styles' statistics, in the model's
+        latent space."""
         first = self.content.latents[0]
         styles = [style.inversion.latents[0] for style in self.styles]
         shares = self.shares((first.shape[-2], first.shape[-1]))
-        return adapt_statistics(first, styles, shares, amount)
+        return adapt_statistics(first, styles, shares, self.adain)
 
     def open_run(self, start: SamplingStart) -> MagicStyleRun:
+        if start.adds_noise:
+            raise ValueError(
+                "the sampler adds noise, but the LATENT of MagicStyle Apply is noise already: turn"
+                " add_noise off (SamplerCustom), or connect DisableNoise (SamplerCustomAdvanced)"
+            )
+        if start.is_masked:
+            raise ValueError(
+                "the LATENT has a noise mask, but MagicStyle draws all of the picture anew: leave"
+                " the mask out, and say where a style acts by the mask of MagicStyle Reference"
+            )
         self.content.check_sigmas(start.sigmas, "the content")
-        expected, shape, pixels = self.content.latents.shape[1:], start.shape, self.backbone.pixels
+        self._check_size(start.shape)
+        self._check_first_sigma(start)
+        return MagicStyleRun(self, start)
+
+    def _check_size(self, shape: Sequence[int]) -> None:
+        expected, pixels = self.content.latents.shape[1:], self.backbone.pixels
         if tuple(shape[1:]) != tuple(expected[1:]):
             inverted, sampled = (
                 f"{size[-1] * pixels}x{size[-2] * pixels}" for size in (expected, shape)
@@ -124,7 +141,19 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
                 f"the content holds {expected[0]} pictures, the sampler runs {shape[0]}: use a"
                 " batch of the same size"
             )
-        return MagicStyleRun(self, start)
+
+    def _check_first_sigma(self, start: SamplingStart) -> None:
+        """A run may go on from another one, but not begin late with what the first one needs."""
+        first, begins = float(self.content.sigmas[0]), start.sigmas[0]
+        if begins >= first * (1 - 1e-3):
+            return
+        noise = start.guider.model_patcher.model.process_latent_out(self.start_latent())
+        if torch.allclose(noise, start.latent.to(noise), rtol=1e-3, atol=1e-3 * first):
+            raise ValueError(
+                f"the sampler starts at sigma {begins:.3f}, but the LATENT of MagicStyle Apply is"
+                f" the noise of sigma {first:.3f}: connect all of the SIGMAS of MagicStyle Invert"
+                " (no SplitSigmas before the first sampler, no denoise below 1)"
+            )
 
 
 class MagicStyleRun(PatchRun):
@@ -137,7 +166,7 @@ class MagicStyleRun(PatchRun):
         pictures += [InvertedPicture(style.inversion, 0) for style in patch.styles]
         references = ReferencePass(pictures, Trajectories(pictures), patch.backbone, patch.blocks)
         self._features: StepFeatures[Features] = StepFeatures(
-            start.guider, patch.backbone, references, patch.kept, _PictureFeatures
+            start.guider, patch.backbone, patch.blocks, references, patch.kept, _PictureFeatures
         )
         self._rows: frozenset[Any] | None = None
         self._areas: dict[tuple[int, int], list[Area]] = {}
@@ -154,6 +183,7 @@ class MagicStyleRun(PatchRun):
         sigma = float(timestep.flatten()[0])
         if not self._range.covers(sigma):
             return executor(x, timestep, model_options, *args, **kwargs)
+        self.expected += 1
         bank = self._features.at(sigma, timestep, model_options)
         patch = self._patch
         options = patch.backbone.with_rule(
@@ -183,6 +213,7 @@ class MagicStyleRun(PatchRun):
 
     def _fused(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
         """The `Rule`: feature fusion attention, picture by picture."""
+        self.has_reached = True
         features, contents = bank[view.layer], self._patch.content.batch
         if view.grid != features[0].grid:
             inverted, drawn = (f"{grid[1]}x{grid[0]}" for grid in (features[0].grid, view.grid))

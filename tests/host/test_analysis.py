@@ -48,7 +48,7 @@ def test_watching_words_does_not_change_the_picture(shape):
     patched, positive, record = attention_map(model, shape)
     samples = sampling.run(patched, positive)
     assert torch.equal(samples, sampling.run(model, positive))
-    maps = record.run_of(samples)
+    maps = record.run_of(samples).maps
     assert maps.shape == (2, 2, 16, 16) if shape != "sdxl" else maps.shape[:2] == (2, 2)
     assert maps.min() > 0 and maps.max() < 1
     assert not torch.allclose(maps[0], maps[1]), "each picture of a batch has its own"
@@ -81,7 +81,7 @@ def test_the_map_is_the_layers_own_softmax():
         if token == clip.tokenize("hat")["l"][0][1][0]
     )
     side = round(len(probabilities) ** 0.5)
-    maps = record.run_of(samples)
+    maps = record.run_of(samples).maps
     assert maps.shape == (1, 1, side, side)
     assert torch.allclose(
         maps[0, 0].float(), probabilities[:, position].view(side, side), atol=1e-4
@@ -93,7 +93,7 @@ def test_words_together_have_the_shares_of_each():
 
     def maps(phrases: str) -> Any:
         patched, positive, record = attention_map(parts()[0], prompt=words, phrases=phrases)
-        return record.run_of(Sampling(steps=1).run(patched, positive))[0].float()
+        return record.run_of(Sampling(steps=1).run(patched, positive)).maps[0].float()
 
     total, parts_of_it = maps(words), maps("a man wearing a red hat, and a striped scarf")
     assert len(total) == 1 and len(parts_of_it) == 2 and total.min() > 0
@@ -123,10 +123,10 @@ def test_a_negative_prompt_of_another_length_does_not_shift_the_words():
     from magicportrait.tests.host.sampling import encode
 
     patched, positive, record = attention_map(parts()[0])
-    short = record.run_of(Sampling(steps=1).run(patched, positive))
+    short = record.run_of(Sampling(steps=1).run(patched, positive)).maps
     long = Sampling(steps=1, negative=encode(" ".join(["blurry ugly"] * 60)))
     assert torch.allclose(
-        record.run_of(long.run(patched, positive)).float(), short.float(), atol=2e-3
+        record.run_of(long.run(patched, positive)).maps.float(), short.float(), atol=2e-3
     )
 
 
@@ -152,7 +152,7 @@ def test_words_of_a_magicface_picture():
     sampling = Sampling(steps=2)
     samples = sampling.run(patched, same)
     assert torch.equal(samples, sampling.run(face, positive))
-    assert record.run_of(samples).shape[1] == 2
+    assert record.run_of(samples).maps.shape[1] == 2
 
 
 # ---- correspondences ----

@@ -210,7 +210,7 @@ def test_other_guiders_are_ours_too_wherever_our_rows_stand(name):
     samples, plain = (
         sampled(call_node(node, model=model, **inputs)[0]) for model in (patched, parts()[0])
     )
-    assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1, 2]
+    assert samples.isfinite().all() and sorted(record.run_of(samples).steps) == [0, 1, 2]
     assert not torch.equal(samples, plain)
 
 
@@ -240,7 +240,7 @@ def test_the_layout_of_a_part_of_the_picture_stays_in_its_place():
     ]
     for area, columns in ((areas[0], slice(0, 8)), (areas[0] + areas[1], slice(0, 32))):
         samples = Sampling(size=(16, 32), steps=2).run(patched, area + encode("a wall"))
-        layout = list(record.run_of(samples).values())[-1]
+        layout = list(record.run_of(samples).steps.values())[-1]
         owned = np.zeros((16, 32), bool)
         owned[:, columns] = True
         owned[:, 8:24] = False
@@ -264,7 +264,7 @@ def test_another_prompt_may_be_limited_to_an_area(make):
         (positive + wall, bad),
     ):
         samples = Sampling(steps=2, batch=2, negative=negative).run(patched, ours)
-        assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1]
+        assert samples.isfinite().all() and sorted(record.run_of(samples).steps) == [0, 1]
 
 
 def test_without_an_unconditional_prediction_nothing_is_guided():
@@ -378,7 +378,7 @@ def test_time_ranges():
     plain = nodes.ConditioningSetTimestepRange().set_range(encode(PROMPT), 0.5, 1.0)[0]
     sampling = Sampling()
     samples = sampling.run(patched, early + late)
-    assert samples.isfinite().all() and sorted(record.run_of(samples)) == [0, 1, 2, 3]
+    assert samples.isfinite().all() and sorted(record.run_of(samples).steps) == [0, 1, 2, 3]
     first, second = sampling.run(patched, early + plain), sampling.run(patched, plain + late)
     assert not torch.equal(samples, first) and not torch.equal(samples, second), (
         "both ranges are ours"

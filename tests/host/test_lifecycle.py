@@ -53,7 +53,7 @@ def test_watching_the_layout_does_not_change_the_picture():
     sampling = Sampling(batch=2)
     samples = sampling.run(patched, positive)
     assert torch.equal(samples, sampling.run(model, positive))
-    assert sorted(record.run_of(samples)) == [0, 1, 2, 3]
+    assert sorted(record.run_of(samples).steps) == [0, 1, 2, 3]
 
 
 @pytest.fixture
@@ -270,5 +270,5 @@ def test_target_region_replaces_the_measured_one():
     region[:, :32] = 1
     patched, positive, record = apply(parts()[0], chained=concepts(1, region=region), inject_at=0.0)
     samples = Sampling().run(patched, positive)
-    owned = record.run_of(samples)[3].concepts[0]
+    owned = record.run_of(samples).steps[3].concepts[0]
     assert (owned[: owned.shape[0] // 2] == 0).all() and (owned[owned.shape[0] // 2 :] == -1).all()

@@ -77,7 +77,7 @@ def test_a_page_gets_every_step_of_the_run(monkeypatch: pytest.MonkeyPatch) -> N
     sent = {
         int(step): pictures for _, data, _ in layouts for step, pictures in data["layouts"].items()
     }
-    recorded = record.run_of(samples)
+    recorded = record.run_of(samples).steps
     assert sorted(sent) == sorted(recorded) == [0, 1, 2, 3, 4]
     for step, pictures in sent.items():
         np.testing.assert_array_equal(

@@ -37,7 +37,7 @@ def test_runs_and_is_finite(shape, dtype, batch, cfg, size, reference_size, samp
     samples = sampling.run(patched, positive)
     assert samples.shape == (batch, 4, *size) and samples.isfinite().all()
     assert not torch.equal(samples, sampling.run(model, positive))
-    steps = record.run_of(samples)
+    steps = record.run_of(samples).steps
     assert steps[max(steps)].concepts.shape[0] == batch
 
 

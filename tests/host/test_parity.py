@@ -197,7 +197,7 @@ def test_every_step_agrees_with_the_official_form(shape, semantic_cfg):
         callback=lambda step, x0, x, total: steps.append((x0.clone(), x.clone())),
     )
     samples = sampling.run(patched, positive)
-    recorded = record.run_of(samples)
+    recorded = record.run_of(samples).steps
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 5)
     inject = model.get_model_object("model_sampling").percent_to_sigma(0.4)
 

@@ -92,7 +92,7 @@ def test_the_rate_is_the_formula(case: Case) -> None:
 @given(cases())
 def test_guiding_is_the_formula(case: Case) -> None:
     cond, uncond = torch.from_numpy(case.cond), torch.from_numpy(case.uncond)
-    out = guide_by_region(uncond + case.cfg * (cond - uncond), cond, uncond, case.cfg, case.layout)
+    out = guide_by_region(uncond + case.cfg * (cond - uncond), cond, uncond, case.layout)
     expected = [
         naive.guided(c.astype(np.float64), u.astype(np.float64), case.cfg, rate)
         for c, u, rate in zip(case.cond, case.uncond, case.rates())
@@ -142,22 +142,28 @@ def test_guidance_of_zero_changes_nothing() -> None:
     denoised = torch.rand(1, 4, 3, 9, generator=torch.Generator().manual_seed(0))
     regions = torch.tensor(BANDS).expand(1, 3, 9)
     assert torch.equal(
-        guide_by_region(denoised, zero, zero, 7.5, layout_of(regions, regions > 0)), denoised
+        guide_by_region(denoised, zero, zero, layout_of(regions, regions > 0)), denoised
     )
 
 
-def test_what_other_guidance_has_added_is_kept() -> None:
-    cond, uncond, extra = torch.randn(3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    layout = layout_of(torch.arange(16).view(1, 4, 4) % 3 - 1, torch.ones(1, 4, 4))
-    plain = uncond + 4 * (cond - uncond)
-    with_extra = guide_by_region(plain + extra, cond, uncond, 4.0, layout)
-    torch.testing.assert_close(
-        with_extra - extra, guide_by_region(plain, cond, uncond, 4.0, layout)
-    )
+def test_what_guided_counts_whatever_a_setting_says() -> None:
+    """Nodes with rules of their own guide each picture by another factor, or not at all."""
+    cond, uncond = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    layout = layout_of(torch.arange(48).view(3, 4, 4) % 3 - 1, torch.ones(3, 4, 4))
+    factors = torch.tensor([1.0, 3.0, 8.0]).view(3, 1, 1, 1)
+    together = guide_by_region(uncond + factors * (cond - uncond), cond, uncond, layout)
+    torch.testing.assert_close(together[0], cond[0])
+    for i in (1, 2):
+        one = slice(i, i + 1)
+        part = layout_of(layout.regions[one], layout.foreground[one])
+        plain = uncond[one] + factors[one] * (cond[one] - uncond[one])
+        alone = guide_by_region(plain, cond[one], uncond[one], part)
+        torch.testing.assert_close(together[one], alone)
+        assert not torch.allclose(alone, plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_type_stays(dtype: torch.dtype) -> None:
     cond, uncond = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     layout = layout_of(torch.zeros(1, 2, 2, dtype=torch.long), torch.ones(1, 2, 2))
-    assert guide_by_region(cond, cond, uncond, 4.0, layout).dtype == dtype
+    assert guide_by_region(cond, cond, uncond, layout).dtype == dtype

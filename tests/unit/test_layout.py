@@ -15,6 +15,8 @@ from magicportrait.magic.layout import (
     SemanticLayout,
     foreground_columns,
     head_mean_attention,
+    is_described,
+    is_described_by_phrases,
     joined,
     layout_downscales,
     propagate,
@@ -145,7 +147,8 @@ def measured(case: Case) -> tuple[Tensor, Tensor, Tensor, SemanticLayout]:
     maps, columns, own_columns = (
         torch.stack(parts).mean(0) for parts in (tokens, foreground, own_foreground)
     )
-    return maps, columns, own_columns, semantic_layout(maps, columns, case.spans, case.ca_scale)
+    layout = semantic_layout(maps, is_described(columns), case.spans, case.ca_scale)
+    return maps, columns, own_columns, layout
 
 
 def check_layout(case: Case) -> int:
@@ -324,7 +327,10 @@ def decide(
 ) -> SemanticLayout:
     """Pictures of one row: maps token by place, foreground channel by place."""
     return semantic_layout(
-        tensor(maps)[None, :, None], tensor(foreground)[None, :, None], spans, ca_scale
+        tensor(maps)[None, :, None],
+        is_described(tensor(foreground)[None, :, None]),
+        spans,
+        ca_scale,
     )
 
 
@@ -373,7 +379,7 @@ def test_concepts_of_a_layout() -> None:
 
 
 def test_a_prompt_without_phrases_has_a_layout_too() -> None:
-    layout = semantic_layout(torch.rand(1, 77, 3, 4), torch.rand(1, 2, 3, 4), [], 0.5)
+    layout = semantic_layout(torch.rand(1, 77, 3, 4), torch.rand(1, 3, 4) > 0.5, [], 0.5)
     assert layout.phrase_maps.shape == (1, 0, 3, 4)
     assert bool((layout.concepts([]) == -1).all())
 
@@ -452,3 +458,21 @@ def test_a_part_of_less_than_a_cell_has_one():
         torch.zeros(1, 0, 2, 2),
     )
     assert joined([(dot, (1, 1, 15, 0))], (16, 16)).regions.tolist() == [[[-1, -1], [0, -1]]]
+
+
+def test_without_a_negative_prompt_phrases_tell_what_is_described() -> None:
+    """Relative to its own mean: a word that gets little everywhere counts as much as one that gets
+    much."""
+    maps = torch.zeros(1, 5, 1, 4)
+    maps[0, 1, 0] = torch.tensor([8.0, 0.0, 0.0, 0.0])
+    maps[0, 2, 0] = torch.tensor([0.1, 0.1, 0.3, 0.1])
+    maps[0, 4, 0] = torch.tensor([0.0, 9.0, 0.0, 0.0])
+    described = is_described_by_phrases(maps, [(1,), (2,)])
+    assert described.flatten().tolist() == [True, False, True, False]
+    assert is_described_by_phrases(maps, [(1, 2), (4,)]).flatten().tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert is_described_by_phrases(maps, []).all()

@@ -107,11 +107,11 @@ class Backbone(Protocol):
         ...
 
     def reference_options(
-        self, options: ModelOptions, blocks: Collection[Block], look: Look
+        self, options: ModelOptions, blocks: Collection[Block], look: Look, is_bare: bool
     ) -> ModelOptions:
         """The main call's options as a reference pass needs them: without what is meant for the
         picture that is being made (other attention patches, caches, guidance), with `look` in these
-        blocks."""
+        blocks. is_bare: also without what other nodes put around the model."""
         ...
 
     def reference_parts(self, options: ModelOptions) -> Sequence[Any]:

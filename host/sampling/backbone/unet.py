@@ -19,7 +19,7 @@ from ....magic.blocks import AttentionBlock, Block, BlockNames, parse_blocks
 from ....magic.layout import head_mean_attention, layout_downscales
 from ..attention import biased_attention
 from ..options import AttentionOptions, AttentionPatch, ModelOptions
-from ..rows import Chunk, chunks_of
+from ..rows import Chunk, chunks_of, coupled_chunks_of
 from .interface import LayerView, Look, Rule, Watch
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _KEPT_PATCHES = ("input_", "output_")
 """Patches of these kinds act in a reference pass too, such as FreeU's."""
 
 Attention = Literal["attn1", "attn2"]
+ChunkReader = Callable[[AttentionOptions, int, int], list[Chunk]]
 PatchFactory = Callable[[Block, AttentionPatch], AttentionPatch]
 
 
@@ -97,6 +98,7 @@ class UNet:
 
         def make(block: Block, previous: AttentionPatch) -> AttentionPatch:
             def patch(q: Tensor, k: Tensor, v: Tensor, extra: AttentionOptions) -> Tensor:
+                token_grid(q, extra)
                 chunks = chunks_of(extra, q.shape[0], batch)
                 ours = [chunk for chunk in chunks if chunk.cond in conds]
                 if not ours:
@@ -114,21 +116,26 @@ class UNet:
 
     def with_watch(self, options: ModelOptions, watch: Watch) -> ModelOptions:
         """What was in the slots goes on as it did."""
-        for kind, look in (("attn1", watch.image), ("attn2", watch.text)):
-            if look is not None:
-                options = _replaced(options, kind, watch.blocks, _watching(watch, look))
+        if watch.image is not None:
+            looking = _watching(watch, watch.image, chunks_of)
+            options = _replaced(options, "attn1", watch.blocks, looking)
+        if watch.text is not None:
+            looking = _watching(watch, watch.text, coupled_chunks_of)
+            options = _replaced(options, "attn2", watch.blocks, looking)
         return options
 
     def reference_options(
-        self, options: ModelOptions, blocks: Collection[Block], look: Look
+        self, options: ModelOptions, blocks: Collection[Block], look: Look, is_bare: bool
     ) -> ModelOptions:
-        """Of other nodes' parts APPLY_MODEL wrappers, the function wrapper, and patches of block
-        inputs and outputs stay."""
+        """Of other nodes' parts APPLY_MODEL wrappers and patches of block inputs and outputs stay.
+        A function wrapper does not: those of step caches mix up what they see of the picture with
+        what they see of the references, and tiling is for the picture."""
         import comfy.patcher_extension as extension
 
         kept = dict(options.get("transformer_options", {}))
         apply_model = extension.WrappersMP.APPLY_MODEL
-        kept["wrappers"] = {apply_model: kept.get("wrappers", {}).get(apply_model, {})}
+        around = {} if is_bare else kept.get("wrappers", {}).get(apply_model, {})
+        kept["wrappers"] = {apply_model: around}
         kept["patches"] = {
             name: patches
             for name, patches in kept.get("patches", {}).items()
@@ -143,10 +150,7 @@ class UNet:
             return capture
 
         kept["patches_replace"] = {}
-        reference: ModelOptions = {"transformer_options": kept}
-        if "model_function_wrapper" in options:
-            reference["model_function_wrapper"] = options["model_function_wrapper"]
-        return _replaced(reference, "attn1", blocks, make)
+        return _replaced({"transformer_options": kept}, "attn1", blocks, make)
 
     def reference_parts(self, options: ModelOptions) -> Sequence[Any]:
         """Wrappers and patches, in an order that does not change."""
@@ -159,10 +163,7 @@ class UNet:
             *wrappers.values(),
             *(patches[name] for name in sorted(patches) if name.startswith(_KEPT_PATCHES)),
         ]
-        return (
-            options.get("model_function_wrapper"),
-            *(part for parts in lists for part in parts),
-        )
+        return [part for parts in lists for part in parts]
 
     def image_attention(self, view: LayerView) -> Tensor:
         """Of the picture's own tokens: other nodes may have put more keys behind them."""
@@ -198,7 +199,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, extra: AttentionOptions) ->
 
 
 def token_grid(q: Tensor, extra: AttentionOptions) -> tuple[int, int]:
-    """Rows and columns of the layer's tokens. ValueError when another node has rearranged them."""
+    """Rows and columns of the layer's tokens. ValueError when another node has rearranged them,
+    which is told before anything else that may look wrong then."""
     height, width = extra["activations_shape"][-2:]
     if q.shape[1] != height * width:
         raise ValueError(
@@ -237,10 +239,11 @@ def _view(
     )
 
 
-def _watching(watch: Watch, look: Look) -> PatchFactory:
+def _watching(watch: Watch, look: Look, chunks: ChunkReader) -> PatchFactory:
     def make(block: Block, previous: AttentionPatch) -> AttentionPatch:
         def patch(q: Tensor, k: Tensor, v: Tensor, extra: AttentionOptions) -> Tensor:
-            for chunk in chunks_of(extra, q.shape[0], watch.batch):
+            token_grid(q, extra)
+            for chunk in chunks(extra, q.shape[0], watch.batch):
                 if chunk.cond in watch.conds:
                     look(_view(block, chunk, q, k, v, extra))
             return previous(q, k, v, extra)
