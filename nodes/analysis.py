@@ -22,6 +22,7 @@ from ..magic.boxes import parse_points
 from ..magic.concepts import Concept
 from ..magic.heat import over_picture, unit_range
 from ..magic.phrases import split_phrases
+from ..magic.pictures import mask_batch
 from .declare import (
     Attention,
     Concepts,
@@ -304,7 +305,7 @@ class MagicCorrespondence(io.ComfyNode):
                 "points is empty: write a place of the new picture, such as '256,120', or connect a"
                 " mask"
             )
-        region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])[0]
+        region = None if mask is None else mask_batch(mask)[0]
         if region is not None and not region.any():
             raise ValueError(
                 "the mask is empty: paint a region of the new picture, or disconnect it and use"

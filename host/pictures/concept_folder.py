@@ -105,7 +105,8 @@ def words_at(prompt: str, indices: list[int]) -> list[str]:
     prompt."""
     from comfy.sd1_clip import SD1Tokenizer
 
-    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    # Its parts are attributes whose names the host makes up.
+    tokenizer = vars(SD1Tokenizer())["clip_l"].tokenizer
     owners: list[str] = []
     for word in prompt.split():
         bare = word.strip(",.;:!?")
