@@ -209,12 +209,10 @@ class MagicConceptMask(io.ComfyNode):
         if target not in (None, *TARGETS):
             return f"target: '{target}' is not one of {', '.join(TARGETS)}"
         if sam not in (None, NO_SAM, *model_folders.names(SAMS)):
-            return f"sam: {model_folders.missing(SAMS, sam or '')}, or choose '{NO_SAM}'"
+            return f"sam: {model_folders.missing_message(SAMS, sam or '')}, or choose '{NO_SAM}'"
         if target == "text" and detector is not None and detector not in detector_names():
-            return (
-                "detector:"
-                f" {model_folders.missing(DETECTORS, '' if detector == NO_MODEL else detector)}"
-            )
+            name = "" if detector == NO_MODEL else detector
+            return f"detector: {model_folders.missing_message(DETECTORS, name)}"
         if target == "text" and text is not None and not text.strip(" ,.;\n"):
             return "text is empty: write what to mask, such as 'hat'"
         if target == "face" and face_model is not None and face_model not in face_models():
@@ -226,7 +224,7 @@ class MagicConceptMask(io.ComfyNode):
         except ValueError as error:
             return str(error)
         if target == "points" and sam == NO_SAM and inside:
-            return f"sam: points need SAM: {model_folders.missing(SAMS)}"
+            return f"sam: points need SAM: {model_folders.missing_message(SAMS)}"
         return True
 
     @classmethod

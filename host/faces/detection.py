@@ -29,8 +29,10 @@ def face_models() -> list[str]:
 
 
 def missing_message(name: str = "") -> str:
-    message = model_folders.missing(FACE_DETECTORS, name)
-    return f"{message}; or {model_folders.missing(MEDIAPIPE)}" if _has_mediapipe() else message
+    message = model_folders.missing_message(FACE_DETECTORS, name)
+    return (
+        f"{message}; or {model_folders.missing_message(MEDIAPIPE)}" if _has_mediapipe() else message
+    )
 
 
 def find_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]:

@@ -109,11 +109,11 @@ def path_of(folder: ModelFolder, name: str) -> Path:
     get such a model."""
     path = _files(folder).get(name) or _directories(folder).get(name)
     if path is None:
-        raise ValueError(missing(folder, name))
+        raise ValueError(missing_message(folder, name))
     return path
 
 
-def missing(folder: ModelFolder, name: str = "") -> str:
+def missing_message(folder: ModelFolder, name: str = "") -> str:
     """What to say when a model is not there."""
     what = f"'{name}' is not among the models in" if name else "nothing in"
     places = " or ".join(map(str, roots(folder)))

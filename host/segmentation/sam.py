@@ -40,7 +40,7 @@ class Segmenter:
         if "image_encoder.pos_embed" not in state:
             raise ValueError(
                 f"'{name}' is not a SAM checkpoint (vit_b, vit_l or vit_h):"
-                f" {model_folders.missing(SAMS)}"
+                f" {model_folders.missing_message(SAMS)}"
             )
         sam = build_sam(state)
         sam.load_state_dict(state)
