@@ -21,7 +21,7 @@ from torch import Tensor
 
 from magicportrait.demo.portraits import render
 from magicportrait.host.pictures.compare_grid import CompareGrid
-from magicportrait.host.segmentation.detectors import as_pixels
+from magicportrait.host.pictures.conversion import as_pixels
 from magicportrait.nodes.analysis import (
     MagicAttentionHeatmap,
     MagicAttentionMap,

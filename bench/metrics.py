@@ -24,7 +24,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from magicportrait.host.faces.identity import Identity, load_identity
-from magicportrait.host.metrics.table import AUTO, OFF, Comparison, MetricTable, measure
+from magicportrait.host.metrics.comparison import AUTO, OFF, Comparison
+from magicportrait.host.metrics.table import MetricTable, measure
 
 TOY = "toy"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

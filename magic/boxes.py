@@ -1,4 +1,5 @@
-"""Boxes and points in a picture: reading what a user typed, clipping, expanding, choosing."""
+"""Boxes and points in a picture: reading what a user typed, the box of a mask, clipping, expanding,
+choosing."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 Point = tuple[float, float]
 """x, y in pixels."""
@@ -23,7 +26,11 @@ CHOICES = ("all", "largest", "index")
 
 @dataclass(frozen=True)
 class Box:
-    """x, y: its top left corner, all in pixels; score: 0..1."""
+    """A rectangle in a picture, in pixels that need not be whole.
+
+    x, y: its top left corner; width, height: its sides; label: what it shows, empty when nobody
+    said; score: how sure a detector is of it, 0..1.
+    """
 
     x: float
     y: float
@@ -31,6 +38,11 @@ class Box:
     height: float
     label: str = ""
     score: float = 1.0
+
+    @classmethod
+    def between(cls, left: float, top: float, right: float, bottom: float) -> Box:
+        """The box of these sides: right and bottom are the first places outside."""
+        return cls(left, top, right - left, bottom - top)
 
     @property
     def area(self) -> float:
@@ -40,6 +52,12 @@ class Box:
     def corners(self) -> tuple[float, float, float, float]:
         """Left, top, right, bottom."""
         return self.x, self.y, self.x + self.width, self.y + self.height
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Its rows and its columns in a picture: `picture[(..., *box.pixels)]`."""
+        left, top, right, bottom = (round(side) for side in self.corners)
+        return slice(top, bottom), slice(left, right)
 
     def scaled(self, factor: float) -> Box:
         """The same part of a picture that is `factor` times as large."""
@@ -75,6 +93,15 @@ class Box:
         )
 
 
+def box_of_mask(mask: Tensor) -> Box | None:
+    """The smallest box that holds all of a mask (H W in 0..1) that is above one half, in whole
+    pixels. None when nothing is."""
+    rows, columns = ((mask > 0.5).any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    if not rows:
+        return None
+    return Box.between(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+
+
 def choose(boxes: Sequence[Box], which: str, index: int) -> list[Box]:
     """Some of the boxes, left to right. which: 'all', 'largest', or 'index' (counted from 0; none
     where there are not so many)."""
@@ -108,21 +135,21 @@ def _numbers(text: str, names: tuple[str, ...], what: str, example: str) -> list
     try:
         if text.startswith(("[", "{")):
             entries = json.loads(text)
-            found = [
+            rows = [
                 tuple(float(entry[name]) for name in names)
                 for entry in (entries if isinstance(entries, list) else [entries])
             ]
         else:
-            found = [
+            rows = [
                 tuple(float(number) for number in part.split(","))
                 for part in re.split(r"[;\n]", text)
                 if part.strip()
             ]
     except (ValueError, KeyError, TypeError):
-        found = [()]
-    if any(len(entry) != len(names) for entry in found):
+        rows = [()]
+    if any(len(row) != len(names) for row in rows):
         raise ValueError(
             f"{what}: '{text}' is not understood: expected {','.join(names)} in pixels, such as"
             f" '{example}', or a JSON list"
         )
-    return found
+    return rows

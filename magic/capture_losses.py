@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .boxes import Box, box_of_mask
+
 _FLOOR = 0.01
 _SEEN = 1e-8
 """Attention below this is none: a map of it has nothing to refocus, and one over its height would
@@ -103,13 +105,8 @@ def face_crops(images: Tensor, boxes: Tensor, side: int) -> Tensor:
 def face_box(mask: Tensor, scale: float) -> Tensor:
     """The square around a mask (H W, values above one half count) as centre x, centre y, half side
     times `scale`."""
-    rows, columns = (mask > 0.5).any(1).nonzero().flatten(), (mask > 0.5).any(0).nonzero().flatten()
-    if not len(rows):
-        rows, columns = torch.arange(mask.shape[0]), torch.arange(mask.shape[1])
-    left, top, right, bottom = (
-        float(x) for x in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    )
-    return square_around((left, top, right, bottom), scale)
+    box = box_of_mask(mask) or Box(0, 0, mask.shape[1], mask.shape[0])
+    return square_around(box.corners, scale)
 
 
 def square_around(corners: tuple[float, float, float, float], scale: float) -> Tensor:

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from .pictures import as_rgb, check_aspect
+
 PERSON, STYLE = "{person}", "{style}"
 _PLACEHOLDER = re.compile(r"[^\s(),:{}\\]+")
 
 
 @dataclass(frozen=True, eq=False)
 class CapturePicture:
-    """image: H W 3 in 0..1; mask: H W in 0..1, the face. name: how messages call it."""
+    """A training picture. name: how messages call it; image: H W 3 in 0..1; mask: H W in 0..1, the
+    face."""
 
     name: str
     image: Tensor
@@ -25,8 +28,12 @@ class CapturePicture:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A person. templates hold {person}, which becomes '<placeholder> <class word>', such as 'sks
-    woman'."""
+    """A person to learn.
+
+    pictures: what shows the person; placeholder: the new word that will mean them; class_word: what
+    is in the pictures, in a word that the model knows; templates: training prompts, each with
+    {person} in it once, which becomes '<placeholder> <class word>', such as 'sks woman'.
+    """
 
     pictures: tuple[CapturePicture, ...]
     placeholder: str
@@ -47,8 +54,13 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class StyleSet:
-    """A style, shown on other people. templates hold {person} and {style}: the class word in the
-    style's own prompts, the subject in composed ones."""
+    """A style to learn, shown on other people.
+
+    pictures: what shows the style; placeholder: the new word that will mean it; class_word: who is
+    in the pictures, in a word that the model knows; templates: training prompts, each with {person}
+    and {style} in it once. {person} becomes the class word in the style's own prompts, the subject
+    in composed ones.
+    """
 
     pictures: tuple[CapturePicture, ...]
     placeholder: str
@@ -103,7 +115,7 @@ def capture_pictures(
         raise ValueError(
             f"{len(images)} pictures but {len(masks)} masks: give one for each, or one for all"
         )
-    found = []
+    pictures = []
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         rgb = as_rgb(image, name)
         mask = (
@@ -115,34 +127,13 @@ def capture_pictures(
             raise ValueError(
                 f"face mask of {name} is empty: paint over the face, or leave the picture out"
             )
-        found.append(CapturePicture(name, rgb, mask))
-    return tuple(found)
-
-
-def as_rgb(image: Tensor, name: str) -> Tensor:
-    """H W C with 1 (gray), 3 or 4 (alpha, put on white) channels -> H W 3 in 0..1."""
-    channels = image.shape[-1]
-    if image.ndim != 3 or channels not in (1, 3, 4):
-        raise ValueError(
-            f"{name} is no picture: expected height, width and 1, 3 or 4 channels, got"
-            f" {list(image.shape)}"
-        )
-    if channels == 4:
-        image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
-    return image.float().clamp(0, 1).expand(-1, -1, 3)
+        pictures.append(CapturePicture(name, rgb, mask))
+    return tuple(pictures)
 
 
 def _fitted(mask: Tensor, image: Tensor, name: str) -> Tensor:
-    (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-    if abs(width * mask_height - height * mask_width) > 8 * max(
-        width, height, mask_width, mask_height
-    ):
-        raise ValueError(
-            f"mask and picture differ in aspect at {name}: {width}x{height} and"
-            f" {mask_width}x{mask_height}"
-        )
-    if (height, width) == (mask_height, mask_width):
+    size = (image.shape[0], image.shape[1])
+    check_aspect(size, (mask.shape[0], mask.shape[1]), name)
+    if size == tuple(mask.shape):
         return mask.float()
-    return F.interpolate(
-        mask[None, None].float(), size=(height, width), mode="bilinear", antialias=True
-    )[0, 0]
+    return F.interpolate(mask[None, None].float(), size=size, mode="bilinear", antialias=True)[0, 0]

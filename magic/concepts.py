@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .pictures import check_aspect
+
 MINIMUM_COVERAGE = 0.1
 """A token whose cell the mask covers less than this takes no part: it shows mostly something
 else."""
@@ -16,11 +18,11 @@ else."""
 class Concept:
     """One concept of a MagicFace picture.
 
-    phrase: the words of the target prompt that name it. images: B H W 3 in 0..1, one or several
-    references of the same thing. mask: B H W or 1 H W in 0..1, None for the whole image. prompt:
-    what the references show. strength: added to the logits of the reference's tokens (natural log:
-    3 multiplies the odds by 20). target_region: 1 H W in 0..1, where the concept goes, or B H W for
-    a batch of B pictures; None: automatic.
+    phrase: the words of the target prompt that name it; images: B H W 3 in 0..1, one or several
+    references of the same thing; mask: B H W or 1 H W in 0..1, None for the whole image; prompt:
+    what the references show, empty for the phrase; strength: added to the logits of the reference's
+    tokens (natural log: 3 multiplies the odds by 20); target_region: 1 H W in 0..1, where the
+    concept goes, or B H W for a batch of B pictures, None for automatic.
     """
 
     phrase: str
@@ -50,22 +52,13 @@ class Concept:
             )
 
     def _check_mask(self, mask: Tensor) -> None:
-        (height, width), (mask_height, mask_width) = self.images.shape[1:3], mask.shape[-2:]
         if mask.shape[0] not in (1, self.images.shape[0]):
             raise ValueError(
                 f"concept '{self.phrase}' has {self.images.shape[0]} images but {mask.shape[0]}"
                 " masks: give one for each, or one for all"
             )
-        # A cell of rounding is allowed: masks often come from a resized copy of the image.
-        if (
-            abs(width * mask_height - height * mask_width)
-            > max(width, height, mask_width, mask_height) * 8
-        ):
-            raise ValueError(
-                f"mask and image of concept '{self.phrase}' differ in aspect: the image is"
-                f" {width}x{height}, the mask {mask_width}x{mask_height}. Use a mask that was drawn"
-                " on this image"
-            )
+        picture, (rows, columns) = self.images.shape[1:3], mask.shape[-2:]
+        check_aspect((picture[0], picture[1]), (rows, columns), f"concept '{self.phrase}'")
         if float(mask.max()) <= MINIMUM_COVERAGE:
             raise ValueError(
                 f"mask of concept '{self.phrase}' is empty: paint over the part of the image to"

@@ -103,32 +103,26 @@ def load_iresnet(state: Mapping[str, Tensor]) -> IResNet:
 
 def _from_arcface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """layer1.0 ... layer4.2 become one row of units."""
-    places = sorted(
-        {
-            tuple(map(int, found.groups()))
-            for name in state
-            if (found := re.match(r"layer(\d)\.(\d+)\.", name))
-        }
-    )
+    unit = re.compile(r"layer(\d)\.(\d+)\.(.+)")
+    matches = {name: unit.match(name) for name in state}
+    places = sorted({(int(match[1]), int(match[2])) for match in matches.values() if match})
     index = {place: i for i, place in enumerate(places)}
     renamed = {}
-    for name, tensor in state.items():
-        found = re.match(r"layer(\d)\.(\d+)\.(.+)", name)
-        renamed[f"units.{index[int(found[1]), int(found[2])]}.{found[3]}" if found else name] = (
-            tensor
-        )
+    for name, match in matches.items():
+        new = f"units.{index[int(match[1]), int(match[2])]}.{match[3]}" if match else name
+        renamed[new] = state[name]
     return renamed
 
 
 def _from_adaface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
-        if found := re.fullmatch(r"body\.(\d+)\.(res|shortcut)_layer\.(\d+)\.(.+)", name):
-            index, layer, number, rest = found.groups()
+        if match := re.fullmatch(r"body\.(\d+)\.(res|shortcut)_layer\.(\d+)\.(.+)", name):
+            index, layer, number, rest = match.groups()
             place = _BODY[number] if layer == "res" else f"downsample.{number}"
             name = f"units.{index}.{place}.{rest}"
-        elif found := re.fullmatch(r"(input|output)_layer\.(\d+)\.(.+)", name):
-            layer, number, rest = found.groups()
+        elif match := re.fullmatch(r"(input|output)_layer\.(\d+)\.(.+)", name):
+            layer, number, rest = match.groups()
             name = f"{(_STEM if layer == 'input' else _HEAD)[number]}.{rest}"
         renamed[name] = tensor
     return renamed

@@ -64,8 +64,8 @@ def _pair(x: Tensor, direction: Direction, shift: int) -> tuple[Tensor, Tensor]:
 
 
 def feather(mask: Tensor, pixels: float) -> Tensor:
-    """A soft edge about `pixels` wide to both sides: Gaussian blur with sigma = pixels / 2, the
-    border repeated."""
+    """A soft edge about `pixels` wide to both sides: a Gaussian blur whose sigma is half of that,
+    the border repeated."""
     if pixels <= 0:
         return mask
     sigma = pixels / 2

@@ -51,12 +51,12 @@ def style_distance(images: Tensor, references: Tensor) -> Tensor:
     and the strength of its edges) at three scales, each difference divided by both norms. It sees
     palette, line, shading and grain; it knows nothing of motifs.
     """
-    wanted = [grams.mean(0) for grams in _style_grams(references)]
+    means = [grams.mean(0) for grams in _style_grams(references)]
     distances = []
-    for own, other in zip(_style_grams(images), wanted, strict=True):
+    for own, mean in zip(_style_grams(images), means, strict=True):
         distances.append(
-            (own - other).flatten(1).norm(dim=1)
-            / (own.flatten(1).norm(dim=1) + other.norm()).clamp(min=1e-8)
+            (own - mean).flatten(1).norm(dim=1)
+            / (own.flatten(1).norm(dim=1) + mean.norm()).clamp(min=1e-8)
         )
     return torch.stack(distances).mean(0)
 

@@ -3,66 +3,45 @@ tokens as a large one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in pixels: left and top are inside, right and bottom are the first outside."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    @property
-    def width(self) -> int:
-        return self.right - self.left
-
-    @property
-    def height(self) -> int:
-        return self.bottom - self.top
+from .boxes import Box, box_of_mask
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Where a crop was taken: box in the picture; picture: its height and width."""
+    """Where a crop was taken. box: in the picture, in whole pixels; picture: its height and
+    width."""
 
     box: Box
     picture: tuple[int, int]
 
 
-def box_of(mask: Tensor, margin: float, aspect: float | None = None) -> Box:
-    """The box of what a mask shows, widened.
+def crop_box(mask: Tensor, margin: float, aspect: float | None = None) -> Box:
+    """The box of what a mask shows, widened, in whole pixels inside the picture.
 
     mask: H W in 0..1, what is above .5 counts; margin: added on every side, as a share of the
     longer side; aspect: width / height that the box grows to, as far as the picture allows.
     ValueError when the mask is empty.
     """
-    rows, columns = (mask > 0.5).any(1).nonzero().flatten(), (mask > 0.5).any(0).nonzero().flatten()
-    if not len(rows):
+    box = box_of_mask(mask)
+    if box is None:
         raise ValueError(
             "the mask is empty: paint over the part of the picture to cut out, or connect a face"
             " mask"
         )
-    top, bottom, left, right = (
-        int(rows[0]),
-        int(rows[-1]) + 1,
-        int(columns[0]),
-        int(columns[-1]) + 1,
-    )
-    extra = margin * max(bottom - top, right - left)
-    height, width = bottom - top + 2 * extra, right - left + 2 * extra
+    extra = margin * max(box.height, box.width)
+    height, width = box.height + 2 * extra, box.width + 2 * extra
     if aspect is not None:
         height, width = max(height, width / aspect), max(width, height * aspect)
-    picture_height, picture_width = mask.shape
-    top, bottom = _span((top + bottom) / 2, height, picture_height)
-    left, right = _span((left + right) / 2, width, picture_width)
-    return Box(left, top, right, bottom)
+    left, top, right, bottom = box.corners
+    top, bottom = _span((top + bottom) / 2, height, mask.shape[0])
+    left, right = _span((left + right) / 2, width, mask.shape[1])
+    return Box.between(left, top, right, bottom)
 
 
 def _span(centre: float, length: float, limit: int) -> tuple[int, int]:
@@ -73,9 +52,34 @@ def _span(centre: float, length: float, limit: int) -> tuple[int, int]:
 
 
 def working_size(box: Box, side: int) -> tuple[int, int]:
-    """Height and width, multiples of 8, of about side x side pixels in the box's aspect."""
+    """Height and width for what is in a box, multiples of 8: about side x side pixels in the box's
+    aspect."""
     scale = side / (box.height * box.width) ** 0.5
     return max(8, round(box.height * scale / 8) * 8), max(8, round(box.width * scale / 8) * 8)
+
+
+def cut(pictures: Tensor, box: Box) -> Tensor:
+    """What is in a box of whole pixels: B C H W -> B C h w. Where it sticks out of the picture, the
+    border goes on."""
+    left, top, right, bottom = (round(side) for side in box.corners)
+    height, width = pictures.shape[-2:]
+    beyond = (max(0, -left), max(0, right - width), max(0, -top), max(0, bottom - height))
+    if any(beyond):
+        pictures = F.pad(pictures, beyond, mode="replicate")
+    rows, columns = replace(box, x=left + beyond[0], y=top + beyond[2]).pixels
+    return pictures[..., rows, columns]
+
+
+def replaced(pictures: Tensor, patch: Tensor, box: Box) -> Tensor:
+    """Copies of pictures with `patch` in place of what `cut` gives for the box: B C H W, B C h w ->
+    B C H W. What sticks out of the picture is left out."""
+    pictures = pictures.clone()
+    inside = box.clipped((pictures.shape[-2], pictures.shape[-1]))
+    if inside is not None:
+        rows, columns = inside.pixels
+        own_rows, own_columns = replace(inside, x=inside.x - box.x, y=inside.y - box.y).pixels
+        pictures[..., rows, columns] = patch[..., own_rows, own_columns]
+    return pictures
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -126,24 +130,17 @@ def paste(
             " equally many of each"
         )
     box = crop.box
-    size = (box.height, box.width)
-    fitted = resize(patch, size)
-    share = feathered(
-        *size,
-        feather,
-        (box.left > 0, box.top > 0, box.right < crop.picture[1], box.bottom < crop.picture[0]),
-    )[None]
+    rows, columns = box.pixels
+    size = (rows.stop - rows.start, columns.stop - columns.start)
+    left, top, right, bottom = box.corners
+    height, width = crop.picture
+    share = feathered(*size, feather, (left > 0, top > 0, right < width, bottom < height))[None]
     if mask is not None:
-        share = (
-            share
-            * F.interpolate(mask[:, None].float(), size=size, mode="bilinear", align_corners=False)[
-                :, 0
-            ].cpu()
+        fitted = F.interpolate(
+            mask[:, None].float(), size=size, mode="bilinear", align_corners=False
         )
-    share = share[..., None].to(picture)
-    out = picture.expand(batch, -1, -1, -1).clone()
-    under = out[:, box.top : box.bottom, box.left : box.right]
-    out[:, box.top : box.bottom, box.left : box.right] = torch.lerp(
-        under, fitted.to(picture).expand(batch, -1, -1, -1), share
-    )
-    return out
+        share = share * fitted[:, 0].cpu()
+    whole = picture.expand(batch, -1, -1, -1).movedim(-1, 1)
+    patch = resize(patch, size).to(picture).expand(batch, -1, -1, -1).movedim(-1, 1)
+    mixed = torch.lerp(cut(whole, box), patch, share[:, None].to(picture))
+    return replaced(whole, mixed, box).movedim(1, -1).contiguous()

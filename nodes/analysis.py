@@ -22,6 +22,7 @@ from ..magic.boxes import parse_points
 from ..magic.concepts import Concept
 from ..magic.heat import over_picture, unit_range
 from ..magic.phrases import split_phrases
+from ..magic.pictures import mask_batch
 from .declare import (
     Attention,
     Concepts,
@@ -304,7 +305,7 @@ class MagicCorrespondence(io.ComfyNode):
                 "points is empty: write a place of the new picture, such as '256,120', or connect a"
                 " mask"
             )
-        masks = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+        masks = None if mask is None else mask_batch(mask)
         if masks is not None and len(masks) != 1:
             raise ValueError(
                 f"{len(masks)} masks: give one, which counts for every picture of the run"

@@ -101,7 +101,11 @@ def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | N
     For validate_inputs: the host leaves the ranges of the inputs that it names to it. None stands
     for a linked input, whose value is not known yet.
     """
-    declared = {item.id: item for item in node.define_schema().inputs}
+    declared = {
+        item.id: item
+        for item in node.define_schema().inputs
+        if isinstance(item, (io.Int.Input, io.Float.Input))
+    }
     for name, value in values.items():
         low, high = declared[name].min, declared[name].max
         # Not-a-number is in no range.

@@ -26,6 +26,7 @@ from ..magic.capture_sets import (
     check_placeholder,
     check_templates,
 )
+from ..magic.pictures import mask_batch
 from .declare import IdentityType, advanced, range_complaint, schema
 
 CATEGORY = "MagicPortrait/MagiCapture"
@@ -127,9 +128,7 @@ def _read(
         found = [
             image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])
         ]
-        masks = [
-            mask for batch in faces or () for mask in batch.reshape(-1, *batch.shape[-2:])
-        ] or None
+        masks = [mask for batch in faces or () for mask in mask_batch(batch)] or None
         names = [f"{what} picture {i + 1}" for i in range(len(found))]
     if masks is None:
         masks = find_face_masks(found, names, what)

@@ -20,6 +20,7 @@ from ..host.sampling.references import check_masks, prepare_references
 from ..host.systems.magicface import MagicFacePatch
 from ..host.text.prompts import tagged_prompt
 from ..magic.concepts import Concept
+from ..magic.pictures import mask_batch
 from .declare import (
     Concepts,
     Layout,
@@ -141,19 +142,14 @@ class MagicFaceConcept(io.ComfyNode):
         target_region: torch.Tensor | None = None,
         concepts: tuple[Concept, ...] = (),
     ) -> io.NodeOutput:
-        region = None if target_region is None else _stacked(target_region)
-        covered = None if mask is None else _stacked(mask)
+        region = None if target_region is None else mask_batch(target_region)
+        covered = None if mask is None else mask_batch(mask)
         return io.NodeOutput(
             (
                 *concepts,
                 Concept(phrase.strip(), image, covered, reference_prompt.strip(), strength, region),
             )
         )
-
-
-def _stacked(mask: torch.Tensor) -> torch.Tensor:
-    """B H W, whatever leading dimensions other packs leave out or add."""
-    return mask.reshape(-1, *mask.shape[-2:])
 
 
 class MagicFaceConceptFolder(io.ComfyNode):

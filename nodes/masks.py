@@ -11,18 +11,18 @@ from ..host.faces.detection import face_models, missing_message
 from ..host.models import folders as model_folders
 from ..host.models.folders import DETECTORS, SAMS
 from ..host.pictures import mask_parts
+from ..host.pictures.host_boxes import as_host_boxes, from_host_boxes
 from ..host.segmentation.concept_masks import (
     Backends,
     ConceptMasks,
-    Wanted,
-    as_host_boxes,
+    MaskRequest,
     concept_masks,
-    from_host_boxes,
     overlay,
 )
-from ..host.segmentation.detectors import detector_names
+from ..host.segmentation.grounding_dino import detector_names
 from ..magic.boxes import CHOICES, FACE_AREAS, parse_boxes, parse_points
 from ..magic.mask_shapes import feather, grow, threshold
+from ..magic.pictures import mask_batch
 from .declare import Boxes, advanced, link_only, schema
 
 NO_SAM = "none (rectangles and ellipses)"
@@ -209,26 +209,22 @@ class MagicConceptMask(io.ComfyNode):
         if target not in (None, *TARGETS):
             return f"target: '{target}' is not one of {', '.join(TARGETS)}"
         if sam not in (None, NO_SAM, *model_folders.names(SAMS)):
-            return f"sam: {model_folders.missing(SAMS, sam or '')}, or choose '{NO_SAM}'"
+            return f"sam: {model_folders.missing_message(SAMS, sam or '')}, or choose '{NO_SAM}'"
         if target == "text" and detector is not None and detector not in detector_names():
-            return (
-                "detector:"
-                f" {model_folders.missing(DETECTORS, '' if detector == NO_MODEL else detector)}"
-            )
+            name = "" if detector == NO_MODEL else detector
+            return f"detector: {model_folders.missing_message(DETECTORS, name)}"
         if target == "text" and text is not None and not text.strip(" ,.;\n"):
             return "text is empty: write what to mask, such as 'hat'"
         if target == "face" and face_model is not None and face_model not in face_models():
             return f"face_model: {missing_message('' if face_model == NO_MODEL else face_model)}"
         try:
-            is_pointed = [
-                parse_points(points or ""),
-                parse_points(not_points or ""),
-                parse_boxes(box or ""),
-            ]
+            inside = parse_points(points or "")
+            parse_points(not_points or "")
+            parse_boxes(box or "")
         except ValueError as error:
             return str(error)
-        if target == "points" and sam == NO_SAM and is_pointed[0]:
-            return f"sam: points need SAM: {model_folders.missing(SAMS)}"
+        if target == "points" and sam == NO_SAM and inside:
+            return f"sam: points need SAM: {model_folders.missing_message(SAMS)}"
         return True
 
     @classmethod
@@ -259,7 +255,7 @@ class MagicConceptMask(io.ComfyNode):
         typed = tuple(parse_boxes(box))
         linked = from_host_boxes(boxes, len(image)) if boxes is not None else ((),) * len(image)
         inside = tuple(parse_points(points))
-        wanted = Wanted(
+        request = MaskRequest(
             target=target,
             text=text,
             inside=inside if target == "points" else (),
@@ -270,28 +266,28 @@ class MagicConceptMask(io.ComfyNode):
             index=index,
             threshold=threshold,
         )
-        if target == "points" and not inside and not any(wanted.boxes):
+        if target == "points" and not inside and not any(request.boxes):
             raise ValueError(
                 "points: nothing is pointed at: type points or a box, or connect boxes"
             )
-        chosen = Backends(
+        backends = Backends(
             *(None if name in (NO_SAM, NO_MODEL) else name for name in (sam, detector, face_model))
         )
-        found = concept_masks(image, wanted, chosen)
+        result = concept_masks(image, request, backends)
         if if_nothing == "error":
-            cls._refuse_empty(found, wanted)
-        return io.NodeOutput(found.masks, as_host_boxes(found.boxes), overlay(image, found))
+            cls._refuse_empty(result, request)
+        return io.NodeOutput(result.masks, as_host_boxes(result.boxes), overlay(image, result))
 
     @staticmethod
-    def _refuse_empty(found: ConceptMasks, wanted: Wanted) -> None:
-        empty = [i for i, mask in enumerate(found.masks) if not mask.any()]
+    def _refuse_empty(result: ConceptMasks, request: MaskRequest) -> None:
+        empty = [i for i, mask in enumerate(result.masks) if not mask.any()]
         if empty:
-            what = {"text": f"'{wanted.text}'", "face": "a face"}.get(
-                wanted.target, "anything at these points"
+            what = {"text": f"'{request.text}'", "face": "a face"}.get(
+                request.target, "anything at these points"
             )
             raise ValueError(
-                f"picture {empty[0] + 1} of {len(found.masks)} does not show {what} at threshold"
-                f" {wanted.threshold:g}: lower it, use other words, or set if_nothing to 'empty"
+                f"picture {empty[0] + 1} of {len(result.masks)} does not show {what} at threshold"
+                f" {request.threshold:g}: lower it, use other words, or set if_nothing to 'empty"
                 " mask'"
             )
 
@@ -392,7 +388,7 @@ def refined(
     softness: float,
     invert: bool,
 ) -> torch.Tensor:
-    mask = mask.reshape(-1, *mask.shape[-2:]).float().clamp(0, 1)
+    mask = mask_batch(mask).float().clamp(0, 1)
     if level > 0:
         mask = threshold(mask, level)
     if largest_part:

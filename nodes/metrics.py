@@ -8,20 +8,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.metrics.table import (
-    AUTO,
-    OFF,
-    Comparison,
-    MetricTable,
-    aesthetic_heads,
-    clip_folders,
-    dino_folders,
-    lpips_trunks,
-    measure,
-)
+from ..host.metrics.clip import aesthetic_heads, clip_folders
+from ..host.metrics.comparison import AUTO, OFF, Comparison
+from ..host.metrics.dino import dino_folders
+from ..host.metrics.perceptual import lpips_trunks
+from ..host.metrics.table import MetricTable, measure
 from ..host.models.safe_files import write_numbered
 from ..host.pictures.compare_grid import CompareGrid
-from ..host.segmentation.concept_masks import from_host_boxes
+from ..host.pictures.host_boxes import from_host_boxes
 from .declare import Boxes, IdentityType, advanced, link_only, schema
 
 _GRID_ROWS = 8
@@ -176,11 +170,11 @@ class MagicPortraitMetrics(io.ComfyNode):
         return io.NodeOutput(text, table.csv(labels), table.json(labels), ui=ui.PreviewText(text))
 
 
-def _choice(name: str, found: list[str], tooltip: str) -> Any:
+def _choice(name: str, models: list[str], tooltip: str) -> Any:
     return advanced(
         io.Combo.Input(
             name,
-            options=[AUTO, OFF, *found],
+            options=[AUTO, OFF, *models],
             default=AUTO,
             optional=True,
             tooltip=f"{tooltip} 'auto' takes the first.",

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..magic.portrait_crop import Crop, box_of, paste, resize, working_size
+from ..magic.pictures import mask_batch
+from ..magic.portrait_crop import Crop, crop_box, cut, paste, resize, working_size
 from .declare import CropType, advanced, schema
 
 
@@ -86,19 +87,19 @@ class MagicPortraitCrop(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, mask: torch.Tensor, margin: float, size: int, square: bool
     ) -> io.NodeOutput:
-        masks = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+        masks = mask_batch(mask).float().cpu()
         picture: tuple[int, int] = (image.shape[1], image.shape[2])
         if tuple(masks.shape[1:]) != picture:
             masks = torch.nn.functional.interpolate(
                 masks[:, None], size=picture, mode="bilinear", align_corners=False
             )[:, 0]
-        box = box_of(masks.amax(0), margin, 1.0 if square else None)
+        box = crop_box(masks.amax(0), margin, 1.0 if square else None)
         target = working_size(box, size)
-        cut = resize(image[:, box.top : box.bottom, box.left : box.right], target)
-        cut_mask = resize(masks[:, box.top : box.bottom, box.left : box.right, None], target)[
-            ..., 0
-        ]
-        return io.NodeOutput(cut, cut_mask, Crop(box, picture))
+        part = cut(image.movedim(-1, 1), box).movedim(1, -1)
+        shape = cut(masks[:, None], box).movedim(1, -1)
+        return io.NodeOutput(
+            resize(part, target), resize(shape, target)[..., 0], Crop(box, picture)
+        )
 
 
 class MagicPortraitPaste(io.ComfyNode):
@@ -161,5 +162,5 @@ class MagicPortraitPaste(io.ComfyNode):
                 f" is {image.shape[2]}x{image.shape[1]}: connect the picture that went into"
                 " Portrait Crop"
             )
-        region = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+        region = None if mask is None else mask_batch(mask)
         return io.NodeOutput(paste(image[..., :3], patch[..., :3], crop, feather, region))

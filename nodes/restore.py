@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
-from ..host.faces.restoration import boxes_of_mask, on_device, restore_face, upscaled
-from ..host.segmentation.concept_masks import from_host_boxes
+from ..host.faces.restoration import SMALLEST_FACE, on_device, restore_face, upscaled
+from ..host.pictures.host_boxes import from_host_boxes
+from ..host.pictures.mask_parts import boxes_of_parts
 from ..magic.boxes import Box
+from ..magic.pictures import check_aspect, mask_batch
 from .declare import Boxes, advanced, schema
 
 
@@ -137,14 +138,14 @@ class MagicPortraitRestore(io.ComfyNode):
 
         if faces is None and boxes is None:
             raise ValueError("no faces given: connect a mask of the faces, or boxes")
-        found = _boxes(image, faces, boxes)
-        if on_no_face == "error" and [] in found:
+        places = _boxes(image, faces, boxes)
+        if on_no_face == "error" and [] in places:
             raise ValueError(
-                f"picture {found.index([]) + 1} has no face in its mask or boxes: give one, or set"
+                f"picture {places.index([]) + 1} has no face in its mask or boxes: give one, or set"
                 " on_no_face to skip"
             )
         bar = comfy.utils.ProgressBar(
-            sum(map(len, found)) + len(image) * (upscale_model is not None)
+            sum(map(len, places)) + len(image) * (upscale_model is not None)
         )
         pictures = [picture.movedim(-1, 0)[None, :3].float() for picture in image]
         factor = 1.0
@@ -154,13 +155,13 @@ class MagicPortraitRestore(io.ComfyNode):
                 pictures[i] = upscaled(picture, upscale_model)
                 bar.update(1)
         with on_device(face_model) as model:
-            for i, places in enumerate(found):
-                if not places:
+            for i, of_picture in enumerate(places):
+                if not of_picture:
                     logging.warning(
                         "MagicPortrait: picture %d has no face in its mask or boxes: not restored",
                         i + 1,
                     )
-                for box in places:
+                for box in of_picture:
                     pictures[i] = restore_face(
                         pictures[i], box.scaled(factor), model, margin, strength, feather
                     )
@@ -169,40 +170,22 @@ class MagicPortraitRestore(io.ComfyNode):
 
 
 def _boxes(image: torch.Tensor, faces: torch.Tensor | None, boxes: Any) -> list[list[Box]]:
-    """The faces of each picture."""
-    pictures, (height, width) = len(image), image.shape[1:3]
-    found: list[list[Box]] = [[] for _ in image]
+    """The faces of each picture: those of the mask, then the boxes."""
+    size = (image.shape[1], image.shape[2])
+    places: list[list[Box]] = [[] for _ in image]
     if faces is not None:
-        masks = faces.reshape(-1, *faces.shape[-2:])
-        if len(masks) not in (1, pictures):
+        masks = mask_batch(faces)
+        if len(masks) not in (1, len(image)):
             raise ValueError(
-                f"{pictures} pictures but {len(masks)} masks: give one for each, or one for all"
+                f"{len(image)} pictures but {len(masks)} masks: give one for each, or one for all"
             )
-        rows, columns = masks.shape[1:]
-        if abs(width * rows - height * columns) > 8 * max(width, height, rows, columns):
-            raise ValueError(
-                f"picture and mask differ in aspect: {width}x{height} and {columns}x{rows}"
-            )
-        of_masks = [[box.scaled(width / columns) for box in boxes_of_mask(mask)] for mask in masks]
-        found = [list(of_masks[i if len(masks) > 1 else 0]) for i in range(pictures)]
+        check_aspect(size, (masks.shape[1], masks.shape[2]), "Portrait Restore")
+        factor = size[1] / masks.shape[2]
+        of_masks = [
+            [box.scaled(factor) for box in boxes_of_parts(mask, SMALLEST_FACE)] for mask in masks
+        ]
+        places = [list(of_masks[i if len(masks) > 1 else 0]) for i in range(len(image))]
     if boxes is not None:
-        for into, more in zip(found, _read_boxes(boxes, pictures), strict=True):
-            into += [part for box in more if (part := box.clipped((height, width)))]
-    return found
-
-
-def _read_boxes(boxes: Any, pictures: int) -> Sequence[Sequence[Box]]:
-    """BBOX, (x, y, width, height) of one face or a list of them for all pictures; or
-    BOUNDING_BOX."""
-    each = [boxes] if _is_bbox(boxes) else list(boxes)
-    if each and all(map(_is_bbox, each)):
-        return [[Box(*numbers) for numbers in each]] * pictures
-    return from_host_boxes(boxes, pictures)
-
-
-def _is_bbox(value: Any) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and len(value) == 4
-        and all(isinstance(number, (int, float)) for number in value)
-    )
+        for of_picture, more in zip(places, from_host_boxes(boxes, len(image)), strict=True):
+            of_picture += [part for box in more if (part := box.clipped(size))]
+    return places

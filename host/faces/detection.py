@@ -7,12 +7,12 @@ import importlib.util
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...magic.boxes import Box
 from ..models import folders as model_folders
 from ..models.folders import FACE_DETECTORS, MEDIAPIPE
+from ..pictures.conversion import as_pixels
 
 _LONGEST_SIDE = 1024
 """YuNet looks for faces of 10 to 300 pixels, so larger pictures are reduced to this."""
@@ -29,8 +29,10 @@ def face_models() -> list[str]:
 
 
 def missing_message(name: str = "") -> str:
-    message = model_folders.missing(FACE_DETECTORS, name)
-    return f"{message}; or {model_folders.missing(MEDIAPIPE)}" if _has_mediapipe() else message
+    message = model_folders.missing_message(FACE_DETECTORS, name)
+    return (
+        f"{message}; or {model_folders.missing_message(MEDIAPIPE)}" if _has_mediapipe() else message
+    )
 
 
 def find_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]:
@@ -38,7 +40,7 @@ def find_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]:
     ValueError names what is missing."""
     if name not in face_models():
         raise ValueError(missing_message(name))
-    if name.endswith(".onnx"):
+    if name.lower().endswith(".onnx"):
         return _yunet_faces(name, images, threshold)
     return _mediapipe_faces(name, images, threshold)
 
@@ -62,13 +64,13 @@ def _mediapipe_faces(name: str, images: Tensor, threshold: float) -> list[list[B
     from comfy_extras.nodes_mediapipe import LoadMediaPipeFaceLandmarker, MediaPipeFaceLandmarker
 
     model = LoadMediaPipeFaceLandmarker.execute(name).args[0]
-    found = MediaPipeFaceLandmarker.execute(model, images, "both", 0, threshold, "empty").args[1]
+    boxes = MediaPipeFaceLandmarker.execute(model, images, "both", 0, threshold, "empty").args[1]
     return [
         [
             Box(face["x"], face["y"], face["width"], face["height"], "face", face["score"])
             for face in faces
         ]
-        for faces in found
+        for faces in boxes
     ]
 
 
@@ -89,19 +91,18 @@ def _yunet_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     detector: Any = cv2.FaceDetectorYN.create(str(path), "", size, score_threshold=threshold)
     progress = ProgressBar(len(images))
-    found = []
+    boxes = []
     for image in images:
-        pixels = (image[..., :3].cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        _, faces = detector.detect(
-            np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)[..., ::-1])
-        )
+        reduced = cv2.resize(as_pixels(image), size, interpolation=cv2.INTER_AREA)
+        # OpenCV's order is blue, green, red.
+        _, faces = detector.detect(np.ascontiguousarray(reduced[..., ::-1]))
         # Fifteen numbers a face: x, y, width, height, five landmarks, score.
         rows = [] if faces is None else faces.tolist()
-        found.append(
+        boxes.append(
             [
-                Box(*(number / scale for number in face[:4]), "face", float(face[-1]))
-                for face in rows
+                Box(x / scale, y / scale, width / scale, height / scale, "face", score)
+                for x, y, width, height, *_, score in rows
             ]
         )
         progress.update(1)
-    return found
+    return boxes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from ...magic.capture_losses import face_crops, square_around
 from ...magic.iresnet import SIDE, load_iresnet
+from ..models import folders as model_folders
+from ..models.folders import IDENTITIES
 
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """A face-embedding network. side: of its input in pixels; margin: side of the crop over side of
-    the face's box."""
+    """A face-embedding network. name: of its file, for messages; network: B 3 side side in -1..1 ->
+    B D; side: of its input in pixels; margin: side of the crop over side of the face's box."""
 
     name: str
     network: nn.Module
@@ -65,44 +67,28 @@ class Identity:
         )[0]
 
 
-_FOLDER = "face_identity"
-ENDINGS = (".safetensors", ".onnx")
-
-
 def list_files() -> list[str]:
-    """Identity networks in models/face_identity and, where other packs keep them,
-    models/insightface."""
-    import folder_paths
-
-    for place in (_FOLDER, "insightface"):
-        folder_paths.add_model_folder_path(_FOLDER, os.path.join(folder_paths.models_dir, place))
-    return [name for name in folder_paths.get_filename_list(_FOLDER) if name.endswith(ENDINGS)]
+    """Identity networks in models/face_identity and models/insightface."""
+    return model_folders.names(IDENTITIES)
 
 
 def load_identity(name: str) -> Identity:
     """ArcFace or AdaFace (IResNet) from safetensors; onnx files (red first, as ArcFace's) through
     onnx2torch when that is installed. ValueError says what to do."""
-    import folder_paths
-
-    path = folder_paths.get_full_path(_FOLDER, name) if name in list_files() else None
-    if path is None:
-        raise ValueError(
-            f"identity network '{name}' is not there: put ArcFace or AdaFace weights (safetensors,"
-            f" onnx) into models/{_FOLDER}"
-        )
+    path = model_folders.path_of(IDENTITIES, name)
     # Parameters made under inference_mode could not take part in a training.
     with torch.inference_mode(False):
-        network = _from_onnx(path) if name.endswith(".onnx") else _from_safetensors(path)
+        network = _from_onnx(path) if path.suffix.lower() == ".onnx" else _from_safetensors(path)
     return Identity(name, network.eval().requires_grad_(False), SIDE, 1.0)
 
 
-def _from_safetensors(path: str) -> nn.Module:
+def _from_safetensors(path: Path) -> nn.Module:
     from safetensors.torch import load_file
 
     return load_iresnet({key: tensor.float() for key, tensor in load_file(path).items()})
 
 
-def _from_onnx(path: str) -> nn.Module:
+def _from_onnx(path: Path) -> nn.Module:
     try:
         from onnx2torch import convert
     except ImportError as error:
@@ -111,22 +97,21 @@ def _from_onnx(path: str) -> nn.Module:
             " pack's requirements-optional.txt): install it and restart ComfyUI, or use the same"
             " network as safetensors"
         ) from error
-    name = os.path.basename(path)
     try:
-        network: nn.Module = convert(path).eval()
+        network: nn.Module = convert(str(path)).eval()
         with torch.no_grad():
             embedding = network(torch.zeros(1, 3, SIDE, SIDE))
     # Whatever a file of another kind makes of the converter, or of a face.
     except Exception as error:
         raise ValueError(
-            f"{name} cannot be used as a face-embedding network ({error}): take ArcFace weights"
-            " such as w600k_r50"
+            f"{path.name} cannot be used as a face-embedding network ({error}): take ArcFace"
+            " weights such as w600k_r50"
         ) from error
     if not isinstance(embedding, Tensor) or embedding.ndim != 2:
         raise ValueError(
-            f"{name} gives {_described(embedding)} for a face, an embedding (1 x D) was expected:"
-            " this is another network, such as a face detector; take ArcFace weights such as"
-            " w600k_r50"
+            f"{path.name} gives {_described(embedding)} for a face, an embedding (1 x D) was"
+            " expected: this is another network, such as a face detector; take ArcFace weights such"
+            " as w600k_r50"
         )
     return network
 

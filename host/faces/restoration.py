@@ -6,36 +6,22 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...magic.boxes import Box
+from ...magic.portrait_crop import cut, feathered, replaced
 
 _INPUT_SIDE = 512
 """GFPGAN, RestoreFormer and CodeFormer were trained on faces of this size."""
-_SMALLEST_FACE = 8
+SMALLEST_FACE = 8
+"""Pixels a side: what is smaller in a mask is a speck, and a square is at least so large."""
 _WORKING_MEMORY = 2 * 1024**3
 """What a model of this kind takes beside its weights for a face or a tile, generously."""
 _CENTRED = ("GFPGAN", "CodeFormer")
 """Trained on pictures in -1..1. spandrel, which promises 0..1, hands them over as they come
 (RestoreFormer's it converts)."""
-
-
-def boxes_of_mask(mask: Tensor) -> list[Box]:
-    """One box for each separate area of a mask (H W, above one half), from left to right. Specks
-    are left out."""
-    from scipy import ndimage
-
-    labels, _ = ndimage.label((mask > 0.5).cpu().numpy(), structure=np.ones((3, 3)))
-    boxes = []
-    for rows, columns in ndimage.find_objects(labels):
-        if min(rows.stop - rows.start, columns.stop - columns.start) >= _SMALLEST_FACE:
-            boxes.append(
-                Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-            )
-    return sorted(boxes, key=lambda box: box.x)
 
 
 def restore_face(
@@ -52,37 +38,25 @@ def restore_face(
     margin: side of the crop over side of the box; feather: width of the soft edge over side of the
     crop.
     """
-    height, width = image.shape[-2:]
-    side = max(box.width, box.height) * margin
-    left, top = round(box.x + (box.width - side) / 2), round(box.y + (box.height - side) / 2)
-    side = max(_SMALLEST_FACE, round(side))
-    beyond = (max(0, -left), max(0, left + side - width), max(0, -top), max(0, top + side - height))
-    padded = F.pad(image, beyond, mode="replicate")
-    place = (
-        slice(None),
-        slice(None),
-        slice(top + beyond[2], top + beyond[2] + side),
-        slice(left + beyond[0], left + beyond[0] + side),
-    )
-    crop = padded[place]
+    square = _square_around(box, margin)
+    side = round(square.width)
+    face = cut(image, square)
     enlarged = F.interpolate(
-        crop, size=(_INPUT_SIDE, _INPUT_SIDE), mode="bicubic", antialias=True
+        face, size=(_INPUT_SIDE, _INPUT_SIDE), mode="bicubic", antialias=True
     ).clamp(0, 1)
     restored = F.interpolate(
-        model(enlarged).to(crop), size=(side, side), mode="bicubic", antialias=True
+        model(enlarged).to(face), size=(side, side), mode="bicubic", antialias=True
     ).clamp(0, 1)
-    weight = strength * _soft_square(side, feather).to(crop)
-    padded = padded.clone()
-    padded[place] = crop + weight * (restored - crop)
-    return padded[..., beyond[2] : beyond[2] + height, beyond[0] : beyond[0] + width]
+    weight = strength * feathered(side, side, feather, (True,) * 4).to(face)
+    return replaced(image, face + weight * (restored - face), square)
 
 
-def _soft_square(side: int, feather: float) -> Tensor:
-    """1 inside, falling to 0 at the border: side side."""
-    distance = (torch.arange(side) + 0.5).minimum(side - torch.arange(side) - 0.5)
-    ramp = (distance / max(feather * side, 0.5)).clamp(0, 1)
-    ramp = ramp * ramp * (3 - 2 * ramp)
-    return ramp[:, None] * ramp[None]
+def _square_around(box: Box, margin: float) -> Box:
+    """In whole pixels; may stick out of the picture."""
+    side = max(box.width, box.height) * margin
+    left, top = round(box.x + (box.width - side) / 2), round(box.y + (box.height - side) / 2)
+    side = max(SMALLEST_FACE, round(side))
+    return Box(left, top, side, side)
 
 
 @contextlib.contextmanager

@@ -10,19 +10,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..pictures.captions import Lettering
+from ..pictures.conversion import as_tensor
+from ..pictures.palette import colour, colour_name
 from .record import LayoutStep
 
-# Okabe and Ito's palette: told apart by the colour-blind too.
-PALETTE: tuple[tuple[str, tuple[int, int, int]], ...] = (
-    ("orange", (230, 159, 0)),
-    ("sky blue", (86, 180, 233)),
-    ("green", (0, 158, 115)),
-    ("yellow", (240, 228, 66)),
-    ("blue", (0, 114, 178)),
-    ("vermilion", (213, 94, 0)),
-    ("purple", (204, 121, 167)),
-    ("gray", (150, 150, 150)),
-)
+_LINE = 14
+"""Pixels from one line of a legend to the next."""
+_LEGEND_LETTERS = Lettering(10, (0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -63,26 +58,18 @@ def overlay(masks: LayoutMasks, phrases: Sequence[str], image: Tensor | None) ->
     )
     painted = base.clone().float().cpu()
     for i, mask in enumerate(masks.phrases):
-        colour = torch.tensor(PALETTE[i % len(PALETTE)][1]) / 255
-        painted = torch.lerp(painted, colour.expand_as(painted), 0.6 * mask[..., None])
+        paint = torch.tensor(colour(i)) / 255
+        painted = torch.lerp(painted, paint.expand_as(painted), 0.6 * mask[..., None])
     strip = _legend(phrases, width)
-    words = ", ".join(
-        f"{phrase}: {PALETTE[i % len(PALETTE)][0]}" for i, phrase in enumerate(phrases)
-    )
+    words = ", ".join(f"{phrase}: {colour_name(i)}" for i, phrase in enumerate(phrases))
     return torch.cat([painted, strip.expand(batch, -1, -1, -1)], dim=1), words
 
 
 def _legend(phrases: Sequence[str], width: int) -> Tensor:  # 1 h W 3
-    line = 14
-    picture = Image.new("RGB", (width, line * len(phrases) + 4), "white")
+    picture = Image.new("RGB", (width, _LINE * len(phrases) + 4), "white")
     draw = ImageDraw.Draw(picture)
     for i, phrase in enumerate(phrases):
-        top = 3 + i * line
-        draw.rectangle((4, top, 13, top + 9), fill=PALETTE[i % len(PALETTE)][1])
-        draw.text((18, top - 2), phrase, fill="black")
-    return (
-        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        .view(1, picture.height, width, 3)
-        .float()
-        / 255
-    )
+        top = 3 + i * _LINE
+        draw.rectangle((4, top, 13, top + 9), fill=colour(i))
+        _LEGEND_LETTERS.write(picture, phrase, (18, top - 2))
+    return as_tensor(picture)

@@ -1,13 +1,14 @@
-"""Optional models in the user's own folders: what is there, and where a file belongs that is not.
-Nothing is ever downloaded.
+"""Models in the user's own folders: what is there, and where a file belongs that is not. Nothing is
+ever downloaded.
 
-Only what a folder's list holds can be opened: no parent folders, absolute paths, or links that lead
-out of the models folder.
+Only what a folder's list holds can be opened: no parent folders, no absolute paths.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,22 @@ TENSORS = (".safetensors", ".pth", ".pt")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """name: the folder inside ComfyUI's models folder; suffixes: of single files, none where models
-    are whole folders (transformers' format, with config.json); content: what is looked for; source:
-    where people get it."""
+    """Where models of one kind lie.
+
+    name: the host's for the kind, as in extra_model_paths.yaml. suffixes: of single files, in small
+    letters; none where models are whole folders (transformers' format, with config.json). content:
+    what is looked for, and source: where people get it, for messages. places: folders inside
+    ComfyUI's models folder; none for a kind that the host, or who asks, has registered already.
+    follows_links: whether files may be links to elsewhere, as in the host's own folders; else only
+    what lies in the folder itself counts.
+    """
 
     name: str
     suffixes: tuple[str, ...]
     content: str
     source: str
+    places: tuple[str, ...] = ()
+    follows_links: bool = False
 
 
 SAMS = ModelFolder(
@@ -32,18 +41,21 @@ SAMS = ModelFolder(
     TENSORS,
     "a SAM checkpoint such as sam_vit_b_01ec64.pth",
     "https://github.com/facebookresearch/segment-anything#model-checkpoints",
+    places=("sams",),
 )
 DETECTORS = ModelFolder(
     "grounding-dino",
     (),
     "a Grounding DINO folder with config.json and model.safetensors, such as grounding-dino-tiny",
     "https://huggingface.co/IDEA-Research/grounding-dino-tiny",
+    places=("grounding-dino",),
 )
 FACE_DETECTORS = ModelFolder(
     "face_detection",
     (".onnx",),
     "a YuNet file such as face_detection_yunet_2023mar.onnx",
     "https://github.com/opencv/opencv_zoo/tree/main/models/face_detection_yunet",
+    places=("face_detection",),
 )
 MEDIAPIPE = ModelFolder(
     "detection",
@@ -57,68 +69,56 @@ METRICS = ModelFolder(
     "networks for metrics: transformers folders of CLIP and DINO, an aesthetic head, AlexNet for"
     " LPIPS",
     "the table of metrics in this pack's README",
+    places=("metrics",),
+)
+IDENTITIES = ModelFolder(
+    "face_identity",
+    (".safetensors", ".onnx"),
+    "ArcFace or AdaFace weights such as w600k_r50",
+    "https://github.com/deepinsight/insightface/tree/master/model_zoo",
+    # Where other packs keep them.
+    places=("face_identity", "insightface"),
+    follows_links=True,
 )
 
 
-def register() -> None:
-    """Makes the folders known to the host, so that extra_model_paths.yaml can name more places for
-    them."""
-    import folder_paths
-
-    for folder in (SAMS, DETECTORS, FACE_DETECTORS, METRICS):
-        folder_paths.add_model_folder_path(
-            folder.name, str(Path(folder_paths.models_dir) / folder.name)
-        )
-
-
 def roots(folder: ModelFolder) -> list[Path]:
+    """All places of the kind, those of extra_model_paths.yaml included."""
     import folder_paths
 
-    register()
-    return [
-        Path(path) for path in folder_paths.folder_names_and_paths.get(folder.name, ((), ()))[0]
-    ]
+    for place in folder.places:
+        folder_paths.add_model_folder_path(
+            folder.name, os.path.join(folder_paths.models_dir, place)
+        )
+    paths, _ = folder_paths.folder_names_and_paths.get(folder.name, ((), ()))
+    return [Path(path) for path in paths]
 
 
 def names(folder: ModelFolder) -> list[str]:
     """The single files that are there."""
-    return sorted(_found(folder))
+    return sorted(_files(folder))
 
 
 def model_directories(folder: ModelFolder) -> dict[str, str]:
     """The transformers folders that are there, and the model_type of each one's config.json."""
-    found: dict[str, str] = {}
-    for root in roots(folder):
-        for config in sorted(root.glob("*/config.json")):
-            if _is_within(config, root):
-                found.setdefault(config.parent.name, _model_type(config))
-    return found
+    return {name: _model_type(path / "config.json") for name, path in _directories(folder).items()}
 
 
 def path_of(folder: ModelFolder, name: str) -> Path:
     """The path of a listed file or transformers folder. ValueError names the folder and where to
     get such a model."""
-    path = _found(folder).get(name) if folder.suffixes else None
-    if path is None and name in model_directories(folder):
-        path = next(
-            root / name
-            for root in roots(folder)
-            if (root / name / "config.json").is_file() and _is_within(root / name, root)
-        )
+    path = _files(folder).get(name) or _directories(folder).get(name)
     if path is None:
-        raise ValueError(missing(folder, name))
+        raise ValueError(missing_message(folder, name))
     return path
 
 
-def missing(folder: ModelFolder, name: str = "") -> str:
+def missing_message(folder: ModelFolder, name: str = "") -> str:
     """What to say when a model is not there."""
-    asked = (
-        f"'{name}' is not among the models in {folder.name}: "
-        if name
-        else f"nothing in models/{folder.name}: "
-    )
-    places = " or ".join(str(root) for root in roots(folder))
-    return f"{asked}put {folder.content} into {places} (from {folder.source})"
+    what = f"'{name}' is not among the models in" if name else "nothing in"
+    places = " or ".join(map(str, roots(folder)))
+    place = folder.name if name else f"models/{folder.name}"
+    return f"{what} {place}: put {folder.content} into {places} (from {folder.source})"
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -139,23 +139,42 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return state
 
 
-def _found(folder: ModelFolder) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _files(folder: ModelFolder) -> dict[str, Path]:
+    if not folder.suffixes:
+        return {}
+    files: dict[str, Path] = {}
     for root in roots(folder):
-        for path in sorted(root.rglob("*")):
-            inside_model = (path.parent / "config.json").is_file()
-            if (
-                path.suffix.lower() in folder.suffixes
-                and path.is_file()
-                and not inside_model
-                and _is_within(path, root)
-            ):
-                found.setdefault(path.relative_to(root).as_posix(), path)
-    return found
+        for path in _walk(root, folder.follows_links):
+            if path.suffix.lower() in folder.suffixes and _may_open(path, root, folder):
+                relative = path.relative_to(root)
+                # Where links are followed, names are the host's, which are the system's.
+                files.setdefault(
+                    str(relative) if folder.follows_links else relative.as_posix(), path
+                )
+    return files
 
 
-def _is_within(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
+def _directories(folder: ModelFolder) -> dict[str, Path]:
+    directories: dict[str, Path] = {}
+    for root in roots(folder):
+        for config in sorted(root.glob("*/config.json")):
+            if _may_open(config, root, folder):
+                directories.setdefault(config.parent.name, config.parent)
+    return directories
+
+
+def _walk(root: Path, follows_links: bool) -> Iterator[Path]:
+    """The files below a folder, but for those of a transformers folder."""
+    for directory, folders, files in os.walk(root, followlinks=follows_links):
+        folders.sort()
+        if "config.json" not in files:
+            yield from (Path(directory, name) for name in sorted(files))
+
+
+def _may_open(path: Path, root: Path, folder: ModelFolder) -> bool:
+    return path.is_file() and (
+        folder.follows_links or path.resolve().is_relative_to(root.resolve())
+    )
 
 
 def _model_type(config: Path) -> str:

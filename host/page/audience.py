@@ -3,13 +3,9 @@ of its connections."""
 
 from __future__ import annotations
 
-import base64
-import io
 import sys
 from dataclasses import dataclass
 from typing import Any
-
-from PIL import Image
 
 LISTEN_ROUTE = "/magicportrait/listen"
 _LISTENS = "magicportrait"
@@ -70,10 +66,3 @@ def accept_listeners() -> None:
             return web.Response(status=404)
         socket[_LISTENS] = True
         return web.Response(status=204)
-
-
-def encoded(picture: Image.Image, kind: str, **options: Any) -> str:
-    """A picture as a file of its kind ('PNG', 'JPEG') in base64."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -13,13 +13,13 @@ from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from ...magic.correspondence import coarse_size
 from ...magic.heat import as_overlay, heat_colours
 from ..analysis.exploration import Exploration
-from .audience import encoded, running_server
+from ..pictures.conversion import as_base64, as_image
+from .audience import running_server
 
 ROUTE = "/magicportrait/correspondence/{key}"
 _GONE = "what this run has seen is no longer kept: queue the workflow again"
@@ -61,7 +61,7 @@ def view_data(
         "steps": exploration.steps,
         "place": exploration.most_looking(),
         "total": exploration.total,
-        "scale": encoded(_as_image(scale), "PNG"),
+        "scale": as_base64(as_image(scale), "PNG"),
     }
 
 
@@ -124,11 +124,7 @@ def _overlay(heat: Tensor) -> str:  # h w in 0..1
     smooth = F.interpolate(heat[None, None], size=size, mode="bicubic", align_corners=False)[
         0, 0
     ].clamp(0, 1)
-    return encoded(_as_image(as_overlay(smooth, _STRENGTH)), "PNG")
-
-
-def _as_image(picture: Tensor) -> Image.Image:  # H W 3 or 4 in 0..1
-    return Image.fromarray((picture * 255).round().to(torch.uint8).cpu().numpy())
+    return as_base64(as_image(as_overlay(smooth, _STRENGTH)), "PNG")
 
 
 def _reduced(image: Tensor) -> Tensor:  # H W 3

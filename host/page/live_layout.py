@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ...magic.concepts import Concept
-from ..layout.masks import PALETTE
 from ..layout.record import LayoutStep, LayoutSteps
-from .audience import Audience, audience, encoded
+from ..pictures.conversion import as_base64, as_image
+from ..pictures.palette import colour
+from .audience import Audience, audience
 
 RUN_EVENT, LAYOUT_EVENT = "magicportrait.run", "magicportrait.layout"
 _SECONDS_BETWEEN = 0.25
@@ -99,9 +99,9 @@ def indexed_png(concepts: np.ndarray) -> str:
     """concepts: H W, the phrase that owns each place or -1. A PNG of that size in base64."""
     phrases = max(1, int(concepts.max()) + 1)
     picture = Image.fromarray((concepts + 1).astype(np.uint8), "P")
-    colours = [(0, 0, 0), *(PALETTE[i % len(PALETTE)][1] for i in range(phrases))]
-    picture.putpalette([value for colour in colours for value in colour])
-    return encoded(picture, "PNG", transparency=0)
+    colours = [(0, 0, 0), *(colour(i) for i in range(phrases))]
+    picture.putpalette([level for entry in colours for level in entry])
+    return as_base64(picture, "PNG", transparency=0)
 
 
 def _thumbnails(concept: Concept) -> Sequence[str]:
@@ -112,8 +112,7 @@ def _thumbnails(concept: Concept) -> Sequence[str]:
     images = _resized(concept.images[..., :3].movedim(-1, 1), size)  # B 3 h w
     if concept.mask is not None:
         images = images * (0.25 + 0.75 * _resized(concept.mask[:, None], size))
-    pictures = (images.movedim(1, -1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    return [encoded(Image.fromarray(picture), "JPEG", quality=80) for picture in pictures]
+    return [as_base64(as_image(image), "JPEG", quality=80) for image in images.movedim(1, -1)]
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

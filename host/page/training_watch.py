@@ -7,14 +7,13 @@ import gc
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..pictures.conversion import as_base64, as_image
 from ..training.run import CaptureSettings
 from .audience import audience, running_server
-from .audience import encoded as as_base64
 
 _PREVIEW_SIDE = 512
 _SECONDS_BETWEEN_EVENTS = 0.3
@@ -59,7 +58,7 @@ class TrainingWatch:
 
     def previewed(self, step: int, pictures: Tensor) -> None:
         self.previews.append(pictures)
-        picture = Image.fromarray((pictures[0].clamp(0, 1).numpy() * 255).round().astype(np.uint8))
+        picture = as_image(pictures[0])
         self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
         self._show(step, picture)
 

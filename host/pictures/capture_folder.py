@@ -32,13 +32,16 @@ def read_folder(folder: str) -> tuple[list[Tensor], list[Tensor] | None, list[st
     masks = (
         {path.stem: path for path in pictures_in(root / "mask")} if (root / "mask").is_dir() else {}
     )
-    if masks and (missing := [path.name for path in pictures if path.stem not in masks]):
+    if masks and (unmasked := [path.name for path in pictures if path.stem not in masks]):
         raise ValueError(
-            f"folder '{folder}': {missing[0]} has no mask: put mask/{missing[0]} there, or remove"
+            f"folder '{folder}': {unmasked[0]} has no mask: put mask/{unmasked[0]} there, or remove"
             " the folder mask"
         )
-    found = [read_mask(masks[path.stem])[0] for path in pictures] if masks else None
-    return [read_image(path)[0] for path in pictures], found, [path.name for path in pictures]
+    return (
+        [read_image(path)[0] for path in pictures],
+        [read_mask(masks[path.stem])[0] for path in pictures] if masks else None,
+        [path.name for path in pictures],
+    )
 
 
 def has_masks(folder: str) -> bool:

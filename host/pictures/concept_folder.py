@@ -27,7 +27,12 @@ NO_FOLDER = "(no concept folder in ComfyUI's input folder)"
 
 @dataclass(frozen=True)
 class ConceptFolder:
-    """ca_scale is 0 where the folder does not say."""
+    """What a folder holds.
+
+    concepts: in the order of its YAML file, else of their names; prompt: the target prompt, made
+    from the names where the folder does not say; negative_prompt: empty where it does not say;
+    ca_scale: as of MagicFace Apply, 0 where it does not say.
+    """
 
     concepts: tuple[Concept, ...]
     prompt: str
@@ -59,10 +64,10 @@ def read_folder(folder: str, default_strength: float) -> ConceptFolder:
     masks = {path.stem: path for path in pictures_in(root / "mask")}
     if not images:
         raise ValueError(f"concept folder '{folder}': image/ has no pictures in it")
-    if missing := sorted(set(images) - set(masks)):
+    if unmasked := sorted(set(images) - set(masks)):
         raise ValueError(
-            f"concept folder '{folder}': image/{images[missing[0]].name} has no mask: expected"
-            f" mask/{images[missing[0]].name}"
+            f"concept folder '{folder}': image/{images[unmasked[0]].name} has no mask: expected"
+            f" mask/{images[unmasked[0]].name}"
         )
     config = _read_config(root)
     if config is None:
@@ -105,7 +110,8 @@ def words_at(prompt: str, indices: list[int]) -> list[str]:
     prompt."""
     from comfy.sd1_clip import SD1Tokenizer
 
-    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    # Its parts are attributes whose names the host makes up.
+    tokenizer = vars(SD1Tokenizer())["clip_l"].tokenizer
     owners: list[str] = []
     for word in prompt.split():
         bare = word.strip(",.;:!?")

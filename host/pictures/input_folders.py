@@ -20,19 +20,19 @@ def input_root() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
-def folders_with(is_wanted: Callable[[Path], bool]) -> list[str]:
-    """Names of folders up to three levels down in the input folder that are as wanted and no links
-    to elsewhere."""
+def folders_with(suits: Callable[[Path], bool]) -> list[str]:
+    """Names of folders up to three levels down in the input folder that suit and are no links to
+    elsewhere."""
     root = input_root()
-    found = (
+    folders = (
         path
         for pattern in ("*", "*/*", "*/*/*")
         for path in root.glob(pattern)
-        if path.is_dir() and is_wanted(path)
+        if path.is_dir() and suits(path)
     )
     return sorted(
         path.relative_to(root).as_posix()
-        for path in found
+        for path in folders
         if path.resolve().is_relative_to(root.resolve())
     )
 

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...magic.boxes import Box
+
 _INSIDE = 0.5
+_CORNERS_CONNECT = np.ones((3, 3), bool)
 
 
 def fill_holes(mask: Tensor) -> Tensor:
@@ -24,15 +27,28 @@ def largest_part(mask: Tensor) -> Tensor:
     0..1."""
     from scipy.ndimage import label
 
-    corners = np.ones((3, 3), bool)
-
     def largest(inside: np.ndarray) -> np.ndarray:
-        parts, count = label(inside, corners)
+        parts, count = label(inside, _CORNERS_CONNECT)
         return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count else inside
 
     kept = _each(mask, largest)
     dropped = (mask >= _INSIDE) & (kept == 0)
     return torch.where(_nearer_to(kept > 0, dropped), mask, 0.0).to(mask)
+
+
+def boxes_of_parts(mask: Tensor, smallest: int) -> list[Box]:
+    """A box for each connected part of a mask (H W, above one half; corners connect), from left to
+    right. Specks, less than `smallest` pixels high or wide, are left out."""
+    from scipy.ndimage import find_objects, label
+
+    parts, _ = label((mask > _INSIDE).cpu().numpy(), _CORNERS_CONNECT)
+    boxes = (
+        Box.between(columns.start, rows.start, columns.stop, rows.stop)
+        for rows, columns in find_objects(parts)
+    )
+    return sorted(
+        (box for box in boxes if min(box.height, box.width) >= smallest), key=lambda box: box.x
+    )
 
 
 def _each(mask: Tensor, work: Callable[[np.ndarray], np.ndarray]) -> Tensor:

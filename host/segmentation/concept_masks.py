@@ -5,22 +5,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 from torch import Tensor
 
 from ...magic.boxes import FACE_AREAS, Box, Point, choose
 from ..faces.detection import find_faces
-from ..layout.masks import PALETTE
-from .detectors import Segmenter, TextDetector, as_pixels
+from ..pictures.captions import Lettering
+from ..pictures.conversion import as_image, as_tensor
+from ..pictures.palette import colour
+from .grounding_dino import TextDetector
+from .sam import Segmenter
+
+_SMALLEST_LABELLED = 64
+"""Pixels on the shorter side below which boxes are drawn without their labels."""
+_LABEL_LETTERS = Lettering(10, (255, 255, 255), outline=(0, 0, 0))
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to find. target: 'text', 'points' or 'face'; which, index: as for `choose`; boxes: for
-    each picture, the user's own."""
+class MaskRequest:
+    """What to mask.
+
+    target: 'text', 'points' or 'face'. text: for text, what to mask, in words. inside, outside: for
+    points, places in the thing and places that are not it. boxes: for points, the user's own, for
+    each picture. area: for face, a name of FACE_AREAS. which, index: which of several finds, as for
+    `choose`. threshold: how sure a find must be, 0..1.
+    """
 
     target: str
     text: str = ""
@@ -35,8 +46,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Backends:
-    """Names of the models, None where none is chosen: a SAM checkpoint, a Grounding DINO folder, a
-    face detector."""
+    """The models to use, by name, None where none is chosen. segmenter: a SAM checkpoint, for
+    shapes; detector: a Grounding DINO folder, for words; faces: a face detector."""
 
     segmenter: str | None = None
     detector: str | None = None
@@ -45,52 +56,48 @@ class Backends:
 
 @dataclass(frozen=True)
 class ConceptMasks:
-    """masks: B H W, 0 or 1; boxes: for each picture."""
+    """What was asked for. masks: B H W, 0 or 1; boxes: of each picture, inside of it."""
 
     masks: Tensor
     boxes: tuple[tuple[Box, ...], ...]
 
 
-def concept_masks(images: Tensor, wanted: Wanted, backends: Backends) -> ConceptMasks:
+def concept_masks(images: Tensor, request: MaskRequest, backends: Backends) -> ConceptMasks:
     """Boxes first, then the shape in each: SAM's, or, without one, a rectangle (an ellipse for
     faces). images: B H W C in 0..1."""
     from comfy.utils import ProgressBar
 
-    size = tuple(images.shape[1:3])
-    boxes = [_inside(found, size, wanted) for found in _boxes(images, wanted, backends)]
-    is_needed = any(boxes) or bool(wanted.inside)
+    size = (images.shape[1], images.shape[2])
+    boxes = [_inside(of_picture, size, request) for of_picture in _boxes(images, request, backends)]
+    is_needed = any(boxes) or bool(request.inside)
     segmenter = Segmenter(backends.segmenter) if backends.segmenter and is_needed else None
     progress = ProgressBar(len(images))
     masks = []
-    for image, found in zip(images, boxes, strict=True):
-        masks.append(_mask(image, found, wanted, segmenter))
+    for image, of_picture in zip(images, boxes, strict=True):
+        masks.append(_mask(image, of_picture, request, segmenter))
         progress.update(1)
-    return ConceptMasks(torch.stack(masks), tuple(tuple(found) for found in boxes))
+    return ConceptMasks(torch.stack(masks), tuple(map(tuple, boxes)))
 
 
-def _boxes(images: Tensor, wanted: Wanted, backends: Backends) -> list[list[Box]]:
-    if wanted.target == "face":
-        faces = find_faces(backends.faces or "", images, wanted.threshold)
-        return [
-            [
-                face.expanded(*FACE_AREAS[wanted.area])
-                for face in choose(found, wanted.which, wanted.index)
-            ]
-            for found in faces
+def _boxes(images: Tensor, request: MaskRequest, backends: Backends) -> list[list[Box]]:
+    if request.target == "points":
+        return [list(of_picture) for of_picture in request.boxes]
+    if request.target == "face":
+        growth = FACE_AREAS[request.area]
+        finds = [
+            [face.expanded(*growth) for face in faces]
+            for faces in find_faces(backends.faces or "", images, request.threshold)
         ]
-    if wanted.target == "text":
+    else:
         detector = TextDetector(backends.detector or "")
-        return [
-            choose(detector.find(image, wanted.text, wanted.threshold), wanted.which, wanted.index)
-            for image in images
-        ]
-    return [list(found) for found in wanted.boxes]
+        finds = [detector.find(image, request.text, request.threshold) for image in images]
+    return [choose(of_picture, request.which, request.index) for of_picture in finds]
 
 
-def _inside(boxes: Sequence[Box], size: tuple[int, ...], wanted: Wanted) -> list[Box]:
-    clipped = [(box, box.clipped((size[0], size[1]))) for box in boxes]
+def _inside(boxes: Sequence[Box], size: tuple[int, int], request: MaskRequest) -> list[Box]:
+    clipped = [(box, box.clipped(size)) for box in boxes]
     for box, part in clipped:
-        if part is None and wanted.target == "points":
+        if part is None and request.target == "points":
             left, top, right, bottom = (round(number) for number in box.corners)
             raise ValueError(
                 f"box {left},{top} to {right},{bottom} is outside the picture, which is"
@@ -100,23 +107,22 @@ def _inside(boxes: Sequence[Box], size: tuple[int, ...], wanted: Wanted) -> list
 
 
 def _mask(
-    image: Tensor, boxes: Sequence[Box], wanted: Wanted, segmenter: Segmenter | None
+    image: Tensor, boxes: Sequence[Box], request: MaskRequest, segmenter: Segmenter | None
 ) -> Tensor:
-    mask = torch.zeros(image.shape[:2])
+    size = (image.shape[0], image.shape[1])
+    mask = torch.zeros(size)
     if segmenter is None:
+        is_round = request.target == "face"
         for box in boxes:
-            mask = torch.maximum(
-                mask,
-                box_shape(box, (image.shape[0], image.shape[1]), is_round=wanted.target == "face"),
-            )
+            mask = torch.maximum(mask, box_shape(box, size, is_round=is_round))
         return mask
-    if not boxes and not wanted.inside:
+    if not boxes and not request.inside:
         return mask
     segmenter.look_at(image)
-    if wanted.inside:
+    if request.inside:
         # A single box narrows the points down; several are things of their own.
         mask = segmenter.mask_of_points(
-            wanted.inside, wanted.outside, boxes[0] if len(boxes) == 1 else None
+            request.inside, request.outside, boxes[0] if len(boxes) == 1 else None
         )
         boxes = boxes if len(boxes) > 1 else ()
     for box in boxes:
@@ -137,80 +143,25 @@ def box_shape(box: Box, size: tuple[int, int], *, is_round: bool) -> Tensor:
     return inside.float()
 
 
-def as_host_boxes(boxes: Sequence[Sequence[Box]]) -> list[list[dict[str, Any]]]:
-    """In the form of the host's BOUNDING_BOX type: for each picture a list."""
-    return [
-        [
-            {
-                "x": b.x,
-                "y": b.y,
-                "width": b.width,
-                "height": b.height,
-                "label": b.label,
-                "score": b.score,
-            }
-            for b in found
-        ]
-        for found in boxes
-    ]
-
-
-def from_host_boxes(boxes: Any, pictures: int) -> tuple[tuple[Box, ...], ...]:
-    """BOUNDING_BOX as it comes from the host's widget (one box), or its nodes (a list for all
-    pictures, or a list for each)."""
-    found = [boxes] if isinstance(boxes, dict) else list(boxes)
-    each = [list(entry) for entry in found] if found and not isinstance(found[0], dict) else [found]
-    if len(each) not in (1, pictures):
-        raise ValueError(
-            f"boxes are for {len(each)} pictures, but {pictures} came: give boxes for one picture,"
-            " or for each"
-        )
-    read = tuple(
-        tuple(
-            Box(
-                b["x"],
-                b["y"],
-                b["width"],
-                b["height"],
-                str(b.get("label", "")),
-                float(b.get("score", 1.0)),
-            )
-            for b in entry
-        )
-        for entry in each
-    )
-    return read * pictures if len(read) == 1 else read
-
-
-def overlay(images: Tensor, found: ConceptMasks) -> Tensor:
+def overlay(images: Tensor, result: ConceptMasks) -> Tensor:
     """The masks in colour over the pictures, with their boxes and scores. B H W 3."""
-    colour = PALETTE[0][1]
+    paint = colour(0)
     painted = []
-    for image, mask, boxes in zip(images, found.masks, found.boxes, strict=True):
+    for image, mask, boxes in zip(images, result.masks, result.boxes, strict=True):
         tinted = torch.lerp(
             image[..., :3].cpu().float(),
-            (torch.tensor(colour) / 255).expand(*mask.shape, 3),
+            (torch.tensor(paint) / 255).expand(*mask.shape, 3),
             0.55 * mask[..., None],
         )
-        picture = Image.fromarray(as_pixels(tinted))
+        picture = as_image(tinted)
         draw, line = ImageDraw.Draw(picture), max(1, round(min(mask.shape) / 200))
         for box in boxes:
             left, top, right, bottom = box.corners
             draw.rectangle(
-                (left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=line
+                (left, top, max(left, right - 1), max(top, bottom - 1)), outline=paint, width=line
             )
-            if box.label and min(mask.shape) >= 64:
-                draw.text(
-                    (left + line + 2, top + line + 1),
-                    f"{box.label} {box.score:.2f}",
-                    fill="white",
-                    stroke_width=1,
-                    stroke_fill="black",
-                )
-        painted.append(
-            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-            .view(*mask.shape, 3)
-            .float()
-            / 255
-        )
-    return torch.stack(painted)
+            if box.label and min(mask.shape) >= _SMALLEST_LABELLED:
+                text = f"{box.label} {box.score:.2f}"
+                _LABEL_LETTERS.write(picture, text, (left + line + 2, top + line + 1))
+        painted.append(as_tensor(picture))
+    return torch.cat(painted)

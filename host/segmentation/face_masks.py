@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...magic.capture_sets import as_rgb
+from ...magic.pictures import as_rgb
 from ..faces.detection import face_models, missing_message
-from .concept_masks import Backends, Wanted, concept_masks
+from .concept_masks import Backends, MaskRequest, concept_masks
 
 # A picture is said to show a face, so a doubtful find is more likely something else.
 _LEAST_SCORE = 0.5
@@ -28,12 +28,12 @@ def find_face_masks(
     if not detectors:
         logging.warning("MagicPortrait: %s", _everything(what, missing_message()))
         return None
-    wanted, masks = Wanted(target="face", which="largest", threshold=_LEAST_SCORE), []
+    request = MaskRequest(target="face", which="largest", threshold=_LEAST_SCORE)
+    backends = Backends(faces=detectors[0])
+    masks = []
     for image, name in zip(images, names, strict=True):
         try:
-            [mask] = concept_masks(
-                as_rgb(image, name)[None], wanted, Backends(faces=detectors[0])
-            ).masks
+            [mask] = concept_masks(as_rgb(image, name)[None], request, backends).masks
         except ValueError as error:
             logging.warning("MagicPortrait: %s", _everything(what, str(error)))
             return None

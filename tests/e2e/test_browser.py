@@ -18,7 +18,7 @@ from comfy_server import ComfyServer
 from devkit.browser import find_browser
 from devkit.pack import CACHE, PACK_NAME, DevError
 from devkit.workflow_format import to_api_prompt
-from magicportrait.host.layout.masks import PALETTE
+from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.magic.phrases import split_phrases
 
 OPTIONS = [

@@ -10,7 +10,7 @@ from PIL import Image
 
 import workflow_files
 from comfy_server import ComfyServer, Picture, ValidationFailed
-from magicportrait.host.layout.masks import PALETTE
+from magicportrait.host.pictures.palette import PALETTE
 from workflow_files import ids, prompt_of
 
 STEPS = 8

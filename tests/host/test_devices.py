@@ -20,7 +20,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from magicportrait.host.faces.identity import load_identity
-from magicportrait.host.metrics.table import Comparison, measure
+from magicportrait.host.metrics.comparison import Comparison
+from magicportrait.host.metrics.table import measure
 from magicportrait.host.models.folders import DETECTORS, FACE_DETECTORS, METRICS, SAMS
 from magicportrait.host.page.correspondence_view import answer
 from magicportrait.host.training.run import CaptureTraining

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from magicportrait.host.layout.masks import PALETTE
 from magicportrait.host.page import audience, live_layout
+from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.nodes.magicface import MagicFaceApply
 from magicportrait.tests.host.sampling import Sampling, apply, parts, watch

@@ -14,8 +14,11 @@ import torch
 from magicportrait.host.faces.detection import face_models
 from magicportrait.host.models import folders as model_folders
 from magicportrait.host.models.folders import DETECTORS, FACE_DETECTORS, MEDIAPIPE, SAMS
-from magicportrait.host.segmentation import detectors as segmentation
-from magicportrait.host.segmentation.concept_masks import box_shape, from_host_boxes
+from magicportrait.host.pictures.conversion import as_pixels
+from magicportrait.host.pictures.host_boxes import from_host_boxes
+from magicportrait.host.segmentation.concept_masks import box_shape
+from magicportrait.host.segmentation.grounding_dino import TextDetector
+from magicportrait.host.segmentation.sam import build_sam
 from magicportrait.magic.boxes import Box
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, MagicMaskRefine
 from magicportrait.tests.host import tiny_vision
@@ -101,9 +104,7 @@ def test_text_boxes_are_those_of_the_library(models):
     image = pictures()[0]
     processor = AutoProcessor.from_pretrained(models / "grounding-dino" / "tiny")
     model = AutoModelForZeroShotObjectDetection.from_pretrained(models / "grounding-dino" / "tiny")
-    inputs = processor(
-        images=segmentation.as_pixels(image), text="hat. scarf.", return_tensors="pt"
-    )
+    inputs = processor(images=as_pixels(image), text="hat. scarf.", return_tensors="pt")
     # Another implementation's threshold has had two names.
     found = processor.image_processor.post_process_object_detection(
         model(**inputs), threshold=0.3, target_sizes=[(70, 50)]
@@ -111,7 +112,7 @@ def test_text_boxes_are_those_of_the_library(models):
     expected = {tuple(round(number, 2) for number in box) for box in found["boxes"].tolist()}
     ours = {
         tuple(round(number, 2) for number in box.corners)
-        for box in segmentation.TextDetector("tiny").find(image, "hat, scarf", 0.3)
+        for box in TextDetector("tiny").find(image, "hat, scarf", 0.3)
     }
     assert 0 < len(ours) <= len(expected)
     assert ours <= expected
@@ -121,9 +122,9 @@ def test_a_detector_saved_in_half_precision_finds_the_same(models):
     from transformers import AutoModelForZeroShotObjectDetection
 
     folder, image = models / "grounding-dino" / "tiny", pictures()[0]
-    full = segmentation.TextDetector("tiny").find(image, "hat", 0.3)
+    full = TextDetector("tiny").find(image, "hat", 0.3)
     AutoModelForZeroShotObjectDetection.from_pretrained(folder).half().save_pretrained(folder)
-    half = segmentation.TextDetector("tiny").find(image, "hat", 0.3)
+    half = TextDetector("tiny").find(image, "hat", 0.3)
     assert full and [box.corners for box in half] == [
         pytest.approx(box.corners, abs=1.0) for box in full
     ]
@@ -150,7 +151,7 @@ def test_without_sam_the_boxes_are_the_mask(models):
 
 
 def test_nothing_found(models):
-    assert segmentation.TextDetector("tiny").find(pictures()[0], "hat", 1.0) == []
+    assert TextDetector("tiny").find(pictures()[0], "hat", 1.0) == []
     none = {"text": "hat", "choose": "index", "index": 900}
     with pytest.raises(ValueError, match=r"picture 1 of 2 does not show 'hat' at threshold 0\.3"):
         masked(pictures(2), **none)
@@ -166,10 +167,10 @@ def test_sam_masks_are_those_of_the_library(models):
 
     image = pictures()[0]
     predictor = SamPredictor(
-        segmentation.build_sam(state := torch.load(models / "sams" / "tiny.pth", weights_only=True))
+        build_sam(state := torch.load(models / "sams" / "tiny.pth", weights_only=True))
     )
     predictor.model.load_state_dict(state)
-    predictor.set_image(segmentation.as_pixels(image))
+    predictor.set_image(as_pixels(image))
     expected, scores, _ = predictor.predict(
         np.array([[10, 20], [40, 60]]), np.array([1, 0]), box=np.array([4, 6, 44, 66])
     )
@@ -190,7 +191,7 @@ def test_real_sizes_are_read_from_the_checkpoint():
 
     with torch.device("meta"):
         published = sam_model_registry["vit_b"]()
-        ours = segmentation.build_sam(published.state_dict())
+        ours = build_sam(published.state_dict())
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == {
         name: tensor.shape for name, tensor in published.state_dict().items()
     }

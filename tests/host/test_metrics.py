@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from magicportrait.host.faces.identity import Identity
-from magicportrait.host.metrics.table import OFF, Comparison, MetricTable, measure
+from magicportrait.host.metrics.comparison import OFF, Comparison
+from magicportrait.host.metrics.table import MetricTable, measure
 from magicportrait.host.models.folders import METRICS
 from magicportrait.host.pictures.compare_grid import CompareGrid
-from magicportrait.host.segmentation.detectors import as_pixels
+from magicportrait.host.pictures.conversion import as_pixels
 from magicportrait.magic.boxes import Box
 from magicportrait.magic.capture_losses import face_box, face_crops
 from magicportrait.nodes.metrics import MagicCompareGrid, MagicPortraitMetrics

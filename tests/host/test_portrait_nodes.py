@@ -31,7 +31,7 @@ def test_masks_of_a_batch_are_cut_at_one_place():
     masks[0, 10:20, 10:20] = 1
     masks[1, 60:70, 40:50] = 1
     image, mask, crop = MagicPortraitCrop.execute(IMAGES, masks, 0.0, 64, False).args
-    assert (crop.box.left, crop.box.top, crop.box.right, crop.box.bottom) == (10, 10, 50, 70)
+    assert crop.box.corners == (10, 10, 50, 70)
     assert len(image) == len(mask) == 2 and all(side % 8 == 0 for side in image.shape[1:3])
     assert float(mask[0, 2, 2]) == 1 and float(mask[1, 2, 2]) == 0
 
@@ -40,7 +40,7 @@ def test_pasting_changes_the_crop_only():
     image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, True).args
     out = MagicPortraitPaste.execute(IMAGES, 1 - image, crop, 0.1).args[0]
     inside = torch.zeros(96, 64, dtype=torch.bool)
-    inside[crop.box.top : crop.box.bottom, crop.box.left : crop.box.right] = True
+    inside[crop.box.pixels] = True
     assert torch.equal(out[:, ~inside], IMAGES[:, ~inside]) and not torch.equal(
         out[:, inside], IMAGES[:, inside]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from devkit.pack import ROOT
-from magicportrait.host.layout.masks import PALETTE
+from magicportrait.host.pictures.palette import PALETTE
 
 JS = ROOT / "js"
 

@@ -82,6 +82,21 @@ def test_feather_is_a_gaussian_step():
     assert torch.equal(feather(mask, 0.0), mask)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "sigma"), [(1.0, 0.5), (3.0, 1.5), (5.0, 2.5), (8.0, 4.0), (9.5, 4.75)]
+)
+def test_a_feathered_dot_is_a_gaussian_of_half_the_width(pixels, sigma):
+    side = 41
+    mask = torch.zeros(1, side, side)
+    mask[0, side // 2, side // 2] = 1
+    distance = torch.arange(side, dtype=torch.float64) - side // 2
+    gauss = (-0.5 * (distance / sigma) ** 2).exp()
+    gauss[distance.abs() > round(3 * sigma)] = 0
+    gauss /= gauss.sum()
+    expected = gauss[:, None] * gauss
+    torch.testing.assert_close(feather(mask, pixels)[0].double(), expected, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2)])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_even_masks_of_any_size_stay_as_they_are(size, value):

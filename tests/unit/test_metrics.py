@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,47 @@ def test_style_distance_knows_how_and_not_where():
     )
     assert moved < 0.03 < finer < plain <= 1
     assert style_distance(drawn, stripes(8, size=(96, 32))) < finer
+
+
+def halved(picture: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels; at an odd end, of those that are left. H W 3."""
+    rows, columns = (range(0, side, 2) for side in picture.shape[:2])
+    return np.array([[picture[y : y + 2, x : x + 2].mean((0, 1)) for x in columns] for y in rows])
+
+
+def gram(picture: np.ndarray) -> np.ndarray:
+    """The products of 13 filters (colours, edges in x and y, Laplacian, strength of the edges),
+    averaged over all pixels, pixel by pixel."""
+    height, width = picture.shape[:2]
+    total = np.zeros((13, 13))
+    for y in range(height):
+        for x in range(width):
+            left, right = picture[y, max(0, x - 1)], picture[y, min(width - 1, x + 1)]
+            up, down = picture[max(0, y - 1), x], picture[min(height - 1, y + 1), x]
+            across, along = (right - left) / 2, (down - up) / 2
+            laplacian = left + right + up + down - 4 * picture[y, x]
+            strength = np.sqrt((across**2 + along**2).sum())
+            filters = np.concatenate([picture[y, x], across, along, laplacian, [strength]])
+            total += np.outer(filters, filters)
+    return total / (height * width)
+
+
+def test_style_distance_is_that_of_grams_at_full_half_and_quarter_size():
+    images, references = (
+        torch.rand(count, *size, 3, generator=torch.Generator().manual_seed(count))
+        for count, size in ((2, (9, 14)), (3, (11, 6)))
+    )
+    expected = []
+    for image in images.numpy():
+        levels = []
+        scaled, others = image, list(references.numpy())
+        for _ in range(3):
+            own, mean = gram(scaled), np.mean([gram(other) for other in others], 0)
+            norms = np.linalg.norm(own) + np.linalg.norm(mean)
+            levels.append(np.linalg.norm(own - mean) / norms)
+            scaled, others = halved(scaled), [halved(other) for other in others]
+        expected.append(np.mean(levels))
+    assert style_distance(images, references).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_style_distance_of_black_is_finite():

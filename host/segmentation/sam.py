@@ -1,5 +1,4 @@
-"""Things in pictures, by words (Grounding DINO) and as masks (SAM), from files in the user's model
-folders."""
+"""SAM: the exact shape of a thing, from a box or points."""
 
 from __future__ import annotations
 
@@ -14,74 +13,12 @@ from torch import Tensor
 from ...magic.boxes import Box, Point
 from ..models import folders as model_folders
 from ..models.borrowed_network import BorrowedNetwork
-from ..models.folders import DETECTORS, SAMS
+from ..models.folders import SAMS
+from ..pictures.conversion import as_pixels
 
-_SAME_OBJECT = 0.7
-"""Overlap (intersection over union) above which two boxes show the same thing."""
-
-_SAM_DECODER_HEADS = 8
-_SAM_MEMORY = 5 * 1024**3
-"""What vit_h works in: the attention of a few layers sees all 64x64 tokens at once."""
-
-
-def detector_names() -> list[str]:
-    return sorted(
-        name
-        for name, kind in model_folders.model_directories(DETECTORS).items()
-        if kind in ("grounding-dino", "mm-grounding-dino")
-    )
-
-
-class TextDetector:
-    """Grounding DINO from a local folder in transformers' format."""
-
-    def __init__(self, name: str):
-        """ValueError names the folder, or the package, that is missing."""
-        path = model_folders.path_of(DETECTORS, name)
-        try:
-            from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
-        except ImportError as error:
-            raise ValueError(
-                "text masks need transformers 4.40 or newer: update it, and restart ComfyUI"
-            ) from error
-        self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        # The custom CUDA kernels would be compiled, or fetched, at run time.
-        options = {
-            "local_files_only": True,
-            "use_safetensors": True,
-            "disable_custom_kernels": True,
-        }
-        self._model = BorrowedNetwork(
-            AutoModelForZeroShotObjectDetection.from_pretrained(path, **options).float()
-        )
-
-    def find(self, image: Tensor, text: str, threshold: float) -> list[Box]:
-        """Boxes of what `text` names (several things separated by commas), best first. image: H W 3
-        in 0..1; threshold: 0..1."""
-        from torchvision.ops import nms
-
-        phrases = [
-            phrase.strip().lower() for phrase in re.split(r"[,.;\n]", text) if phrase.strip()
-        ]
-        inputs = self._processor(
-            images=as_pixels(image), text=". ".join(phrases) + ".", return_tensors="pt"
-        )
-        found = self._model.on_device()(**inputs.to(self._model.device))
-        # Scores of each query for each token of the text: the best one counts.
-        scores = found.logits[0].float().sigmoid().amax(-1).cpu()
-        centres, sizes = found.pred_boxes[0].float().cpu().chunk(2, dim=-1)
-        height, width = image.shape[:2]
-        corners = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=-1) * torch.tensor(
-            [width, height, width, height]
-        )
-        wanted = (scores > threshold).nonzero().flatten()
-        wanted = wanted[nms(corners[wanted], scores[wanted], _SAME_OBJECT)]
-        return [
-            Box(x, y, right - x, bottom - y, ", ".join(phrases), float(scores[i]))
-            for i, (x, y, right, bottom) in zip(
-                wanted.tolist(), corners[wanted].tolist(), strict=True
-            )
-        ]
+_DECODER_HEADS = 8
+_MEMORY = 5 * 1024**3
+"""Bytes that vit_h works in: the attention of a few layers sees all 64x64 tokens at once."""
 
 
 class Segmenter:
@@ -103,11 +40,11 @@ class Segmenter:
         if "image_encoder.pos_embed" not in state:
             raise ValueError(
                 f"'{name}' is not a SAM checkpoint (vit_b, vit_l or vit_h):"
-                f" {model_folders.missing(SAMS)}"
+                f" {model_folders.missing_message(SAMS)}"
             )
         sam = build_sam(state)
         sam.load_state_dict(state)
-        self._model = BorrowedNetwork(sam, _SAM_MEMORY)
+        self._model = BorrowedNetwork(sam, _MEMORY)
         self._predictor: Any = SamPredictor(self._model.on_device())
 
     def look_at(self, image: Tensor) -> None:
@@ -139,11 +76,6 @@ class Segmenter:
             points, labels, box=corners, multimask_output=True
         )
         return torch.from_numpy(masks[int(scores.argmax())]).float()
-
-
-def as_pixels(image: Tensor) -> np.ndarray:
-    """H W 3 in 0..1 -> uint8."""
-    return (image[..., :3].cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def build_sam(state: dict[str, Tensor]) -> Any:
@@ -196,7 +128,7 @@ def build_sam(state: dict[str, Tensor]) -> Any:
                 depth=_count(state, r"mask_decoder\.transformer\.layers\.(\d+)\."),
                 embedding_dim=channels,
                 mlp_dim=state[f"{decoder}transformer.layers.0.mlp.lin1.weight"].shape[0],
-                num_heads=_SAM_DECODER_HEADS,
+                num_heads=_DECODER_HEADS,
             ),
             transformer_dim=channels,
             iou_head_depth=_count(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
