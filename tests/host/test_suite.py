@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from bench import metrics, suite
+from bench import metrics, suite, toy_folders
 from devkit.pack import ROOT, DevError
 
 SUITES = ROOT / "bench" / "suites"
@@ -60,7 +60,7 @@ class StandIn:
         self.sent: list[dict[str, Any]] = []
         self.fails_at = 0
         monkeypatch.setattr(suite, "run_prompt", self.run_prompt)
-        monkeypatch.setattr(suite, "upload", lambda server, concept: None)
+        monkeypatch.setattr(suite, "upload_folder", lambda server, folder, remote: None)
 
     def object_info(self) -> dict[str, Any]:
         return {}
@@ -237,12 +237,11 @@ def wrong_inputs(node: dict[str, Any]) -> set[str]:
     got."""
     from magicportrait.nodes import NODES
 
-    found = {node.define_schema().node_id: node.define_schema() for node in NODES}.get(
-        node["class_type"]
-    )
-    if found is None:
+    schemas = {ours.define_schema().node_id: ours.define_schema() for ours in NODES}
+    schema = schemas.get(node["class_type"])
+    if schema is None:
         return set()
-    inputs = {item.id: item for item in found.inputs or []}
+    inputs = {item.id: item for item in schema.inputs or []}
     needed = {name for name, item in inputs.items() if not item.optional}
     return (node["inputs"].keys() - inputs.keys()) | (needed - node["inputs"].keys())
 
@@ -267,7 +266,7 @@ def test_what_is_compared_with_several_folders_is_measured_with_each(monkeypatch
 
 
 def test_masks_of_training_pictures_are_no_pictures(tmp_path):
-    suite.draw_capture(0, tmp_path)
+    toy_folders.draw_capture(0, tmp_path)
     concept = suite.Concept(
         "person", tmp_path, ("a",), "remote", (("subject", "subject"), ("style", "style"))
     )
