@@ -40,7 +40,7 @@ SETTINGS: list[tuple[str, float, dict[str, Any]]] = [
     ("RSA only, strength 4", 4.0, {"inject_at": 1.0}),
     ("RSA only, strength 5", 5.0, {"inject_at": 1.0}),
     ("inject_at 0", DEFAULT_STRENGTH, {"inject_at": 0.0}),
-    ("inject_at .4 (the paper's)", DEFAULT_STRENGTH, {"inject_at": 0.4}),
+    ("inject_at .42 (the paper's)", DEFAULT_STRENGTH, {"inject_at": 0.42}),
     ("without semantic CFG", DEFAULT_STRENGTH, {"semantic_cfg": False}),
     ("strength 0", 0.0, {}),
     ("strength 2", 2.0, {}),
