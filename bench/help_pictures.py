@@ -3,16 +3,27 @@ bench.help_pictures`"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
-from typing import Any
+
+from devkit.pack import ROOT
 
 from . import toy
+from .command_line import bench_parser
+from .sheets import picture_row
+from .toy_references import (
+    CONCEPTS,
+    PHRASES,
+    PROMPT,
+    apply_concepts,
+    concepts_of,
+    magic_pictures,
+    plain_pictures,
+    reference_sets,
+)
 
 # ruff: isort: split
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from magicportrait.demo import portraits
@@ -29,7 +40,6 @@ from magicportrait.nodes.analysis import (
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.inversion import MagicStyleInvert
 from magicportrait.nodes.layout import MagicLayoutMasks
-from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply, MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleSampler
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, refined
 from magicportrait.nodes.metrics import MagicCompareGrid
@@ -37,80 +47,62 @@ from magicportrait.nodes.portrait_crop import MagicPortraitCrop, MagicPortraitPa
 from magicportrait.nodes.restore import MagicPortraitRestore
 from magicportrait.nodes.toy import MagicToyCapture
 
-from .magicface_effect import CONCEPTS, PROMPT, magic_pictures, plain_pictures, reference_sets
-
-SIDE = 160
-GAP = 6
-FOLDER = toy.ROOT / "js" / "docs"
+HEIGHT = 160
+LARGE = 256
+"""Side of pictures that show what no model has drawn, in pixels."""
+FOLDER = ROOT / "js" / "docs"
 
 
 def save(name: str, images: Sequence[Tensor]) -> None:
-    """images: H W 3 each, which come to one height in a row; a single one keeps its size."""
-    tiles = [Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy()) for image in images]
-    height = SIDE if len(tiles) > 1 else tiles[0].height
-    tiles = [
-        tile.resize((round(tile.width * height / tile.height), height), Image.Resampling.LANCZOS)
-        for tile in tiles
-    ]
-    sheet = Image.new("RGB", (sum(tile.width + GAP for tile in tiles) - GAP, height), "white")
-    left = 0
-    for tile in tiles:
-        sheet.paste(tile, (left, 0))
-        left += tile.width + GAP
+    """images: H W 3 each."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    sheet.save(FOLDER / f"{name}.jpg", quality=88)
+    picture_row(images, HEIGHT).save(FOLDER / f"{name}.jpg", quality=88)
     print(f"wrote js/docs/{name}.jpg")
 
 
 def gray(mask: Tensor) -> Tensor:
+    """H W -> H W 3."""
     return mask.float()[..., None].expand(-1, -1, 3)
 
 
 def concept(checkpoint: toy.Toy) -> list[Tensor]:
-    drawn = portraits.render(reference_sets()[0]["hat"], 256)
-    image, mask = torch.from_numpy(drawn.image), torch.from_numpy(drawn.masks["hat"])
+    drawn = portraits.render(reference_sets()[0]["hat"], LARGE)
+    image, mask = toy.picture(drawn)[0], toy.part_mask(drawn, "hat")[0]
     return [image, gray(mask), image * (0.25 + 0.75 * gray(mask))]
 
 
 def magicface(checkpoint: toy.Toy) -> list[Tensor]:
-    chosen, noise = reference_sets()[0], checkpoint.noise([0, 1])
-    references = [
-        torch.from_numpy(portraits.render(chosen[part], checkpoint_side()).image)
-        for part in CONCEPTS
-    ]
-    plain, magic = (
-        plain_pictures(checkpoint, noise),
-        magic_pictures(checkpoint, noise, chosen, DEFAULT_STRENGTH),
-    )
-    return [*references, *plain.images, *magic.images]
-
-
-def checkpoint_side() -> int:
-    return toy.checkpoint.IMAGE_SIDE
+    references, noise = reference_sets()[0], checkpoint.noise([0, 1])
+    drawn = [toy.picture(portraits.render(references[part]))[0] for part in CONCEPTS]
+    plain = plain_pictures(checkpoint, noise)
+    magic = magic_pictures(checkpoint, noise, references)
+    return [*drawn, *plain.images, *magic.images]
 
 
 def layout(checkpoint: toy.Toy) -> list[Tensor]:
-    model, positive, record = checkpoint.watch(PROMPT, ["green hat", "white scarf", "blue shirt"])
+    model, positive, record = checkpoint.watch(PROMPT, [*PHRASES.values()])
     samples = checkpoint.sample(model, positive, checkpoint.noise([0, 1]))
     images = checkpoint.decode(samples)
     masks, _, overlay, _ = MagicLayoutMasks.execute(record, {"samples": samples}, -1, images).args
-    return [images[1], overlay[1, : checkpoint_side()], *(gray(mask[1]) for mask in masks)]
+    return [images[1], overlay[1, : toy.SIDE], *(gray(mask[1]) for mask in masks)]
+
+
+def portrait_in(style: portraits.Style) -> Tensor:  # 1 H W 3
+    """The first held-out portrait of a style."""
+    [portrait] = toy.held_out(1, lambda portrait: portrait.style == style)
+    return toy.picture(portraits.render(portrait))
 
 
 def inversion(checkpoint: toy.Toy) -> list[Tensor]:
-    portrait = toy.held_out(1, lambda portrait: portrait.style == "cartoon")[0]
-    image = toy.picture(portraits.render(portrait, checkpoint_side()))
-    options = {
-        "steps": 30,
-        "scheduler": "ddim_uniform",
-        "method": "fixed-point",
-        "cfg": 1.0,
-        "iterations": 2,
-        "tolerance": 1e-4,
-    }
-    found, noise, *_, positive, _ = MagicStyleInvert.execute(
+    image = portrait_in("cartoon")
+    inverted, noise, *_, positive, _ = MagicStyleInvert.execute(
         checkpoint.model,
-        **options,
+        steps=30,
+        scheduler="ddim_uniform",
+        method="fixed-point",
+        cfg=1.0,
+        iterations=2,
+        tolerance=1e-4,
         measure=False,
         cache_mb=0,
         image=image,
@@ -119,34 +111,26 @@ def inversion(checkpoint: toy.Toy) -> list[Tensor]:
     ).args
     again = resample_with(
         checkpoint.model,
-        found,
+        inverted,
         noise["samples"],
         {"positive": positive, "negative": positive},
         1.0,
         None,
     )
     values = noise["samples"][0, :3].movedim(0, -1)
-    shown = (values - values.min()) / (values.max() - values.min())
-    shown = F.interpolate(
-        shown.movedim(-1, 0)[None], size=(checkpoint_side(),) * 2, mode="nearest"
-    )[0].movedim(0, -1)
-    return [image[0], shown, checkpoint.decode(again)[0]]
+    colours = (values - values.min()) / (values.max() - values.min())
+    colours = F.interpolate(colours.movedim(-1, 0)[None], size=(toy.SIDE, toy.SIDE), mode="nearest")
+    return [image[0], colours[0].movedim(0, -1), checkpoint.decode(again)[0]]
 
 
 def style(checkpoint: toy.Toy) -> list[Tensor]:
-    content = toy.held_out(1, lambda portrait: portrait.style == "cartoon")[0]
-    pictures = [toy.picture(portraits.render(content, checkpoint_side()))]
-    for name in ("sketch", "neon"):
-        look = toy.picture(
-            portraits.render(
-                toy.held_out(1, lambda portrait, name=name: portrait.style == name)[0],
-                checkpoint_side(),
-            )
-        )
+    content = portrait_in("cartoon")
+    pictures = [content]
+    for look in (portrait_in("sketch"), portrait_in("neon")):
         [sampled] = MagicStyleSampler.execute(
             checkpoint.model,
             checkpoint.vae,
-            pictures[0],
+            content,
             look,
             "balanced",
             30,
@@ -160,8 +144,8 @@ def style(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def crop(checkpoint: toy.Toy) -> list[Tensor]:
-    drawn = portraits.render(toy.held_out(1)[0], 256)
-    image, mask = toy.picture(drawn), torch.from_numpy(drawn.masks["face"])[None]
+    drawn = portraits.render(toy.held_out(1)[0], LARGE)
+    image, mask = toy.picture(drawn), toy.part_mask(drawn, "face")
     cut, cut_mask, place = MagicPortraitCrop.execute(image, mask, 0.3, 128, True).args
     changed = torch.lerp(cut, 1 - cut.flip(-1), gray(cut_mask[0]))
     [pasted] = MagicPortraitPaste.execute(image, changed, place, 0.1).args
@@ -176,38 +160,28 @@ def toy_checkpoint(checkpoint: toy.Toy) -> list[Tensor]:
     pictures = []
     for i, name in enumerate(portraits.STYLES):
         positive = checkpoint.encode_text(prompt.format(name))
-        pictures.append(
-            checkpoint.decode(checkpoint.sample(checkpoint.model, positive, checkpoint.noise([i])))[
-                0
-            ]
-        )
+        samples = checkpoint.sample(checkpoint.model, positive, checkpoint.noise([i]))
+        pictures.append(checkpoint.decode(samples)[0])
     return pictures
 
 
 def toy_portrait(checkpoint: toy.Toy) -> list[Tensor]:
-    drawn = portraits.render(
-        toy.held_out(1, lambda portrait: portrait.hat is not None and portrait.scarf is not None)[
-            0
-        ],
-        256,
-    )
-    return [
-        torch.from_numpy(drawn.image),
-        *(gray(torch.from_numpy(drawn.masks[part])) for part in ("hat", "face", "scarf")),
-    ]
+    [portrait] = toy.held_out(1, lambda portrait: bool(portrait.hat and portrait.scarf))
+    drawn = portraits.render(portrait, LARGE)
+    masks = (toy.part_mask(drawn, part)[0] for part in ("hat", "face", "scarf"))
+    return [toy.picture(drawn)[0], *map(gray, masks)]
 
 
 def concept_mask(checkpoint: toy.Toy) -> list[Tensor]:
-    drawn = portraits.render(reference_sets()[0]["hat"], 256)
-    image, exact = toy.picture(drawn), torch.from_numpy(drawn.masks["hat"])
-    [box] = boxes_of_mask(exact)
-    typed = f"{box.left},{box.top},{box.right - box.left},{box.bottom - box.top}"
+    drawn = portraits.render(reference_sets()[0]["hat"], LARGE)
+    image = toy.picture(drawn)
+    [box] = boxes_of_mask(toy.part_mask(drawn, "hat")[0])
     options = {
         "target": "points",
         "sam": NO_SAM,
         "detector": NO_MODEL,
         "face_model": NO_MODEL,
-        "box": typed,
+        "box": f"{box.x:g},{box.y:g},{box.width:g},{box.height:g}",
     }
     mask, _, overlay = MagicConceptMask.execute(
         **{**defaults_of(MagicConceptMask), **options}, image=image
@@ -234,30 +208,21 @@ def attention_maps(
 def refine_mask(checkpoint: toy.Toy) -> list[Tensor]:
     image, _, [mask] = attention_maps(checkpoint, "scarf", 1)
     steps = [
-        refined(mask, 0.5, *chosen, False)[0]
-        for chosen in ((False, False, 0, 0), (True, True, 0, 0), (True, True, 3, 5))
+        refined(mask, 0.5, *settings, False)[0]
+        for settings in ((False, False, 0, 0), (True, True, 0, 0), (True, True, 3, 5))
     ]
     return [image, *(gray(step) for step in (mask, *steps))]
 
 
 def attention(checkpoint: toy.Toy) -> list[Tensor]:
-    image, heatmaps, _ = attention_maps(checkpoint, "green hat, white scarf, blue shirt", 1)
+    image, heatmaps, _ = attention_maps(checkpoint, ", ".join(PHRASES.values()), 1)
     return [image, *heatmaps]
 
 
 def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
-    concepts: tuple[Any, ...] = ()
-    for part in CONCEPTS:
-        drawn = portraits.render(reference_sets()[0][part], checkpoint_side())
-        mask = torch.from_numpy(drawn.masks[part])[None]
-        [concepts] = MagicFaceConcept.execute(
-            toy.picture(drawn), part, DEFAULT_STRENGTH, mask, "", None, concepts
-        ).args
-    options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
-    model, positive, _ = MagicFaceApply.execute(
-        checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **options
-    ).args
-    region = torch.zeros(1, checkpoint_side(), checkpoint_side())
+    concepts = concepts_of(reference_sets()[0], prompt="")
+    model, positive, _ = apply_concepts(checkpoint, concepts)
+    region = torch.zeros(1, toy.SIDE, toy.SIDE)
     region[:, 92:108, 54:74] = 1
     model, record = MagicCorrespondence.execute(model, "", 0.0, 1.0, region).args
     samples = checkpoint.sample(model, positive, checkpoint.noise([1]))
@@ -267,29 +232,23 @@ def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def compare(checkpoint: toy.Toy) -> list[Tensor]:
-    chosen, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
-    references = torch.cat(
-        [toy.picture(portraits.render(chosen[part], checkpoint_side())) for part in CONCEPTS]
-    )
-    plain, magic = (
-        plain_pictures(checkpoint, noise),
-        magic_pictures(checkpoint, noise, chosen, DEFAULT_STRENGTH),
-    )
+    references, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
+    drawn = torch.cat([toy.picture(portraits.render(references[part])) for part in CONCEPTS])
+    plain = plain_pictures(checkpoint, noise)
+    magic = magic_pictures(checkpoint, noise, references)
     options = {
         **defaults_of(MagicCompareGrid),
         "row_captions": "references\nplain\nMagicFace",
         "cell": 112,
         "font": 16,
     }
-    [grid] = MagicCompareGrid.execute(
-        references, **options, row_2=plain.images, row_3=magic.images
-    ).args
+    [grid] = MagicCompareGrid.execute(drawn, **options, row_2=plain.images, row_3=magic.images).args
     return [grid[0]]
 
 
 def capture(checkpoint: toy.Toy) -> list[Tensor]:
     people, heads, styled, styled_heads, truth, _ = MagicToyCapture.execute(
-        7, "sketch", 2, 256
+        7, "sketch", 2, LARGE
     ).args
     sets = (
         capture_pictures([*pictures], [*masks], ["1", "2"])
@@ -299,14 +258,14 @@ def capture(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def toy_capture(checkpoint: toy.Toy) -> list[Tensor]:
-    people, heads, styled, _, truth, _ = MagicToyCapture.execute(7, "sketch", 2, 256).args
+    people, heads, styled, _, truth, _ = MagicToyCapture.execute(7, "sketch", 2, LARGE).args
     return [*people, gray(heads[0]), *styled, truth[0]]
 
 
 def restore(checkpoint: toy.Toy) -> list[Tensor]:
     """No restoration network can come with the pack: what one would be given, and where its answer
     would go."""
-    people, heads, *_ = MagicToyCapture.execute(7, "cartoon", 2, 256).args
+    people, heads, *_ = MagicToyCapture.execute(7, "cartoon", 2, LARGE).args
     image, mask = torch.cat([*people], 1), torch.cat([*heads], 1)
     given: list[Tensor] = []
 
@@ -355,10 +314,15 @@ PICTURES: dict[str, Callable[[toy.Toy], list[Tensor]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(PICTURES), help="default: all")
+    parser = bench_parser(__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"default: all, {', '.join(PICTURES)}"
+    )
+    names = parser.parse_args().names or list(PICTURES)
+    if strangers := set(names) - PICTURES.keys():
+        parser.error(f"there is no {', '.join(sorted(strangers))} among {', '.join(PICTURES)}")
     checkpoint = toy.Toy.load()
-    for name in parser.parse_args().names:
+    for name in names:
         with torch.inference_mode():
             save(name, PICTURES[name](checkpoint))
 

@@ -6,12 +6,11 @@ picture; no inverter can do better.
 
 from __future__ import annotations
 
-import argparse
-
 from . import toy
+from .command_line import bench_parser, parse_with_quick
+from .report import Report
 
 # ruff: isort: split
-import comfy.samplers
 import torch
 
 from magicportrait.demo.portraits import render
@@ -28,47 +27,47 @@ RECIPES = {
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--portraits", type=int, default=8)
-    args = parser.parse_args()
+    parser = bench_parser(__doc__)
+    parser.add_argument("--portraits", type=int, default=8, help="how many")
+    args = parse_with_quick(parser, portraits=1)
     checkpoint = toy.Toy.load()
     images = torch.cat([toy.picture(render(portrait)) for portrait in toy.held_out(args.portraits)])
     latent = checkpoint.vae.encode(images)
     alone = checkpoint.vae.decode(latent)
-    empty = checkpoint.encode_text("")
-    conds = {"positive": empty, "negative": empty}
-    lines = [
-        "# Inversion on the toy checkpoint",
-        "",
+    conds = checkpoint.empty_conds()
+    report = Report(
+        "inversion",
+        "Inversion on the toy checkpoint",
         f"`python -m bench.inversion --portraits {args.portraits}`",
-        "",
-    ]
-    lines += [
+    )
+    report.write(
         f"The VAE alone: {psnr(alone, images, 1.0):.1f} dB to the image.",
         "Noise: deviation of the inverted latent over sigma, 1 is real noise.",
         "",
-    ]
-    lines += [
-        (
-            "| steps | method | dB to what the VAE alone gives | dB to the image | model calls |"
-            " noise |"
-        ),
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    )
+    report.begin_table(
+        "steps",
+        "method",
+        "dB to what the VAE alone gives",
+        "dB to the image",
+        "model calls",
+        "noise",
+    )
     for steps in (10, 20, 50):
-        sigmas = comfy.samplers.calculate_sigmas(
-            checkpoint.model.get_model_object("model_sampling"), "ddim_uniform", steps
-        )
+        sigmas = checkpoint.sigmas(steps)
         for name, recipe in RECIPES.items():
             inversion = invert(checkpoint.model, latent, conds, sigmas, recipe, None, ("", ""))
             again = checkpoint.vae.decode(resample(checkpoint.model, inversion, conds, 1.0, None))
             noise = float(inversion.latents[0].std() / sigmas[0])
-            close = f"{psnr(again, alone, 1.0):.1f} | {psnr(again, images, 1.0):.1f}"
-            lines.append(f"| {steps} | {name} | {close} | {inversion.model_calls} | {noise:.2f} |")
-            print(lines[-1], flush=True)
-    toy.write_report("inversion", lines)
+            report.add_row(
+                f"{steps}",
+                name,
+                f"{psnr(again, alone, 1.0):.1f}",
+                f"{psnr(again, images, 1.0):.1f}",
+                f"{inversion.model_calls}",
+                f"{noise:.2f}",
+            )
+    report.finish(kept=not args.quick)
 
 
 if __name__ == "__main__":

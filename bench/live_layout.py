@@ -15,14 +15,15 @@ import time
 from typing import Any
 
 from . import toy
+from .command_line import bench_parser, parse_with_quick
+from .report import Report
+from .toy_references import apply_concepts, concepts_of, reference_sets
 
 # ruff: isort: split
 import torch
 
 from magicportrait.host.page import audience
-from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply
-
-from .magicface_effect import reference_sets, with_references
+from magicportrait.nodes.magicface import MagicFaceApply
 
 
 class Page:
@@ -33,56 +34,53 @@ class Page:
     def __init__(self) -> None:
         self.sockets_metadata: dict[str, dict[str, Any]] = {self.client_id: {}}
         self.prompt_queue = argparse.Namespace(currently_running={})
-        self.sent: list[int] = []
+        self.sizes: list[int] = []
+        """Of what was sent, in bytes."""
 
     def send_sync(self, event: str, data: dict[str, Any], client: str) -> None:
-        self.sent.append(len(json.dumps({"type": event, "data": data})))
+        self.sizes.append(len(json.dumps({"type": event, "data": data})))
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--runs", type=int, default=15, help="with and without")
-    args = parser.parse_args()
+    args = parse_with_quick(parser, runs=1)
     checkpoint, page = toy.Toy.load(), Page()
     audience.running_server = lambda: page
     # Outside of a graph nothing has an id, and what has none is not shown.
     MagicFaceApply.hidden = argparse.Namespace(unique_id="1")  # type: ignore[assignment]
-    model, positive, _ = with_references(checkpoint, reference_sets()[0], DEFAULT_STRENGTH)
+    model, positive, _ = apply_concepts(checkpoint, concepts_of(reference_sets()[0]))
     noise = checkpoint.noise([0])
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for run in range(2 * args.runs + 2):
         listens = run % 2 == 1
         page.sockets_metadata[page.client_id]["magicportrait"] = listens
-        page.sent.clear()
+        page.sizes.clear()
         began = time.perf_counter()
         checkpoint.sample(model, positive, noise)
         # The first of both kinds warm up.
         if run >= 2:
             seconds[listens].append(time.perf_counter() - began)
-        assert bool(page.sent) == listens
+        assert bool(page.sizes) == listens
         if listens:
-            events, size = len(page.sent), sum(page.sent)
+            events, size = len(page.sizes), sum(page.sizes)
     alone, watched = (statistics.median(seconds[listens]) for listens in (False, True))
     ratios = sorted(b / a for a, b in zip(seconds[False], seconds[True], strict=True))
     quarter = len(ratios) // 4
     middle = f"{ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f}"
-    lines = ["# Cost of watching the layout live", ""]
-    lines += [
-        (
-            f"`python -m bench.live_layout --runs {args.runs}`, 25 steps of the toy checkpoint with"
-            " three concepts"
-        ),
-        "",
-    ]
-    lines += [
+    report = Report(
+        "live_layout",
+        "Cost of watching the layout live",
+        f"`python -m bench.live_layout --runs {args.runs}`, 25 steps of the toy checkpoint with"
+        " three concepts",
+    )
+    report.write(
         f"A picture takes {alone:.2f} s unwatched and {watched:.2f} s watched (medians); the median"
         f" of {len(ratios)} pairs is {statistics.median(ratios):.3f} x (middle half: {middle})."
         f" {events} events, {size / 1000:.0f} kB in all, to the page that queued."
-    ]
-    toy.write_report("live_layout", lines)
+    )
+    report.finish(kept=not args.quick)
 
 
 if __name__ == "__main__":

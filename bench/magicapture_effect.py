@@ -15,18 +15,22 @@ goes on. The table is of the pairs that have all methods.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import inspect
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import toy
+from .command_line import bench_parser, parse_with_quick
+from .core_trainer import train_core_lora
+from .report import RESULTS, Report, table_head, table_row
+from .sheets import contact_sheet
 
 # ruff: isort: split
+import comfy.sd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,11 +38,11 @@ from torch import Tensor
 from magicportrait.demo import captures, checkpoint, face_network
 from magicportrait.demo.autoencoder import Autoencoder
 from magicportrait.demo.captures import Capture
-from magicportrait.demo.portraits import STYLES
+from magicportrait.demo.portraits import STYLES, Portrait, Style, render
 from magicportrait.host.text.placeholders import Embedding, with_placeholders
 from magicportrait.host.training.run import CaptureSettings, CaptureTraining, training_mode
 from magicportrait.magic.capture_losses import face_box, face_crops
-from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
+from magicportrait.magic.capture_sets import CapturePicture, StyleSet, Subject, capture_pictures
 from magicportrait.magic.heat import over_picture, unit_range
 from magicportrait.nodes.magicapture import MagiCaptureApply
 
@@ -70,13 +74,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "without masks": {"masked": False},
 }
 BASE = "base model, style by name"
-RESULTS = toy.ROOT / "bench" / "results" / "magicapture_effect.json"
+STORED = RESULTS / "magicapture_effect.json"
+"""Fingerprint of the settings -> pair and method -> figure -> value."""
+FIGURES = ("hair", "face", "style", "likeness")
 PICTURES = 8
+"""Drawn by each method, for each pair."""
+_LAYERS = 6
+"""Of the autoencoder's encoder that see the style."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """A model that knows the subject and the style, and the prompt for both."""
+    """What knows the subject and the style.
+
+    model: MODEL; clip: CLIP; prompt: the words for both.
+    """
 
     model: Any
     clip: Any
@@ -84,7 +96,7 @@ class Words:
 
 
 def sets(capture: Capture) -> tuple[Subject, StyleSet]:
-    def pictures(name: str, portraits: Any) -> Any:
+    def pictures(name: str, portraits: tuple[Portrait, ...]) -> tuple[CapturePicture, ...]:
         images, masks = captures.draw(portraits)
         return capture_pictures(
             [*map(torch.from_numpy, images)],
@@ -113,11 +125,11 @@ def prompt_of(capture: Capture) -> str:
 
 
 class Pair:
-    """All methods on one subject and one style."""
+    """All methods on one subject (a seed) and one style."""
 
     def __init__(
-        self, loaded: toy.Toy, seed: int, style: Any, settings: CaptureSettings = SETTINGS
-    ):
+        self, loaded: toy.Toy, seed: int, style: Style, settings: CaptureSettings = SETTINGS
+    ) -> None:
         self.toy, self.settings = loaded, settings
         self.capture = captures.sample_capture(seed, style)
         self.subject, self.style = sets(self.capture)
@@ -136,14 +148,14 @@ class Pair:
             )
         if method == "core TrainLoraNode":
             return self._core()
-        training = self.trained(method)
+        training = self.train(method)
         lora = training.lora() if training.settings.lora_steps else None
         model, clip = MagiCaptureApply.execute(
             self.toy.model, self.toy.clip, training.text.learned(), *STRENGTHS, lora
         ).args
         return Words(model, clip, prompt_of(self.capture))
 
-    def trained(self, method: str) -> CaptureTraining:
+    def train(self, method: str) -> CaptureTraining:
         settings = replace(self.settings, **METHODS[method])
         training = CaptureTraining(
             self.toy.model,
@@ -184,8 +196,6 @@ class Pair:
     def _core(self) -> Words:
         """The host's own trainer, with rare words for the subject and the style as one would choose
         them there."""
-        from comfy_extras.nodes_train import TrainLoraNode
-
         generator = torch.Generator().manual_seed(0)
         rare = [
             Embedding(word, {"clip_l": F.normalize(torch.randn(1, 96, generator=generator)) * 2.2})
@@ -198,39 +208,19 @@ class Pair:
             (self.style.pictures, self.style.prompt(0)),
         ):
             for picture in pictures:
-                latents.append({"samples": self.toy.vae.encode(picture.image[None])})
+                latents.append(self.toy.vae.encode(picture.image[None]))
                 positive.append(clip.encode_from_tokens_scheduled(clip.tokenize(text)))
-        latents = [{"samples": torch.cat([latent["samples"] for latent in latents])}]
-        options = {
-            "batch_size": self.settings.batch,
-            "grad_accumulation_steps": 1,
-            "steps": self.settings.steps,
-            "learning_rate": CORE_RATE,
-            "rank": self.settings.rank,
-            "optimizer": "AdamW",
-            "loss_function": "MSE",
-            "seed": 0,
-            "training_dtype": "fp32",
-            "lora_dtype": "fp32",
-            "quantized_backward": False,
-            "algorithm": "LoRA",
-            "gradient_checkpointing": False,
-            "checkpoint_depth": 1,
-            "offloading": False,
-            "existing_lora": "[None]",
-            "bucket_mode": False,
-            "bypass_mode": False,
-        }
-        known = inspect.signature(TrainLoraNode.execute).parameters
         torch.manual_seed(0)
-        lora = TrainLoraNode.execute(
-            model=[self.toy.model],
-            latents=latents,
-            positive=positive,
-            **{name: [value] for name, value in options.items() if name in known},
-        ).args[0]
-        import comfy.sd
-
+        lora = train_core_lora(
+            self.toy.model,
+            torch.cat(latents),
+            positive,
+            steps=self.settings.steps,
+            batch=self.settings.batch,
+            rank=self.settings.rank,
+            rate=CORE_RATE,
+            precision="fp32",
+        )
         model, clip = comfy.sd.load_lora_for_models(self.toy.model, clip, lora, 1.0, 1.0)
         return Words(model, clip, prompt_of(self.capture))
 
@@ -241,20 +231,16 @@ class Pair:
         )
 
     def score(self, pictures: Tensor) -> dict[str, float]:
-        masks = captures_masks(self.capture)
+        """The FIGURES of a method's pictures (B H W 3)."""
+        masks = truth_masks(self.capture)
         cartoons = torch.stack([picture.image for picture in self.subject.pictures])
-        found = {}
-        for part in ("hair", "face"):
-            wanted = toy.mean_colour(self.truth.mean(0), masks[part])
-            found[part] = (
-                torch.stack(
-                    [(toy.mean_colour(image, masks[part]) - wanted).norm() for image in pictures]
-                )
-                .mean()
-                .item()
-            )
+        figures = {}
+        for part, mask in masks.items():
+            colour = toy.mean_colour(self.truth.mean(0), mask)
+            distances = [(toy.mean_colour(image, mask) - colour).norm() for image in pictures]
+            figures[part] = torch.stack(distances).mean().item()
         truth = grams(self.truth)
-        found["style"] = (
+        figures["style"] = (
             distance(grams(pictures), truth) / distance(grams(cartoons), truth)
         ).item()
         box = face_box(self.truth_faces.mean(0), face_network.MARGIN).expand(len(pictures), -1)
@@ -269,23 +255,22 @@ class Pair:
                 ).mean(0),
                 dim=0,
             )
-        found["likeness"] = (ours @ theirs).mean().item()
-        return found
+        figures["likeness"] = (ours @ theirs).mean().item()
+        return figures
 
 
-def captures_masks(capture: Capture) -> dict[str, Tensor]:
-    """Where hair and face are in (nearly) every picture of the truth."""
-    from magicportrait.demo.portraits import render
-
+def truth_masks(capture: Capture) -> dict[str, Tensor]:
+    """Where hair and face are in (nearly) every picture of the truth: H W, bool."""
     drawn = [render(portrait) for portrait in capture.truth]
-    found = {}
+    masks = {}
     for part in ("hair", "face"):
-        share = torch.stack([torch.from_numpy(picture.masks[part]) for picture in drawn]).mean(0)
-        found[part] = share >= min(0.9, share.max().item())
-    return found
+        share = torch.stack([toy.part_mask(picture, part)[0] for picture in drawn]).mean(0)
+        masks[part] = share >= min(0.9, share.max().item())
+    return masks
 
 
 def encoder() -> torch.nn.Module:
+    """The checkpoint's autoencoder, as far as it encodes."""
     network = Autoencoder()
     network.load_state_dict(
         {name: tensor.float() for name, tensor in checkpoint.read_parts()["autoencoder"].items()}
@@ -296,13 +281,13 @@ def encoder() -> torch.nn.Module:
 def grams(images: Tensor) -> list[Tensor]:
     """Mean Gram matrices of the autoencoder's features, at full, half and a quarter of the size.
     images: B H W 3."""
-    x, found = images.movedim(-1, 1).float(), []
+    x, matrices = images.movedim(-1, 1).float(), []
     with torch.no_grad():
-        for layer in list(encoder())[:6]:
+        for layer in list(encoder().children())[:_LAYERS]:
             x = layer(x)
             features = x.flatten(2)
-            found.append((features @ features.transpose(1, 2) / features.shape[2]).mean(0))
-    return found
+            matrices.append((features @ features.transpose(1, 2) / features.shape[2]).mean(0))
+    return matrices
 
 
 def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -318,22 +303,23 @@ def fingerprint(settings: CaptureSettings) -> str:
     return digest.hexdigest()[:12]
 
 
-def table(results: dict[str, dict[str, float]], pairs: Any, methods: list[str]) -> list[str]:
+def table(
+    results: dict[str, dict[str, float]], pairs: Sequence[tuple[int, str]], methods: Sequence[str]
+) -> list[str]:
+    """Means over the pairs that have a result of every method."""
     whole = [pair for pair in pairs if all(key(pair, method) in results for method in methods)]
     lines = [f"{len(whole)} pairs: " + ", ".join(f"{seed} {style}" for seed, style in whole), ""]
-    lines += ["| | hair | face | style | likeness |", "| --- | --- | --- | --- | --- |"]
+    lines += table_head(["", *FIGURES])
     for method in methods:
         rows = [results[key(pair, method)] for pair in whole]
         if rows:
-            cells = [
-                f"{sum(row[name] for row in rows) / len(rows):.3f}"
-                for name in ("hair", "face", "style", "likeness")
-            ]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+            means = (sum(row[name] for row in rows) / len(rows) for name in FIGURES)
+            lines.append(table_row([method, *(f"{mean:.3f}" for mean in means)]))
     return lines
 
 
 def key(pair: tuple[int, str], method: str) -> str:
+    """Names a result."""
     return f"{pair[0]} {pair[1]} {method}"
 
 
@@ -351,28 +337,27 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
             alpha_bar = training.unet.alpha_bars[timestep].reshape(-1, 1, 1, 1)
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
             noisy = alpha_bar.sqrt() * latent + (1 - alpha_bar).sqrt() * noise
-            shown = [image]
+            row = [image]
             for strength in (0.0, 1.0):
                 for adapter in training._adapters():
                     adapter.strength = strength
                 context, _ = training.text.encode([prompt])
                 _, maps = training.unet.predict(noisy, timestep, context, None, columns)
+                assert maps is not None
                 for token in range(2):
                     mean = F.interpolate(
                         maps[:, :, token].mean(1, keepdim=True),
                         size=image.shape[:2],
                         mode="bilinear",
                     )[0, 0]
-                    shown.append(over_picture(unit_range(mean), image, strength=0.85))
-            rows.append(shown)
-    toy.contact_sheet(rows, path)
+                    row.append(over_picture(unit_range(mean), image, strength=0.85))
+            rows.append(row)
+    contact_sheet(rows, path)
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument(
         "--pairs", type=int, default=len(TABLE), help="only the first so many pairs"
     )
@@ -395,7 +380,12 @@ def main() -> None:
         type=Path,
         help="only writes where both words look before and after the second phase",
     )
-    args = parser.parse_args()
+    args = parse_with_quick(
+        parser,
+        pairs=1,
+        only=["core TrainLoraNode", "full"],
+        set=["inversion_steps=2", "lora_steps=2"],
+    )
     changes = {
         name: type(getattr(SETTINGS, name))(json.loads(value))
         for name, value in (item.split("=") for item in args.set)
@@ -405,55 +395,52 @@ def main() -> None:
     loaded = toy.Toy.load()
     if args.attention:
         pair = Pair(loaded, *TUNING[0], settings)
-        attention_figure(pair.trained("full"), pair.truth, args.attention)
+        attention_figure(pair.train("full"), pair.truth, args.attention)
         return
-    methods = [BASE, *METHODS]
-    chosen = [method for method in methods if not args.only or method in args.only]
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() and not args.tuning else {}
+    methods = [method for method in (BASE, *METHODS) if not args.only or method in args.only]
+    is_stored = not args.tuning and not args.quick
+    stored = json.loads(STORED.read_text()) if STORED.exists() and is_stored else {}
     results = stored.setdefault(fingerprint(settings), {})
     rows = []
     for number, (seed, style) in enumerate(pairs):
         missing = [
-            method for method in chosen if args.figure or key((seed, style), method) not in results
+            method for method in methods if args.figure or key((seed, style), method) not in results
         ]
-        pair = Pair(loaded, seed, style, settings) if missing else None
-        shown = []
+        if not missing:
+            continue
+        pair, drawn = Pair(loaded, seed, style, settings), []
         for method in missing:
-            assert pair is not None
             started = time.perf_counter()
             pictures = pair.pictures(pair.words(method))
-            results[key((seed, style), method)] = found = pair.score(pictures)
-            shown.append(pictures[0])
-            numbers = " ".join(f"{name} {value:.3f}" for name, value in found.items())
+            results[key((seed, style), method)] = figures = pair.score(pictures)
+            drawn.append(pictures[0])
+            numbers = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
             print(
                 f"pair {number + 1}/{len(pairs)} {seed} {style}: {method}: {numbers}"
                 f" ({time.perf_counter() - started:.0f} s)",
                 flush=True,
             )
-            if not args.tuning:
-                RESULTS.parent.mkdir(exist_ok=True)
-                RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-        if args.figure and pair is not None:
+            if is_stored:
+                RESULTS.mkdir(exist_ok=True)
+                STORED.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        if args.figure:
             rows.append(
                 [
                     pair.subject.pictures[0].image,
                     pair.style.pictures[0].image,
                     pair.truth[0],
-                    *shown,
+                    *drawn,
                 ]
             )
-            toy.contact_sheet(rows, args.figure)
-    lines = [
-        "# MagiCapture on the toy checkpoint",
-        "",
+            contact_sheet(rows, args.figure)
+    report = Report(
+        "magicapture_effect",
+        "MagiCapture on the toy checkpoint",
         "`python -m bench.magicapture_effect`",
-        "",
-        *table(results, pairs, chosen),
-    ]
-    if args.tuning or args.only or len(pairs) < len(TABLE):
-        print("\n".join(lines))
-    else:
-        toy.write_report("magicapture_effect", lines)
+    )
+    report.write(*table(results, pairs, methods))
+    is_whole = not args.only and settings == SETTINGS and len(pairs) == len(TABLE)
+    report.finish(kept=is_stored and is_whole)
 
 
 if __name__ == "__main__":

@@ -10,53 +10,76 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from . import toy
+from . import random_sd15
+from .command_line import bench_parser, parse_with_quick
+from .report import Report
+from .step_cost import (
+    QUICK,
+    Cost,
+    Scale,
+    StepClock,
+    add_scale,
+    device_name,
+    figures_alone,
+    peak_bytes,
+    print_figures,
+    sampling_sigmas,
+    seconds_a_step,
+)
 
 # ruff: isort: split
-import comfy.samplers
 import torch
 from torch import Tensor
 
 from magicportrait.host.inversion.files import write_inversion
-from magicportrait.host.inversion.run import Inversion, Recipe, invert
+from magicportrait.host.inversion.run import METHODS, Inversion, Recipe, invert
 from magicportrait.host.sampling.backbone import backbone_of
 from magicportrait.host.sampling.feature_store import FeatureStore
 from magicportrait.host.sampling.range import ALL_OF_SAMPLING
 from magicportrait.host.systems.magicstyle import MagicStylePatch, Style
 from magicportrait.magic.feature_fusion import PRESETS
 
-from .magicface_step import SIDE, StepClock, conditioning, peak_bytes, sample, sd15_model
+ROWS = {
+    "ddim": "inversion, ddim",
+    "fixed-point": "inversion, fixed-point (2 iterations)",
+    "o-belm": "inversion, o-belm",
+    "live": "MagicStyle, features recomputed",
+    "kept": "MagicStyle, features kept",
+}
+"""What is measured beside the plain step: methods of inversion, then sampling."""
 
-MODES = ("plain", "ddim", "fixed-point", "o-belm", "live", "kept")
 
-
-def random_inversion(sigmas: Tensor) -> Inversion:
-    latents = torch.randn(len(sigmas), 1, 4, SIDE, SIDE) * (1 + sigmas.view(-1, 1, 1, 1, 1))
-    return Inversion(sigmas, latents, conditioning(1), "ddim", "", "", 0, 0.0)
+def random_inversion(sigmas: Tensor, latent: int) -> Inversion:
+    latents = torch.randn(len(sigmas), 1, 4, latent, latent) * (1 + sigmas.view(-1, 1, 1, 1, 1))
+    return Inversion(sigmas, latents, random_sd15.conditioning(1), "ddim", "", "", 0, 0.0)
 
 
 @torch.inference_mode()
-def measure(mode: str, steps: int, dtype: torch.dtype) -> tuple[float, float, int]:
-    """Seconds a step, those of a plain one, and bytes in use at the peak, weights included."""
-    model = sd15_model(dtype)
-    sigmas = comfy.samplers.calculate_sigmas(
-        model.get_model_object("model_sampling"), "ddim_uniform", steps
-    )
-    positive = conditioning(1)
+def measure(mode: str, scale: Scale) -> Cost:
+    """mode: one of ROWS, or 'plain'."""
+    model, latent = random_sd15.unet(scale.dtype, scale.channels), scale.latent
+    sigmas = sampling_sigmas(model, "ddim_uniform", scale.steps)
+    positive = random_sd15.conditioning(1)
+
+    def seconds_of(model: Any) -> float:
+        negative = random_sd15.conditioning(2)
+        return seconds_a_step(model, positive, negative, sigmas, latent, 1.0)
+
     # In the same process: how fast a machine is changes with what else it does.
-    plain = sample(model, positive, sigmas, cfg=1.0)
-    if mode in ("ddim", "fixed-point", "o-belm"):
-        recipe = Recipe(mode, 2, 0.0, 1.0)  # type: ignore[arg-type]
-        clock, conds = StepClock(), {"positive": positive, "negative": positive}
-        invert(model, torch.randn(1, 4, SIDE, SIDE), conds, sigmas, recipe, clock, ("", ""))
-        return statistics.median(clock.steps), plain, peak_bytes()
+    plain = seconds_of(model)
+    for method in METHODS:
+        if mode == method:
+            clock, conds = StepClock(), {"positive": positive, "negative": positive}
+            noise, recipe = torch.randn(1, 4, latent, latent), Recipe(method, 2, 0.0, 1.0)
+            invert(model, noise, conds, sigmas, recipe, clock, ("", ""))
+            return Cost(statistics.median(clock.steps), plain, peak_bytes())
     if mode != "plain":
-        content, style = random_inversion(sigmas), random_inversion(sigmas)
+        content, style = random_inversion(sigmas, latent), random_inversion(sigmas, latent)
         kept = FeatureStore() if mode == "kept" else None
         backbone = backbone_of(model)
         patch = MagicStylePatch(
@@ -72,81 +95,47 @@ def measure(mode: str, steps: int, dtype: torch.dtype) -> tuple[float, float, in
         )
         model = patch.add_to(model)
         if kept:
-            sample(model, positive, sigmas, cfg=1.0)
-    return sample(model, positive, sigmas, cfg=1.0), plain, peak_bytes()
+            seconds_of(model)
+    return Cost(seconds_of(model), plain, peak_bytes())
 
 
 def stored_bytes(steps: int) -> int:
-    """What one inverted picture leaves on disk."""
+    """What one inverted picture of 512 px leaves on disk."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inversion.safetensors"
-        write_inversion(path, random_inversion(torch.linspace(14, 0, steps + 1)))
+        write_inversion(path, random_inversion(torch.linspace(14, 0, steps + 1), 64))
         return path.stat().st_size
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--fp16", action="store_true", help="half precision, for GPUs")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--one", choices=MODES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser = bench_parser(__doc__)
+    add_scale(parser, steps=5)
+    parser.add_argument("--one", choices=("plain", *ROWS), help=argparse.SUPPRESS)
+    args = parse_with_quick(parser, **QUICK)
     if args.one:
-        print(
-            "RESULT", *measure(args.one, args.steps, torch.float16 if args.fp16 else torch.float32)
-        )
+        print_figures(*measure(args.one, Scale.of(args)))
         return
 
-    def alone(mode: str) -> tuple[float, float, int]:
-        """A process for each figure: a peak of memory cannot be taken back."""
-        command = [
-            sys.executable,
-            "-m",
-            "bench.magicstyle",
-            "--steps",
-            str(args.steps),
-            "--one",
-            mode,
-            *(["--fp16"] if args.fp16 else []),
-        ]
-        found = (
-            subprocess.run(command, capture_output=True, text=True, check=True, cwd=toy.ROOT)
-            .stdout.rsplit("RESULT", 1)[1]
-            .split()
-        )
-        return float(found[0]), float(found[1]), int(float(found[2]))
+    def alone(mode: str) -> Cost:
+        return Cost(*figures_alone("bench.magicstyle", *sys.argv[1:], "--one", mode))
 
-    _, plain, plain_memory = alone("plain")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    lines = ["# Cost of inversion and MagicStyle", ""]
-    lines += [
-        (
-            f"`python -m bench.magicstyle --steps {args.steps}` on {device}: plain CFG 1 step"
-            f" {plain:.2f} s"
-        ),
+    plain = alone("plain")
+    report = Report(
+        "magicstyle",
+        "Cost of inversion and MagicStyle",
+        f"`python -m bench.magicstyle --steps {args.steps}` on {device_name()}: plain CFG 1 step"
+        f" {plain.plain:.2f} s",
+    )
+    report.begin_table("", "time of a step", "peak memory")
+    for mode, name in ROWS.items():
+        cost = alone(mode)
+        report.add_row(name, f"{cost.ratio:.2f} x", f"{cost.memory / plain.memory:.2f} x")
+    report.write(
         "",
-    ]
-    lines += ["| | time of a step | peak memory |", "| --- | --- | --- |"]
-    names = {
-        "ddim": "inversion, ddim",
-        "fixed-point": "inversion, fixed-point (2 iterations)",
-        "o-belm": "inversion, o-belm",
-        "live": "MagicStyle, features recomputed",
-        "kept": "MagicStyle, features kept",
-    }
-    for mode, name in names.items():
-        seconds, beside, memory = alone(mode)
-        lines.append(f"| {name} | {seconds / beside:.2f} x | {memory / plain_memory:.2f} x |")
-        print(lines[-1], flush=True)
-    lines += [
-        "",
-        (
-            f"On disk an image takes {stored_bytes(50) / 1e6:.1f} MB at 50 steps (StyleID: more"
-            " than 3 GB)."
-        ),
-    ]
-    toy.write_report("magicstyle", lines)
+        f"On disk an image takes {stored_bytes(50) / 1e6:.1f} MB at 50 steps (StyleID: more"
+        " than 3 GB).",
+    )
+    report.finish(kept=not args.quick)
 
 
 if __name__ == "__main__":

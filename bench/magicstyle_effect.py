@@ -9,19 +9,21 @@ correlation of the luminance gradient's magnitude with the content's.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import toy
+from .command_line import bench_parser, parse_with_quick
+from .report import Report
+from .sheets import contact_sheet
 
 # ruff: isort: split
-import comfy.samplers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magicportrait.demo.portraits import Style as Look
 from magicportrait.demo.portraits import render
 from magicportrait.host.inversion.run import Inversion, Recipe, invert, resample_with
 from magicportrait.host.sampling.backbone import backbone_of
@@ -32,35 +34,40 @@ from magicportrait.magic.feature_fusion import PRESETS, Fusion, Preset
 from magicportrait.magic.inversion import psnr
 
 STEPS = 25
-STYLE_NAMES = ("sketch", "neon", "pastel")
+LOOKS: tuple[Look, ...] = ("sketch", "neon", "pastel")
+"""Of the style pictures, in turn."""
+SHOWN = 8
+"""Pairs in the figure."""
 
 
-def plain(fusion: Fusion, adain: float = 0.0, start: float = 0.0) -> Preset:
+def in_all_steps(fusion: Fusion, adain: float = 0.0, start: float = 0.0) -> Preset:
     return Preset(fusion, adain, start, 1.0)
 
 
 def both(alpha: float, beta: float, scale: float = 0.0, adain: float = 0.0) -> Preset:
-    return plain(Fusion(alpha, beta, "content+style", scale), adain)
+    """Keys and values of the content and of the style together."""
+    return in_all_steps(Fusion(alpha, beta, "content+style", scale), adain)
 
 
 ROWS: dict[str, tuple[Preset, str]] = {
-    "content only, 1/0": (plain(Fusion(1, 0, "content")), "decoder"),
-    "content only, 1/0, AdaIN 1": (plain(Fusion(1, 0, "content"), 1), "decoder"),
+    # name in the table: how, and in which layers
+    "content only, 1/0": (in_all_steps(Fusion(1, 0, "content")), "decoder"),
+    "content only, 1/0, AdaIN 1": (in_all_steps(Fusion(1, 0, "content"), 1), "decoder"),
     "content + style, 1/0": (both(1, 0), "decoder"),
     "content + style, .8/.2": (both(0.8, 0.2), "decoder"),
     "content + style, .5/.5": (both(0.5, 0.5), "decoder"),
     "content + style, .2/.8": (both(0.2, 0.8), "decoder"),
     "content + style, .8/.2, scale 2": (both(0.8, 0.2, 2), "decoder"),
-    "style, 1/0": (plain(Fusion(1, 0, "style")), "decoder"),
-    "style, .8/.2": (plain(Fusion(0.8, 0.2, "style")), "decoder"),
+    "style, 1/0": (in_all_steps(Fusion(1, 0, "style")), "decoder"),
+    "style, .8/.2": (in_all_steps(Fusion(0.8, 0.2, "style")), "decoder"),
     "style, .75/0 and own, temperature 1.5 (StyleID's rule)": (
-        plain(Fusion(0.75, 0, "style", temperature=1.5)),
+        in_all_steps(Fusion(0.75, 0, "style", temperature=1.5)),
         "decoder",
     ),
-    "blend, .5/.5": (plain(Fusion(0.5, 0.5, "blend")), "decoder"),
-    "blend, .2/.8": (plain(Fusion(0.2, 0.8, "blend")), "decoder"),
-    "blend, .5/.5, AdaIN .5": (plain(Fusion(0.5, 0.5, "blend"), 0.5), "decoder"),
-    "blend, .5/.5, AdaIN 1": (plain(Fusion(0.5, 0.5, "blend"), 1), "decoder"),
+    "blend, .5/.5": (in_all_steps(Fusion(0.5, 0.5, "blend")), "decoder"),
+    "blend, .2/.8": (in_all_steps(Fusion(0.2, 0.8, "blend")), "decoder"),
+    "blend, .5/.5, AdaIN .5": (in_all_steps(Fusion(0.5, 0.5, "blend"), 0.5), "decoder"),
+    "blend, .5/.5, AdaIN 1": (in_all_steps(Fusion(0.5, 0.5, "blend"), 1), "decoder"),
     "content + style, 1/0, scale 1, AdaIN 1": (both(1, 0, 1, 1), "decoder"),
     "content + style, .8/.2, AdaIN 1": (both(0.8, 0.2, 0, 1), "decoder"),
     "content + style, .8/.2, scale 1, AdaIN .5": (both(0.8, 0.2, 1, 0.5), "decoder"),
@@ -70,8 +77,11 @@ ROWS: dict[str, tuple[Preset, str]] = {
     "the same, to 80 % of sampling": (replace(both(0.8, 0.2, 1, 1), end=0.8), "decoder"),
     "the same, to 60 %": (replace(both(0.8, 0.2, 1, 1), end=0.6), "decoder"),
     "content + style, 1/0, scale 2, AdaIN 1": (both(1, 0, 2, 1), "decoder"),
-    "style, .8/.2, AdaIN 1": (plain(Fusion(0.8, 0.2, "style"), 1), "decoder"),
-    "style, .8/.2, AdaIN 1, from 30 %": (plain(Fusion(0.8, 0.2, "style"), 1, 0.3), "decoder"),
+    "style, .8/.2, AdaIN 1": (in_all_steps(Fusion(0.8, 0.2, "style"), 1), "decoder"),
+    "style, .8/.2, AdaIN 1, from 30 %": (
+        in_all_steps(Fusion(0.8, 0.2, "style"), 1, 0.3),
+        "decoder",
+    ),
     "content + style, .8/.2, AdaIN .5, to 80 % (gentle)": (PRESETS["gentle"], "decoder"),
     "content + style, .8/.2, scale .25, AdaIN 1, to 60 % (balanced)": (
         PRESETS["balanced"],
@@ -83,6 +93,12 @@ ROWS: dict[str, tuple[Preset, str]] = {
 
 @dataclass(frozen=True)
 class Pair:
+    """A content and a style.
+
+    content, style: their inversions over the same sigmas; content_image, style_image: 1 H W 3;
+    features: of both, kept from the first row that needs them.
+    """
+
     content: Inversion
     style: Inversion
     content_image: Tensor
@@ -102,14 +118,14 @@ def gram_distance(image: Tensor, other: Tensor) -> float:
     """Distance of the Gram matrices of [RGB, |Sobel|, 1] at scales 1, 2 and 4. B H W 3."""
 
     def grams(picture: Tensor) -> Tensor:
-        x, found = picture.movedim(-1, 1), []
+        x, matrices = picture.movedim(-1, 1), []
         for _ in range(3):
             features = torch.cat([x, sobel(x), torch.ones_like(x[:, :1])], dim=1).flatten(2)
-            found.append(features @ features.transpose(1, 2) / features.shape[-1])
+            matrices.append(features @ features.transpose(1, 2) / features.shape[-1])
             x = F.avg_pool2d(x, 2)
-        return torch.stack(found, dim=1)
+        return torch.stack(matrices, dim=1)
 
-    return (grams(image) - grams(other)).norm().item()
+    return float((grams(image) - grams(other)).norm())
 
 
 def structure(image: Tensor, other: Tensor) -> float:
@@ -120,10 +136,7 @@ def structure(image: Tensor, other: Tensor) -> float:
 
 def prepare(checkpoint: toy.Toy, count: int) -> list[Pair]:
     portraits = toy.held_out(2 * count)
-    conds = {"positive": checkpoint.encode_text(""), "negative": checkpoint.encode_text("")}
-    sigmas = comfy.samplers.calculate_sigmas(
-        checkpoint.model.get_model_object("model_sampling"), "ddim_uniform", STEPS
-    )
+    conds, sigmas = checkpoint.empty_conds(), checkpoint.sigmas(STEPS)
 
     def inverted(image: Tensor) -> Inversion:
         latent = checkpoint.vae.encode(image)
@@ -140,9 +153,14 @@ def prepare(checkpoint: toy.Toy, count: int) -> list[Pair]:
     pairs = []
     for i in range(count):
         content = toy.picture(render(replace(portraits[i], style="cartoon")))
-        style = toy.picture(render(replace(portraits[count + i], style=STYLE_NAMES[i % 3])))
+        style = toy.picture(render(replace(portraits[count + i], style=LOOKS[i % 3])))
         pairs.append(Pair(inverted(content), inverted(style), content, style, FeatureStore()))
     return pairs
+
+
+def reconstruction(checkpoint: toy.Toy, pair: Pair) -> Tensor:
+    """The content as the autoencoder alone gives it: 1 H W 3."""
+    return checkpoint.decode(checkpoint.model.model.process_latent_out(pair.content.latents[-1]))
 
 
 def draw(
@@ -169,9 +187,8 @@ def draw(
         kept=kept,
     )
     noise = model.model.process_latent_out(patch.start_latent())
-    empty = checkpoint.encode_text("")
     samples = resample_with(
-        patch.add_to(model), pair.content, noise, {"positive": empty, "negative": empty}, 1.0, None
+        patch.add_to(model), pair.content, noise, checkpoint.empty_conds(), 1.0, None
     )
     return checkpoint.decode(samples)
 
@@ -183,37 +200,34 @@ def measure(
     scores, pictures = [], []
     for pair in pairs:
         picture = draw(checkpoint, pair, preset, layers)
-        content = checkpoint.decode(
-            checkpoint.model.model.process_latent_out(pair.content.latents[-1])
-        )
+        content = reconstruction(checkpoint, pair)
         moved = gram_distance(picture, pair.style_image) / gram_distance(content, pair.style_image)
         scores.append((moved, structure(picture, content), psnr(picture, content, 1.0)))
         pictures.append(picture[0])
-    style, kept, reconstruction = torch.tensor(scores).mean(0).tolist()
-    return style, kept, reconstruction, pictures
+    style, kept, decibels = torch.tensor(scores).mean(0).tolist()
+    return style, kept, decibels, pictures
 
 
 def two_styles(checkpoint: toy.Toy, pairs: Sequence[Pair]) -> tuple[float, float]:
     """Two styles, one on each half, as in the workflow: distance of each half to its own style and
     to the other, as shares of the content's distance. A preset that ends early would let the model
     mix the halves again."""
-    own, other = [], []
+    own: list[float] = []
+    other: list[float] = []
     for first, second in zip(pairs[0::2], pairs[1::2], strict=False):
         side = first.content_image.shape[1]
         left = torch.zeros(side, side)
         left[:, : side // 2] = 1
         styles = [Style(first.style, 1.0, left), Style(second.style, 1.0, 1 - left)]
         picture = draw(checkpoint, first, ROWS["style, .8/.2, AdaIN 1"][0], "decoder", styles)
-        content = checkpoint.decode(
-            checkpoint.model.model.process_latent_out(first.content.latents[-1])
-        )
+        content = reconstruction(checkpoint, first)
         for half, mine, foreign in (
             (slice(0, side // 2), first, second),
             (slice(side // 2, side), second, first),
         ):
-            for style, found in ((mine, own), (foreign, other)):
-                image = style.style_image
-                found.append(
+            for pair, distances in ((mine, own), (foreign, other)):
+                image = pair.style_image
+                distances.append(
                     gram_distance(picture[:, :, half], image)
                     / gram_distance(content[:, :, half], image)
                 )
@@ -222,59 +236,45 @@ def two_styles(checkpoint: toy.Toy, pairs: Sequence[Pair]) -> tuple[float, float
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", type=int, default=32)
+    parser = bench_parser(__doc__)
+    parser.add_argument("--pairs", type=int, default=32, help="how many")
     parser.add_argument("--only", help="only rows whose name has this in it; nothing is written")
     parser.add_argument("--figure", type=Path, help="also write a grid of pictures there")
-    args = parser.parse_args()
+    # The preset 'balanced', and no other row.
+    args = parse_with_quick(parser, pairs=2, only="(balanced)")
     checkpoint = toy.Toy.load()
     pairs = prepare(checkpoint, args.pairs)
-    lines = [
-        "# MagicStyle on the toy checkpoint",
-        "",
+    report = Report(
+        "magicstyle_effect",
+        "MagicStyle on the toy checkpoint",
         f"`python -m bench.magicstyle_effect --pairs {args.pairs}`",
-        "",
-    ]
-    lines += [
-        "| keys and values, alpha/beta | style | structure | dB to the content |",
-        "| --- | --- | --- | --- |",
-    ]
-    shown: dict[str, list[Tensor]] = {}
+    )
+    report.begin_table("keys and values, alpha/beta", "style", "structure", "dB to the content")
+    pictures: dict[str, list[Tensor]] = {}
     for name, (preset, layers) in ROWS.items():
         if args.only and args.only not in name:
             continue
-        style, kept, reconstruction, shown[name] = measure(checkpoint, pairs, preset, layers)
-        lines.append(f"| {name} | {style:.2f} | {kept:.2f} | {reconstruction:.1f} |")
-        print(lines[-1], flush=True)
-    if args.only:
+        style, kept, decibels, pictures[name] = measure(checkpoint, pairs, preset, layers)
+        report.add_row(name, f"{style:.2f}", f"{kept:.2f}", f"{decibels:.1f}")
+    if args.only and not args.quick:
         return
-    lines += [
-        "",
-        "The paper's sweep (content + style, scale 1, AdaIN 1):",
-        "",
-        "| alpha/beta | style | structure |",
-        "| --- | --- | --- |",
-    ]
+    report.write("", "The paper's sweep (content + style, scale 1, AdaIN 1):", "")
+    report.begin_table("alpha/beta", "style", "structure")
     for beta in (0.0, 0.2, 0.4, 0.6, 0.8):
         style, kept, _, _ = measure(checkpoint, pairs, both(1 - beta, beta, 1, 1), "decoder")
-        lines.append(f"| {1 - beta:.1f}/{beta:.1f} | {style:.3f} | {kept:.3f} |")
+        report.add_row(f"{1 - beta:.1f}/{beta:.1f}", f"{style:.3f}", f"{kept:.3f}")
     own, other = two_styles(checkpoint, pairs)
-    lines += [
+    report.write(
         "",
-        (
-            "Two styles, half the picture each (style, .8/.2, AdaIN 1): distance to its own"
-            f" {own:.2f}, to the other half's {other:.2f}."
-        ),
-    ]
-    toy.write_report("magicstyle_effect", lines)
+        "Two styles, half the picture each (style, .8/.2, AdaIN 1): distance to its own"
+        f" {own:.2f}, to the other half's {other:.2f}.",
+    )
+    report.finish(kept=not args.quick)
     if args.figure:
         rows = [[pair.content_image[0] for pair in pairs], [pair.style_image[0] for pair in pairs]]
-        names = [name for name in ROWS if name.endswith(("(gentle)", "(balanced)", "(strong)"))]
-        toy.contact_sheet(
-            [row[:8] for row in [*rows, *(shown[name] for name in names)]], args.figure
-        )
+        names = [name for name in pictures if name.endswith(("(gentle)", "(balanced)", "(strong)"))]
+        rows += [pictures[name] for name in names]
+        contact_sheet([row[:SHOWN] for row in rows], args.figure)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .command_line import bench_parser
+
 ROOT = Path(__file__).resolve().parent.parent
 _INPUTS, _OUTPUTS = -10, -20
 """What the frontend calls the two sides of a subgraph."""
@@ -24,8 +26,13 @@ Slot = tuple[int, str]
 
 @dataclass(frozen=True)
 class Blueprint:
-    """workflow: in workflows/; nodes: their places in the subgraph, by id; inputs: label -> all
-    that it feeds; outputs: label -> whose; widgets: shown on the node under their own names."""
+    """One subgraph.
+
+    name: its title and its file's name; description: in the node library; aliases: words that it is
+    looked for by; workflow: in workflows/; nodes: their places in the subgraph, by id; inputs:
+    label -> all that it feeds; outputs: label -> whose; widgets: shown on the node under their own
+    names.
+    """
 
     name: str
     description: str
@@ -141,7 +148,7 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
         "description": blueprint.description,
         "category": "MagicPortrait",
     }
-    shown = {
+    node = {
         "id": own,
         "type": subgraph["id"],
         "pos": [0, 0],
@@ -160,7 +167,7 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
         "revision": 0,
         "last_node_id": own,
         "last_link_id": number,
-        "nodes": [shown],
+        "nodes": [node],
         "links": [],
         "groups": [],
         "definitions": {"subgraphs": [subgraph]},
@@ -176,6 +183,9 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Link:
+    """As a subgraph's file names its parts: from an output (slot) of one node to an input of
+    another, _INPUTS and _OUTPUTS among them; type: the socket's."""
+
     id: int
     origin_id: int
     origin_slot: int
@@ -234,6 +244,7 @@ def _uuid(blueprint: Blueprint, what: str) -> str:
 
 
 def main() -> None:
+    bench_parser(__doc__).parse_args()
     for blueprint in BLUEPRINTS:
         workflow = json.loads(
             (ROOT / "workflows" / f"{blueprint.workflow}.json").read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Runs the toy workflows and writes their thumbnails, workflows/<name>.jpg.
+"""Runs the toy workflows and writes their thumbnails, workflows/<name>.jpg: `python -m
+bench.make_thumbnails`
 
 References first, then pictures, then layouts and cut-outs. A picture that is alone with its
 references is shown large, with them set in; a strip of pictures without the references.
@@ -6,24 +7,19 @@ references is shown large, with them set in; a strip of pictures without the ref
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
+from devkit.client import Client, run_prompt
+from devkit.pack import CACHE, ROOT
+from devkit.workflow_format import to_api_prompt
 
-from devkit.client import run_prompt  # noqa: E402
-from devkit.comfyui import find_comfyui  # noqa: E402
-from devkit.environment import needs_cpu_flag  # noqa: E402
-from devkit.pack import CACHE  # noqa: E402
-from devkit.server import Server  # noqa: E402
-from devkit.workflow_format import to_api_prompt  # noqa: E402
+from .command_line import bench_parser
+from .server import pack_server
 
 SIDE = 400
 INSET, BORDER, GAP = 100, 3, 8
@@ -40,15 +36,17 @@ PICTURES_OF_A_SET = 5
 
 
 def results(
-    server: Server, workflow: dict[str, Any]
+    server: Client, workflow: dict[str, Any]
 ) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
     """The references, pictures and layouts (or cut-outs) that a workflow shows and saves, told
     apart by their file names."""
     prompt = to_api_prompt(workflow, server.object_info())
     training = any(data["class_type"] == "MagiCaptureTrain" for data in prompt.values())
-    unwanted = {"MaskPreview", "LossGraphNode", *(("PreviewImage",) if training else ())}
-    prompt = {node: data for node, data in prompt.items() if data["class_type"] not in unwanted}
-    references, pictures, layouts = [], [], []
+    left_out = {"MaskPreview", "LossGraphNode", *(("PreviewImage",) if training else ())}
+    prompt = {node: data for node, data in prompt.items() if data["class_type"] not in left_out}
+    references: list[Image.Image] = []
+    pictures: list[Image.Image] = []
+    layouts: list[Image.Image] = []
     for file in run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
         if name.endswith("_grid"):
@@ -118,7 +116,7 @@ def with_insets(picture: Image.Image, left: Image.Image, right: Image.Image) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = bench_parser(__doc__)
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
     parser.add_argument(
         "names",
@@ -128,13 +126,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     borrowers = {borrower for several in BORROWERS.values() for borrower in several}
-    python = Path(sys.executable)
-    with Server(
-        find_comfyui(options.comfyui),
-        python,
-        CACHE / "comfyui",
-        cpu=needs_cpu_flag(python),
-    ) as server:
+    with pack_server(CACHE / "comfyui", options.comfyui) as server:
         for name in sorted(set(options.names) - borrowers):
             workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
             picture = thumbnail(*results(server, workflow))

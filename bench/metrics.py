@@ -10,13 +10,14 @@ below the table.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
 from . import toy
+from .command_line import bench_parser
 
 # ruff: isort: split
+import folder_paths
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from magicportrait.host.metrics.comparison import AUTO, OFF, Comparison
 from magicportrait.host.metrics.table import MetricTable, measure
 
 TOY = "toy"
+"""Names the network for drawn faces."""
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -57,8 +59,6 @@ def read_pictures(paths: Iterable[Path]) -> Tensor:
 
 def use_models(folder: Path) -> None:
     """Adds a folder to the places where networks for metrics are looked for."""
-    import folder_paths
-
     folder_paths.add_model_folder_path("metrics", str(folder.resolve()), is_default=True)
 
 
@@ -75,16 +75,30 @@ def measure_files(
     references: list[Path],
     prompts: tuple[str, ...],
     identity: Identity | None = None,
-    **networks: str,
+    *,
+    clip: str = AUTO,
+    dino: str = AUTO,
+    aesthetic: str = AUTO,
+    lpips: str = AUTO,
 ) -> MetricTable:
-    wanted = read_pictures(references) if references else None
-    return measure(Comparison(read_pictures(paths), wanted, prompts, identity=identity, **networks))
+    """All metrics of pictures against references, which may be none. What the rest is: see
+    Comparison."""
+    return measure(
+        Comparison(
+            read_pictures(paths),
+            read_pictures(references) if references else None,
+            prompts,
+            identity=identity,
+            clip=clip,
+            dino=dino,
+            aesthetic=aesthetic,
+            lpips=lpips,
+        )
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("pictures", type=Path, help="a folder of pictures")
     parser.add_argument(
         "--references", type=Path, metavar="FOLDER", help="what they are compared with"
@@ -107,7 +121,7 @@ def main() -> None:
             f"--{name}",
             default=AUTO,
             metavar="NAME",
-            help=f"which network, or '{OFF}'; default: the first found",
+            help=f"which network, or '{OFF}'; default: the first that is there",
         )
     parser.add_argument(
         "--identity",
@@ -128,13 +142,16 @@ def main() -> None:
         (args.prompt,) if args.prompt else ()
     )
     try:
-        names = {
-            "clip": args.clip,
-            "dino": args.dino,
-            "aesthetic": args.aesthetic,
-            "lpips": args.lpips,
-        }
-        table = measure_files(paths, references, prompts, identity_named(args.identity), **names)
+        table = measure_files(
+            paths,
+            references,
+            prompts,
+            identity_named(args.identity),
+            clip=args.clip,
+            dino=args.dino,
+            aesthetic=args.aesthetic,
+            lpips=args.lpips,
+        )
     except ValueError as error:
         parser.error(str(error))
     labels = [path.relative_to(args.pictures).as_posix() for path in paths]

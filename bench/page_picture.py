@@ -3,21 +3,16 @@ bench.page_picture` (needs Chromium or Chrome)"""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
+from devkit.browser import find_browser
+from devkit.pack import CACHE, ROOT
 
-from devkit.browser import find_browser  # noqa: E402
-from devkit.comfyui import find_comfyui  # noqa: E402
-from devkit.environment import needs_cpu_flag  # noqa: E402
-from devkit.pack import CACHE  # noqa: E402
-from devkit.server import Server  # noqa: E402
+from .command_line import bench_parser
+from .server import pack_server
 
 NODE = "MagicFaceApply"
 READY = (
@@ -39,17 +34,13 @@ FINISHED = """() => {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = bench_parser(__doc__)
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
     args = parser.parse_args()
     workflow = json.loads(
         (ROOT / "workflows" / "magicface_three_concepts.json").read_text(encoding="utf-8")
     )
-    host, python = find_comfyui(args.comfyui), Path(sys.executable)
-    with (
-        Server(host, python, CACHE / "page", cpu=needs_cpu_flag(python)) as server,
-        sync_playwright() as playwright,
-    ):
+    with pack_server(CACHE / "page", args.comfyui) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"]
         )

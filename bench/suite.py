@@ -14,55 +14,55 @@ the output folder go the pictures, results.md, results.csv and a grid for every 
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import csv
 import hashlib
 import json
 import os
-import sys
-import urllib.request
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from devkit.client import Client, run_prompt
+from devkit.pack import CACHE, ROOT, DevError
+from devkit.workflow_format import to_api_prompt
+
 from . import toy
+from .command_line import bench_parser
+from .metrics import identity_named, measure_files, pictures_in, read_pictures, use_models
+from .report import table_head, table_row
+from .server import pack_server, upload_folder
+from .sheets import to_pil
+from .toy_folders import draw_capture, draw_concept, draw_pair
 
 # ruff: isort: split
-import numpy as np
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
 
-from devkit.client import http, run_prompt
-from devkit.comfyui import find_comfyui
-from devkit.environment import needs_cpu_flag
-from devkit.pack import CACHE, ROOT, DevError
-from devkit.server import Server
-from devkit.workflow_format import to_api_prompt
-from magicportrait.demo import captures
-from magicportrait.demo.portraits import STYLES, Style, render, sample_portrait
 from magicportrait.host.faces.identity import Identity
 from magicportrait.host.metrics.table import ARROWS
 from magicportrait.host.pictures.compare_grid import CompareGrid
-
-from .magicface_effect import reference_sets
-from .metrics import identity_named, measure_files, pictures_in, read_pictures, use_models
 
 COLOUR = "colour distance"
 ALONE = ("CLIP-T", "aesthetic")
 """Metrics that compare with no reference."""
 _NEAREST = 0.02
+_DRAWERS: Mapping[frozenset[str], Callable[[int, Path], None]] = {
+    frozenset({"content", "style"}): draw_pair,
+    frozenset({"subject", "style"}): draw_capture,
+}
+"""What the toy world draws for a suite with these groups of references; else a concept folder."""
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A folder, its prompts, its name on the server, and its folders of references by the name that
-    the table gives them.
+    """What a suite draws pictures of.
 
-    With image/ and mask/ it is of MagicFace's official format.
+    name: in the table; folder: here; prompts: one at least; remote: the folder on the server, in
+    its inputs; groups: the folder's subfolders of references, as (name in the table, subfolder).
+    A folder with image/ and mask/ is of MagicFace's official format.
     """
 
     name: str
@@ -93,7 +93,12 @@ class Concept:
 
 @dataclass(frozen=True)
 class Suite:
-    """methods: name -> (workflow, changes); changes: of all methods; identity: for CSIM."""
+    """What is compared.
+
+    name: of the file; concepts, seeds: what every method draws; methods: name -> (workflow, what is
+    set in it); nodes: added to every workflow; changes: set in all of them; identity: the network
+    for CSIM.
+    """
 
     name: str
     concepts: tuple[Concept, ...]
@@ -106,7 +111,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture."""
+    """One picture: a method of the suite on a concept, with one of its prompts and a seed."""
 
     method: str
     concept: Concept
@@ -153,23 +158,19 @@ def _read_concept(
     name, groups = str(entry["name"]), config.get("references") or {"": "image"}
     if "draw" in entry:
         folder = output / "concepts" / name
-        drawers = {
-            frozenset({"content", "style"}): draw_pair,
-            frozenset({"subject", "style"}): draw_capture,
-        }
-        drawers.get(frozenset(groups), draw_concept)(int(entry["draw"]), folder)
+        _DRAWERS.get(frozenset(groups), draw_concept)(int(entry["draw"]), folder)
     else:
         folder = (path.parent / entry["folder"]).resolve()
     prompts = tuple(entry.get("prompts") or config.get("prompts") or _own_prompt(folder))
     concept = Concept(name, folder, prompts, f"suite_{path.stem}/{name}", tuple(groups.items()))
     if not all(concept.images(subfolder) for subfolder in groups.values()) or not prompts:
-        wanted = (
+        subfolders = (
             "image/ and mask/"
             if "image" in groups.values()
             else " and ".join(f"{subfolder}/" for subfolder in groups.values())
         )
         raise ValueError(
-            f"concept {name}: {folder} needs pictures in {wanted}, and a prompt here or in its"
+            f"concept {name}: {folder} needs pictures in {subfolders}, and a prompt here or in its"
             " config*.yaml"
         )
     return concept
@@ -180,42 +181,6 @@ def _own_prompt(folder: Path) -> list[str]:
     return (
         [yaml.safe_load(configs[0].read_text(encoding="utf-8"))["target_prompt"]] if configs else []
     )
-
-
-def draw_concept(index: int, folder: Path) -> None:
-    """A reference set of the toy world as a concept folder."""
-    for part, portrait in reference_sets()[index].items():
-        drawn = render(portrait)
-        _save(drawn.image, folder / "image" / f"{part}.png")
-        _save(drawn.masks[part], folder / "mask" / f"{part}.png")
-
-
-def draw_pair(index: int, folder: Path) -> None:
-    """A portrait and another one in another style."""
-    _save(render(sample_portrait(2 * index, "cartoon")).image, folder / "content" / "content.png")
-    _save(
-        render(sample_portrait(2 * index + 1, _other_style(index))).image,
-        folder / "style" / "style.png",
-    )
-
-
-def draw_capture(index: int, folder: Path) -> None:
-    """Pictures of a person and of a style, with head masks, as MagiCapture takes them."""
-    capture = captures.sample_capture(index, _other_style(index))
-    for name, people in (("subject", capture.subject), ("style", capture.style)):
-        for i, (image, mask) in enumerate(zip(*captures.draw(people), strict=True)):
-            _save(image, folder / name / f"{i + 1}.png")
-            _save(mask, folder / name / "mask" / f"{i + 1}.png")
-
-
-def _other_style(index: int) -> Style:
-    """Another one than the cartoon, in which portraits and subjects are drawn."""
-    return STYLES[1 + index % (len(STYLES) - 1)]
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:  # H W or H W 3 in 0..1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((pixels * 255).round().astype("uint8")).save(path)
 
 
 # ---- running ----
@@ -243,14 +208,14 @@ def prompt_of(suite: Suite, cell: Cell, object_info: dict[str, Any]) -> dict[str
     for changes, must_fit in ((suite.changes, False), (own, True)):
         for address, value in changes.items():
             where, _, name = address.rpartition(".")
-            found = [
+            places = [
                 node for key, node in nodes.items() if where in (f"#{key}", node["class_type"])
             ]
-            if must_fit and not found:
+            if must_fit and not places:
                 raise ValueError(
                     f"method '{cell.method}' sets {address}, but its workflow has no such node"
                 )
-            for node in found:
+            for node in places:
                 if isinstance(value, str) and value.startswith("$concept/"):
                     node["inputs"][name] = cell.concept.on_server(value.removeprefix("$concept/"))
                 else:
@@ -261,73 +226,30 @@ def prompt_of(suite: Suite, cell: Cell, object_info: dict[str, Any]) -> dict[str
 
 
 def digest_of(cell: Cell, prompt: dict[str, Any]) -> str:
+    """Changes with the prompt and with every file of the concept."""
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode())
     for path in sorted(path for path in cell.concept.folder.rglob("*") if path.is_file()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-class RunningServer(Server):
-    """A ComfyUI that somebody else started on this machine."""
-
-    def __init__(self, port: int) -> None:
-        self.port, self.url, self.log_path = port, f"http://127.0.0.1:{port}", None
-
-    def __enter__(self) -> RunningServer:
-        self.object_info()
-        return self
-
-    def stop(self) -> None:
-        pass
-
-
-def upload(server: Server, concept: Concept) -> None:
-    """Copies a concept folder into the server's input folder."""
-    for path in sorted(path for path in concept.folder.rglob("*") if path.is_file()):
-        subfolder = (
-            f"{concept.remote}/{path.parent.relative_to(concept.folder).as_posix()}".removesuffix(
-                "/."
-            )
-        )
-        boundary = uuid.uuid4().hex
-        fields = {"type": "input", "subfolder": subfolder, "overwrite": "true"}
-        parts = [
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode()
-            for k, v in fields.items()
-        ]
-        head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image";'
-            f' filename="{path.name}"\r\n\r\n'
-        )
-        body = b"".join(
-            [*parts, head.encode(), path.read_bytes(), f"\r\n--{boundary}--\r\n".encode()]
-        )
-        request = urllib.request.Request(
-            f"{server.url}/upload/image",
-            body,
-            {"Content-Type": f"multipart/form-data; boundary={boundary}"},
-        )
-        with http.open(request, timeout=60) as answer:
-            answer.read()
-
-
-def draw_cells(suite: Suite, server: Server, output: Path) -> None:
+def draw_cells(suite: Suite, client: Client, output: Path) -> None:
     """Draws what is not there yet."""
-    object_info, everything = server.object_info(), list(cells(suite))
+    object_info, everything = client.object_info(), list(cells(suite))
     for concept in suite.concepts:
-        upload(server, concept)
+        upload_folder(client, concept.folder, concept.remote)
     for number, cell in enumerate(everything, 1):
         path, prompt = cell.path(output), prompt_of(suite, cell, object_info)
         stamp, digest = path.with_suffix(".sha256"), digest_of(cell, prompt)
         if path.exists() and stamp.exists() and stamp.read_text() == digest:
             continue
         print(f"{number} of {len(everything)}: {path.relative_to(output)}", flush=True)
-        saved = [picture for picture in run_prompt(server, prompt) if picture["type"] == "output"]
+        saved = [picture for picture in run_prompt(client, prompt) if picture["type"] == "output"]
         if not saved:
             raise DevError(f"the workflow of '{cell.method}' saved no picture")
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
-        unfinished.write_bytes(server.fetch(saved[0]))
+        unfinished.write_bytes(client.fetch(saved[0]))
         os.replace(unfinished, path)
         stamp.write_text(digest)
 
@@ -340,13 +262,13 @@ def colour_distance(picture: Tensor, references: Tensor, masks: Tensor) -> float
     (RGB, 0..1) of its mean colour inside the mask to the nearest 2 % of the picture's pixels. Knows
     nothing of shapes; needs no network. picture: H W 3; masks: B H W.
     """
-    found = []
+    means = []
     for reference, mask in zip(references, masks, strict=True):
         distances = (picture - toy.mean_colour(reference, mask)).norm(dim=-1).flatten()
-        found.append(
+        means.append(
             distances.topk(max(1, round(len(distances) * _NEAREST)), largest=False).values.mean()
         )
-    return torch.stack(found).mean().item()
+    return torch.stack(means).mean().item()
 
 
 @torch.inference_mode()
@@ -362,9 +284,9 @@ def results(suite: Suite, output: Path) -> tuple[dict[str, dict[str, list[float]
             ]
             paths = [cell.path(output) for cell in own]
             if masks := pictures_in(concept.folder / "mask"):
-                references, shown = read_pictures(concept.references), read_pictures(masks)[..., 0]
+                references, areas = read_pictures(concept.references), read_pictures(masks)[..., 0]
                 columns.setdefault(COLOUR, []).extend(
-                    colour_distance(picture, references, shown) for picture in read_pictures(paths)
+                    colour_distance(picture, references, areas) for picture in read_pictures(paths)
                 )
             for label, subfolder in concept.groups:
                 measured = measure_files(
@@ -384,21 +306,15 @@ def results(suite: Suite, output: Path) -> tuple[dict[str, dict[str, list[float]
 
 
 def write_results(suite: Suite, output: Path) -> None:
+    """results.md with the means of each method, results.csv with a row for each picture."""
     table, missing = results(suite, output)
     names = list(next(iter(table.values())))
     count = len(list(cells(suite))) // len(suite.methods)
     arrows = {**ARROWS, COLOUR: "↓"}
     lines = [f"# {suite.name}", "", f"{count} pictures a method; mean and standard error.", ""]
-    lines += [
-        "| method | "
-        + " | ".join(f"{name} {arrows[name.split(': ')[-1]]}" for name in names)
-        + " |",
-        "| --- |" + " --- |" * len(names),
-    ]
+    lines += table_head(["method", *(f"{name} {arrows[name.split(': ')[-1]]}" for name in names)])
     for method, columns in table.items():
-        lines.append(
-            f"| {method} | " + " | ".join(_mean_and_error(columns[name]) for name in names) + " |"
-        )
+        lines.append(table_row([method, *(_mean_and_error(columns[name]) for name in names)]))
     lines += ["", *(f"- {name}: {reason}" for name, reason in missing.items())]
     (output / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
@@ -420,12 +336,12 @@ def write_results(suite: Suite, output: Path) -> None:
 
 
 def _mean_and_error(values: list[float]) -> str:
-    known = torch.tensor(values)
-    known = known[~known.isnan()]
-    if not len(known):
+    numbers = torch.tensor(values)
+    numbers = numbers[~numbers.isnan()]
+    if not len(numbers):
         return "-"
-    error = known.std().item() / len(known) ** 0.5 if len(known) > 1 else 0.0
-    return f"{known.mean().item():.4f} ± {error:.4f}"
+    error = numbers.std().item() / len(numbers) ** 0.5 if len(numbers) > 1 else 0.0
+    return f"{numbers.mean().item():.4f} ± {error:.4f}"
 
 
 def write_grids(suite: Suite, output: Path) -> None:
@@ -447,14 +363,11 @@ def write_grids(suite: Suite, output: Path) -> None:
                 else []
             )
             grid = CompareGrid(rows, ["references", *suite.methods], captions, prompt, cell=192)
-            picture = Image.fromarray((grid.draw()[0] * 255).round().byte().numpy())
-            picture.save(output / f"grid_{concept.name}_prompt{number}.png")
+            to_pil(grid.draw()[0]).save(output / f"grid_{concept.name}_prompt{number}.png")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("suite", type=Path, help="a YAML file")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="default: output/suites/<name of the suite>"
@@ -476,14 +389,13 @@ def main() -> None:
         suite = read_suite(args.suite, output)
         if args.models:
             use_models(args.models)
-        python = Path(sys.executable)
-        own = (
-            None
-            if args.port
-            else Server(find_comfyui(), python, CACHE / "suite", cpu=needs_cpu_flag(python))
-        )
-        with own or RunningServer(args.port) as server:
-            draw_cells(suite, server, output)
+        with contextlib.ExitStack() as stack:
+            client = (
+                Client(f"http://127.0.0.1:{args.port}")
+                if args.port
+                else stack.enter_context(pack_server(CACHE / "suite"))
+            )
+            draw_cells(suite, client, output)
         write_results(suite, output)
         write_grids(suite, output)
     except (ValueError, OSError, DevError) as error:

@@ -1,40 +1,38 @@
-"""The toy world for benchmarks: the pack and ComfyUI in this process, the shipped checkpoint,
-pictures and where their parts are."""
+"""The toy world for benches: the shipped checkpoint, pictures, and where their parts are."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
+from . import in_process  # noqa: F401 (before what follows)
 
-from devkit.comfyui import use_host  # noqa: E402
-from devkit.pack import load_pack  # noqa: E402
+# ruff: isort: split
+import comfy.sample
+import comfy.samplers
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-load_pack()
-use_host()
+from magicportrait.demo import checkpoint, face_network, portraits
+from magicportrait.demo.dataset import HELD_OUT_SEEDS
+from magicportrait.demo.portraits import Portrait, Rendering
+from magicportrait.host.faces.identity import Identity
+from magicportrait.host.layout.record import LayoutRecord
+from magicportrait.nodes.layout import MagicSemanticLayout
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from magicportrait.demo import checkpoint, face_network, portraits  # noqa: E402
-from magicportrait.demo.dataset import HELD_OUT_SEEDS  # noqa: E402
-from magicportrait.demo.portraits import Portrait, Rendering  # noqa: E402
-from magicportrait.host.faces.identity import Identity  # noqa: E402
-from magicportrait.host.layout.record import LayoutRecord  # noqa: E402
-from magicportrait.nodes.layout import MagicSemanticLayout  # noqa: E402
-
-LATENT = checkpoint.IMAGE_SIDE // 8
+SIDE = checkpoint.IMAGE_SIDE
+"""Of the checkpoint's pictures, in pixels."""
+LATENT_SIDE = SIDE // 8
 
 
 @dataclass(frozen=True)
 class Toy:
-    """The shipped checkpoint."""
+    """The shipped checkpoint.
+
+    model: MODEL; clip: CLIP; vae: VAE, as the host's nodes pass them on.
+    """
 
     model: Any
     clip: Any
@@ -45,28 +43,42 @@ class Toy:
         return cls(*checkpoint.load())
 
     def encode_text(self, text: str) -> list[Any]:
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        """CONDITIONING of a prompt."""
+        conditioning: list[Any] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return conditioning
+
+    def empty_conds(self) -> dict[str, list[Any]]:
+        """Positive and negative of the empty prompt, as an inversion takes them."""
+        empty = self.encode_text("")
+        return {"positive": empty, "negative": empty}
 
     def decode(self, samples: Tensor) -> Tensor:
-        return self.vae.decode(samples).clamp(0, 1)
+        """B 4 h w -> B H W 3 in 0..1."""
+        images: Tensor = self.vae.decode(samples)
+        return images.clamp(0, 1)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
+        """A latent of noise for each seed: B 4 h w."""
         return torch.cat(
             [
-                torch.randn(1, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed))
+                torch.randn(
+                    1, 4, LATENT_SIDE, LATENT_SIDE, generator=torch.Generator().manual_seed(seed)
+                )
                 for seed in seeds
             ]
         )
 
+    def sigmas(self, steps: int) -> Tensor:
+        """Those of the uniform schedule, the last one 0: steps + 1."""
+        sampling = self.model.get_model_object("model_sampling")
+        return comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
+
     def sample(
         self, model: Any, positive: Any, noise: Tensor, steps: int = 25, cfg: float = 4.0
     ) -> Tensor:
-        import comfy.sample
-
+        """B 4 h w, by a model that is this one with patches. The negative prompt is empty."""
         # Euler over the uniform schedule is DDIM with eta 0.
-        empty = self.encode_text("")
-        latent = torch.zeros_like(noise)
-        return comfy.sample.sample(
+        samples: Tensor = comfy.sample.sample(
             model,
             noise,
             steps,
@@ -74,18 +86,36 @@ class Toy:
             "euler",
             "ddim_uniform",
             positive,
-            empty,
-            latent,
+            self.encode_text(""),
+            torch.zeros_like(noise),
             disable_pbar=True,
             seed=0,
         )
+        return samples
+
+    def denoise(self, model: Any, positive: Any, latent: Tensor, sigma: float, seed: int) -> Tensor:
+        """One model call at CFG 4, on a latent that is noised to `sigma`: B 4 h w."""
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, self.encode_text(""))
+        guider.set_cfg(4.0)
+        samples: Tensor = guider.sample(
+            self.noise([seed]),
+            latent,
+            comfy.samplers.sampler_object("euler"),
+            torch.tensor([sigma, 0.0]),
+            disable_pbar=True,
+            seed=seed,
+        )
+        return samples
 
     def watch(
         self, prompt: str, phrases: Sequence[str], ca_scale: float = 1.0
     ) -> tuple[Any, Any, LayoutRecord]:
-        return MagicSemanticLayout.execute(
+        """MODEL, conditioning and record of Semantic Layout."""
+        model, positive, record = MagicSemanticLayout.execute(
             self.model, self.clip, prompt, ", ".join(phrases), ca_scale
         ).args
+        return model, positive, record
 
 
 def identity() -> Identity:
@@ -94,21 +124,27 @@ def identity() -> Identity:
 
 
 def held_out(
-    count: int, wanted: Callable[[Portrait], bool] = lambda portrait: True
+    count: int, fits: Callable[[Portrait], bool] = lambda portrait: True
 ) -> list[Portrait]:
-    """The first `count` portraits that no training saw and that are as wanted."""
-    found: list[Portrait] = []
+    """The first `count` portraits that no training had, of those that fit; fewer when there are
+    no more."""
+    people: list[Portrait] = []
     for seed in HELD_OUT_SEEDS:
         portrait = portraits.sample_portrait(seed)
-        if wanted(portrait):
-            found.append(portrait)
-        if len(found) == count:
+        if fits(portrait):
+            people.append(portrait)
+        if len(people) == count:
             break
-    return found
+    return people
 
 
 def picture(rendering: Rendering) -> Tensor:  # 1 H W 3
     return torch.from_numpy(rendering.image)[None]
+
+
+def part_mask(rendering: Rendering, part: str) -> Tensor:  # 1 H W
+    """How much of each pixel a part covers, 0..1."""
+    return torch.from_numpy(rendering.masks[part])[None]
 
 
 def owned_cells(record: LayoutRecord, samples: Tensor) -> Tensor:
@@ -120,45 +156,22 @@ def owned_cells(record: LayoutRecord, samples: Tensor) -> Tensor:
 
 def regions(record: LayoutRecord, samples: Tensor, phrases: Sequence[str]) -> dict[str, Tensor]:
     """Where each phrase is in the layout of a run's last step, at picture size: B H W, bool."""
-    owned = owned_cells(record, samples)[:, None].float()
-    enlarged = F.interpolate(owned, size=(checkpoint.IMAGE_SIDE,) * 2, mode="nearest")[:, 0]
-    return {phrase: enlarged == i for i, phrase in enumerate(phrases)}
+    cells = _enlarged(owned_cells(record, samples))
+    return {phrase: cells == i for i, phrase in enumerate(phrases)}
 
 
 def foreground(record: LayoutRecord, samples: Tensor) -> Tensor:
     """The same for the layout's foreground: B H W, bool."""
-    run = record.run_of(samples).steps
-    found = torch.from_numpy(run[max(run)].foreground)[:, None].float()
-    return F.interpolate(found, size=(checkpoint.IMAGE_SIDE,) * 2, mode="nearest")[:, 0] > 0
+    steps = record.run_of(samples).steps
+    return _enlarged(torch.from_numpy(steps[max(steps)].foreground)) > 0
+
+
+def _enlarged(cells: Tensor) -> Tensor:
+    """B rows columns -> B H W."""
+    return F.interpolate(cells[:, None].float(), size=(SIDE, SIDE), mode="nearest")[:, 0]
 
 
 def mean_colour(image: Tensor, mask: Tensor) -> Tensor:
     """image: H W 3, mask: H W -> 3."""
     weight = mask.float()[..., None]
     return (image * weight).sum((0, 1)) / weight.sum().clamp(min=1e-6)
-
-
-def write_report(name: str, lines: Sequence[str]) -> None:
-    """Prints a report and keeps it in bench/results/."""
-    text = "\n".join(lines) + "\n"
-    print(text)
-    folder = ROOT / "bench" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[Tensor]], path: Path, scale: int = 1, gap: int = 2
-) -> None:
-    """Pictures (H W 3) in rows, as one file."""
-    from PIL import Image
-
-    height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
-    sheet = torch.ones(len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet[y * (height + gap) :, x * (width + gap) :][:height, :width] = image
-    saved = Image.fromarray((sheet * 255).round().byte().numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    saved.resize((saved.width * scale, saved.height * scale), Image.Resampling.LANCZOS).save(path)

@@ -8,12 +8,14 @@ the data set.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
 from . import toy
+from .command_line import bench_parser, parse_with_quick
+from .report import Report
+from .sheets import contact_sheet
 
 # ruff: isort: split
 import torch
@@ -36,6 +38,9 @@ from magicportrait.demo.portraits import (
 AUTOMATIC_CA_SCALE = 0.6
 """What MagicFace Apply takes for several concepts."""
 LOCATED = ("hat", "scarf", "shirt", "hair", "glasses")
+"""Parts whose place in the layout is measured."""
+MEANS_OF = 256
+"""Portraits behind the mean masks."""
 
 
 def phrases_of(portrait: Portrait) -> dict[str, str]:
@@ -48,7 +53,7 @@ def autoencoder_psnr(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
     images = torch.cat([toy.picture(render(portrait)) for portrait in portraits])
     decoded = checkpoint.decode(checkpoint.vae.encode(images))
     psnr = -10 * (images - decoded).square().mean((1, 2, 3)).log10()
-    by_style = {
+    by_style: dict[str, float] = {
         style: psnr[[i for i, p in enumerate(portraits) if p.style == style]].mean().item()
         for style in STYLES
     }
@@ -70,25 +75,25 @@ def nearest_colour(
     return names[int(counts.argmax())]
 
 
-def binding(checkpoint: toy.Toy, count: int = 64, batch: int = 8) -> dict[str, float]:
-    """Share of captions whose hat, shirt and background have the asked colour."""
+def binding(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
+    """Share of captions whose hat, shirt and background have the colour that the caption says."""
     portraits = toy.held_out(count, lambda p: p.hat is not None)
     right: dict[str, list[bool]] = {"hat": [], "shirt": [], "background": []}
-    for portrait_index, portrait in enumerate(portraits):
-        named = phrases_of(portrait)
+    for index, portrait in enumerate(portraits):
+        phrases = phrases_of(portrait)
         model, positive, record = checkpoint.watch(
-            caption(portrait), list(named.values()), AUTOMATIC_CA_SCALE
+            caption(portrait), list(phrases.values()), AUTOMATIC_CA_SCALE
         )
-        samples = checkpoint.sample(model, positive, checkpoint.noise([portrait_index]), steps=20)
-        image, found = checkpoint.decode(samples)[0], toy.regions(record, samples, list(named))
-        found["background"] = ~toy.foreground(record, samples)
+        samples = checkpoint.sample(model, positive, checkpoint.noise([index]), steps=20)
+        image, regions = checkpoint.decode(samples)[0], toy.regions(record, samples, list(phrases))
+        regions["background"] = ~toy.foreground(record, samples)
         assert portrait.hat is not None
-        asked = {
+        colours = {
             "hat": portrait.hat.colour,
             "shirt": portrait.shirt.colour,
             "background": portrait.background,
         }
-        for part, colour in asked.items():
+        for part, colour in colours.items():
             is_background = part == "background"
             source = BACKGROUND_COLOURS if is_background else GARMENT_COLOURS
             palette = {
@@ -101,17 +106,29 @@ def binding(checkpoint: toy.Toy, count: int = 64, batch: int = 8) -> dict[str, f
                 if garment and garment.pattern != "plain"
                 else None
             )
-            right[part].append(nearest_colour(image, found[part][0], palette, second) == colour)
+            right[part].append(nearest_colour(image, regions[part][0], palette, second) == colour)
     return {part: sum(values) / len(values) for part, values in right.items()}
 
 
-def intersection_over_union(found: Tensor, truth: Tensor) -> float:
-    return ((found & truth).sum() / (found | truth).sum().clamp(min=1)).item()
+def intersection_over_union(region: Tensor, truth: Tensor) -> float:
+    return float((region & truth).sum() / (region | truth).sum().clamp(min=1))
 
 
 def on_grid(mask: Tensor, side: int) -> Tensor:
     """A mask's coverage of the cells of a grid. H W -> side side."""
     return F.adaptive_avg_pool2d(mask[None, None].float(), side)[0, 0]
+
+
+def mean_masks() -> dict[str, Tensor]:
+    """Where each part is in the mean of the portraits that have it: H W in 0..1."""
+    masks: dict[str, list[Tensor]] = {part: [] for part in LOCATED}
+    for seed in range(MEANS_OF):
+        portrait = sample_portrait(seed)
+        drawn = render(portrait)
+        for part in LOCATED:
+            if _has(portrait, part):
+                masks[part].append(torch.from_numpy(drawn.masks[part]))
+    return {part: torch.stack(several).mean(0) for part, several in masks.items()}
 
 
 def localisation(
@@ -121,71 +138,41 @@ def localisation(
     portraits re-noised to `percent` of the schedule, with the ca_scale that MagicFace Apply takes
     for several concepts. The baseline: the data set's mean mask at half maximum.
     """
-    means = {
-        part: (
-            torch.stack(
-                [
-                    torch.from_numpy(render(sample_portrait(seed)).masks[part])
-                    for seed in range(256)
-                    if _has(sample_portrait(seed), part)
-                ]
-            ).mean(0)
-        )
-        for part in LOCATED
-    }
+    means = mean_masks()
     scores: dict[str, list[tuple[float, float]]] = {word: [] for word in LOCATED}
     sampling = checkpoint.model.get_model_object("model_sampling")
     sigma = float(sampling.percent_to_sigma(percent))
     for index, portrait in enumerate(toy.held_out(count)):
         portrait = replace(portrait, glasses="glasses" if portrait.glasses else None)
         drawn = render(portrait)
-        named = phrases_of(portrait)
+        phrases = phrases_of(portrait)
         model, positive, record = checkpoint.watch(
-            caption(portrait), list(named.values()), ca_scale
+            caption(portrait), list(phrases.values()), ca_scale
         )
         latent = checkpoint.vae.encode(toy.picture(drawn))
-        samples = _one_step(model, positive, checkpoint, latent, sigma, index)
-        found = toy.owned_cells(record, samples)[0]
-        for i, part in enumerate(named):
+        samples = checkpoint.denoise(model, positive, latent, sigma, index)
+        owners = toy.owned_cells(record, samples)[0]
+        for i, part in enumerate(phrases):
             if part not in scores or drawn.masks[part].sum() < 32:
                 continue
             coverage, mean = (
-                on_grid(torch.from_numpy(drawn.masks[part]), found.shape[0]),
-                on_grid(means[part], found.shape[0]),
+                on_grid(torch.from_numpy(drawn.masks[part]), owners.shape[0]),
+                on_grid(means[part], owners.shape[0]),
             )
             # Thin parts, such as glasses, fill no cell by half.
             truth = coverage > min(0.5, 0.5 * float(coverage.max()))
             scores[part].append(
                 (
-                    intersection_over_union(found == i, truth),
+                    intersection_over_union(owners == i, truth),
                     intersection_over_union(mean >= 0.5 * mean.max(), truth),
                 )
             )
-    return {
-        word: tuple(torch.tensor(values).mean(0).tolist())
-        for word, values in scores.items()
-        if values
-    }  # type: ignore[misc]
-
-
-def _one_step(
-    model: object, positive: object, checkpoint: toy.Toy, latent: Tensor, sigma: float, seed: int
-) -> Tensor:
-    """One model call on a latent that is noised to `sigma`."""
-    import comfy.samplers
-
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, checkpoint.encode_text(""))
-    guider.set_cfg(4.0)
-    sigmas = torch.tensor([sigma, 0.0])
-    return guider.sample(
-        checkpoint.noise([seed]),
-        latent,
-        comfy.samplers.sampler_object("euler"),
-        sigmas,
-        disable_pbar=True,
-        seed=seed,
-    )
+    overlaps = {}
+    for word, values in scores.items():
+        if values:
+            layout, baseline = torch.tensor(values).mean(0).tolist()
+            overlaps[word] = (layout, baseline)
+    return overlaps
 
 
 def _has(portrait: Portrait, part: str) -> bool:
@@ -205,46 +192,39 @@ def sample_sheet(checkpoint: toy.Toy, path: Path, count: int = 32) -> None:
                     )
                 )[0]
             )
-    toy.contact_sheet([images[i : i + 8] for i in range(0, count, 8)], path)
+    contact_sheet([images[i : i + 8] for i in range(0, count, 8)], path)
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = bench_parser(__doc__)
+    parser.add_argument("--captions", type=int, default=64, help="for the binding")
+    parser.add_argument(
+        "--portraits", type=int, default=48, help="for the localisation, a third more for the PSNR"
     )
-    parser.add_argument("--captions", type=int, default=64)
     parser.add_argument("--samples", type=Path, help="also write a sheet of samples there")
-    args = parser.parse_args()
-    checkpoint = toy.Toy.load()
-    psnr = autoencoder_psnr(checkpoint)
-    bound = binding(checkpoint, args.captions)
-    located = localisation(checkpoint)
-    mean = [sum(pair[i] for pair in located.values()) / len(located) for i in (0, 1)]
-    lines = ["# Quality of the toy checkpoint", "", "`python -m bench.toy_quality`", ""]
-    lines += [
-        f"Autoencoder, 64 held-out portraits: PSNR {psnr['all']:.1f} dB ("
+    args = parse_with_quick(parser, captions=2, portraits=6)
+    checkpoint, decoded = toy.Toy.load(), args.portraits * 4 // 3
+    psnr = autoencoder_psnr(checkpoint, decoded)
+    right = binding(checkpoint, args.captions)
+    overlaps = localisation(checkpoint, args.portraits)
+    mean = [sum(pair[i] for pair in overlaps.values()) / len(overlaps) for i in (0, 1)]
+    report = Report("toy_quality", "Quality of the toy checkpoint", "`python -m bench.toy_quality`")
+    report.write(
+        f"Autoencoder, {decoded} held-out portraits: PSNR {psnr['all']:.1f} dB ("
         + ", ".join(f"{style} {psnr[style]:.1f}" for style in STYLES)
         + ")",
         "",
-    ]
-    lines += [
         f"Binding, {args.captions} captions: "
-        + ", ".join(f"{part} {share:.0%}" for part, share in bound.items()),
+        + ", ".join(f"{part} {share:.0%}" for part, share in right.items()),
         "",
-    ]
-    lines += [
-        "| IoU, 48 held-out portraits | " + " | ".join(located) + " | mean |",
-        "| --- |" + " --- |" * (len(located) + 1),
-    ]
+    )
+    report.begin_table(f"IoU, {args.portraits} held-out portraits", *overlaps, "mean")
     for i, name in enumerate(("layout", "mean mask of the data set")):
-        lines.append(
-            f"| {name} | "
-            + " | ".join(f"{pair[i]:.2f}" for pair in located.values())
-            + f" | {mean[i]:.2f} |"
-        )
-    toy.write_report("toy_quality", lines)
-    print(json.dumps({"psnr": psnr, "binding": bound, "localisation": located}))
+        cells = [pair[i] for pair in overlaps.values()]
+        report.add_row(name, *(f"{cell:.2f}" for cell in (*cells, mean[i])))
+    report.finish(kept=not args.quick)
+    print(json.dumps({"psnr": psnr, "binding": right, "localisation": overlaps}))
     if args.samples:
         sample_sheet(checkpoint, args.samples)
 

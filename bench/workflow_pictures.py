@@ -9,7 +9,6 @@ FOLDER` names those that differ. The workflow files are this checkout's in both,
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -22,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from devkit.client import run_prompt
-from devkit.comfyui import find_comfyui
-from devkit.environment import needs_cpu_flag
 from devkit.pack import ROOT
-from devkit.server import Server
 from devkit.workflow_format import to_api_prompt
+
+from .command_line import bench_parser
+from .server import pack_server
 
 INDEX = "pictures.json"
 
@@ -50,11 +49,7 @@ def record(folder: Path, pack: Path, workflows: Path) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     folder.mkdir(parents=True, exist_ok=True)
     digests: dict[str, str] = {}
-    python = Path(sys.executable)
-    with (
-        tempfile.TemporaryDirectory() as base,
-        Server(find_comfyui(), python, Path(base), cpu=needs_cpu_flag(python), pack=pack) as server,
-    ):
+    with tempfile.TemporaryDirectory() as base, pack_server(Path(base), pack=pack) as server:
         info = server.info_with_pack()
         for path in toy_workflows(workflows):
             prompt = to_api_prompt(json.loads(path.read_text(encoding="utf-8")), info)
@@ -83,7 +78,7 @@ def compare(before: Path, after: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = bench_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("folder", type=Path)

@@ -14,6 +14,7 @@ from ..host.sampling.feature_store import FeatureStore
 from ..host.sampling.range import SamplingRange
 from ..host.systems.magicstyle import MagicStylePatch, Style
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
+from ..magic.pictures import mask_batch
 from .declare import (
     InversionType,
     Styles,
@@ -121,7 +122,7 @@ class MagicStyleReference(io.ComfyNode):
         mask: torch.Tensor | None = None,
         styles: tuple[Style, ...] = (),
     ) -> io.NodeOutput:
-        masks = None if mask is None else mask.reshape(-1, *mask.shape[-2:]).cpu()
+        masks = None if mask is None else mask_batch(mask).cpu()
         if masks is not None and len(masks) != 1:
             raise ValueError(
                 f"{len(masks)} masks for one style: give one, which counts for every picture of the"

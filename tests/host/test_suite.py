@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from bench import metrics, suite
+from bench import metrics, suite, toy_folders
 from devkit.pack import ROOT, DevError
 
 SUITES = ROOT / "bench" / "suites"
@@ -60,7 +60,7 @@ class StandIn:
         self.sent: list[dict[str, Any]] = []
         self.fails_at = 0
         monkeypatch.setattr(suite, "run_prompt", self.run_prompt)
-        monkeypatch.setattr(suite, "upload", lambda server, concept: None)
+        monkeypatch.setattr(suite, "upload_folder", lambda server, folder, remote: None)
 
     def object_info(self) -> dict[str, Any]:
         return {}
@@ -232,17 +232,76 @@ def test_shipped_suites_fit_their_workflows(path, tmp_path):
             assert wrong_inputs(node) == set(), node["class_type"]
 
 
+def prompts_of(name: str, concept: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """What a shipped suite sends for a method on a concept folder, by method."""
+    config = yaml.safe_load((SUITES / name).read_text())
+    config["concepts"] = [{"name": "one", "folder": str(concept)}]
+    config["prompts"] = ["a hat"]
+    for workflow in SUITES.glob("*.json"):
+        (tmp_path / workflow.name).write_text(workflow.read_text())
+    (tmp_path / name).write_text(yaml.safe_dump(config))
+    shipped = suite.read_suite(tmp_path / name, tmp_path / "output")
+    return {cell.method: suite.prompt_of(shipped, cell, {}) for cell in suite.cells(shipped)}
+
+
+def test_the_suite_of_magicface_has_the_settings_of_the_official_code(tmp_path):
+    import comfy.model_sampling
+    import comfy.samplers
+
+    class Discrete(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+        pass
+
+    toy_folders.draw_concept(0, tmp_path / "concept")
+    prompt = prompts_of("magicface_sd15.yaml", tmp_path / "concept", tmp_path)["MagicFace"]
+    sampler, apply = prompt["sampler"]["inputs"], prompt["apply"]["inputs"]
+    model_sampling = Discrete()
+    sigmas = comfy.samplers.calculate_sigmas(model_sampling, sampler["scheduler"], sampler["steps"])
+    # RSA in steps 0 to 20 of 50, which is above this sigma.
+    inject = model_sampling.percent_to_sigma(apply["inject_at"])
+    assert len(sigmas) == 51 and int((sigmas > inject).sum()) == 21
+    assert (apply["start"], apply["end"], apply["layers"]) == (0.0, 1.0, "fine")
+    assert apply["reference_noise"] == "per step"
+    assert apply["noise_seed"] == sampler["seed"], "one generator draws both there"
+    assert (sampler["cfg"], sampler["sampler_name"]) == (7.5, "euler")
+
+
+def test_the_suite_of_magicapture_has_the_settings_of_the_official_script(tmp_path):
+    toy_folders.draw_capture(0, tmp_path / "concept")
+    prompt = prompts_of("magicapture_sd15.yaml", tmp_path / "concept", tmp_path)["MagiCapture"]
+    official = {
+        "inversion_steps": 1200,
+        "lora_steps": 1500,
+        "rank": 4,
+        "batch": 1,
+        # The script multiplies these three rates by 4.
+        "inversion_rate": 4 * 5e-4,
+        "unet_rate": 4 * 1e-4,
+        "text_rate": 4 * 1e-5,
+        "embedding_rate": 1e-4,
+        "refocus_weight": 2.5,
+        "style_weight": 2.0,
+        "identity_weight": 0.25,
+    }
+    assert {name: prompt["train"]["inputs"][name] for name in official} == official
+    apply, sampler = prompt["apply"]["inputs"], prompt["sampler"]["inputs"]
+    assert (apply["strength_model"], apply["strength_clip"]) == (0.6, 0.9)
+    assert (sampler["sampler_name"], sampler["steps"], sampler["cfg"]) == (
+        "euler_ancestral",
+        50,
+        7.0,
+    )
+
+
 def wrong_inputs(node: dict[str, Any]) -> set[str]:
     """Names of inputs that one of our nodes does not have, and of those that it needs and has not
     got."""
     from magicportrait.nodes import NODES
 
-    found = {node.define_schema().node_id: node.define_schema() for node in NODES}.get(
-        node["class_type"]
-    )
-    if found is None:
+    schemas = {ours.define_schema().node_id: ours.define_schema() for ours in NODES}
+    schema = schemas.get(node["class_type"])
+    if schema is None:
         return set()
-    inputs = {item.id: item for item in found.inputs or []}
+    inputs = {item.id: item for item in schema.inputs or []}
     needed = {name for name, item in inputs.items() if not item.optional}
     return (node["inputs"].keys() - inputs.keys()) | (needed - node["inputs"].keys())
 
@@ -267,7 +326,7 @@ def test_what_is_compared_with_several_folders_is_measured_with_each(monkeypatch
 
 
 def test_masks_of_training_pictures_are_no_pictures(tmp_path):
-    suite.draw_capture(0, tmp_path)
+    toy_folders.draw_capture(0, tmp_path)
     concept = suite.Concept(
         "person", tmp_path, ("a",), "remote", (("subject", "subject"), ("style", "style"))
     )

@@ -1,0 +1,127 @@
+"""MagicFace in the toy world: sets of references, the prompt, and pictures with and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import toy
+
+# ruff: isort: split
+from torch import Tensor
+
+from magicportrait.demo.portraits import Garment, Portrait, Pose, render
+from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply, MagicFaceConcept
+
+PROMPT = (
+    "a man with black hair wearing a green hat, a white scarf and a blue shirt, pink background,"
+    " cartoon style"
+)
+CONCEPTS = ("hat", "scarf", "shirt")
+PHRASES = {"hat": "green hat", "scarf": "white scarf", "shirt": "blue shirt"}
+BYSTANDERS = ("black hair", "man", "pink background")
+"""Phrases of the prompt that have no reference."""
+SKIN = (198, 140, 98)
+
+
+def reference_sets() -> list[dict[str, Portrait]]:
+    """Four sets of hat, scarf and shirt, each on a portrait of its own, none in a colour that the
+    prompt names."""
+    garments = [
+        (Garment("red", "plain", "top"), Garment("purple"), Garment("orange")),
+        (
+            Garment("orange", "plain", "sun"),
+            Garment("red", "striped"),
+            Garment("purple", "checkered"),
+        ),
+        (Garment("purple", "striped", "beanie"), Garment("yellow"), Garment("red", "dotted")),
+        (Garment("yellow", "dotted", "sun"), Garment("orange"), Garment("pink", "striped")),
+    ]
+    sets = []
+    for i, (hat, scarf, shirt) in enumerate(garments):
+        plain = Portrait(
+            "woman" if i % 2 else "man",
+            SKIN,
+            "brown",
+            "short",
+            Garment("white"),
+            "gray",
+            pose=Pose(0.03 * (i - 1.5), 0.02, 1.05, 3 * i - 4),
+        )
+        sets.append(
+            {
+                "hat": replace(plain, hat=hat),
+                "scarf": replace(plain, scarf=scarf),
+                "shirt": replace(plain, shirt=shirt),
+            }
+        )
+    return sets
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A batch, and where things are in it.
+
+    images: B H W 3 in 0..1; regions: for each concept (and bystander, in plain pictures) B H W,
+    bool.
+    """
+
+    images: Tensor
+    regions: dict[str, Tensor]
+
+
+def concepts_of(
+    references: Mapping[str, Portrait],
+    strength: float = DEFAULT_STRENGTH,
+    prompt: str = "a {gender} wearing a {part}",
+) -> Any:
+    """The MAGIC_CONCEPTS of a set of references. prompt: of each reference picture."""
+    concepts: Any = ()
+    for part, portrait in references.items():
+        drawn = render(portrait)
+        [concepts] = MagicFaceConcept.execute(
+            toy.picture(drawn),
+            part,
+            strength,
+            toy.part_mask(drawn, part),
+            prompt.format(gender=portrait.gender, part=part),
+            None,
+            concepts,
+        ).args
+    return concepts
+
+
+def apply_concepts(checkpoint: toy.Toy, concepts: Any, **options: Any) -> tuple[Any, Any, Any]:
+    """MODEL, conditioning and layout of MagicFace Apply with its defaults but for `options`."""
+    arguments = {**defaults_of(MagicFaceApply), **options, "prompt": PROMPT}
+    model, positive, record = MagicFaceApply.execute(
+        checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **arguments
+    ).args
+    return model, positive, record
+
+
+def plain_pictures(checkpoint: toy.Toy, noise: Tensor) -> Pictures:
+    """Without references; their layout tells where things are."""
+    phrases = [*PHRASES.values(), *BYSTANDERS]
+    model, positive, record = checkpoint.watch(PROMPT, phrases)
+    samples = checkpoint.sample(model, positive, noise)
+    return Pictures(
+        checkpoint.decode(samples), toy.regions(record, samples, [*CONCEPTS, *BYSTANDERS])
+    )
+
+
+def magic_pictures(
+    checkpoint: toy.Toy,
+    noise: Tensor,
+    references: Mapping[str, Portrait],
+    strength: float = DEFAULT_STRENGTH,
+    **options: Any,
+) -> Pictures:
+    """With references. options: of MagicFace Apply, where not its defaults."""
+    model, positive, record = apply_concepts(
+        checkpoint, concepts_of(references, strength), **options
+    )
+    samples = checkpoint.sample(model, positive, noise)
+    return Pictures(checkpoint.decode(samples), toy.regions(record, samples, list(references)))
