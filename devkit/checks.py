@@ -45,7 +45,7 @@ HOST_HARDLY_MATTERS = (
 one the minutes go to the others."""
 
 
-QUICK = {
+QUICK: dict[str, tuple[str, ...]] = {
     "tests/host": (),
     "tests/e2e": (),
 }
@@ -172,6 +172,7 @@ def mypy_step(python: str, host: Path) -> Step:
     link_pack(TYPED / "magicportrait", ROOT)
     for name in ("bench", "devkit"):
         link_pack(TYPED / name, ROOT / name)
+    shutil.copy(ROOT / "dev.py", TYPED)
     path = os.pathsep.join([str(TYPED), str(host)])
     options = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(CACHE / "mypy"))
     return Step("mypy", (python, "-m", "mypy", *options), {"MYPYPATH": path}, TYPED)
