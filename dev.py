@@ -86,11 +86,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     command.add_argument("--port", type=int, default=8188)
     command.set_defaults(run=serve)
-    summary = "lint, type check and run every test"
+    summary = "check formatting, types and JavaScript, and run every test"
     command = commands.add_parser(
         "test", parents=[common], help=summary, description=summary, epilog=environment
     )
     command.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
+    command.add_argument(
+        "--quick", action="store_true", help="only a selection of the tests in ComfyUI"
+    )
     command.set_defaults(run=test)
     return parser.parse_args()
 

@@ -45,6 +45,13 @@ HOST_HARDLY_MATTERS = (
 one the minutes go to the others."""
 
 
+QUICK: dict[str, tuple[str, ...]] = {
+    "tests/host": (),
+    "tests/e2e": (),
+}
+"""What the quick lane runs in ComfyUI."""
+
+
 class Outcome(NamedTuple):
     """How many tests passed, failed, and were left out; a check that is no test only fails."""
 
@@ -165,6 +172,7 @@ def mypy_step(python: str, host: Path) -> Step:
     link_pack(TYPED / "magicportrait", ROOT)
     for name in ("bench", "devkit"):
         link_pack(TYPED / name, ROOT / name)
+    shutil.copy(ROOT / "dev.py", TYPED)
     path = os.pathsep.join([str(TYPED), str(host)])
     options = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(CACHE / "mypy"))
     return Step("mypy", (python, "-m", "mypy", *options), {"MYPYPATH": path}, TYPED)
@@ -247,22 +255,24 @@ def test(options: argparse.Namespace) -> int:
         else:
             print(f"== javascript: LEFT OUT, {error}\n", flush=True)
             outcomes["javascript"] = Outcome(skipped=1)
+    others = other_hosts(host) if host and not options.quick else []
     if host:
         version = host_version(host)
-        name = f"tests/host on ComfyUI {version}"
-        steps += [
-            pytest_step(name, python, ["tests/host", *selection], host, behind=True),
-            pytest_step(f"tests/e2e on ComfyUI {version}", python, ["tests/e2e", *page], host),
-            mypy_step(python, host),
-        ]
+        part = " (a selection)" if options.quick else ""
+        for folder, expression in (("tests/host", selection), ("tests/e2e", page)):
+            files = [f"{folder}/{name}" for name in QUICK[folder]] if options.quick else [folder]
+            name = f"{folder} on ComfyUI {version}{part}"
+            behind = folder == "tests/host"
+            steps.append(pytest_step(name, python, [*files, *expression], host, behind))
+        steps.append(mypy_step(python, host))
     steps.append(pytest_step("tests/unit", python, ["tests/unit", *selection]))
-    for other in other_hosts(host) if host else ():
+    for other in others:
         files = [f"--ignore=tests/host/{file}" for file in HOST_HARDLY_MATTERS]
         name = f"tests/host on ComfyUI {host_version(other)}"
         arguments = ["tests/host", *files, *selection]
         steps.append(pytest_step(name, python, arguments, other, behind=True))
     outcomes.update(run_steps(steps))
-    if host and not other_hosts(host):
+    if host and not others and not options.quick:
         print(f"second host version: none beside {host}")
     return summary(outcomes)
 
