@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from magicportrait.host.segmentation.detectors import as_pixels
+from magicportrait.host.pictures.conversion import as_pixels
 
 
 def to_pil(image: Tensor) -> Image.Image:
