@@ -96,6 +96,15 @@ def span_complaint(start: float | None, end: float | None) -> str | None:
     )
 
 
+def complain(complaint: str | None) -> bool:
+    """The answer of a validate_inputs that names several inputs. ValueError with the complaint: the
+    host repeats a sentence that is returned for every input that the function names, and says an
+    exception once."""
+    if complaint is not None:
+        raise ValueError(complaint)
+    return True
+
+
 def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:
     """What is wrong with numbers that the node's schema does not allow, None when all are allowed.
     For validate_inputs: the host leaves the ranges of the inputs that it names to it. None stands
