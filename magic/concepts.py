@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -66,15 +67,27 @@ class Concept:
             )
 
 
-def visible_tokens(mask: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+Cells = Literal["share", "nearest"]
+"""How a mask is laid on tokens: each counts by the share that the mask covers, or all or nothing,
+by the mask's pixel at its corner, as in the official code."""
+CELLS: tuple[Cells, ...] = ("share", "nearest")
+
+
+def visible_tokens(
+    mask: Tensor | None, grid: tuple[int, int], cells: Cells = "share"
+) -> tuple[Tensor, Tensor]:
     """The tokens of a reference that take part, and the log of how far the mask covers each.
 
-    mask: H W in 0..1 at any size, or None for all. grid: rows, columns of the token grid. Returns
-    indices (T) and log coverage (T).
+    mask: H W in 0..1 at any size, or None for all; grid: rows, columns of the token grid; cells:
+    how the mask is laid on it. Returns indices (T) and log coverage (T).
     """
     if mask is None:
         count = grid[0] * grid[1]
         return torch.arange(count), torch.zeros(count)
+    if cells == "nearest":
+        pixels = torch.nn.functional.interpolate(mask[None, None].float(), size=grid)
+        index = (pixels.flatten() >= 0.5).nonzero().flatten()
+        return index, torch.zeros(len(index))
     coverage = (
         torch.nn.functional.interpolate(mask[None, None].float(), size=grid, mode="area")
         .flatten()

@@ -11,6 +11,11 @@ Concepts = io.Custom("MAGIC_CONCEPTS")
 Layout = io.Custom("MAGIC_LAYOUT")
 InversionType = io.Custom("MAGIC_INVERSION")
 Styles = io.Custom("MAGIC_STYLES")
+# What a chain goes on from. Nodes that send every output of a type to all open inputs of that very
+# type (Use Everywhere) would send a chain to its own beginning: with a second type beside the first
+# this input is none of those.
+ConceptsBefore = io.Custom("MAGIC_CONCEPTS,MAGIC_CONCEPTS_BEFORE")
+StylesBefore = io.Custom("MAGIC_STYLES,MAGIC_STYLES_BEFORE")
 CropType = io.Custom("MAGIC_CROP")
 IdentityType = io.Custom("MAGIC_IDENTITY")
 Attention = io.Custom("MAGIC_ATTENTION")
@@ -94,6 +99,15 @@ def span_complaint(start: float | None, end: float | None) -> str | None:
         if start is not None and end is not None and start > end
         else None
     )
+
+
+def complain(complaint: str | None) -> bool:
+    """The answer of a validate_inputs that names several inputs. ValueError with the complaint: the
+    host repeats a sentence that is returned for every input that the function names, and says an
+    exception once."""
+    if complaint is not None:
+        raise ValueError(complaint)
+    return True
 
 
 def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:

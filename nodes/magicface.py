@@ -12,19 +12,24 @@ from comfy_api.latest import io
 from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
 from ..host.page.live_layout import LayoutView
-from ..host.pictures import concept_folder
+from ..host.pictures import concept_folder, own_picture
+from ..host.pictures.own_picture import NO_PICTURE
 from ..host.sampling.backbone import backbone_of
 from ..host.sampling.feature_store import FeatureStore
+from ..host.sampling.observers import ObservedPatch
+from ..host.sampling.patch import patches_of
 from ..host.sampling.range import SamplingRange
 from ..host.sampling.references import check_masks, prepare_references
 from ..host.systems.magicface import MagicFacePatch
 from ..host.text.prompts import tagged_prompt
-from ..magic.concepts import Concept
+from ..magic.concepts import CELLS, Concept
 from ..magic.pictures import mask_batch
 from .declare import (
     Concepts,
+    ConceptsBefore,
     Layout,
     advanced,
+    complain,
     keep_features_input,
     layers_input,
     node_id,
@@ -35,6 +40,10 @@ from .declare import (
 )
 
 DEFAULT_STRENGTH = 3.0
+STRENGTHS = {"subtle": 2.0, "normal": DEFAULT_STRENGTH, "strong": 4.0}
+CUSTOM_STRENGTH = "custom"
+_NOT_CONNECTED = object()
+"""What an input has that the host does not name: None stands for one that is linked."""
 _CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
 
 
@@ -50,19 +59,29 @@ class MagicFaceConcept(io.ComfyNode):
                 " you like."
             ),
             search_aliases=[
+                "reference",
                 "reference image",
                 "face",
                 "identity",
                 "subject",
+                "character",
+                "consistent character",
+                "outfit",
+                "clothes",
+                "try on",
+                "multi subject",
                 "personalize",
                 "ip adapter",
+                "instantid",
+                "pulid",
             ],
             inputs=[
                 io.Image.Input(
                     "image",
+                    optional=True,
                     tooltip=(
-                        "The reference. Any size and aspect; a batch counts as several views of the"
-                        " same thing."
+                        "The reference, in place of the node's own picture. Any size and aspect; a"
+                        " batch counts as several views of the same thing."
                     ),
                 ),
                 io.String.Input(
@@ -88,8 +107,8 @@ class MagicFaceConcept(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip=(
-                        "Which part of the image shows the concept. Default: all of it. Soft edges"
-                        " count softly."
+                        "Which part of the image shows the concept. Default: what is painted in the"
+                        " node's own picture, else all of it. Soft edges count softly."
                     ),
                 ),
                 io.String.Input(
@@ -109,7 +128,32 @@ class MagicFaceConcept(io.ComfyNode):
                         " the prompt."
                     ),
                 ),
-                Concepts.Input("concepts", optional=True, tooltip="Concepts before this one."),
+                ConceptsBefore.Input(
+                    "concepts", optional=True, tooltip="Concepts before this one."
+                ),
+                io.Combo.Input(
+                    "picture",
+                    options=[NO_PICTURE, *own_picture.list_pictures()],
+                    optional=True,
+                    default=NO_PICTURE,
+                    upload=io.UploadType.image,
+                    image_folder=io.FolderType.input,
+                    tooltip=(
+                        "A reference of the node's own, used when no image is connected. Paint the"
+                        " thing in the Mask Editor; of a cut-out with a transparent ground the rest"
+                        " is taken."
+                    ),
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[CUSTOM_STRENGTH, *STRENGTHS],
+                    optional=True,
+                    default=CUSTOM_STRENGTH,
+                    tooltip=(
+                        "How much is copied, in words: subtle is a strength of 2, normal 3, strong"
+                        " 4. 'custom' takes the number of strength."
+                    ),
+                ),
             ],
             outputs=[
                 Concepts.Output(
@@ -122,32 +166,47 @@ class MagicFaceConcept(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, phrase: str | None) -> bool | str:
+    def validate_inputs(
+        cls, phrase: Any = None, image: Any = _NOT_CONNECTED, picture: Any = NO_PICTURE
+    ) -> bool:
         # The host passes None for an input that is linked: its value is not known yet.
-        return (
-            phrase is None
-            or bool(phrase.strip())
-            or "phrase is empty: write the words of the target prompt that name this concept, such"
-            " as 'hat'"
-        )
+        if isinstance(phrase, str) and not phrase.strip():
+            return complain(
+                "phrase is empty: write the words of the target prompt that name this concept, such"
+                " as 'hat'"
+            )
+        if image is None or picture is None:
+            return True
+        return complain(own_picture.complaint_about(picture))
+
+    @classmethod
+    def fingerprint_inputs(cls, picture: Any = NO_PICTURE, image: Any = None, **_: Any) -> str:
+        is_own = image is None and isinstance(picture, str)
+        return own_picture.state_of(picture) if is_own else ""
 
     @classmethod
     def execute(
         cls,
-        image: torch.Tensor,
-        phrase: str,
-        strength: float,
+        image: torch.Tensor | None = None,
+        phrase: str = "hat",
+        strength: float = DEFAULT_STRENGTH,
         mask: torch.Tensor | None = None,
         reference_prompt: str = "",
         target_region: torch.Tensor | None = None,
         concepts: tuple[Concept, ...] = (),
+        picture: str = NO_PICTURE,
+        preset: str = CUSTOM_STRENGTH,
     ) -> io.NodeOutput:
+        painted = None
+        if image is None:
+            image, painted = own_picture.read(picture)
         region = None if target_region is None else mask_batch(target_region)
-        covered = None if mask is None else mask_batch(mask)
+        covered = painted if mask is None else mask_batch(mask)
+        logits = STRENGTHS.get(preset, strength)
         return io.NodeOutput(
             (
                 *concepts,
-                Concept(phrase.strip(), image, covered, reference_prompt.strip(), strength, region),
+                Concept(phrase.strip(), image, covered, reference_prompt.strip(), logits, region),
             )
         )
 
@@ -173,7 +232,7 @@ class MagicFaceConceptFolder(io.ComfyNode):
                         "A folder inside ComfyUI's input folder that has image/ and mask/ in it."
                     ),
                 ),
-                Concepts.Input("concepts", optional=True, tooltip="Concepts before these."),
+                ConceptsBefore.Input("concepts", optional=True, tooltip="Concepts before these."),
             ],
             outputs=[
                 Concepts.Output(display_name="concepts", tooltip="The concepts of the folder."),
@@ -230,9 +289,19 @@ class MagicFaceApply(io.ComfyNode):
                 "face",
                 "identity",
                 "personalize",
+                "reference",
                 "reference only",
                 "faceid",
+                "instantid",
+                "pulid",
+                "ip adapter",
                 "subject driven",
+                "multi subject",
+                "character",
+                "consistent character",
+                "outfit",
+                "clothes",
+                "try on",
             ],
             inputs=[
                 io.Model.Input(
@@ -244,12 +313,19 @@ class MagicFaceApply(io.ComfyNode):
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.Vae.Input("vae", tooltip="The VAE of the model: encodes the references."),
-                Concepts.Input("concepts", tooltip="One or more MagicFace Concept nodes."),
+                Concepts.Input(
+                    "concepts",
+                    optional=True,
+                    tooltip=(
+                        "One or more MagicFace Concept nodes. Without any, the picture is the plain"
+                        " model's."
+                    ),
+                ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    default="",
+                    default="a portrait of a woman wearing a hat",
                     tooltip="The new picture in words. Every concept's phrase must be in it.",
                 ),
                 io.Float.Input(
@@ -328,6 +404,19 @@ class MagicFaceApply(io.ComfyNode):
                     " steps, which then costs little more than plain sampling. For SD1.5 up to 24"
                     " MB a reference and step in half precision; above 2 GB on disk."
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "mask_cells",
+                        options=[str(name) for name in CELLS],
+                        optional=True,
+                        default="share",
+                        tooltip=(
+                            "How a reference's mask is laid on the model's tokens. 'share': each"
+                            " counts by how much of it the mask covers. 'nearest': all or nothing,"
+                            " as in the official code: harder edges, thin things may fall out."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
@@ -366,12 +455,18 @@ class MagicFaceApply(io.ComfyNode):
         reference_noise: str,
         noise_seed: int,
         keep_features: str,
+        mask_cells: Any = "share",
     ) -> io.NodeOutput:
         backbone = backbone_of(model)
+        if any(isinstance(patch, ObservedPatch) for *_, patch in patches_of(model)):
+            raise ValueError(
+                "this MODEL comes from a MagicFace Apply already: chain all MagicFace Concept nodes"
+                " into one MagicFace Apply"
+            )
         blocks = backbone.parse_layers(layers)
         phrases = [concept.phrase for concept in concepts]
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex)
-        references = prepare_references(concepts, clip, vae, backbone)
+        references = prepare_references(concepts, clip, vae, backbone, mask_cells)
         check_masks(references, concepts, blocks, backbone)
         record = LayoutRecord(tagged.phrases, backbone.pixels)
         layout = LayoutPatch(

@@ -18,6 +18,7 @@ from ..magic.pictures import mask_batch
 from .declare import (
     InversionType,
     Styles,
+    StylesBefore,
     advanced,
     cache_input,
     keep_features_input,
@@ -104,7 +105,7 @@ class MagicStyleReference(io.ComfyNode):
                         "Where in the content's picture it acts. Default: everywhere. May be soft."
                     ),
                 ),
-                Styles.Input("styles", optional=True, tooltip="Styles before this one."),
+                StylesBefore.Input("styles", optional=True, tooltip="Styles before this one."),
             ],
             outputs=[
                 Styles.Output(

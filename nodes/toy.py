@@ -62,15 +62,15 @@ class MagicToyPortrait(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Which portrait is drawn.",
+                    tooltip=(
+                        "Which portrait is drawn. Portraits without the part are passed over."
+                    ),
                 ),
                 io.Combo.Input(
                     "part",
                     options=list(portraits.PARTS),
                     default="hat",
-                    tooltip=(
-                        "The part that the mask shows. Empty when the portrait does not have it."
-                    ),
+                    tooltip="The part that the mask shows: every portrait drawn has it.",
                 ),
                 io.Combo.Input(
                     "style",
@@ -99,15 +99,28 @@ class MagicToyPortrait(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, part: str, style: str, size: int) -> io.NodeOutput:
-        portrait = portraits.sample_portrait(seed)
-        if style in portraits.STYLES:
-            portrait = replace(portrait, style=style)
-        drawn = portraits.render(portrait, size)
+        portrait, drawn = _portrait_with(part, seed, style, size)
         return io.NodeOutput(
             torch.from_numpy(drawn.image)[None],
             torch.from_numpy(drawn.masks[part])[None],
             portraits.caption(portrait),
         )
+
+
+def _portrait_with(
+    part: str, seed: int, style: str, size: int
+) -> tuple[portraits.Portrait, portraits.Rendering]:
+    """The seed's portrait, or the first after it that has the part. Those come from seeds that the
+    widget does not reach: the portrait of the next seed is another one."""
+    attempt = 0
+    while True:
+        portrait = portraits.sample_portrait(seed + (attempt << 32))
+        if style in portraits.STYLES:
+            portrait = replace(portrait, style=style)
+        drawn = portraits.render(portrait, size)
+        if drawn.masks[part].any():
+            return portrait, drawn
+        attempt += 1
 
 
 class MagicToyCapture(io.ComfyNode):

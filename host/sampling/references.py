@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...magic.blocks import Block
-from ...magic.concepts import Concept, visible_tokens
+from ...magic.concepts import Cells, Concept, visible_tokens
 from ..text.prompts import encode
 from .backbone import Backbone
 
@@ -24,7 +24,8 @@ class Reference:
     """One reference image.
 
     concept: index of its concept; latent: 1 C h w as the VAE gives it; mask: H W in 0..1, None for
-    all of it; strength: added to the logits of its tokens; conditioning: its prompt's.
+    all of it; strength: added to the logits of its tokens; conditioning: its prompt's; cells: how
+    the mask is laid on tokens.
     """
 
     concept: int
@@ -32,13 +33,18 @@ class Reference:
     mask: Tensor | None
     strength: float
     conditioning: list[Any]
+    cells: Cells = "share"
+
+    def visible_tokens(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """As `magic.concepts.visible_tokens`, by its own mask."""
+        return visible_tokens(self.mask, grid, self.cells)
 
 
 def prepare_references(
-    concepts: Sequence[Concept], clip: Any, vae: Any, backbone: Backbone
+    concepts: Sequence[Concept], clip: Any, vae: Any, backbone: Backbone, cells: Cells = "share"
 ) -> list[Reference]:
     """Encodes the images and prompts of all concepts. Images keep their aspect; what is larger than
-    the model's own area is reduced."""
+    the model's own area is reduced. cells: how masks are laid on tokens."""
     conditionings: dict[str, list[Any]] = {}
     references = []
     for index, concept in enumerate(concepts):
@@ -53,7 +59,7 @@ def prepare_references(
             )
             latent = vae.encode(_fitted(image[None, ..., :3], backbone))
             references.append(
-                Reference(index, latent, mask, concept.strength, conditionings[prompt])
+                Reference(index, latent, mask, concept.strength, conditionings[prompt], cells)
             )
     return references
 
@@ -81,7 +87,7 @@ def check_masks(
         height, width = reference.latent.shape[-2:]
         for downscale in {layer.downscale for layer in backbone.layers if layer.block in blocks}:
             grid = (-(-height // downscale), -(-width // downscale))
-            if len(visible_tokens(reference.mask, grid)[0]) == 0:
+            if len(reference.visible_tokens(grid)[0]) == 0:
                 phrase = concepts[reference.concept].phrase
                 raise ValueError(
                     f"mask of concept '{phrase}' is empty after scaling to {grid[1]}x{grid[0]}: "
@@ -110,7 +116,7 @@ def joined_places(
     for i in (i for group in alike(references) for i in group if references[i].concept == concept):
         height, width = references[i].latent.shape[-2:]
         grid = (-(-height // downscale), -(-width // downscale))
-        found.append((i, visible_tokens(references[i].mask, grid)[0], grid))
+        found.append((i, references[i].visible_tokens(grid)[0], grid))
     return found
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ...magic.blocks import Block
-from ...magic.concepts import visible_tokens
 from ...magic.guidance import guide_by_region
 from ...magic.layout import SemanticLayout, area_cells
 from ...magic.reference_attention import (
@@ -165,7 +164,7 @@ class MagicFaceRun(PatchRun):
         """The tokens of a reference that take part, and what is added to their logits, both T."""
         if (reference, grid) not in self._visible:
             source = self._patch.references[reference]
-            index, log_coverage = visible_tokens(source.mask, grid)
+            index, log_coverage = source.visible_tokens(grid)
             self._visible[reference, grid] = index.to(device), log_coverage.to(device)
         index, log_coverage = self._visible[reference, grid]
         return index, log_coverage + self._patch.references[reference].strength

@@ -10,8 +10,6 @@ import pytest
 from comfy_server import ComfyServer, ExecutionFailed, ValidationFailed
 from workflow_files import Prompt, ids, prompt_of, the
 
-NO_HAT_SEED = 0
-
 
 @pytest.fixture
 def prompt(object_info: dict[str, Any]) -> Prompt:
@@ -52,6 +50,10 @@ def failure(server: ComfyServer, prompt: Prompt, node_type: str) -> str:
     assert (details["node_type"], details["exception_type"]) == (node_type, "ValueError")
     message: str = details["exception_message"]
     return message
+
+
+def empty_mask(side: int) -> dict[str, Any]:
+    return {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": side, "height": side}}
 
 
 # ---- refused by /prompt ----
@@ -154,7 +156,8 @@ def test_phrase_not_in_the_prompt(server: ComfyServer, prompt: Prompt) -> None:
 
 
 def test_empty_mask(server: ComfyServer, prompt: Prompt) -> None:
-    the(prompt, "MagicToyPortrait")["inputs"]["seed"] = NO_HAT_SEED
+    prompt["nothing"] = empty_mask(128)
+    the(prompt, "MagicFaceConcept")["inputs"]["mask"] = ["nothing", 0]
     assert (
         "mask of concept 'green top hat' is empty: paint over the part of the image to take"
         in failure(server, prompt, "MagicFaceConcept")
@@ -361,7 +364,8 @@ def crop() -> Prompt:
 
 
 def test_nothing_to_cut_out(server: ComfyServer, crop: Prompt) -> None:
-    crop["portrait"]["inputs"]["seed"] = NO_HAT_SEED
+    crop["nothing"] = empty_mask(64)
+    crop["crop"]["inputs"]["mask"] = ["nothing", 0]
     message = failure(server, crop, "MagicPortraitCrop")
     assert (
         message.strip()

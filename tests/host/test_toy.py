@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from magicportrait.demo import checkpoint
+from magicportrait.demo import checkpoint, portraits
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.magicface import MagicFaceApply
-from magicportrait.nodes.toy import MagicToyCheckpoint
+from magicportrait.nodes.toy import MagicToyCheckpoint, MagicToyPortrait
 from magicportrait.tests.host.models import call_node, lora_file
 from magicportrait.tests.host.sampling import PROMPT, Sampling, concepts
 from magicportrait.tests.host.test_coexistence import core_node
@@ -143,3 +143,20 @@ def test_a_deep_copy_owns_its_weights(patched):
         model.set_model_sampler_cfg_function(lambda args: args["cond"])
     copy = model.clone(force_deepcopy=True)
     assert copy.model is not model.model and copy.model_options.keys() == model.model_options.keys()
+
+
+@pytest.mark.parametrize("part", portraits.PARTS)
+def test_every_toy_portrait_has_the_part_that_its_mask_shows(part: str) -> None:
+    drawn = [MagicToyPortrait.execute(seed, part, "cartoon", 64).args for seed in range(12)]
+
+    assert all(mask.any() for _, mask, _ in drawn)
+    captions = [caption for *_, caption in drawn]
+    assert len(set(captions)) == len(captions), "a portrait without the part is not its neighbour"
+
+
+def test_a_toy_portrait_that_has_the_part_is_the_seeds_own() -> None:
+    with_hat = [seed for seed in range(12) if portraits.sample_portrait(seed).hat]
+    assert 0 < len(with_hat) < 12
+    for seed in with_hat:
+        caption = MagicToyPortrait.execute(seed, "hat", "by seed", 64).args[2]
+        assert caption == portraits.caption(portraits.sample_portrait(seed))

@@ -1,0 +1,99 @@
+"""MagicFace Concept with a picture of its own, and its strength in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from magicportrait.magic.concepts import Concept
+from magicportrait.nodes.magicface import MagicFaceConcept
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An input folder with a photo, the same one painted on, and a cut-out."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    photo = np.full((8, 8, 4), 255, np.uint8)
+    photo[..., 0] = 51
+    Image.fromarray(photo[..., :3]).save(tmp_path / "photo.png")
+    photo[:, :4, 3] = 0
+    (tmp_path / "clipspace").mkdir()
+    Image.fromarray(photo).save(tmp_path / "clipspace" / "painted.png")
+    Image.fromarray(photo).save(tmp_path / "cut_out.png")
+    return tmp_path
+
+
+def concept(**inputs: Any) -> Concept:
+    [[made]] = MagicFaceConcept.execute(**{"phrase": "hat", "strength": 3.0, **inputs}).args
+    return made
+
+
+def test_a_picture_of_the_input_folder_is_a_reference(inputs: Path) -> None:
+    made = concept(picture="photo.png")
+    assert made.images.shape == (1, 8, 8, 3) and made.mask is None
+    assert made.images[0, 0, 0].tolist() == pytest.approx([0.2, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("picture", "left_half"), [("clipspace/painted.png [input]", 1.0), ("cut_out.png", 0.0)]
+)
+def test_what_is_painted_is_taken_and_of_a_cut_out_what_it_shows(
+    inputs: Path, picture: str, left_half: float
+) -> None:
+    mask = concept(picture=picture).mask
+    assert mask is not None and mask.shape == (1, 8, 8)
+    assert (mask[..., :4] == left_half).all() and (mask[..., 4:] == 1 - left_half).all()
+
+
+def test_a_connected_image_and_mask_count_before_the_picture(inputs: Path) -> None:
+    image, mask = torch.zeros(2, 4, 4, 3), torch.ones(1, 8, 8)
+    connected = concept(image=image, picture="cut_out.png")
+    assert connected.images is image and connected.mask is None
+    assert torch.equal(concept(mask=mask, picture="cut_out.png").mask, mask)
+
+
+def test_a_changed_file_is_another_state(inputs: Path) -> None:
+    state = MagicFaceConcept.fingerprint_inputs(picture="photo.png")
+    assert state == MagicFaceConcept.fingerprint_inputs(picture="photo.png")
+    Image.new("RGB", (8, 8)).save(inputs / "photo.png")
+    assert state != MagicFaceConcept.fingerprint_inputs(picture="photo.png")
+    assert MagicFaceConcept.fingerprint_inputs(picture="nowhere.png") == ""
+
+
+@pytest.mark.parametrize(
+    ("picture", "complaint"),
+    [
+        ("", "no reference: connect an image, or choose or upload a picture"),
+        ("nowhere.png", "picture 'nowhere.png' is not in ComfyUI's input folder"),
+        ("../inputs.png", "is not in ComfyUI's input folder"),
+        (7, "picture '7' is not in"),
+    ],
+)
+def test_a_picture_that_is_not_there_is_named_before_the_run(
+    inputs: Path, picture: Any, complaint: str
+) -> None:
+    Image.new("RGB", (8, 8)).save(inputs.parent / "inputs.png")
+    with pytest.raises(ValueError, match=complaint):
+        MagicFaceConcept.validate_inputs(phrase="hat", picture=picture)
+    with pytest.raises(ValueError, match=complaint):
+        concept(picture=picture)
+
+
+def test_what_is_linked_is_not_complained_about(inputs: Path) -> None:
+    assert MagicFaceConcept.validate_inputs(phrase=None, image=None)
+    assert MagicFaceConcept.validate_inputs(phrase="hat", picture=None)
+
+
+@pytest.mark.parametrize(
+    ("preset", "strength"), [("custom", 1.7), ("subtle", 2.0), ("normal", 3.0), ("strong", 4.0)]
+)
+def test_a_word_for_the_strength_counts_before_the_number(preset: str, strength: float) -> None:
+    made = concept(image=torch.zeros(1, 4, 4, 3), strength=1.7, preset=preset)
+    assert made.strength == strength
