@@ -22,6 +22,8 @@ Attention = io.Custom("MAGIC_ATTENTION")
 Correspondences = io.Custom("MAGIC_CORRESPONDENCE")
 # The host's own type, which the oldest supported host does not name yet.
 Boxes = io.Custom("BOUNDING_BOX")
+# The host's own type, whose class type checkers cannot read.
+SamplerType = io.Custom("SAMPLER")
 
 _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)
@@ -60,6 +62,34 @@ def span_inputs(
             io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
         )
         for name, default, tooltip in ends
+    ]
+
+
+def schedule_inputs() -> list[io.Input]:
+    """Steps and scheduler, from which the sigmas of an inversion are made."""
+    import comfy.samplers
+
+    return [
+        io.Int.Input(
+            "steps",
+            default=30,
+            min=2,
+            max=1000,
+            tooltip=(
+                "Steps of the inversion, and of sampling later. More is closer: 20 to 50 works."
+            ),
+        ),
+        advanced(
+            io.Combo.Input(
+                "scheduler",
+                options=list(comfy.samplers.SCHEDULER_NAMES),
+                default="ddim_uniform",
+                tooltip=(
+                    "How the steps are spread over the noise levels. 'ddim_uniform' is the papers'"
+                    " choice."
+                ),
+            )
+        ),
     ]
 
 
@@ -112,20 +142,28 @@ def complain(complaint: str | None) -> bool:
 
 def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:
     """What is wrong with numbers that the node's schema does not allow, None when all are allowed.
-    For validate_inputs: the host leaves the ranges of the inputs that it names to it. None stands
-    for a linked input, whose value is not known yet.
+    For validate_inputs: the host leaves the ranges of the inputs that it names to it, and calls it
+    with what could not be made a number too. None stands for a linked input, whose value is not
+    known yet.
     """
-    declared = {
-        item.id: item
-        for item in node.define_schema().inputs
-        if isinstance(item, (io.Int.Input, io.Float.Input))
-    }
+    declared: dict[str, Any] = {item.id: item for item in node.define_schema().inputs}
     for name, value in values.items():
         low, high = declared[name].min, declared[name].max
+        if value is None:
+            continue
+        if not isinstance(value, (int, float)):
+            return f"{name} is {value!r:.40}, a number is expected"
         # Not-a-number is in no range.
-        if value is not None and not low <= value <= high:
-            return f"{name} is {value:g}, expected {low:g} to {high:g}"
+        if not low <= value <= high:
+            return f"{name} is {_short(value)}, expected {low:g} to {high:g}"
     return None
+
+
+def _short(value: float) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:
+        return f"a number of {len(str(value))} digits"
 
 
 def node_id(node: type[io.ComfyNode]) -> str | None:

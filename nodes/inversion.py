@@ -4,119 +4,42 @@ with the whole way between."""
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..host.inversion import files as inversion_files
-from ..host.inversion.run import (
-    METHODS,
-    Inversion,
-    Recipe,
-    check_noise_model,
-    inversion_key,
-    invert,
-    resample,
-    sampler_for,
-    start_latent,
-    zero_conditioning,
+from ..host.inversion.cache import invert_cached
+from ..host.inversion.inputs import (
+    checked_sigmas,
+    empty_conditioning,
+    picture_latent,
+    sigmas_of,
 )
-from ..host.text.prompts import encode
+from ..host.inversion.run import METHODS, Inversion, Recipe, sampler_for, start_latent
 from ..magic.inversion import psnr
-from .declare import InversionType, advanced, cache_input, schema
+from .declare import (
+    InversionType,
+    SamplerType,
+    advanced,
+    cache_input,
+    range_complaint,
+    schedule_inputs,
+    schema,
+)
 
 _NO_FILE = "(no inversions saved yet)"
-
-
-def steps_and_scheduler() -> list[io.Input]:
-    """The inputs from which the sigmas of an inversion are made."""
-    import comfy.samplers
-
-    return [
-        io.Int.Input(
-            "steps",
-            default=30,
-            min=2,
-            max=1000,
-            tooltip=(
-                "Steps of the inversion, and of sampling later. More is closer: 20 to 50 works."
-            ),
-        ),
-        advanced(
-            io.Combo.Input(
-                "scheduler",
-                options=list(comfy.samplers.SCHEDULER_NAMES),
-                default="ddim_uniform",
-                tooltip=(
-                    "How the steps are spread over the noise levels. 'ddim_uniform' is the papers'"
-                    " choice."
-                ),
-            )
-        ),
-    ]
-
-
-def sigmas_of(model: Any, scheduler: str, steps: int) -> torch.Tensor:
-    """Falling to 0."""
-    import comfy.samplers
-
-    sigmas = comfy.samplers.calculate_sigmas(
-        model.get_model_object("model_sampling"), scheduler, steps
-    )
-    return _checked(sigmas)
-
-
-def _checked(sigmas: torch.Tensor) -> torch.Tensor:
-    if len(sigmas) < 3 or float(sigmas[-1]) != 0 or not bool((sigmas[:-1] > sigmas[1:]).all()):
-        raise ValueError(
-            "sigmas must fall to 0 in two steps or more, got"
-            f" {[round(value, 3) for value in sigmas.tolist()[:8]]}: take the low part of"
-            " SplitSigmas, or leave the input open"
-        )
-    return sigmas.float()
-
-
-def invert_cached(
-    model: Any,
-    samples: torch.Tensor,
-    conds: dict[str, list[Any]],
-    sigmas: torch.Tensor,
-    recipe: Recipe,
-    cache_mb: int,
-    measures: bool,
-) -> tuple[Inversion, bool]:
-    """(the inversion, whether it was there already). No model call when it was, but for what
-    `measures` adds the first time."""
-    import latent_preview
-
-    check_noise_model(model)
-    steps = len(sigmas) - 1
-    key = inversion_key(model, samples, conds, sigmas, recipe)
-    cache = (
-        inversion_files.InversionCache(inversion_files.cache_folder(), cache_mb * 1024**2)
-        if cache_mb
-        else None
-    )
-    known = cache.find(key[1]) if cache else None
-    inversion = known or invert(
-        model, samples, conds, sigmas, recipe, latent_preview.prepare_callback(model, steps), key
-    )
-    if measures and inversion.resampled is None:
-        again = resample(
-            model, inversion, conds, recipe.cfg, latent_preview.prepare_callback(model, steps)
-        )
-        inversion = dataclasses.replace(inversion, resampled=again.cpu())
-    if cache and inversion is not known:
-        cache.keep(inversion)
-    return inversion, known is not None
+_NAME = "inversion"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reconstruction:
-    """limit: what the VAE alone makes of the latent; again: what sampling does; original: the
-    image, if there is one. All B H W 3."""
+    """What is made of an inverted picture, to compare. All B H W 3, in 0..1.
+
+    limit: what the VAE alone makes of the latent; again: what sampling makes of its noise;
+    original: the image, None when a latent was inverted.
+    """
 
     limit: torch.Tensor
     again: torch.Tensor
@@ -148,13 +71,13 @@ def _reconstruction(
 
 
 def _report(
-    inversion: Inversion, is_known: bool, samples: torch.Tensor, made: _Reconstruction | None
+    inversion: Inversion, is_cached: bool, samples: torch.Tensor, made: _Reconstruction | None
 ) -> str:
     steps = len(inversion.sigmas) - 1
     lines = [f"{inversion.method}, {steps} steps up to sigma {float(inversion.sigmas[0]):.2f}"]
     lines.append(
         f"{inversion.model_calls} model calls, {inversion.seconds:.1f}"
-        f" s{', from the cache: none now' if is_known else ''}"
+        f" s{', from the cache: none now' if is_cached else ''}"
     )
     if inversion.resampled is not None:
         truth = samples.to(inversion.resampled)
@@ -254,10 +177,10 @@ class MagicStyleInvert(io.ComfyNode):
                     optional=True,
                     tooltip="Own noise levels instead of steps and scheduler: falling to 0.",
                 ),
-                *steps_and_scheduler(),
+                *schedule_inputs(),
                 io.Combo.Input(
                     "method",
-                    options=list(METHODS),
+                    options=list[str](METHODS),
                     default="fixed-point",
                     tooltip=(
                         "'fixed-point' comes very close at 2 to 3 model calls a step; 'ddim' is the"
@@ -323,7 +246,7 @@ class MagicStyleInvert(io.ComfyNode):
                     tooltip="Where sampling starts: connect to SamplerCustom with add_noise off.",
                 ),
                 io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise levels to sample over."),
-                io.Sampler.Output(
+                SamplerType.Output(
                     display_name="SAMPLER",
                     tooltip="The sampler that fits the method: Euler, or O-BELM's own.",
                 ),
@@ -337,6 +260,12 @@ class MagicStyleInvert(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, cfg: float | None = None, tolerance: float | None = None
+    ) -> bool | str:
+        return range_complaint(cls, cfg=cfg, tolerance=tolerance) or True
 
     @classmethod
     def execute(
@@ -358,21 +287,23 @@ class MagicStyleInvert(io.ComfyNode):
         negative: list[Any] | None = None,
         sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        samples = picture_latent(latent, image, vae)
+        if complaint := range_complaint(cls, cfg=cfg, tolerance=tolerance, iterations=iterations):
+            raise ValueError(complaint)
+        samples = picture_latent(model, latent, image, vae)
         if positive is None:
             positive = empty_conditioning(model, clip)
         if negative is None:
             negative = empty_conditioning(model, clip)
         conds = {"positive": positive, "negative": negative}
-        levels = sigmas_of(model, scheduler, steps) if sigmas is None else _checked(sigmas)
+        levels = sigmas_of(model, scheduler, steps) if sigmas is None else checked_sigmas(sigmas)
         recipe = Recipe(method, iterations, tolerance, cfg)
-        inversion, is_known = invert_cached(
+        inversion, is_cached = invert_cached(
             model, samples, conds, levels, recipe, cache_mb, measure
         )
         made = _reconstruction(inversion, samples, vae, image if latent is None else None)
-        report = _report(inversion, is_known, samples, made)
+        report = _report(inversion, is_cached, samples, made)
         noise = {"samples": start_latent(model, inversion)}
-        shown = None if made is None else {"magic_comparison": made.saved()}
+        on_page: Any = None if made is None else {"magic_comparison": made.saved()}
         # A copy: uni_pc writes into what it is given.
         return io.NodeOutput(
             inversion,
@@ -381,30 +312,8 @@ class MagicStyleInvert(io.ComfyNode):
             sampler_for(inversion),
             positive,
             report,
-            ui=shown,
+            ui=on_page,
         )
-
-
-def picture_latent(
-    latent: dict[str, Any] | None, image: torch.Tensor | None, vae: Any
-) -> torch.Tensor:
-    """B C h w."""
-    if latent is not None:
-        samples: torch.Tensor = latent["samples"]
-        if not samples.any():
-            raise ValueError(
-                "the latent is empty (all zeros): connect a picture (VAE Encode), not an Empty"
-                " Latent Image"
-            )
-        return samples
-    if image is None or vae is None:
-        raise ValueError("there is nothing to invert: connect latent, or both image and vae")
-    encoded: torch.Tensor = vae.encode(image[..., :3])
-    return encoded
-
-
-def empty_conditioning(model: Any, clip: Any) -> list[Any]:
-    return zero_conditioning(model) if clip is None else encode(clip, "")
 
 
 class MagicInversionSave(io.ComfyNode):
@@ -419,7 +328,7 @@ class MagicInversionSave(io.ComfyNode):
             inputs=[
                 InversionType.Input("inversion", tooltip="What MagicStyle Invert found."),
                 io.String.Input(
-                    "name", default="inversion", tooltip="The file's name; a number is added."
+                    "name", default=_NAME, tooltip="The file's name; a number is added."
                 ),
             ],
             outputs=[
@@ -432,20 +341,7 @@ class MagicInversionSave(io.ComfyNode):
 
     @classmethod
     def execute(cls, inversion: Inversion, name: str) -> io.NodeOutput:
-        import folder_paths
-
-        root = Path(folder_paths.get_output_directory()) / "inversions"
-        # Against that folder, not all of output: the host refuses names that lead out of what it is
-        # given.
-        folder, stem, counter, *_ = folder_paths.get_save_image_path(
-            name.strip() or "inversion", str(root)
-        )
-        path = Path(folder) / f"{stem}_{counter:05}_.safetensors"
-        while path.exists():
-            counter += 1
-            path = Path(folder) / f"{stem}_{counter:05}_.safetensors"
-        inversion_files.write_inversion(path, inversion)
-        return io.NodeOutput(str(path.relative_to(root)))
+        return io.NodeOutput(inversion_files.save_inversion(inversion, name.strip() or _NAME))
 
 
 class MagicInversionLoad(io.ComfyNode):
@@ -474,7 +370,7 @@ class MagicInversionLoad(io.ComfyNode):
                     tooltip="Where sampling starts: connect to SamplerCustom with add_noise off.",
                 ),
                 io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise levels to sample over."),
-                io.Sampler.Output(
+                SamplerType.Output(
                     display_name="SAMPLER", tooltip="The sampler that fits the method."
                 ),
                 io.Conditioning.Output(
@@ -484,30 +380,22 @@ class MagicInversionLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
-        if file is None or file in inversion_files.list_files():
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        if file is None:
             return True
-        return (
-            f"inversion file '{file}' is not there: save one with Save Inversion, or put it into"
-            " models/inversions"
-        )
+        try:
+            inversion_files.path_of(file)
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> float:
-        import folder_paths
-
-        path = folder_paths.get_full_path(inversion_files.FOLDER_KIND, file) if file else None
-        return Path(path).stat().st_mtime if path else 0.0
+    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:
+        return "" if file is None else inversion_files.file_state(file)
 
     @classmethod
     def execute(cls, model: Any, file: str) -> io.NodeOutput:
-        import folder_paths
-
-        if file not in inversion_files.list_files():
-            raise ValueError(f"inversion file '{file}' is not there")
-        inversion = inversion_files.read_inversion(
-            Path(folder_paths.get_full_path_or_raise(inversion_files.FOLDER_KIND, file))
-        )
+        inversion = inversion_files.read_inversion(inversion_files.path_of(file))
         inversion.check_model(model, f"'{file}'")
         noise = {"samples": start_latent(model, inversion)}
         return io.NodeOutput(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..host.inversion.cache import invert_cached
+from ..host.inversion.inputs import empty_conditioning, encoded_picture, sigmas_of
 from ..host.inversion.run import Inversion, Recipe, resample_with
 from ..host.sampling.backbone import backbone_of
 from ..host.sampling.feature_store import FeatureStore
@@ -24,11 +26,11 @@ from .declare import (
     keep_features_input,
     layers_input,
     range_complaint,
+    schedule_inputs,
     schema,
     span_complaint,
     span_inputs,
 )
-from .inversion import empty_conditioning, invert_cached, sigmas_of, steps_and_scheduler
 
 _CUSTOM = "custom"
 _LAYERS_TOOLTIP = (
@@ -387,7 +389,7 @@ class MagicStyleSampler(io.ComfyNode):
                         " 'strong' least."
                     ),
                 ),
-                *steps_and_scheduler(),
+                *schedule_inputs(),
                 layers_input("decoder", _LAYERS_TOOLTIP),
                 cache_input(),
             ],
@@ -421,9 +423,15 @@ class MagicStyleSampler(io.ComfyNode):
         sigmas, recipe = sigmas_of(model, scheduler, steps), Recipe("fixed-point", 2, 1e-4, 1.0)
         inverted, style_inverted = (
             invert_cached(
-                model, vae.encode(picture[..., :3]), conds, sigmas, recipe, cache_mb, measures=False
+                model,
+                encoded_picture(model, picture, vae, name),
+                conds,
+                sigmas,
+                recipe,
+                cache_mb,
+                measures=False,
             )[0]
-            for picture in (content, style[:1])
+            for name, picture in (("content", content), ("style", style[:1]))
         )
         values, styles = PRESETS[preset], (Style(style_inverted, 1.0),)
         patch = _patch(model, inverted, styles, values, layers, False, False)

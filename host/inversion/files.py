@@ -1,26 +1,36 @@
-"""Inversions on disk: files of the user's, and a cache that remembers what was computed before,
-also after a restart."""
+"""An inversion as a file of its own, and where the user's files lie."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
+import math
 import os
-import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from .run import Inversion
+from ..models.safe_files import tensor_bytes, write_file, write_numbered
+from .inputs import checked_sigmas
+from .run import METHODS, Inversion
 
 FOLDER_KIND = "magicportrait_inversions"
 _MARK, _VERSION = "magicportrait inversion", "1"
+_SUFFIX = ".safetensors"
+_LONGEST_HEADER = 16 * 1024**2
+
+_HEADER_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "method": lambda value: value in METHODS,
+    "model": lambda value: isinstance(value, str),
+    "key": lambda value: isinstance(value, str),
+    "model_calls": lambda value: type(value) is int and value >= 0,
+    "seconds": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "conditioning": lambda value: isinstance(value, list) and len(value) > 0,
+}
+"""What an inversion is beside its tensors, and what may stand in a file for it."""
 
 
 class UnreadableInversion(ValueError):
@@ -35,11 +45,24 @@ def write_inversion(path: Path, inversion: Inversion) -> None:
     """Writes a file completely or not at all.
 
     UnstorableInversion when its conditioning carries more than tensors and plain values, OSError
-    when the disk is full or read-only.
+    (`UnwritableFile`) when the disk is full or read-only.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    write_file(path, _content(inversion))
 
+
+def save_inversion(inversion: Inversion, name: str) -> str:
+    """Writes a numbered file into output/inversions, and gives its name there. name: may lead into
+    folders below. Errors as in `write_inversion`, and the host's own for names that lead out."""
+    import folder_paths
+
+    root = Path(folder_paths.get_output_directory()) / "inversions"
+    # Against that folder, not all of output: the host refuses names that lead out of what it is
+    # given.
+    [path] = write_numbered(root, name, {_SUFFIX: _content(inversion)})
+    return str(path.relative_to(root))
+
+
+def _content(inversion: Inversion) -> bytes:
     tensors = {"sigmas": inversion.sigmas, "latents": inversion.latents}
     if inversion.resampled is not None:
         tensors["resampled"] = inversion.resampled
@@ -47,12 +70,9 @@ def write_inversion(path: Path, inversion: Inversion) -> None:
         "conditioning": [
             _described(index, entry, tensors) for index, entry in enumerate(inversion.conditioning)
         ],
-        **{
-            name: getattr(inversion, name)
-            for name in ("method", "model", "key", "model_calls", "seconds")
-        },
+        **{name: getattr(inversion, name) for name in _HEADER_FIELDS if name != "conditioning"},
     }
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(header, sort_keys=True)
     metadata = {
         "mark": _MARK,
@@ -60,60 +80,7 @@ def write_inversion(path: Path, inversion: Inversion) -> None:
         "header": text,
         "checksum": _checksum(text, tensors),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        save_file(tensors, part, metadata)
-        os.replace(part, path)
-    except SafetensorError as error:
-        raise OSError(f"{path.name} could not be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read_inversion(path: Path) -> Inversion:
-    """UnreadableInversion, with the reason, for anything but a whole file that `write_inversion`
-    wrote. FileNotFoundError for none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        # In one go: safetensors' own reader opens a file twice, and another process may put a new
-        # one in its place between.
-        content = path.read_bytes()
-        tensors = load(content)
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get(
-            "__metadata__", {}
-        )
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError) as error:
-        raise UnreadableInversion(
-            f"{path.name} is damaged or no safetensors file: {error}"
-        ) from error
-    if metadata.get("mark") != _MARK or metadata.get("version") != _VERSION:
-        raise UnreadableInversion(
-            f"{path.name} is not an inversion of this version of MagicPortrait"
-        )
-    if metadata.get("checksum") != _checksum(metadata.get("header", ""), tensors):
-        raise UnreadableInversion(f"{path.name} was changed after it was written")
-    header = json.loads(metadata["header"])
-    conditioning = [_restored(entry, tensors) for entry in header.pop("conditioning")]
-    return Inversion(
-        tensors["sigmas"],
-        tensors["latents"],
-        conditioning,
-        **header,
-        resampled=tensors.get("resampled"),
-    )
-
-
-def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(header.encode(), digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return tensor_bytes(tensors, metadata)
 
 
 def _described(index: int, entry: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -134,88 +101,119 @@ def _described(index: int, entry: Any, tensors: dict[str, Tensor]) -> dict[str, 
     return {"index": index, "options": plain}
 
 
-def _restored(entry: dict[str, Any], tensors: dict[str, Tensor]) -> list[Any]:
+def read_inversion(path: Path) -> Inversion:
+    """UnreadableInversion, with the reason, for anything but a whole file that `write_inversion`
+    wrote. FileNotFoundError for none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        # Opened once: another process may put a new file in its place meanwhile.
+        with open(path, "rb") as file:
+            start, metadata = _read_start(file, path.name)
+            # Only now what may be large.
+            tensors = load(start + file.read())
+    except FileNotFoundError:
+        raise
+    except UnreadableInversion:
+        raise
+    # What safetensors reads, torch may not know.
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise UnreadableInversion(
+            f"{path.name} is damaged or no safetensors file: {error}"
+        ) from error
+    if metadata.get("checksum") != _checksum(metadata["header"], tensors):
+        raise UnreadableInversion(f"{path.name} was changed after it was written")
+    # What follows only a file can break that somebody made to look like one.
+    try:
+        return _restored(metadata["header"], tensors)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise UnreadableInversion(f"{path.name} is no inversion: {error}") from error
+
+
+def _read_start(file: BinaryIO, name: str) -> tuple[bytes, dict[str, str]]:
+    """The bytes of a safetensors file before its tensors, and the metadata in them.
+    UnreadableInversion when it is no inversion, or not whole."""
+    size = os.fstat(file.fileno()).st_size
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or length > min(size - 8, _LONGEST_HEADER):
+        raise UnreadableInversion(
+            f"{name} is damaged or no safetensors file: its header is not whole"
+        )
+    header = file.read(length)
+    try:
+        table = json.loads(header)
+        metadata = table.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
+        is_inversion = metadata.get("mark") == _MARK and metadata.get("version") == _VERSION
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise UnreadableInversion(
+            f"{name} is damaged or no safetensors file: its header cannot be read"
+        ) from error
+    if not is_inversion or not isinstance(metadata.get("header"), str):
+        raise UnreadableInversion(f"{name} is not an inversion of this version of MagicPortrait")
+    if 8 + length + end != size:
+        raise UnreadableInversion(
+            f"{name} is damaged or no safetensors file: it has {size} bytes, {8 + length + end}"
+            " are expected"
+        )
+    return first + header, metadata
+
+
+def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _restored(header: str, tensors: dict[str, Tensor]) -> Inversion:
+    """ValueError when what is in a file does not fit together."""
+    fields = json.loads(header)
+    if fields.keys() != _HEADER_FIELDS.keys():
+        raise ValueError(f"it says {sorted(fields)}, expected {sorted(_HEADER_FIELDS)}")
+    for name, is_right in _HEADER_FIELDS.items():
+        if not is_right(fields[name]):
+            raise ValueError(f"its {name} cannot be {fields[name]!r:.40}")
+    sigmas, latents, resampled = (tensors.get(name) for name in ("sigmas", "latents", "resampled"))
+    if sigmas is None or latents is None:
+        raise ValueError("it has no sigmas or no latents")
+    checked_sigmas(sigmas)
+    if latents.ndim != 5 or len(latents) != len(sigmas) or not latents.numel():
+        raise ValueError(
+            f"its latents have the shape {tuple(latents.shape)}, its {len(sigmas)} sigmas do not"
+        )
+    _check_finite("latents", latents)
+    if resampled is not None and resampled.shape != latents.shape[1:]:
+        raise ValueError(f"its latents sampled again have the shape {tuple(resampled.shape)}")
+    conditioning = [_entry(entry, tensors) for entry in fields.pop("conditioning")]
+    return Inversion(sigmas, latents, conditioning, **fields, resampled=resampled)
+
+
+def _entry(entry: dict[str, Any], tensors: dict[str, Tensor]) -> list[Any]:
+    """A conditioning entry from its plain values and the tensors that belong to it."""
     name = f"conditioning.{entry['index']}"
-    found = {
+    cond = tensors[name]
+    if cond.ndim != 3:
+        raise ValueError(f"its {name} has the shape {tuple(cond.shape)}")
+    options = {
         key.removeprefix(f"{name}."): tensor
         for key, tensor in tensors.items()
         if key.startswith(f"{name}.")
     }
-    return [tensors[name], {**entry["options"], **found}]
+    for key, tensor in {"": cond, **options}.items():
+        _check_finite(f"{name} {key}", tensor)
+    for key, value in entry["options"].items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"its {name} {key} is {value}")
+    return [cond, {**entry["options"], **options}]
 
 
-@dataclass(frozen=True)
-class InversionCache:
-    """A folder of inversions by key, least recently used out first. limit: bytes."""
-
-    folder: Path
-    limit: int
-
-    def find(self, key: str) -> Inversion | None:
-        path = self._path(key)
-        try:
-            inversion = read_inversion(path)
-        except FileNotFoundError:
-            return None
-        except UnreadableInversion as error:
-            logging.warning("MagicPortrait: an inversion in the cache is computed again: %s", error)
-            return None
-        if inversion.key != key:
-            logging.warning(
-                "MagicPortrait: an inversion in the cache is computed again: %s belongs to another"
-                " picture",
-                path.name,
-            )
-            return None
-        # Another process may have thrown it out, another user may own it.
-        with contextlib.suppress(OSError):
-            os.utime(path)
-        return inversion
-
-    def keep(self, inversion: Inversion) -> None:
-        """Stores what can be stored; a full or read-only disk costs no more than the cache."""
-        try:
-            write_inversion(self._path(inversion.key), inversion)
-            self._trim()
-        except UnstorableInversion as error:
-            logging.info("MagicPortrait: an inversion is not remembered: %s", error)
-        except OSError as error:
-            logging.warning("MagicPortrait: an inversion could not be cached: %s", error)
-
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
-
-    def _trim(self) -> None:
-        files = sorted(
-            _present(self.folder.glob("*.safetensors")), key=lambda item: item[0].st_mtime_ns
-        )
-        total = sum(stat.st_size for stat, _ in files)
-        # The newest stays, even when it alone is larger than the limit.
-        for stat, path in files[:-1]:
-            if total <= self.limit:
-                break
-            path.unlink(missing_ok=True)
-            total -= stat.st_size
-        for stat, part in _present(self.folder.glob("*.part")):
-            if files and stat.st_mtime < files[-1][0].st_mtime - 3600:
-                part.unlink(missing_ok=True)
-
-
-def _present(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, Path]]:
-    """Without those that another process removes in this moment."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            yield path.stat(), path
-
-
-def cache_folder() -> Path:
-    """Where the cache lies: beside the user's settings, out of reach of the web server where the
-    host knows such a place."""
-    import folder_paths
-
-    if hasattr(folder_paths, "get_system_user_directory"):
-        return Path(folder_paths.get_system_user_directory("magicportrait")) / "inversions"
-    return Path(folder_paths.get_user_directory()) / "__magicportrait" / "inversions"
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise ValueError(f"its {name} are not finite")
 
 
 def register_folders() -> None:
@@ -225,12 +223,35 @@ def register_folders() -> None:
 
     for parent in (folder_paths.models_dir, folder_paths.get_output_directory()):
         folder_paths.add_model_folder_path(FOLDER_KIND, os.path.join(parent, "inversions"))
-    folder_paths.folder_names_and_paths[FOLDER_KIND][1].add(".safetensors")
+    folder_paths.folder_names_and_paths[FOLDER_KIND][1].add(_SUFFIX)
 
 
 def list_files() -> list[str]:
+    """The names of the user's files, as `path_of` takes them."""
     import folder_paths
 
     if FOLDER_KIND not in folder_paths.folder_names_and_paths:
         register_folders()
     return list(folder_paths.get_filename_list(FOLDER_KIND))
+
+
+def path_of(name: str) -> Path:
+    """The path of a listed file. ValueError for any other name."""
+    import folder_paths
+
+    path = folder_paths.get_full_path(FOLDER_KIND, name) if name in list_files() else None
+    if path is None:
+        raise ValueError(
+            f"inversion file '{name}' is not there: save one with Save Inversion, or put it into"
+            " models/inversions"
+        )
+    return Path(path)
+
+
+def file_state(name: str) -> str:
+    """Another text whenever a listed file is another one; empty when it is not there."""
+    try:
+        status = path_of(name).stat()
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_mtime_ns} {status.st_size}"

@@ -3,7 +3,6 @@ ControlNet), our stepper."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +12,20 @@ import torch
 from torch import Tensor
 
 from ...magic import inversion as steppers
-from .fingerprint import fingerprint, model_fingerprint
+from .fingerprint import model_fingerprint
 
 Method = Literal["ddim", "fixed-point", "o-belm"]
 METHODS: tuple[Method, ...] = ("fixed-point", "ddim", "o-belm")
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to invert. iterations and tolerance are for 'fixed-point' only."""
+    """How to invert.
+
+    method: see `METHODS`; iterations: at most so many corrections of a step, and tolerance: a
+    correction that changes less than this share of the latent's norm is the last one (both for
+    'fixed-point' only); cfg: guidance, 1 for none.
+    """
 
     method: Method
     iterations: int
@@ -40,9 +43,11 @@ class Inversion:
     """A picture's way to noise, or several pictures' of one size.
 
     sigmas: N + 1, falling to 0; latents: N + 1 B C h w in the model's own latent space, one for
-    each of `sigmas`; conditioning: under which it was found; model: `model_fingerprint` of what it
-    was found with; key: what it depends on, and its name in the cache; resampled: B C h w, the
-    clean latents that sampling finds again (as the VAE takes them), None when nobody has looked.
+    each of `sigmas`; conditioning: the host's CONDITIONING under which it was made; method: see
+    `METHODS`; model: the text of `model_fingerprint` of what it was made with; key: the fingerprint
+    of all that it depends on, its name in the cache; model_calls: how many it took; seconds: how
+    long; resampled: B C h w, the clean latents that sampling arrives at (as the VAE takes them),
+    None when nobody has looked.
     """
 
     sigmas: Tensor
@@ -57,6 +62,7 @@ class Inversion:
 
     @property
     def batch(self) -> int:
+        """How many pictures."""
         return self.latents.shape[1]
 
     def at(self, sigma: float) -> Tensor:
@@ -65,7 +71,7 @@ class Inversion:
 
     def check_model(self, model: Any, name: str) -> None:
         """ValueError when MODEL is another one than the inversion was made with."""
-        other = model_fingerprint(model)
+        other = model_fingerprint(model).text
         if other != self.model:
             raise ValueError(
                 f"{name} was inverted with another model: its weights and LoRAs are"
@@ -75,12 +81,12 @@ class Inversion:
 
     def check_sigmas(self, sigmas: Sequence[float], name: str) -> None:
         """ValueError when a sampling run uses sigmas that the inversion does not have."""
-        known = self.sigmas.tolist()
+        own = self.sigmas.tolist()
         if not all(
-            any(abs(sigma - other) <= 1e-4 * max(1.0, other) for other in known) for sigma in sigmas
+            any(abs(sigma - other) <= 1e-4 * max(1.0, other) for other in own) for sigma in sigmas
         ):
             raise ValueError(
-                f"{name} was inverted over {len(known) - 1} steps from sigma {known[0]:.3f}, the"
+                f"{name} was inverted over {len(own) - 1} steps from sigma {own[0]:.3f}, the"
                 f" sampler runs {len(sigmas) - 1} steps from {sigmas[0]:.3f} over other sigmas:"
                 " connect the SIGMAS output of MagicStyle Invert to SamplerCustom"
             )
@@ -98,7 +104,8 @@ class _CountedDenoiser:
         self.calls += 1
         denoised = self._model(x, x.new_full((x.shape[0],), sigma), **self._extra_args)
         self.denoised = denoised
-        return (x - denoised) / sigma
+        eps: Tensor = (x - denoised) / sigma
+        return eps
 
     def reporter(
         self, sigmas: Sequence[float], callback: Callable[[dict[str, Any]], None] | None
@@ -192,34 +199,6 @@ def sampler_for(inversion: Inversion) -> Any:
     return comfy.samplers.sampler_object("euler")
 
 
-def inversion_key(
-    model: Any, latent: Tensor, conds: dict[str, list[Any]], sigmas: Tensor, recipe: Recipe
-) -> tuple[str, str]:
-    """(the model's fingerprint, the fingerprint of all that an inversion depends on)."""
-    import comfy.patcher_extension as extension
-
-    weights = model_fingerprint(model)
-    patches = (
-        model.model_options,
-        model.wrappers,
-        model.callbacks,
-        model.object_patches,
-        model.attachments,
-        model.hook_patches,
-    )
-    others = (model.injections, model.additional_models)
-    # At CFG 1 the host leaves the negative out, unless a node wants it all the same, or sets
-    # another CFG as it samples.
-    overridden = model.model_options.get("disable_cfg1_optimization") or model.wrappers.get(
-        extension.WrappersMP.PREDICT_NOISE
-    )
-    if math.isclose(recipe.cfg, 1.0) and not overridden:
-        conds = {name: cond for name, cond in conds.items() if name != "negative"}
-    return weights, fingerprint(
-        _FORMAT, weights, patches, others, latent, conds, sigmas, recipe.as_used()
-    )
-
-
 def invert(
     model: Any,
     latent: Tensor,
@@ -229,8 +208,12 @@ def invert(
     callback: Any,
     key: tuple[str, str],
 ) -> Inversion:
-    """Runs an inversion. latent: B C h w as the VAE gives it; conds: 'positive' and 'negative';
-    sigmas: falling to 0."""
+    """Runs an inversion.
+
+    latent: B C h w as the VAE gives it; conds: CONDITIONING by name, 'positive' and 'negative';
+    sigmas: N + 1, falling to 0; callback: the host's, of a step, or None; key: the fingerprints of
+    the model and of everything, for `Inversion`. ValueError when it does not stay finite.
+    """
     import comfy.samplers
 
     began = time.perf_counter()
@@ -299,7 +282,8 @@ def resample_with(
 
 def start_latent(model: Any, inversion: Inversion) -> Tensor:
     """The inverted noise as a LATENT."""
-    return model.model.process_latent_out(inversion.latents[0].clone())
+    samples: Tensor = model.model.process_latent_out(inversion.latents[0].clone())
+    return samples
 
 
 def _guider(model: Any, conds: dict[str, list[Any]], cfg: float) -> Any:
@@ -309,32 +293,3 @@ def _guider(model: Any, conds: dict[str, list[Any]], cfg: float) -> Any:
     guider.set_conds(conds["positive"], conds["negative"])
     guider.set_cfg(cfg)
     return guider
-
-
-def check_noise_model(model: Any) -> None:
-    """ValueError for models whose noise is not added as x0 + sigma * eps (flow matching and the
-    like), patched to be so or not."""
-    import comfy.model_sampling as known
-
-    sampling = model.get_model_object("model_sampling")
-    if not isinstance(sampling, known.EPS) or isinstance(sampling, known.IMG_TO_IMG):
-        kinds = [
-            kind.__name__ for kind in type(sampling).__mro__ if kind.__module__ == known.__name__
-        ]
-        raise ValueError(
-            "DDIM inversion needs a model with eps or v prediction (SD1.5, SD2.1, SDXL), got one"
-            f" with {' and '.join(kinds)}: connect such a model, without a ModelSampling node for"
-            " other kinds"
-        )
-
-
-def zero_conditioning(model: Any) -> list[Any]:
-    """A conditioning of zeros, for models without a CLIP at hand."""
-    config = model.model.model_config.unet_config
-    pooled = None
-    if width := config.get("adm_in_channels"):
-        # With nothing pooled the model gives what else it knows (sizes and crops): the rest is the
-        # text's.
-        rest = model.model.encode_adm(pooled_output=torch.zeros(1, 0), device="cpu")
-        pooled = None if rest is None else torch.zeros(1, width - rest.shape[1])
-    return [[torch.zeros(1, 77, config.get("context_dim") or 768), {"pooled_output": pooled}]]

@@ -30,14 +30,14 @@ def invert(
     """All outputs of MagicStyleInvert: MAGIC_INVERSION, LATENT, SIGMAS, SAMPLER, CONDITIONING,
     report."""
     picture = {"samples": latent() if samples is None else samples}
-    chosen = {
+    inputs = {
         **defaults_of(MagicStyleInvert),
         "steps": 3,
         "clip": parts(shape)[1],
         "latent": picture,
         **options,
     }
-    return MagicStyleInvert.execute(model=model, **chosen).args
+    return MagicStyleInvert.execute(model=model, **inputs).args
 
 
 def sample(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +62,15 @@ def local_class(base: type, factor: float = 1.0) -> type:
     return Made
 
 
+def with_property(factor: float) -> type:
+    class Made(Patch):
+        @property
+        def scaled(self) -> float:
+            return self.strength * factor
+
+    return Made
+
+
 def module(scale: float, weight: float = 1.0) -> nn.Module:
     made = nn.Linear(2, 2)
     nn.init.constant_(made.weight, weight)
@@ -96,6 +109,14 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "method": (lambda: Patch(1.0).act, lambda: Patch(2.0).act),
     "builtin method": (lambda: {"a": 1}.get, lambda: {"a": 2}.get),
     "object": (lambda: Patch(1.0), lambda: Patch(2.0)),
+    "deque": (lambda: collections.deque([1]), lambda: collections.deque([2])),
+    "path": (lambda: Path("a"), lambda: Path("b")),
+    "number of numpy": (lambda: np.float32(1), lambda: np.float32(2)),
+    "pattern": (lambda: re.compile("a"), lambda: re.compile("b")),
+    "property of a local class": (
+        lambda: with_property(1.0)(1.0),
+        lambda: with_property(2.0)(1.0),
+    ),
     "module's weights": (lambda: module(1.0, 1.0), lambda: module(1.0, 2.0)),
     "module's attribute": (lambda: module(1.0), lambda: module(2.0)),
     "base of a local class": (
@@ -115,13 +136,67 @@ def test_alike_and_different(name):
     one, other = CASES[name]
     assert fingerprint(one()) == fingerprint(one()), "made twice, it is the same"
     assert fingerprint(one()) != fingerprint(other())
+    assert not fingerprint(one()).unstable and not fingerprint(other()).unstable
 
 
 @pytest.mark.parametrize(
     "thing", [Slotted(1.0), object(), iter([1])], ids=["slots", "object", "iterator"]
 )
-def test_what_cannot_be_read_is_equal_to_nothing(thing):
-    assert fingerprint(thing) != fingerprint(thing)
+def test_what_cannot_be_read_is_named(thing):
+    named = fingerprint(1, options={"pack": [thing]})
+    assert named.unstable == (f"options['pack'][0] ({type(thing).__qualname__})",)
+    assert named == fingerprint(1, options={"pack": [thing]}), "the rest is the same"
+    assert named.text != fingerprint(2, options={"pack": [thing]}).text
+
+
+def test_of_many_things_that_cannot_be_read_the_first_are_named():
+    names = fingerprint([object() for _ in range(9)]).unstable
+    assert names == (*(f"0[{i}] (object)" for i in range(5)), "4 more")
+
+
+def test_an_object_that_fails_when_it_is_looked_at_is_named():
+    class Odd:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("do not look")
+
+    assert fingerprint(odd=Odd()).unstable == (f"odd ({Odd.__qualname__})",)
+
+
+def test_more_than_anybody_can_read_ends():
+    [name] = fingerprint(many=[0] * 1_000_000).unstable
+    assert name.startswith("many[199999] and all after it")
+
+
+@pytest.mark.parametrize("depth", [500, 50_000])
+def test_depth_has_no_end(depth):
+    def nested(value: int) -> list[Any]:
+        thing: list[Any] = [value]
+        for _ in range(depth):
+            thing = [thing]
+        return thing
+
+    assert fingerprint(nested(1)) == fingerprint(nested(1)) != fingerprint(nested(2))
+    assert not fingerprint(nested(1)).unstable
+    [name] = fingerprint(nested(object())).unstable
+    assert len(name) < 150 and name.startswith("...") and name.endswith("[0] (object)")
+
+
+def test_loggers_and_locks_say_nothing():
+    def patch(strength: float) -> Patch:
+        made = Patch(strength)
+        made.log, made.lock = logging.getLogger("a.pack"), threading.RLock()
+        return made
+
+    assert fingerprint(patch(1.0)) == fingerprint(patch(1.0)) != fingerprint(patch(2.0))
+    assert not fingerprint(patch(1.0)).unstable
+
+
+def test_the_order_of_keys_without_a_text_of_their_own_does_not_matter():
+    def table(order: int) -> dict[Any, int]:
+        items = [(frozenset({Patch(1.0)}), 1), (frozenset({Patch(2.0)}), 2)]
+        return dict(items[::order])
+
+    assert fingerprint(table(1)) == fingerprint(table(-1))
 
 
 def test_cycles_end():
@@ -138,7 +213,7 @@ load_pack()
 import textwrap
 import torch
 from magicportrait.host.inversion.fingerprint import fingerprint
-print(fingerprint({{"z": {{"b", "a", "c"}}, "f": textwrap.dedent, "t": torch.arange(5.0)}}))
+print(fingerprint({{"z": {{"b", "a", "c"}}, "f": textwrap.dedent, "t": torch.arange(5.0)}}).text)
 """
 
 
@@ -147,6 +222,7 @@ def test_another_process_finds_the_same():
     child = subprocess.run(
         [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=True
     )
-    assert child.stdout.split()[-1] == fingerprint(
-        {"t": torch.arange(5.0), "f": textwrap.dedent, "z": {"c", "a", "b"}}
+    assert (
+        child.stdout.split()[-1]
+        == fingerprint({"t": torch.arange(5.0), "f": textwrap.dedent, "z": {"c", "a", "b"}}).text
     )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import errno
 import functools
 import importlib
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,21 +26,21 @@ import torch
 from torch import Tensor
 
 from magicportrait.host.inversion import files as inversion_files
-from magicportrait.host.inversion.files import (
+from magicportrait.host.inversion.cache import (
     InversionCache,
+    InversionKey,
+    cache_folder,
+    inversion_key,
+)
+from magicportrait.host.inversion.files import (
     UnreadableInversion,
     read_inversion,
     write_inversion,
 )
-from magicportrait.host.inversion.run import (
-    Inversion,
-    Recipe,
-    inversion_key,
-    sampler_for,
-    zero_conditioning,
-)
+from magicportrait.host.inversion.inputs import zero_conditioning
+from magicportrait.host.inversion.run import Inversion, Recipe, sampler_for
 from magicportrait.magic.inversion import psnr
-from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
+from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
 from magicportrait.tests.host.models import call_node, controlled, lora_file, random_model, state_of
 from magicportrait.tests.host.sampling import encode, parts
@@ -114,9 +119,9 @@ def test_belm_over_other_sigmas_does_not_use_the_latents_of_its_own():
         latents=torch.cat([inversion.latents[:1], torch.full_like(inversion.latents[1:], 1e3)]),
     )
     results = [
-        sample(model, noise, levels, chosen, positive)
+        sample(model, noise, levels, each, positive)
         for levels in (sigmas, other)
-        for chosen in (sampler, sampler_for(poisoned))
+        for each in (sampler, sampler_for(poisoned))
     ]
     assert not torch.equal(results[0], results[1]), "over its own sigmas it takes its second latent"
     assert torch.equal(results[2], results[3])
@@ -125,11 +130,13 @@ def test_belm_over_other_sigmas_does_not_use_the_latents_of_its_own():
 @pytest.mark.parametrize(("shape", "sigmas"), [("sd15", LOW), ("sd21v", None)])
 def test_the_methods_differ_in_how_close_they_come(shape, sigmas):
     model, samples = parts(shape)[0], latent(1, (8, 8))
-    found = {
+    inversions = {
         method: invert(model, samples, shape, method=method, sigmas=sigmas)[0]
         for method in ("ddim", "fixed-point", "o-belm")
     }
-    reached = {method: quality(inversion.resampled, samples) for method, inversion in found.items()}
+    reached = {
+        method: quality(inversion.resampled, samples) for method, inversion in inversions.items()
+    }
     assert reached["fixed-point"] > reached["ddim"] + 6
     assert reached["o-belm"] > reached["fixed-point"] + 20 and reached["o-belm"] > 90
 
@@ -181,7 +188,7 @@ def test_what_hangs_on_the_conditioning_takes_part(change, caplog):
     )
     assert (
         len(list(Path(folder_paths.get_user_directory()).rglob("*.safetensors"))) == 1
-        and "which a file cannot hold" in caplog.text
+        and "an inversion is not remembered" in caplog.text
     )
 
 
@@ -202,7 +209,8 @@ def test_a_cfg_that_a_node_sets_brings_the_negative_into_the_key():
     model = call_node(
         samplers.CFGOverride, model=parts()[0], cfg=5.0, start_percent=0.0, end_percent=1.0
     )[0]
-    assert key_of(model, negative=encode("a wall"))[1] != key_of(model, negative=encode("a hat"))[1]
+    keys = {key_of(model, negative=encode(text)).text for text in ("a wall", "a hat")}
+    assert len(keys) == 2
 
 
 def test_without_a_negative_guidance_is_away_from_the_empty_prompt():
@@ -253,6 +261,26 @@ def test_every_step_is_reported_to_the_host(monkeypatch):
 # What is refused
 
 
+def picture_of(*shape: int, value: float = 0.5) -> dict[str, Any]:
+    return {"latent": None, "image": torch.full(shape, value), "vae": parts()[2]}
+
+
+@pytest.mark.parametrize(
+    ("node", "values", "message"),
+    [
+        (MagicStyleInvert, {"cfg": math.nan}, "cfg is nan, expected 1 to 20"),
+        (MagicStyleInvert, {"tolerance": math.inf}, "tolerance is inf"),
+        (MagicStyleInvert, {"cfg": "high"}, "cfg is 'high', a number is expected"),
+        (MagicStyleInvert, {"cfg": {"a": 1}}, "cfg is {'a': 1}, a number is expected"),
+        (MagicInversionLoad, {"file": "gone"}, "inversion file 'gone' is not there"),
+        (MagicInversionLoad, {"file": ["odd"]}, "is not there"),
+    ],
+)
+def test_the_host_is_told_before_it_runs(node, values, message):
+    assert node.validate_inputs() is True, "an input that is missing is the host's matter"
+    assert message in str(node.validate_inputs(**values))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -264,6 +292,27 @@ def test_every_step_is_reported_to_the_host(monkeypatch):
         ),
         ({"sigmas": torch.tensor([1.0, 2.0, 0.0])}, "sigmas must fall to 0"),
         ({"sigmas": torch.tensor([1.0, 0.0])}, "two steps or more"),
+        ({"sigmas": torch.tensor([[3.0, 1.0], [0.5, 0.0]])}, "sigmas must fall to 0"),
+        ({"sigmas": torch.tensor([math.inf, 1.0, 0.0])}, "sigmas must fall to 0"),
+        ({"sigmas": torch.tensor([3.0, math.nan, 0.0])}, "sigmas must fall to 0"),
+        (
+            {"latent": {"samples": torch.ones(1, 16, 8, 8)}},
+            r"the latent has the shape 1 x 16 x 8 x 8, this model takes pictures x 4 channels",
+        ),
+        ({"latent": {"samples": torch.ones(1, 4, 1, 8, 8)}}, "has the shape 1 x 4 x 1 x 8 x 8"),
+        ({"latent": {"samples": torch.ones(8)}}, "has the shape 8, this model takes"),
+        (
+            {"latent": {"samples": torch.full((1, 4, 8, 8), math.nan)}},
+            "the latent has values in it that are no numbers",
+        ),
+        (picture_of(1, 64, 64, 1), "image has the shape 1 x 64 x 64 x 1, expected pictures"),
+        (picture_of(64, 64, 3), "image has the shape 64 x 64 x 3, expected pictures"),
+        (picture_of(0, 64, 64, 3), "image has the shape 0 x 64 x 64 x 3, expected pictures"),
+        (picture_of(1, 1, 1, 3), "image has 1x1 pixels, which is too small for the VAE"),
+        (picture_of(1, 64, 64, 3, value=math.nan), "image has values in it that are no numbers"),
+        ({"cfg": math.nan}, "cfg is nan, expected 1 to 20"),
+        ({"tolerance": math.inf}, "tolerance is inf, expected 0 to 0.1"),
+        ({"iterations": 10**400}, "iterations is a number of 401 digits, expected"),
     ],
 )
 def test_bad_input_is_refused_before_any_model_call(options, message, model_calls):
@@ -288,6 +337,19 @@ def test_a_flow_model_is_refused(is_patched, model_calls):
     ):
         invert(model)
     assert not model_calls
+
+
+@pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
+@pytest.mark.parametrize("method", ["ddim", "fixed-point", "o-belm"])
+def test_step_caches_have_no_part_in_an_inversion(node, method):
+    """They reckon with noise that falls."""
+    cache = {"reuse_threshold": 10.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
+    model, options = parts()[0], {"steps": 8, "method": method, "cache_mb": 0}
+    patched = core("nodes_easycache", node, model, **cache)
+    before = state_of(patched)
+    plain, beside = (invert(each, **options)[0] for each in (model, patched))
+    assert same(dataclasses.replace(beside, seconds=plain.seconds), plain)
+    assert state_of(patched) == before, "for sampling it stays"
 
 
 @pytest.mark.parametrize("kind", ["eps", "v_prediction", "x0", "lcm"])
@@ -338,7 +400,7 @@ def test_the_second_time_makes_no_model_call(model_calls):
     assert not model_calls and "from the cache: none now" in second[-1]
     assert second[0] is not first[0] and same(second[0], first[0])
     assert torch.equal(second[1]["samples"], first[1]["samples"])
-    assert folder_paths.get_user_directory() in str(inversion_files.cache_folder())
+    assert folder_paths.get_user_directory() in str(cache_folder())
 
 
 def test_the_same_weights_loaded_anew_are_known(model_calls):
@@ -365,7 +427,85 @@ def test_no_cache_when_there_is_no_room_for_it(model_calls):
         model_calls.clear()
         invert(parts()[0], cache_mb=0, measure=False)
         assert model_calls
-    assert not inversion_files.cache_folder().exists()
+    assert not cache_folder().exists()
+
+
+class PacksObject:
+    """What another pack may keep among a model's options."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def with_option(thing: Any) -> Any:
+    model = parts()[0].clone()
+    model.model_options["transformer_options"]["pack"] = thing
+    return model
+
+
+def chain(length: int) -> PacksObject:
+    link = PacksObject(following=None)
+    for _ in range(length):
+        link = PacksObject(following=link)
+    return link
+
+
+def nest(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+def files_after(runs: int, make: Callable[[], Any]) -> list[Path]:
+    for _ in range(runs):
+        invert(with_option(make()), measure=False, method="ddim")
+    return list(cache_folder().glob("*")) if cache_folder().exists() else []
+
+
+def test_what_cannot_be_recognised_again_fills_no_cache(caplog):
+    caplog.set_level(logging.INFO)
+    assert not files_after(3, lambda: PacksObject(handle=iter([1]), values=[object()]))
+    assert "not remembered" in caplog.text
+    assert "model_options['transformer_options']['pack'].handle (list_iterator)" in caplog.text
+    assert "model_options['transformer_options']['pack'].values[0] (object)" in caplog.text
+
+
+def test_what_a_run_changes_fills_no_cache(caplog):
+    """Its own key is another one afterwards."""
+    caplog.set_level(logging.INFO)
+    counter = PacksObject(runs=0)
+
+    def counted(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        counter.runs += 1
+        return executor(*args, **kwargs)
+
+    from comfy.patcher_extension import WrappersMP
+
+    model = with_option(counter)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "pack", counted)
+    for _ in range(3):
+        invert(model, measure=False, method="ddim")
+    assert counter.runs == 3 and not list(Path(folder_paths.get_user_directory()).rglob("*.*"))
+    assert "It changes as it runs: model_options, wrappers" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PacksObject(log=logging.getLogger("a.pack"), lock=threading.Lock()),
+        lambda: PacksObject(lock=threading.RLock(), queue=collections.deque([1])),
+        lambda: chain(120),
+        lambda: chain(5000),
+        lambda: nest(500),
+        lambda: nest(5000),
+    ],
+    ids=["logger", "lock", "chain", "long chain", "nesting", "deep nesting"],
+)
+def test_what_says_nothing_or_lies_deep_is_recognised_again(make, model_calls):
+    assert len(files_after(1, make)) == 1
+    model_calls.clear()
+    assert len(files_after(2, make)) == 1 and not model_calls
 
 
 # The key
@@ -412,14 +552,14 @@ def key_of(
     text: str = "",
     levels: Tensor = LOW,
     negative: Any = None,
-    **recipe: Any,
-) -> tuple[str, str]:
-    chosen = Recipe(
-        **{"method": "fixed-point", "iterations": 2, "tolerance": 1e-4, "cfg": 1.0, **recipe}
+    **changes: Any,
+) -> InversionKey:
+    recipe = Recipe(
+        **{"method": "fixed-point", "iterations": 2, "tolerance": 1e-4, "cfg": 1.0, **changes}
     )
     conds = {"positive": encode(text), "negative": negative or encode("")}
     return inversion_key(
-        model or parts()[0], latent() if samples is None else samples, conds, levels, chosen
+        model or parts()[0], latent() if samples is None else samples, conds, levels, recipe
     )
 
 
@@ -443,18 +583,17 @@ OTHER_INPUTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OTHER_INPUTS)
 def test_another_input_is_another_key(name):
-    model, key = key_of()
-    other_model, other = key_of(**OTHER_INPUTS[name])
-    assert other != key and other_model == model
+    key, other = key_of(), key_of(**OTHER_INPUTS[name])
+    assert other.text != key.text and other.model == key.model and not other.unstable
 
 
 def test_a_negative_that_has_no_part_in_it_is_not_in_the_key():
     negatives = [encode(text) for text in ("blurry", "a red hat")]
-    assert len({key_of(negative=negative, cfg=1.0) for negative in negatives}) == 1
-    assert len({key_of(negative=negative, cfg=2.0) for negative in negatives}) == 2
+    assert len({key_of(negative=negative, cfg=1.0).text for negative in negatives}) == 1
+    assert len({key_of(negative=negative, cfg=2.0).text for negative in negatives}) == 2
     always = parts()[0].clone()
     always.model_options["disable_cfg1_optimization"] = True
-    assert len({key_of(always, negative=negative, cfg=1.0) for negative in negatives}) == 2
+    assert len({key_of(always, negative=negative, cfg=1.0).text for negative in negatives}) == 2
 
 
 @pytest.mark.parametrize("method", ["ddim", "o-belm"])
@@ -487,13 +626,13 @@ OTHER_MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 @pytest.mark.parametrize("name", OTHER_MODELS)
 def test_another_patch_is_another_key_and_the_same_one_the_same(name):
     one, other = OTHER_MODELS[name]
-    key, plain = key_of(one(parts()[0]))[1], key_of()[1]
-    assert key_of(one(parts()[0]))[1] == key
-    assert len({key, plain, key_of(other(parts()[0]))[1]}) == 3
+    key = key_of(one(parts()[0]))
+    assert not key.unstable and key_of(one(parts()[0])) == key
+    assert len({key.text, key_of().text, key_of(other(parts()[0])).text}) == 3
 
 
 def test_one_changed_weight_is_another_model():
-    assert key_of(one_weight_changed())[0] != key_of()[0]
+    assert key_of(one_weight_changed()).model != key_of().model
     assert key_of(one_weight_changed()) == key_of(one_weight_changed())
 
 
@@ -572,23 +711,131 @@ KINDS = {
 }
 
 
+CHANGES: dict[str, Callable[[Inversion], dict[str, Any]]] = {
+    "its sigmas|sigmas must": lambda _: {"sigmas": LOW.flip(0)},
+    "got \\[0.8, nan": lambda _: {"sigmas": torch.tensor([0.8, math.nan, 0.2, 0.0])},
+    "got \\[0.8, 0.0, 0.5": lambda _: {"sigmas": torch.tensor([[0.8, 0.0], [0.5, 0.0]])},
+    "latents have the shape \\(3,": lambda whole: {"latents": whole.latents[1:]},
+    "latents have the shape \\(4, 4,": lambda whole: {"latents": whole.latents[:, 0]},
+    "latents have the shape \\(4, 0,": lambda whole: {"latents": whole.latents[:, :0]},
+    "its latents are not finite": lambda whole: {"latents": whole.latents / 0},
+    "sampled again have the shape": lambda whole: {"resampled": whole.latents[0, :, :2]},
+    "its method cannot be 'magic'": lambda _: {"method": "magic"},
+    "its model cannot be 3": lambda _: {"model": 3},
+    "its model_calls cannot be -1": lambda _: {"model_calls": -1},
+    "its model_calls cannot be True": lambda _: {"model_calls": True},
+    "its seconds cannot be nan": lambda _: {"seconds": math.nan},
+    "its conditioning cannot be \\[\\]": lambda _: {"conditioning": []},
+    "conditioning.0 has the shape": lambda _: {"conditioning": [[torch.zeros(77, 8), {}]]},
+    "conditioning.0  are not finite": lambda _: {
+        "conditioning": [[torch.full((1, 77, 8), math.inf), {}]]
+    },
+    "conditioning.0 pooled_output are not finite": lambda _: {
+        "conditioning": [[torch.zeros(1, 77, 8), {"pooled_output": torch.tensor([math.nan])}]]
+    },
+    "conditioning.0 strength is nan": lambda _: {
+        "conditioning": [[torch.zeros(1, 77, 8), {"strength": math.nan}]]
+    },
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_what_does_not_fit_together_is_refused_and_no_error_of_the_cache(message, tmp_path, caplog):
+    whole = made_up("key")
+    path = tmp_path / "key.safetensors"
+    write_inversion(path, dataclasses.replace(whole, **CHANGES[message](whole)))
+    with pytest.raises(
+        UnreadableInversion, match=rf"^key\.safetensors is no inversion: .*{message}"
+    ):
+        read_inversion(path)
+    assert InversionCache(tmp_path, 10**6).get("key") is None
+    assert "computed again: key.safetensors is no inversion" in caplog.text
+
+
+def with_start(path: Path, header: bytes, length: int | None = None) -> None:
+    path.write_bytes((len(header) if length is None else length).to_bytes(8, "little") + header)
+
+
+METADATA = '{"mark": "magicportrait inversion", "version": "1", "header": "{}"}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"__metadata__": []}',
+        b'{"a": {"data_offsets": "ab"}}',
+        b'{"a": {"data_offsets": []}}',
+        f'{{"__metadata__": {METADATA}, "a": {{"data_offsets": [0, 10]}}}}'.encode(),
+        f'{{"__metadata__": {METADATA}, "a": {{"data_offsets": [0, 0]}}}}'.encode(),
+        f'{{"__metadata__": {METADATA}}}'.encode(),
+    ],
+)
+def test_a_header_that_is_none_is_refused(header, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    with_start(path, header)
+    with pytest.raises(UnreadableInversion, match=r"^odd\.safetensors (is|was|has) "):
+        read_inversion(path)
+
+
+@pytest.mark.parametrize("length", [10**6, 2**63, 2**64 - 1])
+def test_a_header_longer_than_the_file_is_not_read(length, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    with_start(path, b"{}", length)
+    with pytest.raises(UnreadableInversion, match="its header is not whole"):
+        read_inversion(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b'{"a": {"data_offsets": [0, 300000000]}}', "is not an inversion of this version"),
+        (f'{{"__metadata__": {METADATA}}}'.encode(), r"has 300000000 bytes, \d+ are expected"),
+        (b"\x89PNG" * 100, "its header cannot be read"),
+    ],
+)
+def test_a_large_file_that_is_no_inversion_is_not_read_whole(header, message, tmp_path):
+    path = tmp_path / "large.safetensors"
+    with_start(path, header)
+    os.truncate(path, 300_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableInversion, match=message):
+            read_inversion(path)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_miss(tmp_path, caplog):
+    (tmp_path / "key.safetensors").mkdir()
+    cache = InversionCache(tmp_path, 10**6)
+    assert cache.get("key") is None
+    cache.keep(made_up("key"))
+    assert "there is a folder of that name" in caplog.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_reported_and_replaced(kind, tmp_path, caplog):
     cache, inversion = InversionCache(tmp_path, 10**6), made_up("key")
     cache.keep(inversion)
-    assert same(cache.find("key"), inversion)
+    assert same(cache.get("key"), inversion)
     [path] = tmp_path.iterdir()
     damage(path, kind)
     with caplog.at_level(logging.WARNING):
-        assert cache.find("key") is None
+        assert cache.get("key") is None
     assert f"computed again: {path.name} " in caplog.text and KINDS[kind] in caplog.text
     cache.keep(inversion)
-    assert same(cache.find("key"), inversion)
+    assert same(cache.get("key"), inversion)
 
 
 def test_a_damaged_file_costs_one_computation(model_calls, caplog):
     first = invert(parts()[0], measure=False)[0]
-    [path] = inversion_files.cache_folder().iterdir()
+    [path] = cache_folder().iterdir()
     damage(path, "truncated")
     model_calls.clear()
     second = invert(parts()[0], measure=False)
@@ -603,7 +850,7 @@ def test_a_damaged_file_costs_one_computation(model_calls, caplog):
 
 
 def test_nothing_is_said_of_what_was_never_there(tmp_path, caplog):
-    assert InversionCache(tmp_path / "missing", 1).find("key") is None
+    assert InversionCache(tmp_path / "missing", 1).get("key") is None
     assert not caplog.text
 
 
@@ -614,7 +861,7 @@ def test_the_least_recently_used_goes_first(tmp_path):
     for age, key in enumerate("cba"):
         cache.keep(made_up(key))
         os.utime(tmp_path / f"{key}.safetensors", (10**9 - age, 10**9 - age))
-    assert all(cache.find(key) is not None for key in "ac"), "now b is the oldest"
+    assert all(cache.get(key) is not None for key in "ac"), "now b is the oldest"
     cache.keep(made_up("d"))
     assert {path.stem for path in tmp_path.iterdir()} == {"a", "c", "d"}
     InversionCache(tmp_path, 1).keep(made_up("e"))
@@ -625,15 +872,13 @@ def test_the_least_recently_used_goes_first(tmp_path):
 
 def test_a_full_disk_costs_the_cache_and_no_more(tmp_path, monkeypatch, caplog):
     def fail(*_: Any) -> None:
-        raise safetensors.SafetensorError(
-            "Error while serializing: I/O error: No space left on device (os error 28)"
-        )
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     InversionCache(tmp_path, 10**6).keep(made_up("key"))
     assert (
         "could not be cached" in caplog.text
-        and "No space left" in caplog.text
+        and "the disk is full" in caplog.text
         and not list(tmp_path.iterdir())
     )
 
@@ -645,7 +890,7 @@ def test_a_file_that_cannot_be_touched_is_still_read(tmp_path, monkeypatch):
     cache = InversionCache(tmp_path, 10**6)
     cache.keep(made_up("key"))
     monkeypatch.setattr(os, "utime", fail)
-    assert cache.find("key") is not None
+    assert cache.get("key") is not None
 
 
 def test_what_a_file_cannot_hold_is_not_cached(tmp_path, caplog):
@@ -661,16 +906,9 @@ from pathlib import Path
 sys.path.append(sys.argv[1])
 from devkit.pack import load_pack
 load_pack()
-import safetensors.torch, torch
+import torch
 from magicportrait.host.inversion.run import Inversion
-from magicportrait.host.inversion.files import InversionCache
-
-def killed_in_the_middle(tensors, path, metadata):
-    content = safetensors.torch.save(tensors, metadata)
-    with open(path, "wb") as file:
-        file.write(content[: len(content) // 2])
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+from magicportrait.host.inversion.cache import InversionCache
 
 latents = torch.randn(4, 1, 4, 8, 8)
 sigmas, conditioning = torch.tensor([0.8, 0.5, 0.2, 0.0]), [[torch.zeros(1, 77, 8), {}]]
@@ -678,7 +916,7 @@ made = lambda key: Inversion(sigmas, latents, conditioning, "ddim", "model", key
 cache = InversionCache(Path(sys.argv[2]), 10**6)
 cache.keep(made("whole"))
 cache.keep(made("again"))
-safetensors.torch.save_file = killed_in_the_middle
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 cache.keep(made(sys.argv[3]))
 """
 
@@ -692,17 +930,37 @@ def test_a_process_killed_while_it_writes_leaves_a_usable_cache(tmp_path, caplog
             text=True,
         )
         assert child.returncode == -signal.SIGKILL, child.stderr
-    parts_left = list(tmp_path.glob("*.part"))
-    assert len(parts_left) == 2
+    leftovers = list(tmp_path.glob("*.part"))
+    assert len(leftovers) == 2
     cache = InversionCache(tmp_path, 10**6)
-    assert cache.find("fresh") is None and cache.find("whole") is not None
-    assert cache.find("again") is not None, "the old file stays until the new one is whole"
+    assert cache.get("fresh") is None and cache.get("whole") is not None
+    assert cache.get("again") is not None, "the old file stays until the new one is whole"
     cache.keep(made_up("fresh"))
-    assert same(cache.find("fresh"), made_up("fresh")) and not caplog.text
-    for part in parts_left:
+    assert same(cache.get("fresh"), made_up("fresh")) and not caplog.text
+    for part in leftovers:
         os.utime(part, (10**9, 10**9))
     cache.keep(made_up("fresh"))
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("name", [".tmpA1b2C3", "a.safetensors.0123.part"])
+def test_what_a_dead_writer_left_counts_and_goes(name, tmp_path):
+    """In the forms of earlier versions too, where nothing removed it."""
+    InversionCache(tmp_path, 10**6).keep(made_up("a"))
+    size = (tmp_path / "a.safetensors").stat().st_size
+    leftover = tmp_path / name
+    leftover.write_bytes(bytes(size))
+    cache = InversionCache(tmp_path, 3 * size)
+    for key in "bc":
+        cache.keep(made_up(key))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "b.safetensors",
+        "c.safetensors",
+        name,
+    }, "a had to go, for somebody may be writing"
+    os.utime(leftover, (10**9, 10**9))
+    cache.keep(made_up("d"))
+    assert {path.stem for path in tmp_path.iterdir()} == {"b", "c", "d"}
 
 
 BUSY = """
@@ -713,7 +971,7 @@ from devkit.pack import load_pack
 load_pack()
 import torch
 from magicportrait.host.inversion.run import Inversion
-from magicportrait.host.inversion.files import InversionCache
+from magicportrait.host.inversion.cache import InversionCache
 
 folder, own = Path(sys.argv[2]), sys.argv[3]
 latents = torch.full((4, 1, 4, 32, 32), float(own))
@@ -726,8 +984,8 @@ while len(list(folder.iterdir())) < 2 + (folder / "cache").exists():
     time.sleep(0.001)
 for i in range(150):
     cache.keep(made("abc"[i % 3]))
-    found = cache.find("abc"[(i + 1) % 3])
-    values = [0.0] if found is None else found.latents.unique().tolist()
+    cached = cache.get("abc"[(i + 1) % 3])
+    values = [0.0] if cached is None else cached.latents.unique().tolist()
     assert values in ([0.0], [1.0]), "half of one and half of the other"
 """
 
@@ -747,7 +1005,7 @@ def test_two_processes_share_a_cache(tmp_path):
         "",
     ], "neither fails, and nothing is complained about"
     assert not list(tmp_path.glob("cache/*.part"))
-    assert any(InversionCache(tmp_path / "cache", 10**6).find(key) for key in "abc")
+    assert any(InversionCache(tmp_path / "cache", 10**6).get(key) for key in "abc")
 
 
 # Save and load
@@ -804,6 +1062,34 @@ def test_nothing_is_written_outside(name, folders):
     assert {path for path in folders.parent.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x" * 300, "has 300 bytes, 236 are the most: take a shorter one"),
+        ("sub/" + "帽" * 80, "has 240 bytes, 236 are the most"),
+        ("a\0b", "has a NUL character"),
+    ],
+)
+def test_a_name_that_no_disk_takes_is_refused_in_words(name, message, folders):
+    with pytest.raises(OSError, match=message):
+        MagicInversionSave.execute(made_up("key"), name)
+
+
+def test_a_file_of_the_same_second_and_size_is_another_one(folders):
+    name = MagicInversionSave.execute(made_up("key"), "face").args[0]
+    path = folders / "inversions" / name
+    states = set()
+    for nanoseconds, size in ((0, 0), (1, 0), (1, 1)):
+        with path.open("ab") as file:
+            file.write(bytes(size))
+        os.utime(path, ns=(0, 10**18 + nanoseconds))
+        states.add(MagicInversionLoad.fingerprint_inputs(file=name, model=None))
+    assert len(states) == 3
+    path.unlink()
+    assert MagicInversionLoad.fingerprint_inputs(file=name) not in states
+    assert MagicInversionLoad.fingerprint_inputs() == ""
+
+
 @pytest.mark.parametrize("name", ["", " "])
 def test_without_a_name_there_is_one(name, folders):
     assert (
@@ -841,7 +1127,9 @@ def test_another_model_is_refused_with_both_named(other, folders):
     with pytest.raises(ValueError, match="was inverted with another model") as caught:
         MagicInversionLoad.execute(changed, name)
     assert f"'{name}'" in str(caught.value)
-    assert inversion.model[:8] in str(caught.value) and key_of(changed)[0][:8] in str(caught.value)
+    assert inversion.model[:8] in str(caught.value) and key_of(changed).model[:8] in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("width", [64, 1280])

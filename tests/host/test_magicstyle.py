@@ -354,6 +354,26 @@ def test_content_and_style_may_differ_in_what_else_their_conditioning_holds():
         assert run(apply(content=(one, *content[1:]), styles=styles), content).isfinite().all()
 
 
+@pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
+def test_the_one_node_sampler_works_with_step_caches(node):
+    """They act on the picture, and not on the inversions, whose noise rises."""
+    module = importlib.import_module("comfy_extras.nodes_easycache")
+    cache = {"reuse_threshold": 10.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+    model, clip, vae = parts()
+    pictures = {"content": portrait(0), "style": portrait(1)}
+    options = {**defaults_of(MagicStyleSampler), "steps": 8, "cache_mb": 0, **pictures}
+    drawn = [
+        MagicStyleSampler.execute(model=each, vae=vae, clip=clip, **options).args[0]["samples"]
+        for each in (model, call_node(getattr(module, node), model=model, **cache)[0])
+    ]
+    assert all(samples.isfinite().all() for samples in drawn)
+    assert not torch.equal(*drawn), f"{node} had no effect"
+
+
+def portrait(seed: int) -> Tensor:
+    return torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(seed))
+
+
 def test_kept_features_are_those_of_the_same_weights_and_patches(passes):
     content, styles = inverted(size=LARGE), style(size=LARGE)
     model, noise = apply(content=content, styles=styles, keep_features="memory")
