@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -24,3 +25,8 @@ def parse_with_quick(parser: argparse.ArgumentParser, **quick: Any) -> argparse.
     if parser.parse_args().quick:
         parser.set_defaults(**quick)
     return parser.parse_args()
+
+
+def command_of(module: str) -> str:
+    """The command that runs now, for a report."""
+    return " ".join([f"python -m {module}", *sys.argv[1:]])

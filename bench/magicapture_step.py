@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from . import random_sd15
-from .command_line import bench_parser, parse_with_quick
+from .command_line import bench_parser, command_of, parse_with_quick
 from .core_trainer import train_core_lora
 from .report import Report
 from .step_cost import (
@@ -114,12 +114,11 @@ def main() -> None:
     device = device_name()
     if not torch.cuda.is_available():
         device += f", {torch.get_num_threads()} threads"
-    command = " ".join(["python -m bench.magicapture_step", *sys.argv[1:]])
     report = Report(
         "magicapture_step",
         "Cost of a MagiCapture step",
-        f"`{command}` on {device}, {scale.precision}, {scale.latent * 8} px, batch {args.batch},"
-        f" rank {RANK}",
+        f"`{command_of('bench.magicapture_step')}` on {device}, {scale.precision},"
+        f" {scale.latent * 8} px, batch {args.batch}, rank {RANK}",
     )
     report.begin_table("", "seconds a step", "against core", "peak memory", "against core")
     core: tuple[float, float] | None = None

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from . import random_sd15
-from .command_line import bench_parser, parse_with_quick
+from .command_line import bench_parser, command_of, parse_with_quick
 from .report import Report
 from .step_cost import (
     QUICK,
@@ -124,8 +124,8 @@ def main() -> None:
     report = Report(
         "magicface_step",
         "Cost of a MagicFace step",
-        f"`python -m bench.magicface_step {' '.join(sys.argv[1:])}` on {device_name()},"
-        f" {str(scale.dtype)[6:]}: plain CFG step {plain.seconds:.2f} s",
+        f"`{command_of('bench.magicface_step')}` on {device_name()}, {str(scale.dtype)[6:]}:"
+        f" plain CFG step {plain.seconds:.2f} s",
     )
     report.begin_table(
         "references",

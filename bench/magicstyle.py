@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import random_sd15
-from .command_line import bench_parser, parse_with_quick
+from .command_line import bench_parser, command_of, parse_with_quick
 from .report import Report
 from .step_cost import (
     QUICK,
@@ -123,7 +123,7 @@ def main() -> None:
     report = Report(
         "magicstyle",
         "Cost of inversion and MagicStyle",
-        f"`python -m bench.magicstyle --steps {args.steps}` on {device_name()}: plain CFG 1 step"
+        f"`{command_of('bench.magicstyle')}` on {device_name()}: plain CFG 1 step"
         f" {plain.plain:.2f} s",
     )
     report.begin_table("", "time of a step", "peak memory")
