@@ -191,12 +191,18 @@ def read_answer(content: bytes) -> dict[str, Any]:
 def finish(work: Coroutine[Any, Any, Answer]) -> Answer:
     """Runs a coroutine to its end, also where an event loop is running in this thread, as under
     Playwright."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not is_loop_running():
         return asyncio.run(work)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+def is_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def run_prompt(client: Client, prompt: Prompt) -> list[Picture]:

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from devkit.client import Client
@@ -47,16 +48,14 @@ class Server(Client):
         port: int | None = None,
         log_to_file: bool = True,
         pack: Path = ROOT,
+        others: Mapping[str, Path] | None = None,
     ) -> None:
-        self.host, self.python, self.base, self.cpu, self.pack = (
-            host,
-            python,
-            base.resolve(),
-            cpu,
-            pack,
-        )
+        """`host`, `python`: the folder of ComfyUI and the program that runs it. `base`: what it
+        reads and writes lies there. `others`: further packs by the name of their link."""
         self.port = port or free_port()
         super().__init__(f"http://127.0.0.1:{self.port}")
+        self.host, self.python, self.base, self.cpu = host, python, base.resolve(), cpu
+        self.packs = {PACK_NAME: pack, **(others or {})}
         self.input_dir = self.base / "input"
         self.log_path = self.base / "server.log" if log_to_file else None
 
@@ -65,7 +64,8 @@ class Server(Client):
             raise DevError(f"port {self.port} is in use: pass --port")
         for name in ("custom_nodes", "input", "output", "models", "user"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
-        link_pack(self.base / "custom_nodes" / PACK_NAME, self.pack)
+        for name, pack in self.packs.items():
+            link_pack(self.base / "custom_nodes" / name, pack)
         command = [
             str(self.python),
             "main.py",

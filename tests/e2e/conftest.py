@@ -79,7 +79,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     from comfy_server import ComfyServer
 
     with ComfyServer(
-        find_comfyui(), Path(sys.executable), tmp_path_factory.mktemp("comfyui"), cpu=True
+        find_comfyui(),
+        Path(sys.executable),
+        tmp_path_factory.mktemp("comfyui"),
+        cpu=True,
+        others={"stub_pack": Path(__file__).parent / "stub_pack"},
     ) as started:
         yield started
 

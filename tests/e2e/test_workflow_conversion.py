@@ -40,8 +40,8 @@ JOIN_AND_TURN = """() => {
         IMAGE: [portrait, 0], MASK: [portrait, 1], STRING: [portrait, 2],
     };
     blueprint.inputs.forEach((input, index) => {
-        const source = sources[input.type];
-        if (source && !input.name.includes('folder')) source[0].connect(source[1], blueprint, index);
+        const [source, slot] = sources[input.type] ?? [];
+        if (source && !input.name.includes('folder')) source.connect(slot, blueprint, index);
     });
     for (const widget of blueprint.widgets)
         if (typeof widget.value == 'number') widget.value += 1;
