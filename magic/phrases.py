@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +28,17 @@ def split_phrases(text: str) -> list[str]:
     return phrases
 
 
-def _same(a: Token, b: Token) -> bool:
-    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b)
-    return bool(a == b)
+_Comparable = tuple[Any, ...]
+"""Tokens by what they are equal by: ids as they are, vectors by their bytes."""
+
+
+def _comparable(tokens: Sequence[Token]) -> _Comparable:
+    return tuple(
+        (tuple(token.shape), token.cpu().contiguous().float().numpy().tobytes())
+        if isinstance(token, torch.Tensor)
+        else token
+        for token in tokens
+    )
 
 
 def occurrences(
@@ -38,16 +46,20 @@ def occurrences(
 ) -> list[tuple[int, ...]]:
     """Where `phrase` stands in `prompt`: for each time the positions of its tokens. `prompt`:
     (position, token), without special tokens."""
+    positions = [position for position, _ in prompt]
+    return _places(_comparable(phrase), _comparable([token for _, token in prompt]), positions)
+
+
+def _places(
+    phrase: _Comparable, prompt: _Comparable, positions: Sequence[int]
+) -> list[tuple[int, ...]]:
     n = len(phrase)
     if n == 0:
         return []
     return [
-        tuple(position for position, _ in prompt[start : start + n])
+        tuple(positions[start : start + n])
         for start in range(len(prompt) - n + 1)
-        if all(
-            _same(token, wanted)
-            for (_, token), wanted in zip(prompt[start : start + n], phrase, strict=True)
-        )
+        if prompt[start : start + n] == phrase
     ]
 
 
@@ -61,23 +73,27 @@ def assign_spans(
     man'), the first gets its first place and so on, and those that are left over share the last
     one.
     """
-    places = [occurrences(phrase, prompt) for phrase in phrases]
-    spans: list[tuple[int, ...]] = []
-    for i, phrase in enumerate(phrases):
+    positions = [position for position, _ in prompt]
+    tokens = _comparable([token for _, token in prompt])
+    keys = [_comparable(phrase) for phrase in phrases]
+    places = {key: _places(key, tokens, positions) for key in dict.fromkeys(keys)}
+    own: dict[_Comparable, list[tuple[int, ...]]] = {}
+    for key, stands in places.items():
         taken = {
             position
-            for j, other in enumerate(phrases)
-            if len(other) > len(phrase)
-            for place in places[j]
+            for other, there in places.items()
+            if len(other) > len(key)
+            for place in there
             for position in place
         }
-        own = [place for place in places[i] if taken.isdisjoint(place)] or places[i]
-        alike = [
-            j
-            for j, other in enumerate(phrases)
-            if len(other) == len(phrase) and all(map(_same, other, phrase))
-        ]
-        if len(alike) > 1 and own:
-            own = [own[min(alike.index(i), len(own) - 1)]]
-        spans.append(tuple(dict.fromkeys(position for place in own for position in place)))
+        own[key] = [place for place in stands if taken.isdisjoint(place)] or stands
+    counts = Counter(keys)
+    given: Counter[_Comparable] = Counter()
+    spans: list[tuple[int, ...]] = []
+    for key in keys:
+        mine = own[key]
+        if counts[key] > 1 and mine:
+            mine = [mine[min(given[key], len(mine) - 1)]]
+            given[key] += 1
+        spans.append(tuple(dict.fromkeys(position for place in mine for position in place)))
     return spans

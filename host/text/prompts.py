@@ -54,9 +54,10 @@ def tagged_prompt(clip: Any, text: str, phrases: Sequence[str], tag: str) -> Tag
     """Encodes a prompt and finds the phrases in it. ValueError, with the words that are there, when
     one is not."""
     stream = tokens_of(clip, text)
-    spans = assign_spans(
-        [[token for _, token in tokens_of(clip, phrase)] for phrase in phrases], stream
-    )
+    tokens = {
+        phrase: [token for _, token in tokens_of(clip, phrase)] for phrase in dict.fromkeys(phrases)
+    }
+    spans = assign_spans([tokens[phrase] for phrase in phrases], stream)
     for phrase, span in zip(phrases, spans, strict=True):
         if not span:
             words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
