@@ -1,9 +1,11 @@
 import js from "@eslint/js";
 
 const BROWSER = [
+  "clearInterval",
   "console",
   "document",
   "requestAnimationFrame",
+  "setInterval",
   "window",
   "Blob",
   "CustomEvent",

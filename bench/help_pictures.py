@@ -127,7 +127,7 @@ def style(checkpoint: toy.Toy) -> list[Tensor]:
     content = portrait_in("cartoon")
     pictures = [content]
     for look in (portrait_in("sketch"), portrait_in("neon")):
-        [sampled] = MagicStyleSampler.execute(
+        drawn = MagicStyleSampler.execute(
             checkpoint.model,
             checkpoint.vae,
             content,
@@ -138,8 +138,8 @@ def style(checkpoint: toy.Toy) -> list[Tensor]:
             "decoder",
             0,
             checkpoint.clip,
-        ).args
-        pictures += [look, checkpoint.decode(sampled["samples"])]
+        ).args[1]
+        pictures += [look, drawn]
     return [picture[0] for picture in pictures]
 
 

@@ -12,7 +12,7 @@
  * @typedef {Run & { pairs: Pair[] }} Comparison
  */
 
-import { addView, element, slider } from "./elements.js";
+import { addView, arrange, element, slider } from "./elements.js";
 import { pictureUrl } from "./server.js";
 
 export class CompareView {
@@ -38,6 +38,7 @@ export class CompareView {
   show(run) {
     this.run = run;
     this.pairs.replaceChildren(...run.pairs.map((pair, i) => this.#figure(pair, i)));
+    arrange(this.pairs);
     this.content.replaceChildren(this.pairs, this.split.row);
   }
 

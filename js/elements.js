@@ -1,5 +1,7 @@
 /** @import { DomWidget, GraphNode } from "../../scripts/app.js" */
 
+const PICTURES_A_ROW = 4;
+
 /**
  * `element("p", { className: "x" }, "text", child)`: an element with properties and children;
  * properties with a dash are attributes.
@@ -55,8 +57,9 @@ export function choice(label, onChange) {
 }
 
 /**
- * A widget for `content` at the end of a node. It is as high as its content, which in the classic
- * mode the host has to be told, and it is no part of the workflow or of the prompt.
+ * A widget for `content` at the end of a node. It is as high as its content, and the node grows and
+ * shrinks by as much: no other widget gives way. It is no part of the workflow or of the prompt, and
+ * neither is what the node has grown by.
  *
  * @param {GraphNode} node
  * @param {string} name
@@ -66,22 +69,44 @@ export function choice(label, onChange) {
 export function addView(node, name, content) {
   let height = 0;
   const frame = element("div", { className: "magic-frame" }, content);
+  frame.style.maxHeight = "0";
   const widget = node.addDOMWidget(name, "magicportrait", frame, {
     serialize: false,
+    hideInPanel: true,
+    hideOnZoom: false,
     getMinHeight: () => height,
     getMaxHeight: () => height,
   });
   widget.serialize = false;
   new ResizeObserver(() => {
-    // A widget that is hidden, as it is when the canvas is zoomed far out, has no height of its
-    // own.
+    // A widget that is hidden, as that of a collapsed node, has no height of its own.
     const measured = frame.isConnected && frame.offsetParent ? content.offsetHeight : 0;
     const needed = content.childElementCount ? measured + 2 * widget.margin : 0;
     if ((measured === 0 && content.childElementCount) || needed === height) return;
+    const [width, before] = node.size;
+    node.setSize([width, before + needed - height]);
     height = needed;
+    // The content gets its room after the node has: a node that it pushes open grows twice.
+    frame.style.maxHeight = `${needed}px`;
     node.graph?.setDirtyCanvas(true, true);
   }).observe(content);
+  const serialized = node.onSerialize;
+  node.onSerialize = function (data) {
+    serialized?.call(this, data);
+    if (data.size) data.size = [data.size[0], data.size[1] - height];
+  };
   return widget;
+}
+
+/**
+ * Pictures in even rows: of six there are two rows of three.
+ *
+ * @param {HTMLElement} stage
+ */
+export function arrange(stage) {
+  const count = stage.childElementCount;
+  const rows = Math.ceil(count / PICTURES_A_ROW);
+  stage.style.setProperty("--magic-columns", String(Math.ceil(count / Math.max(rows, 1)) || 1));
 }
 
 /**

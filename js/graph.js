@@ -58,8 +58,31 @@ function sourceOf(node, name) {
   return before ? sourceOf(source, before.name) : null;
 }
 
-const isLinked = (/** @type {GraphNode} */ node, /** @type {string} */ name) =>
+/**
+ * @param {GraphNode} node
+ * @param {string} name of an input
+ */
+export const isLinked = (node, name) =>
   node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
+
+/**
+ * @param {GraphNode} node
+ * @param {string} name of an output
+ */
+const leadsOn = (node, name) =>
+  node.outputs?.some((output) => output.name === name && output.links?.length) ?? false;
+
+/**
+ * Whether a node's model is used without the conditioning that belongs to it. What does not run is
+ * not used.
+ *
+ * @param {GraphNode} node
+ */
+export const lacksItsPositive = (node) =>
+  node.mode !== MUTED &&
+  node.mode !== BYPASSED &&
+  leadsOn(node, "MODEL") &&
+  !leadsOn(node, "positive");
 
 // A workflow of another version may put a number into a widget for text.
 const asText = (/** @type {unknown} */ value) => (typeof value === "string" ? value : null);
@@ -88,7 +111,9 @@ export function textOf(node, name) {
 export function conceptPhrases(node, input = "concepts") {
   if (!isLinked(node, input)) return [];
   const source = sourceOf(node, input);
-  if (!source || source.mode === MUTED) return null;
+  if (!source) return null;
+  // Nothing comes out of it, as if it were not connected.
+  if (source.mode === MUTED) return [];
   const before = conceptPhrases(source);
   if (source.mode === BYPASSED || before === null) return before;
   if (source.type !== "MagicFaceConcept") return null;

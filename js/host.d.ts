@@ -8,12 +8,20 @@ declare module "*/scripts/app.js" {
     widget?: { name: string };
   }
 
+  export interface OutputSlot {
+    name: string;
+    links?: number[] | null;
+  }
+
   export interface Widget {
     name: string;
     type: string;
     value: unknown;
+    hidden?: boolean;
     serialize?: boolean;
     options?: Record<string, unknown>;
+    callback?(value: unknown, ...rest: unknown[]): void;
+    computeSize?(): number[];
   }
 
   export interface DomWidget extends Widget {
@@ -24,6 +32,9 @@ declare module "*/scripts/app.js" {
 
   export interface DomWidgetOptions {
     serialize?: boolean;
+    /** No row of its own in the panel of parameters. */
+    hideInPanel?: boolean;
+    /** Whether the classic mode leaves it out where it draws small. */
     hideOnZoom?: boolean;
     getMinHeight?: () => number;
     getMaxHeight?: () => number;
@@ -37,8 +48,16 @@ declare module "*/scripts/app.js" {
     graph: Graph | null;
     /** Of a node that stands for a subgraph. */
     subgraph?: Graph;
+    title: string;
     inputs?: Slot[];
+    outputs?: OutputSlot[];
     widgets?: Widget[];
+    /** Whether its pictures are left out in Nodes 2.0. */
+    hideOutputImages?: boolean;
+    onDrawBackground?(): void;
+    size: [width: number, height: number];
+    setSize(size: [width: number, height: number]): void;
+    onSerialize?(data: { size?: [width: number, height: number] }): void;
     getInputNode(slot: number): GraphNode | null;
     addDOMWidget(
       name: string,
@@ -57,17 +76,48 @@ declare module "*/scripts/app.js" {
     setDirtyCanvas(foreground: boolean, background?: boolean): void;
   }
 
+  /** What the server says of a type of nodes. */
+  export interface NodeData {
+    name: string;
+    input?: {
+      required?: Record<string, unknown>;
+      optional?: Record<string, unknown>;
+    };
+    python_module?: string;
+  }
+
+  export interface Toast {
+    severity: "info" | "warn" | "error";
+    summary: string;
+    detail: string;
+    /** Milliseconds; stays until it is closed without. */
+    life?: number;
+  }
+
   export interface Extension {
     name: string;
+    beforeRegisterNodeDef?(nodeType: unknown, nodeData: NodeData): void;
     setup?(): void | Promise<void>;
     nodeCreated?(node: GraphNode): void;
     afterConfigureGraph?(): void;
+  }
+
+  export interface NodeErrors {
+    class_type: string;
+    errors: { type: string; message: string; details: string }[];
   }
 
   export const app: {
     graph?: Graph;
     /** Of newer frontends: the workflow itself when a subgraph is open. */
     rootGraph?: Graph;
+    /** What /prompt complained about last, by node; null without complaints. */
+    lastNodeErrors?: Record<string, NodeErrors> | null;
+    canvas: { selectNode(node: GraphNode): void };
+    extensionManager: {
+      command: { execute(id: string): void };
+      toast: { add(toast: Toast): void };
+    };
     registerExtension(extension: Extension): void;
   };
 }

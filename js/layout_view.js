@@ -7,8 +7,10 @@
  * @import { GraphNode } from "../../scripts/app.js"
  * @import { Place } from "./runs.js"
  *
- * sampler: the id of the node that samples; references: JPEGs in base64, phrase is an index.
+ * run: the same in all events of one run; sampler: the id of the node that samples; references:
+ * JPEGs in base64, phrase is an index.
  * @typedef {Place & {
+ *   run?: string,
  *   sampler: string,
  *   steps: number,
  *   phrases: string[],
@@ -18,14 +20,22 @@
  * layouts: for each step a PNG of each picture, in base64.
  * @typedef {Place & { layouts: Record<string, string[]>, done: boolean }} Advance
  *
- * null while that is not known.
- * @typedef {{ phrases: string[] | null, prompt: string | null }} Prompt
+ * phrases, prompt: null while they are not known; complaint: what else would fail.
+ * @typedef {{
+ *   phrases: string[] | null,
+ *   prompt: string | null,
+ *   complaint: string | null,
+ * }} Prompt
  */
 
-import { addView, dataUrl, element, slider } from "./elements.js";
+import { addView, arrange, dataUrl, element, slider } from "./elements.js";
 import { findNode, showsPicturesOf } from "./graph.js";
 import { colourOf } from "./palette.js";
 import { PromptHelp } from "./prompt_helper.js";
+
+/** How much of a layout covers its picture: while it samples, and when the picture is done. */
+const OPACITY = 0.6;
+const OPACITY_OF_DONE = 0.3;
 
 /** What the server has told of one run. */
 export class LayoutRun {
@@ -34,11 +44,14 @@ export class LayoutRun {
   /** The addresses of its pictures, as far as there are any. @type {string[]} */
   backdrops = [];
   isDone = false;
+  /** Whether the backdrops are the finished pictures. */
+  hasPictures = false;
   /** @type {string | null} */
   #preview = null;
 
   /** @param {Beginning} beginning */
-  constructor({ node, workflow, sampler, steps, phrases, references }) {
+  constructor({ node, workflow, run, sampler, steps, phrases, references }) {
+    this.id = run;
     this.node = node;
     this.workflow = workflow;
     this.sampler = sampler;
@@ -75,6 +88,7 @@ export class LayoutRun {
   finish(urls) {
     this.close();
     this.backdrops = urls;
+    this.hasPictures = true;
   }
 
   close() {
@@ -88,6 +102,8 @@ export class LayoutView {
   run = null;
   /** What was read last of the graph, as JSON. */
   #read = "";
+  /** Whether the user has turned the opacity, which is then left alone. */
+  #isTurned = false;
 
   /**
    * @param {GraphNode} node
@@ -102,23 +118,26 @@ export class LayoutView {
     this.stage = element("div", { className: "magic-stage" });
     const steps = { min: 0, max: 0, step: 1, value: 0 };
     this.step = slider("step", steps, (step) => this.#show(step));
-    const shares = { min: 0, max: 1, step: 0.05, value: 0.6 };
-    this.opacity = slider("layout", shares, (value) => this.#fade(value));
+    const shares = { min: 0, max: 1, step: 0.05, value: OPACITY };
+    this.opacity = slider("layout", shares, (value) => {
+      this.#isTurned = true;
+      this.#fade(value);
+    });
     this.references = element("div", { className: "magic-references" });
     const label = { className: "magic-view", "aria-label": "Layout" };
     this.content = element("section", label, this.help.content);
     addView(node, "layout", this.content);
-    this.#fade(0.6);
+    this.#fade(OPACITY);
     this.refresh();
   }
 
   /** Reads prompt and phrases of the graph again. */
   refresh() {
-    const { phrases, prompt } = this.readPrompt(this.node);
-    const read = JSON.stringify([phrases, prompt]);
+    const { phrases, prompt, complaint } = this.readPrompt(this.node);
+    const read = JSON.stringify([phrases, prompt, complaint]);
     if (read === this.#read) return;
     this.#read = read;
-    this.help.show(phrases, prompt);
+    this.help.show(phrases, prompt, complaint);
   }
 
   /**
@@ -177,11 +196,13 @@ export class LayoutView {
       image.src = url;
       image.hidden = false;
     });
+    if (!this.#isTurned) this.#fade(this.run?.hasPictures ? OPACITY_OF_DONE : OPACITY);
   }
 
   /** @param {number} opacity of the layout */
   #fade(opacity) {
     this.stage.style.setProperty("--magic-opacity", String(opacity));
+    this.opacity.input.value = String(opacity);
     this.opacity.shown.value = `${Math.round(opacity * 100)} %`;
   }
 
@@ -195,6 +216,7 @@ export class LayoutView {
     this.step.input.setAttribute("aria-valuetext", this.step.shown.value);
     if (this.stage.childElementCount !== pictures.length) {
       this.stage.replaceChildren(...pictures.map((_, i) => figure(i)));
+      arrange(this.stage);
       this.showBackdrops();
     }
     const where = `at step ${step + 1}: where ${run.phrases.join(", ")} are`;

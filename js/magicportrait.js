@@ -9,9 +9,11 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { CompareView } from "./compare_view.js";
+import { ConceptView, linkStrengths, offerToMaskEditor } from "./concept_view.js";
 import { CorrespondenceView } from "./correspondence_view.js";
 import { element } from "./elements.js";
-import { conceptPhrases, findNode, openNodes, textOf } from "./graph.js";
+import { UNCONNECTED, stopWaiting, tellFailure, watchQueueing } from "./failures.js";
+import { conceptPhrases, findNode, lacksItsPositive, openNodes, textOf } from "./graph.js";
 import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
 import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
@@ -24,12 +26,19 @@ import { TrainingRun, TrainingView } from "./training_view.js";
  * @type {Record<string, (node: GraphNode) => Prompt>}
  */
 const PROMPTS = {
-  MagicFaceApply: (node) => ({ phrases: conceptPhrases(node), prompt: textOf(node, "prompt") }),
+  MagicFaceApply: (node) => ({
+    phrases: conceptPhrases(node),
+    prompt: textOf(node, "prompt"),
+    complaint: lacksItsPositive(node) ? UNCONNECTED : null,
+  }),
   MagicSemanticLayout: (node) => ({
     phrases: splitPhrases(textOf(node, "phrases")),
     prompt: textOf(node, "prompt"),
+    complaint: lacksItsPositive(node) ? UNCONNECTED : null,
   }),
 };
+
+const CONCEPT = "MagicFaceConcept";
 
 /**
  * Which view belongs to which node.
@@ -41,6 +50,7 @@ const VIEWS = {
   MagicSemanticLayout: LayoutView,
   MagicStyleInvert: CompareView,
   MagicCorrespondenceMap: CorrespondenceView,
+  MagicFaceConcept: ConceptView,
   MagiCaptureTrain: TrainingView,
 };
 
@@ -105,6 +115,17 @@ function refreshPrompts() {
   });
 }
 
+/**
+ * A run begins. One that is on screen comes again when the page was not connected for a while.
+ *
+ * @param {Beginning} beginning
+ */
+function onRun(beginning) {
+  const before = layouts.get(beginning);
+  if (before?.id && before.id === beginning.run) return;
+  layouts.viewOf(layouts.begin(new LayoutRun(beginning)));
+}
+
 /** @param {Advance} advance */
 function onLayout(advance) {
   const run = layouts.get(advance);
@@ -165,20 +186,32 @@ app.registerExtension({
     const { href } = new URL("./style.css", import.meta.url);
     document.head.append(element("link", { rel: "stylesheet", href }));
     listen({
-      "magicportrait.run": (/** @type {Beginning} */ beginning) =>
-        layouts.viewOf(layouts.begin(new LayoutRun(beginning))),
+      "magicportrait.run": onRun,
       "magicportrait.layout": onLayout,
       "magicportrait.training": onTraining,
       executed: onExecuted,
       b_preview_with_metadata: onPreview,
+      execution_error: tellFailure,
+      promptQueueing: watchQueueing,
+      promptQueued: stopWaiting,
     });
     // Typing, and everything else that changes the graph.
     document.addEventListener("input", refreshPrompts);
     api.addEventListener("graphChanged", refreshPrompts);
   },
+  beforeRegisterNodeDef(_, { name, input }) {
+    // The host puts its button for uploads on required inputs only.
+    const picture = input?.optional?.picture;
+    if (name !== CONCEPT || !input?.optional || !Array.isArray(picture)) return;
+    input.optional.upload = ["IMAGEUPLOAD", { ...picture[1], imageInputName: "picture" }];
+  },
   nodeCreated(node) {
     const readPrompt = PROMPTS[classOf(node)];
     if (readPrompt) views.set(node, new LayoutView(node, readPrompt));
+    if (classOf(node) !== CONCEPT) return;
+    linkStrengths(node);
+    offerToMaskEditor(node);
+    views.set(node, new ConceptView(node));
   },
   afterConfigureGraph() {
     // Their nodes, and with them their views, have been made anew.

@@ -1,6 +1,6 @@
 /**
- * The prompt with each concept's words underlined in its colour, and the phrases that are not in
- * it.
+ * The prompt with each concept's words underlined in its colour, the phrases that are not in it, and
+ * what else would fail.
  */
 
 /** @import { Range } from "./phrases.js" */
@@ -39,21 +39,24 @@ export class PromptHelp {
   }
 
   /**
-   * Empty when prompt or phrases are unknown or empty.
+   * Without the prompt when it or the phrases are unknown or empty.
    *
    * @param {string[] | null} phrases
    * @param {string | null} prompt
+   * @param {string | null} complaint about something else
    */
-  show(phrases, prompt) {
-    if (!phrases?.length || !prompt?.trim()) {
-      this.content.replaceChildren();
-      return;
+  show(phrases, prompt, complaint) {
+    const complaints = complaint ? [complaint] : [];
+    if (phrases?.length && prompt?.trim()) {
+      const ranges = findPhrases(phrases, prompt);
+      const list = phrases.filter((_, i) => !ranges[i].length).map((phrase) => `'${phrase}'`);
+      if (list.length) complaints.push(`Not in the prompt: ${list.join(", ")}`);
+      this.prompt.replaceChildren(...underlined(prompt, ranges));
+      if (!this.prompt.parentNode) this.content.prepend(this.prompt);
+    } else {
+      this.prompt.remove();
     }
-    const ranges = findPhrases(phrases, prompt);
-    const list = phrases.filter((_, i) => !ranges[i].length).map((phrase) => `'${phrase}'`);
-    this.prompt.replaceChildren(...underlined(prompt, ranges));
-    if (!this.prompt.parentNode) this.content.prepend(this.prompt);
-    this.#complain(list.length ? `Not in the prompt: ${list.join(", ")}` : "");
+    this.#complain(complaints.join(". "));
   }
 
   /**

@@ -8,8 +8,8 @@ const LIMIT = 8;
  *
  * @typedef {{ node: string, workflow?: string | null }} Place
  *
- * `close` is called when nothing shows the run any more.
- * @typedef {Place & { close?: () => void }} Run
+ * id: the server's, where it has given one; close: called when nothing shows the run any more.
+ * @typedef {Place & { id?: string, close?: () => void }} Run
  */
 
 /**

@@ -11,12 +11,19 @@ import { api } from "../../scripts/api.js";
 /** @type {string | null} */
 let told = null;
 
-async function tell() {
+/** @param {Record<string, (detail: any) => void>} events what to do with each, by name */
+async function tell(events) {
   if (!api.clientId || told === api.clientId) return;
   told = api.clientId;
   const body = JSON.stringify({ client_id: told });
   const answer = await api.fetchApi("/magicportrait/listen", { method: "POST", body });
-  if (!answer.ok) told = null;
+  if (!answer.ok) {
+    told = null;
+    return;
+  }
+  // What this page was told before it was loaded again, or while it was not connected.
+  const { events: earlier } = await answer.json();
+  for (const [name, detail] of earlier) events[name]?.(detail);
 }
 
 /** @param {Record<string, (detail: any) => void>} events what to do with each, by name */
@@ -28,8 +35,8 @@ export function listen(events) {
   api.addEventListener("reconnecting", () => {
     told = null;
   });
-  api.addEventListener("status", tell);
-  tell();
+  api.addEventListener("status", () => tell(events));
+  tell(events);
 }
 
 /**
@@ -43,6 +50,20 @@ export async function ask(route) {
   } catch {
     return { error: "ComfyUI does not answer" };
   }
+}
+
+/**
+ * The address of a file of the input folder as a widget names it, such as 'clipspace/a.png [input]'.
+ *
+ * @param {string} file
+ * @param {string} channel 'rgb', or 'a' for black with its transparency
+ */
+export function inputPictureUrl(file, channel) {
+  const [, path, type = "input"] = file.match(/^(.*?)(?: \[(input|output|temp)\])?$/) ?? [];
+  const parts = (path ?? file).split("/");
+  const filename = parts.pop() ?? "";
+  const query = { filename, subfolder: parts.join("/"), type, channel };
+  return api.apiURL(`/view?${new URLSearchParams(query)}`);
 }
 
 /**

@@ -6,8 +6,10 @@
  * @import { GraphNode } from "../../scripts/app.js"
  * @import { Place } from "./runs.js"
  *
- * loss: of this step, null before the first; preview: a JPEG in base64.
+ * run: the same in all of one training; loss: of this step, null before the first; preview: a JPEG
+ * in base64.
  * @typedef {Place & {
+ *   run?: string,
  *   step: number,
  *   steps: number,
  *   loss: number | null,
@@ -60,26 +62,34 @@ export class TrainingRun {
   /** @type {{ step: number, preview: string }[]} */
   previews = [];
 
-  /** @param {Place & { steps: number }} state */
-  constructor({ node, workflow, steps }) {
+  /** @param {Place & { steps: number, run?: string }} state */
+  constructor({ node, workflow, steps, run }) {
     this.node = node;
     this.workflow = workflow;
     this.steps = steps;
+    this.id = run;
   }
 
   /**
-   * Whether an event goes on with this training. The last step may come twice, again with its
-   * preview.
+   * Whether an event is of this training.
    *
    * @param {State} state
    */
-  goesOn({ step, steps }) {
+  goesOn({ step, steps, run }) {
+    if (run || this.id) return run === this.id;
     return steps === this.steps && step >= (this.latest?.step ?? 0);
   }
 
-  /** @param {State} state */
+  /**
+   * The last step may come twice, again with its preview. What comes again, to a page that was not
+   * connected for a while, is known.
+   *
+   * @param {State} state
+   */
   add(state) {
     const { step, loss, preview } = state;
+    if (step < (this.latest?.step ?? 0)) return;
+    if (preview && this.previews.at(-1)?.step === step) return;
     this.latest = state;
     if (typeof loss === "number" && Number.isFinite(loss)) this.#addPoint(step, loss);
     if (!preview) return;
@@ -165,9 +175,10 @@ export class TrainingView {
   update() {
     const { run } = this;
     if (!run?.latest) return;
-    const { step, steps, loss, seconds_left: secondsLeft } = run.latest;
-    const isNumber = typeof loss === "number" && Number.isFinite(loss);
-    const ofLoss = isNumber ? `, loss ${loss.toPrecision(3)}` : "";
+    const { step, steps, seconds_left: secondsLeft } = run.latest;
+    // The end of the bold line: the loss of one step is a matter of chance.
+    const mean = smoothed(run.points.map((point) => point.loss)).at(-1);
+    const ofLoss = mean === undefined ? "" : `, loss ${mean.toPrecision(3)}`;
     this.words.textContent = `step ${step} of ${steps}${ofLoss}${timeLeft(secondsLeft)}`;
     this.#draw(run);
     const last = run.previews.at(-1) ?? null;

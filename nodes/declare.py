@@ -131,6 +131,19 @@ def span_complaint(start: float | None, end: float | None) -> str | None:
     )
 
 
+def bypass_conditioning() -> io.Input:
+    """The host passes a bypassed node's inputs on to the outputs of their types: without this one
+    the sampler would get no positive."""
+    return io.Conditioning.Input(
+        "positive",
+        optional=True,
+        tooltip=(
+            "The plain prompt, to compare: passed on in place of this node's when the node is"
+            " bypassed (Ctrl+B). Else it is not used."
+        ),
+    )
+
+
 def complain(complaint: str | None) -> bool:
     """The answer of a validate_inputs that names several inputs. ValueError with the complaint: the
     host repeats a sentence that is returned for every input that the function names, and says an

@@ -15,7 +15,7 @@ from ..host.page.live_layout import LayoutView
 from ..host.sampling.backbone import backbone_of
 from ..host.text.prompts import tagged_prompt
 from ..magic.phrases import split_phrases
-from .declare import Layout, advanced, node_id, schema
+from .declare import Layout, advanced, bypass_conditioning, node_id, schema
 
 
 class MagicSemanticLayout(io.ComfyNode):
@@ -58,6 +58,7 @@ class MagicSemanticLayout(io.ComfyNode):
                         ),
                     )
                 ),
+                bypass_conditioning(),
             ],
             outputs=[
                 io.Model.Output(
@@ -74,7 +75,13 @@ class MagicSemanticLayout(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, prompt: str, phrases: str, ca_scale: float
+        cls,
+        model: Any,
+        clip: Any,
+        prompt: str,
+        phrases: str,
+        ca_scale: float,
+        positive: Any = None,
     ) -> io.NodeOutput:
         tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
         backbone = backbone_of(model)

@@ -316,9 +316,12 @@ class MagiCaptureTrain(io.ComfyNode):
             ),
             search_aliases=[
                 "train lora",
+                "lora training",
                 "dreambooth",
                 "textual inversion",
                 "inversion",
+                "character",
+                "consistent character",
                 "finetune",
                 "personalize",
                 "face",

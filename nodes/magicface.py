@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
@@ -29,6 +30,7 @@ from .declare import (
     ConceptsBefore,
     Layout,
     advanced,
+    bypass_conditioning,
     complain,
     keep_features_input,
     layers_input,
@@ -417,6 +419,7 @@ class MagicFaceApply(io.ComfyNode):
                         ),
                     )
                 ),
+                bypass_conditioning(),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
@@ -444,7 +447,8 @@ class MagicFaceApply(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        concepts: tuple[Concept, ...],
+        concepts: tuple[Concept, ...] = (),
+        *,
         prompt: str,
         inject_at: float,
         semantic_cfg: bool,
@@ -456,7 +460,12 @@ class MagicFaceApply(io.ComfyNode):
         noise_seed: int,
         keep_features: str,
         mask_cells: Any = "share",
+        positive: Any = None,
     ) -> io.NodeOutput:
+        if not concepts:
+            # There is no layout of nothing: what is connected to it does not run.
+            plain = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+            return io.NodeOutput(model, plain, ExecutionBlocker(None))
         backbone = backbone_of(model)
         if any(isinstance(patch, ObservedPatch) for *_, patch in patches_of(model)):
             raise ValueError(

@@ -395,8 +395,9 @@ class MagicStyleSampler(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(
-                    display_name="LATENT", tooltip="The stylised picture: to VAE Decode."
-                )
+                    display_name="LATENT", tooltip="The stylised picture, to go on working with it."
+                ),
+                io.Image.Output(display_name="IMAGE", tooltip="The stylised picture, decoded."),
             ],
         )
 
@@ -437,6 +438,5 @@ class MagicStyleSampler(io.ComfyNode):
         patch = _patch(model, inverted, styles, values, layers, False, False)
         start = model.model.process_latent_out(patch.start_latent())
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        return io.NodeOutput(
-            {"samples": resample_with(patch.add_to(model), inverted, start, conds, 1.0, callback)}
-        )
+        samples = resample_with(patch.add_to(model), inverted, start, conds, 1.0, callback)
+        return io.NodeOutput({"samples": samples}, vae.decode(samples))

@@ -146,7 +146,7 @@ class MagicToyCapture(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "style",
-                    options=list(portraits.STYLES),
+                    options=[*map(str, portraits.STYLES)],
                     default="neon",
                     tooltip="The style to learn; the person comes in cartoon style.",
                 ),

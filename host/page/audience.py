@@ -7,23 +7,36 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from aiohttp import web
+
+from .kept_events import KeptEvents
+
 LISTEN_ROUTE = "/magicportrait/listen"
 _LISTENS = "magicportrait"
+_KEPT = web.AppKey("magicportrait_events", KeptEvents)
 
 
 @dataclass(frozen=True)
 class Audience:
-    """A browser page that shows our events. workflow: the id of the one that it queued, None when
-    the page did not say."""
+    """A browser page that shows our events.
+
+    server: the host's; client: the id of the page's connection, which it keeps when it is loaded
+    again; workflow: the id of the one that it queued, None when the page did not say; kept: where
+    events are kept for a page that is loaded again, None where they are not.
+    """
 
     server: Any
     client: str
     workflow: str | None
+    kept: KeptEvents | None = None
 
     def send(self, event: str, data: dict[str, Any]) -> None:
         """Sends the event, with the workflow: by now the page may show another, which has nodes of
-        the same ids."""
-        self.server.send_sync(event, {**data, "workflow": self.workflow}, self.client)
+        the same ids. data['run'] tells runs apart."""
+        told = {**data, "workflow": self.workflow}
+        if self.kept is not None:
+            self.kept.add(self.client, event, told)
+        self.server.send_sync(event, told, self.client)
 
 
 def running_server() -> Any:
@@ -38,7 +51,8 @@ def audience() -> Audience | None:
     client = getattr(server, "client_id", None)
     if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
         return None
-    return Audience(server, client, _running_workflow(server))
+    kept = server.app.get(_KEPT) if hasattr(server, "app") else None
+    return Audience(server, client, _running_workflow(server), kept)
 
 
 def _running_workflow(server: Any) -> str | None:
@@ -53,16 +67,18 @@ def _running_workflow(server: Any) -> str | None:
 
 def accept_listeners() -> None:
     """Lets pages say that they listen, by POST of {"client_id"}: for as long as their websocket is
-    open."""
+    open. The answer is {"events": [[name, data]]}, what the page was told before."""
     server = running_server()
     if server is None:
         return
-    from aiohttp import web
+    kept = server.app[_KEPT] = KeptEvents()
 
-    @server.routes.post(LISTEN_ROUTE)
     async def listen(request: web.Request) -> web.Response:
-        socket = server.sockets_metadata.get((await request.json()).get("client_id"))
+        client = (await request.json()).get("client_id")
+        socket = server.sockets_metadata.get(client)
         if socket is None:
             return web.Response(status=404)
         socket[_LISTENS] = True
-        return web.Response(status=204)
+        return web.json_response({"events": kept.of(client)})
+
+    server.routes.post(LISTEN_ROUTE)(listen)

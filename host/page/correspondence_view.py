@@ -107,10 +107,11 @@ def accept_questions() -> None:
         return
     from aiohttp import web
 
-    @server.routes.get(ROUTE)
     async def correspondence(request: web.Request) -> web.Response:
         status, data = answer(request.match_info["key"], request.query)
         return web.json_response(data, status=status)
+
+    server.routes.get(ROUTE)(correspondence)
 
 
 def _peak(heat: Tensor) -> list[float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class LiveLayout:
         self._last = -math.inf
         context = get_executing_context()
         sampler = None if context is None else context.node_id
-        self._about = {"node": view.node, "sampler": sampler}
+        self._about = {"node": view.node, "sampler": sampler, "run": uuid.uuid4().hex}
         references = [
             {"phrase": i, "image": picture}
             for i, concept in enumerate(view.concepts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+import uuid
 from collections.abc import Iterator
 
 import torch
@@ -32,6 +33,7 @@ class TrainingWatch:
         self._bar = comfy.utils.ProgressBar(self._total)
         self._encodings, self._encoded = pictures * settings.versions, 0
         self._node = node
+        self._run = uuid.uuid4().hex
         self._average: float | None = None
         self._loss: float | None = None
         self._began: tuple[float, int] | None = None
@@ -51,7 +53,9 @@ class TrainingWatch:
         self._loss = loss
         self._average = loss if self._average is None else 0.95 * self._average + 0.05 * loss
         self._bar.update_absolute(step, self._total)
-        if step % 10 == 0 or step == self._total:
+        # A page that listens shows it in its own way: two losses, one of the step and one of the
+        # last steps, are read as a contradiction.
+        if audience() is None and (step % 10 == 0 or step == self._total):
             self._say(f"step {step}/{self._total}, loss {self._average:.4f}")
         self._show(step)
         management.throw_exception_if_processing_interrupted()
@@ -79,6 +83,7 @@ class TrainingWatch:
         image = None if preview is None else as_base64(preview, "JPEG")
         point = {
             "node": self._node,
+            "run": self._run,
             "step": step,
             "steps": self._total,
             "loss": self._loss,

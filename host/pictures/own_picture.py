@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 NO_PICTURE = ""
-_PAINTED = "clipspace/"
-"""Where the Mask Editor puts what was painted: transparent where the brush was."""
+_PAINTED = "clipspace-"
+"""How names of the Mask Editor's files begin, which are transparent where the brush was."""
 
 
 def list_pictures() -> list[str]:
@@ -48,7 +48,7 @@ def read(picture: str) -> tuple[Tensor, Tensor | None]:
     image, transparent = _loader()().load_image(picture)
     if not transparent.any():
         return image, None
-    is_painted = picture.replace("\\", "/").startswith(_PAINTED)
+    is_painted = PurePath(picture).name.startswith(_PAINTED)
     return image, (transparent if is_painted else 1 - transparent).to(torch.float32)
 
 

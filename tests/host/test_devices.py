@@ -311,7 +311,7 @@ def test_magicstyle_sampler():
     model, clip, vae = parts()
     content, look = torch.rand(1, 64, 64, 3), torch.rand(1, 64, 96, 3)
     options = {**defaults_of(MagicStyleSampler), "steps": 2, "cache_mb": 0}
-    [drawn] = MagicStyleSampler.execute(model, vae, content, look, clip=clip, **options).args
+    drawn, _ = MagicStyleSampler.execute(model, vae, content, look, clip=clip, **options).args
     on_the_cpu(drawn["samples"])
 
 

@@ -219,19 +219,20 @@ def test_the_single_node_is_the_graph():
     pictures = [
         torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
     ]
-    samples = MagicStyleSampler.execute(
+    latent, picture = MagicStyleSampler.execute(
         model=model,
         vae=vae,
         content=pictures[0],
         style=pictures[1],
         clip=clip,
         **{**defaults_of(MagicStyleSampler), "steps": 3},
-    ).args[0]["samples"]
-    content, other = (invert(model, vae.encode(picture), measure=False) for picture in pictures)
+    ).args
+    content, other = (invert(model, vae.encode(given), measure=False) for given in pictures)
     patched = apply(
         model, content, MagicStyleReference.execute(other[0], 1.0).args[0], preset="balanced"
     )
-    assert torch.equal(samples, run(patched, content))
+    assert torch.equal(latent["samples"], run(patched, content))
+    assert torch.equal(picture, vae.decode(latent["samples"]))
 
 
 # Guidance

@@ -25,7 +25,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.fromarray(photo[..., :3]).save(tmp_path / "photo.png")
     photo[:, :4, 3] = 0
     (tmp_path / "clipspace").mkdir()
-    Image.fromarray(photo).save(tmp_path / "clipspace" / "painted.png")
+    Image.fromarray(photo).save(tmp_path / "clipspace-painted.png")
+    Image.fromarray(photo).save(tmp_path / "clipspace" / "clipspace-mask.png")
     Image.fromarray(photo).save(tmp_path / "cut_out.png")
     return tmp_path
 
@@ -42,7 +43,12 @@ def test_a_picture_of_the_input_folder_is_a_reference(inputs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "left_half"), [("clipspace/painted.png [input]", 1.0), ("cut_out.png", 0.0)]
+    ("picture", "left_half"),
+    [
+        ("clipspace-painted.png [input]", 1.0),
+        ("clipspace/clipspace-mask.png [input]", 1.0),
+        ("cut_out.png", 0.0),
+    ],
 )
 def test_what_is_painted_is_taken_and_of_a_cut_out_what_it_shows(
     inputs: Path, picture: str, left_half: float

@@ -1,0 +1,213 @@
+/**
+ * The picture that a MagicFace Concept has of its own: what of it is taken, the Mask Editor, and the
+ * strength in words.
+ *
+ * @import { GraphNode, Widget } from "../../scripts/app.js"
+ */
+
+import { app } from "../../scripts/app.js";
+import { addView, element } from "./elements.js";
+import { isLinked } from "./graph.js";
+import { inputPictureUrl } from "./server.js";
+
+const PICTURE = "picture";
+const CUSTOM = "custom";
+/**
+ * As nodes/magicface.py has them.
+ *
+ * @type {Record<string, number>}
+ */
+const STRENGTHS = { subtle: 2, normal: 3, strong: 4 };
+/** What the Mask Editor calls its files, which are transparent where the brush was. */
+const PAINTED = /(^|\/)clipspace-[^/]*$/;
+const SIDE = 128;
+/** What is left of a colour that is not taken. */
+const DARK = 0.25;
+
+/**
+ * @param {GraphNode} node
+ * @param {string} name
+ * @returns {Widget | undefined}
+ */
+const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+/**
+ * What follows when a widget is turned, beside what follows already.
+ *
+ * @param {Widget | undefined} widget
+ * @param {(value: unknown) => void} act
+ */
+function onTurn(widget, act) {
+  if (!widget) return;
+  const { callback } = widget;
+  widget.callback = function (value, ...rest) {
+    callback?.call(this, value, ...rest);
+    act(value);
+  };
+}
+
+/**
+ * A word for the strength sets the number, and another number is `custom`.
+ *
+ * @param {GraphNode} node
+ */
+export function linkStrengths(node) {
+  const [preset, strength] = [widgetOf(node, "preset"), widgetOf(node, "strength")];
+  if (!preset || !strength) return;
+  onTurn(preset, (word) => {
+    const number = STRENGTHS[String(word)];
+    if (number !== undefined) strength.value = number;
+  });
+  onTurn(strength, (number) => {
+    if (number !== STRENGTHS[String(preset.value)]) preset.value = CUSTOM;
+  });
+}
+
+/**
+ * The Mask Editor reads and writes a widget called `image`. This one stands for the node's picture,
+ * and is neither drawn nor saved.
+ *
+ * @param {GraphNode} node
+ */
+export function offerToMaskEditor(node) {
+  const picture = widgetOf(node, PICTURE);
+  if (!picture) return;
+  const alias = {
+    name: "image",
+    type: "hidden",
+    hidden: true,
+    serialize: false,
+    options: { serialize: false, hidden: true, canvasOnly: true, hideInPanel: true },
+    computeSize: () => [0, -4],
+    get value() {
+      return picture.value;
+    },
+    set value(value) {
+      picture.value = value;
+      picture.callback?.(value);
+    },
+  };
+  node.widgets?.push(alias);
+}
+
+/**
+ * The host would show the picture with what was painted cut out: the opposite of what is taken.
+ *
+ * @param {GraphNode} node
+ */
+function hideHostsPreview(node) {
+  node.hideOutputImages = true;
+  // The classic mode draws it here.
+  node.onDrawBackground = () => {};
+}
+
+/**
+ * An image that has been loaded.
+ *
+ * @param {string} src
+ */
+async function loaded(src) {
+  const image = element("img", { src });
+  await image.decode();
+  return image;
+}
+
+/**
+ * Draws an image as large as the canvas is.
+ *
+ * @param {CanvasRenderingContext2D} context
+ * @param {HTMLImageElement} image
+ */
+function pixelsOf(context, image) {
+  const { width, height } = context.canvas;
+  context.clearRect(0, 0, width, height);
+  context.drawImage(image, 0, 0, width, height);
+  return context.getImageData(0, 0, width, height);
+}
+
+export class ConceptView {
+  /** The picture that is on screen. */
+  #shown = "";
+
+  /** @param {GraphNode} node */
+  constructor(node) {
+    this.node = node;
+    this.canvas = element("canvas", { className: "magic-taken", role: "img" });
+    this.words = element("p", { role: "status" });
+    const paint = element(
+      "button",
+      { type: "button", className: "magic-button" },
+      "Paint the mask",
+    );
+    paint.addEventListener("click", () => this.#paint());
+    const beside = element("div", {}, this.words, paint);
+    this.row = element("div", { className: "magic-own" }, this.canvas, beside);
+    const label = { className: "magic-view", "aria-label": "What is taken" };
+    this.content = element("section", label);
+    addView(node, "taken", this.content);
+    hideHostsPreview(node);
+    onTurn(widgetOf(node, PICTURE), () => this.refresh());
+    this.refresh();
+  }
+
+  /** Reads the graph again: a connected image takes the picture's place. */
+  refresh() {
+    const value = isLinked(this.node, "image") ? "" : widgetOf(this.node, PICTURE)?.value;
+    const picture = typeof value === "string" ? value : "";
+    if (picture === this.#shown) return;
+    this.#shown = picture;
+    if (!picture) this.content.replaceChildren();
+    else this.#show(picture);
+  }
+
+  /** @param {string} picture a file of the input folder */
+  async #show(picture) {
+    try {
+      const channels = ["rgb", "a"].map((channel) => inputPictureUrl(picture, channel));
+      const [colours, alpha] = await Promise.all(channels.map(loaded));
+      // Another may have been chosen meanwhile.
+      if (picture !== this.#shown) return;
+      this.#draw(colours, alpha, PAINTED.test(picture));
+    } catch {
+      if (picture !== this.#shown) return;
+      this.canvas.width = this.canvas.height = 0;
+      this.words.textContent = "The picture is not there any more: choose another.";
+    }
+    this.canvas.setAttribute("aria-label", this.words.textContent ?? "");
+    this.content.replaceChildren(this.row);
+  }
+
+  /**
+   * What is taken, and all the rest dark.
+   *
+   * @param {HTMLImageElement} colours
+   * @param {HTMLImageElement} alpha
+   * @param {boolean} isPainted
+   */
+  #draw(colours, alpha, isPainted) {
+    const scale = SIDE / Math.max(colours.naturalWidth, colours.naturalHeight);
+    this.canvas.width = Math.max(1, Math.round(colours.naturalWidth * scale));
+    this.canvas.height = Math.max(1, Math.round(colours.naturalHeight * scale));
+    const context = this.canvas.getContext("2d", { willReadFrequently: true });
+    if (!context) return;
+    const { data: opaque } = pixelsOf(context, alpha);
+    const picture = pixelsOf(context, colours);
+    const isMasked = opaque.some((value, i) => i % 4 === 3 && value < 255);
+    if (isMasked) {
+      picture.data.forEach((value, i) => {
+        if (i % 4 === 3) return;
+        const share = opaque[i - (i % 4) + 3] / 255;
+        picture.data[i] = value * (DARK + (1 - DARK) * (isPainted ? 1 - share : share));
+      });
+      context.putImageData(picture, 0, 0);
+    }
+    this.words.textContent = isMasked
+      ? "The bright part is taken."
+      : "All of it is taken, the background too.";
+  }
+
+  #paint() {
+    app.canvas.selectNode(this.node);
+    app.extensionManager.command.execute("Comfy.MaskEditor.OpenMaskEditor");
+  }
+}
