@@ -53,9 +53,10 @@ def record(folder: Path, pack: Path, workflows: Path) -> None:
         info = server.info_with_pack()
         for path in toy_workflows(workflows):
             prompt = to_api_prompt(json.loads(path.read_text(encoding="utf-8")), info)
-            for picture in run_prompt(server, prompt):
+            for number, picture in enumerate(run_prompt(server, prompt)):
                 content = server.fetch(picture)
-                name = f"{path.stem}/{picture['type']}/{picture['filename']}"
+                # By its place: the names of temporary files are random.
+                name = f"{path.stem}/{number:03}.png"
                 digests[name] = digest(Image.open(io.BytesIO(content)))
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
