@@ -24,21 +24,22 @@ _TAESD_BLOCKS = {"encoder": (1, 3, 3, 3), "decoder": (3, 3, 3, 1)}
 
 
 class Block(nn.Module):
-    def __init__(self, width: int):
+    """Three convolutions beside a skip, at one width: B C H W -> B C H W."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(
-            *(
-                layer
-                for _ in range(3)
-                for layer in (nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
-            )
-        )[:-1]
+        layers: list[nn.Module] = []
+        for _ in range(3):
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        self.conv = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x + self.conv(x))
 
 
 class Clamp(nn.Module):
+    """TAESD's soft limit of latents to -3 .. 3."""
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3
 
@@ -67,16 +68,20 @@ def _decoder() -> nn.Sequential:
 class Autoencoder(nn.Module):
     """Images B 3 H W in 0..1 <-> latents B 4 H/8 W/8 of about unit variance."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.encoder = _encoder()
         self.decoder = _decoder()
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.encoder(image)
+        """B 3 H W in 0..1 -> B 4 H/8 W/8."""
+        latent: Tensor = self.encoder(image)
+        return latent
 
     def decode(self, latent: Tensor) -> Tensor:
-        return self.decoder(latent)
+        """B 4 H W -> B 3 8H 8W, about 0..1 (not clamped)."""
+        image: Tensor = self.decoder(latent)
+        return image
 
 
 def as_taesd(autoencoder: Autoencoder, scaling_factor: float = 0.18215) -> dict[str, Tensor]:
@@ -113,7 +118,7 @@ def _write(
     state: dict[str, Tensor],
     name: str,
     layers: nn.Sequential,
-    stages: tuple,
+    stages: tuple[tuple[int, int], ...],
     full_blocks: tuple[int, ...],
     first_index: int,
 ) -> None:
@@ -133,8 +138,9 @@ def _write(
 
 def _write_block(state: dict[str, Tensor], name: str, block: Block | None) -> None:
     for i in (0, 2, 4):
-        if block is not None:
-            _write_conv(state, f"{name}.conv.{i}", block.conv[i])
+        conv = block.conv[i] if block else None
+        if isinstance(conv, nn.Conv2d):
+            _write_conv(state, f"{name}.conv.{i}", conv)
         else:
             state[f"{name}.conv.{i}.weight"] = torch.zeros(TAESD_WIDTH, TAESD_WIDTH, 3, 3)
             state[f"{name}.conv.{i}.bias"] = torch.zeros(TAESD_WIDTH)

@@ -87,7 +87,8 @@ def sample_capture(seed: int, style: Style, count: int = 5) -> Capture:
 def head_mask(drawn: Rendering) -> np.ndarray:
     """Face, hair and what is worn on the nose: H W in 0..1. The hair of a drawn person is as much
     who it is as the face."""
-    return np.clip(drawn.masks["face"] + drawn.masks["hair"] + drawn.masks["glasses"], 0, 1)
+    total: np.ndarray = drawn.masks["face"] + drawn.masks["hair"] + drawn.masks["glasses"]
+    return total.clip(0, 1)
 
 
 def draw(portraits: tuple[Portrait, ...], size: int = 128) -> tuple[np.ndarray, np.ndarray]:

@@ -18,11 +18,13 @@ from .networks import TEXT_CONFIG, UNET_CONFIG, VOCABULARY_SIZE
 
 PATH = Path(__file__).parent / "checkpoint" / "magic_toy.safetensors"
 IMAGE_SIDE = 128
+HALF_OR_FULL = (torch.float16, torch.bfloat16, torch.float32)
+"""What the toys can compute in; the host chooses by device."""
 
 
 def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
-    """The file's tensors by part: 'unet', 'text' and 'autoencoder'. FileNotFoundError says what to
-    do when it is missing."""
+    """The file's tensors by part: 'unet' (or 'transformer'), 'text' and 'autoencoder'.
+    FileNotFoundError says what to do when it is missing."""
     from safetensors.torch import load_file
 
     if not path.exists():
@@ -30,10 +32,10 @@ def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
             f"the toy checkpoint {path.name} is missing from {path.parent}: reinstall the pack, or"
             " train it (python -m demo.train --help)"
         )
-    parts: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}, "autoencoder": {}}
+    parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(path).items():
         part, _, name = key.partition(".")
-        parts[part][name] = tensor
+        parts.setdefault(part, {})[name] = tensor
     return parts
 
 
@@ -75,8 +77,7 @@ def load_model(path: Path = PATH, disable_dynamic: bool = False) -> Any:
 
 
 def build_model(state: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
-    import comfy.model_management as management
-    import comfy.model_patcher
+    """MODEL from the weights of the UNet."""
     import comfy.supported_models
 
     class ToyModel(comfy.supported_models.SD15):
@@ -85,22 +86,31 @@ def build_model(state: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
         unet_extra_config: dict[str, Any] = {}
         native_side = IMAGE_SIDE
 
+    config: Any = ToyModel
+    return in_a_patcher(config(UNET_CONFIG), state, disable_dynamic)
+
+
+def in_a_patcher(config: Any, state: dict[str, Tensor], disable_dynamic: bool) -> Any:
+    """The model of a host's configuration, with its weights, as the host's own loaders would return
+    it. state: names as in the host's diffusion model."""
+    import comfy.model_management as management
+    import comfy.model_patcher
+
     device, offload = management.get_torch_device(), management.unet_offload_device()
-    config = ToyModel(UNET_CONFIG)
     dtype = management.unet_dtype(
-        model_params=sum(t.numel() for t in state.values()),
-        supported_dtypes=[torch.float16, torch.bfloat16, torch.float32],
+        model_params=sum(t.numel() for t in state.values()), supported_dtypes=[*HALF_OR_FULL]
     )
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device))
     model = config.get_model(state, device=offload)
-    model.load_model_weights({f"unet.{name}": tensor for name, tensor in state.items()}, "unet.")
+    model.load_model_weights({f"model.{name}": tensor for name, tensor in state.items()}, "model.")
     # 0.3.64 has one patcher class only.
     plain = comfy.model_patcher.ModelPatcher
     patcher = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     return patcher(model, load_device=device, offload_device=offload)
 
 
-def build_clip(state: dict[str, Tensor]) -> Any:
+def build_clip(state: dict[str, Tensor], tokens: int = 77) -> Any:
+    """CLIP from the weights of the text encoder. tokens: to which length prompts are padded."""
     import comfy.sd
     import comfy.sd1_clip
     import comfy.supported_models_base
@@ -113,7 +123,7 @@ def build_clip(state: dict[str, Tensor]) -> Any:
     weights = {f"{transformer}text_model.embeddings.token_embedding.weight": vocabulary}
     weights[f"{transformer}text_model.embeddings.position_embedding.weight"] = state[
         "position_embedding"
-    ].float()
+    ][:tokens].float()
     weights[f"{transformer}text_projection.weight"] = torch.eye(TEXT_CONFIG["hidden_size"])
     for name, tensor in state.items():
         if name.startswith(("layers.", "final_layer_norm.")):
@@ -122,10 +132,12 @@ def build_clip(state: dict[str, Tensor]) -> Any:
     target = comfy.supported_models_base.ClipTarget(
         comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel
     )
-    options = {"clip_l_model_config": TEXT_CONFIG, "dtype": torch.float32}
+    config = {**TEXT_CONFIG, "max_position_embeddings": tokens}
+    options = {"clip_l_model_config": config, "dtype": torch.float32}
     clip = comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        tokenizer_data={"clip_l_max_length": tokens},
         model_options=options,
     )
     missing, unexpected = clip.load_sd(weights, full_model=True)
@@ -138,6 +150,7 @@ def build_clip(state: dict[str, Tensor]) -> Any:
 
 
 def build_vae(state: dict[str, Tensor]) -> Any:
+    """VAE from the weights of the autoencoder."""
     import comfy.sd
 
     autoencoder = Autoencoder()

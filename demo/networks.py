@@ -52,7 +52,10 @@ VOCABULARY_SIZE = 49408
 
 
 class TextLayer(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int):
+    """A layer of CLIP's text transformer: B T C -> B T C, each token looks at itself and earlier
+    ones."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
         self.heads = heads
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -72,14 +75,15 @@ class TextLayer(nn.Module):
         )
         x = x + self.self_attn["out_proj"](attended)
         hidden = self.mlp["fc1"](self.layer_norm2(x))
-        return x + self.mlp["fc2"](hidden * torch.sigmoid(1.702 * hidden))
+        x = x + self.mlp["fc2"](hidden * torch.sigmoid(1.702 * hidden))
+        return x
 
 
 class TextEncoder(nn.Module):
     """CLIP's text transformer on a short vocabulary. Row 0 of the embedding stands for every word
     that is not in `token_ids`."""
 
-    def __init__(self, token_ids: list[int]):
+    def __init__(self, token_ids: list[int]) -> None:
         super().__init__()
         width, config = TEXT_CONFIG["hidden_size"], TEXT_CONFIG
         self.register_buffer("token_ids", torch.tensor(token_ids))
@@ -95,11 +99,13 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.2)
         nn.init.normal_(self.position_embedding, std=0.05)
 
-    def forward(self, rows: Tensor) -> Tensor:  # B 77 (rows of the short vocabulary) -> B 77 C
-        x = self.token_embedding(rows) + self.position_embedding
+    def forward(self, rows: Tensor) -> Tensor:
+        """B T, rows of the short vocabulary (T up to 77) -> B T C."""
+        x: Tensor = self.token_embedding(rows) + self.position_embedding[: rows.shape[1]]
         for layer in self.layers:
             x = layer(x)
-        return self.final_layer_norm(x)
+        x = self.final_layer_norm(x)
+        return x
 
 
 class _Operations:
@@ -125,7 +131,12 @@ def build_unet() -> nn.Module:
     return unet
 
 
-def attention_recorder(cross_maps: list[Tensor]) -> dict[str, dict]:
+AttentionPatch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
+
+
+def attention_recorder(
+    cross_maps: list[Tensor],
+) -> dict[str, dict[tuple[str, int], AttentionPatch]]:
     """`patches_replace` for a training forward: SDPA in self-attention, explicit softmax in
     cross-attention.
 
@@ -133,9 +144,10 @@ def attention_recorder(cross_maps: list[Tensor]) -> dict[str, dict]:
     """
 
     def split(x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        split_up: Tensor = x.unflatten(-1, (heads, -1))
+        return split_up.transpose(1, 2)
 
-    def self_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+    def self_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         heads = extra_options["n_heads"]
         return (
             F.scaled_dot_product_attention(split(q, heads), split(k, heads), split(v, heads))
@@ -143,14 +155,14 @@ def attention_recorder(cross_maps: list[Tensor]) -> dict[str, dict]:
             .flatten(2)
         )
 
-    def cross_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+    def cross_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         heads = extra_options["n_heads"]
         q, k, v = split(q, heads), split(k, heads), split(v, heads)
-        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)  # B h N 77
+        weights: Tensor = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)  # B h N 77
         cross_maps.append(weights.mean(1))
         return (weights @ v).transpose(1, 2).flatten(2)
 
-    patches: dict[str, dict[tuple[str, int], Callable]] = {"attn1": {}, "attn2": {}}
+    patches: dict[str, dict[tuple[str, int], AttentionPatch]] = {"attn1": {}, "attn2": {}}
     for block in ATTENTION_BLOCKS:
         patches["attn1"][block], patches["attn2"][block] = self_attention, cross_attention
     return patches

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+Gender = Literal["woman", "man"]
 Style = Literal["cartoon", "sketch", "pastel", "neon"]
 STYLES: tuple[Style, ...] = ("cartoon", "sketch", "pastel", "neon")
 PATTERNS = ("plain", "striped", "dotted", "checkered")
@@ -63,6 +64,9 @@ LENS_COLOURS: dict[str, tuple[int, int, int]] = {
     "sunglasses": (34, 34, 44),
 }
 
+SKIN_NAMES = ("pale", "light", "tan", "brown", "dark")
+"""What captions call each of SKIN_TONES, when they are asked to."""
+
 PARTS = ("background", "hair", "shirt", "scarf", "face", "hat", "glasses")
 """Parts that a mask can be asked for. 'face' is skin with eyes, nose, mouth, ears and neck."""
 
@@ -98,7 +102,7 @@ class Portrait:
     """All that decides a portrait. `face_width`, `eye_size` and `eye_spacing` (1 = average) are the
     identity beyond colours."""
 
-    gender: Literal["woman", "man"]
+    gender: Gender
     skin: tuple[int, int, int]
     hair: str
     hair_style: str
@@ -134,7 +138,8 @@ def sample_portrait(seed: int, style: Style | None = None) -> Portrait:
         pattern = rng.choices(PATTERNS, (0.55, 0.15, 0.15, 0.15))[0]
         return Garment(rng.choice(list(GARMENT_COLOURS)), pattern, rng.choice(kinds))
 
-    gender = rng.choice(("woman", "man"))
+    genders: tuple[Gender, Gender] = ("woman", "man")
+    gender = rng.choice(genders)
     portrait = Portrait(
         gender=gender,
         skin=rng.choice(SKIN_TONES),
@@ -171,13 +176,27 @@ def caption_phrases(
     portrait: Portrait, mention: frozenset[str] = frozenset(PARTS)
 ) -> list[tuple[str, str | None]]:
     """The caption cut into phrases, each with the part that it names (None: no part). Joined, they
-    are the caption."""
+    are the caption. `mention`: what is said, out of PARTS and 'skin' (the tone of the skin)."""
     mood = "" if portrait.expression == "calm" else portrait.expression + " "
     phrases: list[tuple[str, str | None]] = [("a ", None), (mood + portrait.gender, "face")]
+    if "skin" in mention:
+        phrases += [(" with ", None), (f"{skin_name(portrait)} skin", "face")]
     if "hair" in mention:
-        phrases += [(" with ", None), (f"{portrait.hair} hair", "hair")]
+        joint = " and " if "skin" in mention else " with "
+        phrases += [(joint, None), (f"{portrait.hair} hair", "hair")]
         if portrait.beard:
             phrases += [(" and a ", None), ("beard", "hair")]
+    worn = _worn(portrait, mention)
+    for i, (article, words, part) in enumerate(worn):
+        joint = " wearing " if i == 0 else " and " if i == len(worn) - 1 else ", "
+        phrases += [(joint + article, None), (words, part)]
+    if "background" in mention:
+        phrases += [(", ", None), (f"{portrait.background} background", "background")]
+    return [*phrases, (f", {portrait.style} style", None)]
+
+
+def _worn(portrait: Portrait, mention: frozenset[str]) -> list[tuple[str, str, str]]:
+    """(article, words, part) of what a person wears, as far as it is to be mentioned."""
     worn: list[tuple[str, str, str]] = []
     if portrait.hat and "hat" in mention:
         worn.append((*_garment_words(portrait.hat, "hat"), "hat"))
@@ -186,12 +205,7 @@ def caption_phrases(
     for name, garment in (("scarf", portrait.scarf), ("shirt", portrait.shirt)):
         if garment and name in mention:
             worn.append((*_garment_words(garment, name), name))
-    for i, (article, words, part) in enumerate(worn):
-        joint = " wearing " if i == 0 else " and " if i == len(worn) - 1 else ", "
-        phrases += [(joint + article, None), (words, part)]
-    if "background" in mention:
-        phrases += [(", ", None), (f"{portrait.background} background", "background")]
-    return [*phrases, (f", {portrait.style} style", None)]
+    return worn
 
 
 def _garment_words(garment: Garment, name: str) -> tuple[str, str]:
@@ -201,6 +215,120 @@ def _garment_words(garment: Garment, name: str) -> tuple[str, str]:
         + ([garment.kind] if garment.kind else [])
     )
     return "an " if adjectives[0][0] in "aeiou" else "a ", " ".join([*adjectives, name])
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Two people side by side. They share the background and the style of `left`; `front` says
+    whose shoulder hides the other's ('left' or 'right')."""
+
+    left: Portrait
+    right: Portrait
+    front: Literal["left", "right"] = "left"
+
+
+@dataclass(frozen=True)
+class SceneRendering:
+    """`image`: H W 3, float32 in 0..1. `masks`: for (person, part) an H W float32 coverage in 0..1,
+    person 0 on the left and 1 on the right; the background belongs to both and is only there as
+    (0, 'background'). They add up to 1."""
+
+    image: np.ndarray
+    masks: dict[tuple[int, str], np.ndarray]
+
+
+def sample_scene(seed: int, style: Style | None = None) -> Scene:
+    """Draws two people's attributes from a seed, independently of each other; `style` fixes the
+    style and changes nothing else."""
+    # Seeds of scenes must not repeat the portraits of the same seeds.
+    rng = random.Random(f"scene {seed}")
+    people = [sample_portrait(rng.randrange(1 << 48), style) for _ in range(2)]
+    left, right = (
+        replace(
+            person,
+            style=people[0].style,
+            background=people[0].background,
+            pose=Pose(
+                side * 0.235 + rng.uniform(-0.025, 0.025),
+                rng.uniform(-0.04, 0.06),
+                rng.uniform(0.62, 0.78),
+                rng.uniform(-8, 8),
+            ),
+        )
+        for side, person in zip((-1, 1), people, strict=True)
+    )
+    return Scene(left, right, rng.choice(("left", "right")))
+
+
+def scene_caption_phrases(
+    scene: Scene, mention: tuple[frozenset[str], frozenset[str]]
+) -> list[tuple[str, str | None, int]]:
+    """The caption of a scene cut into phrases, each with the part that it names (None: no part) and
+    the person whose part it is: 'a man with red hair and a blue hat, a woman with black hair and a
+    green scarf, pink background, sketch style'. `mention`: what is said of the left and of the
+    right person, out of PARTS and 'skin'; the background is said when the left one's has it."""
+    phrases: list[tuple[str, str | None, int]] = []
+    for index, person in enumerate((scene.left, scene.right)):
+        mood = "" if person.expression == "calm" else person.expression + " "
+        phrases += [(", a " if index else "a ", None, index), (mood + person.gender, "face", index)]
+        traits = _traits(person, mention[index])
+        for i, (article, words, part) in enumerate(traits):
+            joint = " with " if i == 0 else " and " if i == len(traits) - 1 else ", "
+            phrases += [(joint + article, None, index), (words, part, index)]
+    if "background" in mention[0]:
+        phrases += [(", ", None, 0), (f"{scene.left.background} background", "background", 0)]
+    return [*phrases, (f", {scene.left.style} style", None, 0)]
+
+
+def _traits(person: Portrait, mention: frozenset[str]) -> list[tuple[str, str, str]]:
+    """(article, words, part) of all that is said of a person after 'with'."""
+    traits: list[tuple[str, str, str]] = []
+    if "skin" in mention:
+        traits.append(("", f"{skin_name(person)} skin", "face"))
+    if "hair" in mention:
+        traits.append(("", f"{person.hair} hair", "hair"))
+        if person.beard:
+            traits.append(("a ", "beard", "hair"))
+    return [*traits, *_worn(person, mention)]
+
+
+def skin_name(portrait: Portrait) -> str:
+    """What captions call the portrait's skin, one of SKIN_NAMES."""
+    return SKIN_NAMES[SKIN_TONES.index(portrait.skin)]
+
+
+def render_scene(scene: Scene, size: int = 256) -> SceneRendering:
+    """Draws a scene at `size` x `size` pixels (a multiple of 8, 64 or more)."""
+    people = (scene.left, scene.right)
+    canvases = [_draw(person, _drawing_side(size)) for person in people]
+    layers = [_paint_layer(person, canvas) for person, canvas in zip(people, canvases, strict=True)]
+    back, front = (1, 0) if scene.front == "left" else (0, 1)
+    regions = [np.array(canvas.regions) for canvas in canvases]
+    hides = (regions[front] != _BACKGROUND) | layers[front].inked
+    regions[back][hides] = _NOBODY
+    regions[front][~hides] = _NOBODY
+    stencil = Image.fromarray(hides)
+
+    def over(front_picture: Image.Image, back_picture: Image.Image) -> Image.Image:
+        return Image.composite(front_picture, back_picture, stencil)
+
+    back_tubes, front_tubes = layers[back].tubes, layers[front].tubes
+    layer = _Layer(
+        over(layers[front].picture, layers[back].picture),
+        over(front_tubes, back_tubes) if front_tubes and back_tubes else None,
+        np.where(hides, layers[front].inked, layers[back].inked),
+    )
+    masks = {
+        (index, part): _coverage(regions[index], part)
+        for index in range(2)
+        for part in PARTS
+        if part != "background"
+    }
+    # Where a line of the person in front lies on the background, neither region map says so.
+    masks[0, "background"] = _coverage(
+        np.where(np.minimum(*regions) == _BACKGROUND, _BACKGROUND, _NOBODY), "background"
+    )
+    return SceneRendering(_reduced(_finish(layer, scene.left.style)), masks)
 
 
 # What is drawn, back to front. Every id below is one flat region; PART_OF says which part of the
@@ -244,6 +372,8 @@ _PART_OF = {
     _BAND: "hat",
 }
 _NO_INK = 255
+_NOBODY = 254
+"""In the region map of one person of a scene: where the other one shows."""
 
 Points = list[tuple[float, float]]
 
@@ -491,19 +621,18 @@ def _draw_hat(canvas: _Canvas, kind: str, cx: float, cy: float, rx: float) -> No
 def _pattern_mask(pattern: str, side: int) -> np.ndarray:
     """True where a pattern shows its second colour. Anchored to the picture; its period is 1/8 of
     the side: two latent cells at 128 px."""
-    period = side // 8
+    period, mask = side // 8, np.zeros((side, side), bool)
     y, x = np.mgrid[0:side, 0:side] + 0.5
     if pattern == "striped":
-        return (y % period) < period * 0.4
-    if pattern == "checkered":
-        return ((x // (period / 2)) + (y // (period / 2))) % 2 < 1
-    if pattern == "dotted":
-        return (x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < (
-            0.27 * period
-        ) ** 2
-    if pattern == "hatched":
-        return ((x + y) % (period / 2)) < period * 0.16
-    return np.zeros((side, side), bool)
+        mask = (y % period) < period * 0.4
+    elif pattern == "checkered":
+        mask = ((x // (period / 2)) + (y // (period / 2))) % 2 < 1
+    elif pattern == "dotted":
+        across, down = x % period - period / 2, y % period - period / 2
+        mask = across**2 + down**2 < (0.27 * period) ** 2
+    elif pattern == "hatched":
+        mask = ((x + y) % (period / 2)) < period * 0.16
+    return mask
 
 
 def _mix(a: tuple[int, int, int], b: tuple[int, int, int], amount: float) -> tuple[int, int, int]:
@@ -575,7 +704,17 @@ def _region_colours(
 _PATTERNED, _HATCHED, _INKED = 32, 64, 128
 
 
-def _paint(portrait: Portrait, canvas: _Canvas) -> Image.Image:
+@dataclass(frozen=True)
+class _Layer:
+    """One person painted, before what a style does to the whole picture. `picture`: all of it;
+    `tubes`: the outlines alone, on black (neon only); `inked`: H W, where outlines lie."""
+
+    picture: Image.Image
+    tubes: Image.Image | None
+    inked: np.ndarray
+
+
+def _paint_layer(portrait: Portrait, canvas: _Canvas) -> _Layer:
     side, style = canvas.side, portrait.style
     regions, outlines = np.asarray(canvas.regions), np.asarray(canvas.outlines)
     palette, index = np.zeros((256, 3), np.uint8), regions.copy()
@@ -594,10 +733,17 @@ def _paint(portrait: Portrait, canvas: _Canvas) -> Image.Image:
     inked = outlines != _NO_INK
     index[inked] = outlines[inked] + _INKED
     picture = _through_palette(index, palette)
-    if style == "neon":
-        palette[:_INKED] = 0
-        return _glow(picture, _through_palette(index, palette), inked)
-    return picture.filter(ImageFilter.GaussianBlur(side / 220)) if style == "pastel" else picture
+    if style != "neon":
+        return _Layer(picture, None, inked)
+    palette[:_INKED] = 0
+    return _Layer(picture, _through_palette(index, palette), inked)
+
+
+def _finish(layer: _Layer, style: Style) -> Image.Image:
+    if layer.tubes is not None:
+        return _glow(layer.picture, layer.tubes, layer.inked)
+    blur = ImageFilter.GaussianBlur(layer.picture.width / 220)
+    return layer.picture.filter(blur) if style == "pastel" else layer.picture
 
 
 def _through_palette(index: np.ndarray, palette: np.ndarray) -> Image.Image:
@@ -633,20 +779,22 @@ def _glow(picture: Image.Image, tubes: Image.Image, inked: np.ndarray) -> Image.
 
 def render(portrait: Portrait, size: int = 128) -> Rendering:
     """Draws a portrait at `size` x `size` pixels (a multiple of 8, 64 or more)."""
+    canvas = _draw(portrait, _drawing_side(size))
+    picture = _finish(_paint_layer(portrait, canvas), portrait.style)
+    regions = np.asarray(canvas.regions)
+    return Rendering(_reduced(picture), {name: _coverage(regions, name) for name in PARTS})
+
+
+def _drawing_side(size: int) -> int:
     if size < 64 or size % 8:
         raise ValueError(f"portrait size must be a multiple of 8 and at least 64, got {size}")
-    canvas = _draw(portrait, size * _SUPERSAMPLING)
-    image = np.asarray(_paint(portrait, canvas).reduce(_SUPERSAMPLING), np.float32) / 255
-    masks = {
-        name: (
-            np.asarray(
-                canvas.regions.point([255 * (_PART_OF.get(i) == name) for i in range(256)]).reduce(
-                    _SUPERSAMPLING
-                ),
-                np.float32,
-            )
-            / 255
-        )
-        for name in PARTS
-    }
-    return Rendering(image, masks)
+    return size * _SUPERSAMPLING
+
+
+def _reduced(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.reduce(_SUPERSAMPLING), np.float32) / 255
+
+
+def _coverage(regions: np.ndarray, part: str) -> np.ndarray:
+    table = np.array([255 * (_PART_OF.get(i) == part) for i in range(256)], np.uint8)
+    return _reduced(Image.fromarray(table[regions]))

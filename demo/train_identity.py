@@ -38,6 +38,7 @@ _TEMPERATURE = 0.1
 
 
 def person(rng: random.Random) -> Portrait:
+    """Somebody bare-headed, with natural or dyed hair."""
     drawn = sample_portrait(rng.randrange(1_000_000_000), "cartoon")
     return replace(
         drawn, hair=rng.choice((*HAIR_DYES, *HAIR_COLOURS)), hat=None, scarf=None, glasses=None
@@ -89,16 +90,16 @@ def crops(pictures: Tensor, boxes: Tensor, rng: torch.Generator, jitter: bool) -
         ],
         1,
     )
-    found = face_crops(images, boxes, SIDE)
-    found = torch.where(torch.rand(len(found), 1, 1, 1, generator=rng) < 0.5, found.flip(-1), found)
-    small = torch.randint(12, SIDE + 1, (), generator=rng).item()
+    crop = face_crops(images, boxes, SIDE)
+    crop = torch.where(torch.rand(len(crop), 1, 1, 1, generator=rng) < 0.5, crop.flip(-1), crop)
+    small = int(torch.randint(12, SIDE + 1, (), generator=rng))
     blurred = F.interpolate(
-        F.interpolate(found, size=small, mode="area"), size=SIDE, mode="bilinear"
+        F.interpolate(crop, size=small, mode="area"), size=SIDE, mode="bilinear"
     )
-    found = torch.where(torch.rand(len(found), 1, 1, 1, generator=rng) < 0.5, blurred, found)
+    crop = torch.where(torch.rand(len(crop), 1, 1, 1, generator=rng) < 0.5, blurred, crop)
     return (
-        found * (1 + 0.1 * noise[:, 3, None, None, None])
-        + 0.02 * torch.randn(found.shape, generator=rng)
+        crop * (1 + 0.1 * noise[:, 3, None, None, None])
+        + 0.02 * torch.randn(crop.shape, generator=rng)
     ).clamp(0, 1)
 
 
@@ -109,7 +110,7 @@ def retrieval(
     another style is the same person, and the mean similarity of the same and of different
     people."""
     with torch.no_grad():
-        found = torch.stack(
+        embeddings = torch.stack(
             [
                 normalised(network, crops(pictures[:, v], boxes[:, v], rng, False))
                 for v in range(pictures.shape[1])
@@ -117,21 +118,25 @@ def retrieval(
             1,
         )
     hits, same, different = [], [], []
-    for a in range(found.shape[1]):
-        for b in range(found.shape[1]):
+    for a in range(embeddings.shape[1]):
+        for b in range(embeddings.shape[1]):
             if a != b:
-                similarity = found[:, a] @ found[:, b].T
+                similarity = embeddings[:, a] @ embeddings[:, b].T
                 hits.append(
-                    (similarity.argmax(1) == torch.arange(len(found))).float().mean().item()
+                    (similarity.argmax(1) == torch.arange(len(embeddings))).float().mean().item()
                 )
                 same.append(similarity.diagonal().mean().item())
                 different.append(
                     (
                         (similarity.sum() - similarity.diagonal().sum())
-                        / (similarity.numel() - len(found))
+                        / (similarity.numel() - len(embeddings))
                     ).item()
                 )
-    return tuple(sum(values) / len(values) for values in (hits, same, different))  # type: ignore[return-value]
+    return (
+        sum(hits) / len(hits),
+        sum(same) / len(same),
+        sum(different) / len(different),
+    )
 
 
 def main() -> None:
