@@ -569,8 +569,21 @@ def test_other_sigmas_are_refused_before_sampling(model_calls):
     ):
         sample(patched, noise, sigmas * 0.9, inverted()[3], inverted()[4])
     assert not model_calls
-    # A part of the inversion's own is fine.
-    assert sample(patched, noise, sigmas[1:], inverted()[3], inverted()[4]).isfinite().all()
+    with pytest.raises(ValueError, match=r"starts at sigma .* connect all of the SIGMAS"):
+        sample(patched, noise, sigmas[1:], inverted()[3], inverted()[4])
+    assert not model_calls
+
+
+def test_a_second_sampler_goes_on_where_the_first_ended():
+    patched, noise = apply()
+    import comfy.samplers
+
+    _, _, sigmas, _, positive, _ = inverted()
+    sampler = comfy.samplers.sampler_object("euler")
+    whole = sample(patched, noise, sigmas, sampler, positive)
+    first = sample(patched, noise, sigmas[:2], sampler, positive)
+    second = sample(patched, {"samples": first}, sigmas[1:], sampler, positive)
+    torch.testing.assert_close(second, whole, rtol=1e-3, atol=1e-3)
 
 
 def test_another_latent_size_is_refused_before_sampling(model_calls):

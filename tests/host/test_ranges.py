@@ -30,8 +30,15 @@ def complaints(monkeypatch: pytest.MonkeyPatch, node: Any, **changes: Any) -> li
     monkeypatch.setitem(core.NODE_CLASS_MAPPINGS, schema.node_id, node)
     choices = {item.id: item.options[0] for item in schema.inputs if getattr(item, "options", None)}
     prompt = {
-        "1": {"class_type": schema.node_id, "inputs": {**choices, **defaults_of(node), **changes}}
+        "1": {"class_type": schema.node_id, "inputs": {**choices, **defaults_of(node), **changes}},
+        "2": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0},
+        },
     }
+    if any(item.id == "image" and item.optional for item in schema.inputs):
+        # A node that may have a picture of its own complains when it has none.
+        prompt["1"]["inputs"]["image"] = ["2", 0]
     _, errors, _ = asyncio.run(execution.validate_inputs("prompt", prompt, "1", {}))
     return [
         f"{error['extra_info'].get('input_name')}: {error['message']}, {error['details']}"
