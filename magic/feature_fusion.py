@@ -75,7 +75,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Area:
+class StyledTokens:
     """Tokens that are drawn by one rule. style: index of the style, None for the content's own
     look; index: M tokens, None for all of them; share: M, how much of their result this rule gives
     (0..1)."""
@@ -93,7 +93,7 @@ def style_shares(
     weights: 0..1 each; masks: H W in 0..1 each, None for everywhere. Where styles together ask for
     more than 1 they share it.
     """
-    wanted = torch.stack(
+    claims = torch.stack(
         [
             (
                 torch.full(size, weight)
@@ -103,20 +103,22 @@ def style_shares(
             for weight, mask in zip(weights, masks, strict=True)
         ]
     )
-    return wanted / wanted.sum(0).clamp(min=1)
+    return claims / claims.sum(0).clamp(min=1)
 
 
-def areas_of(shares: Tensor) -> list[Area]:
+def styled_tokens(shares: Tensor) -> list[StyledTokens]:
     """The rules of a token grid. shares: S rows columns (`style_shares`). What no style claims is
     drawn as the content is."""
     shares = shares.flatten(1)
     rules: list[tuple[int | None, Tensor]] = [*enumerate(shares), (None, 1 - shares.sum(0))]
-    areas = []
+    groups = []
     for style, share in rules:
         index = (share > _NEGLIGIBLE).nonzero().flatten()
         if len(index):
-            areas.append(Area(style, None if len(index) == len(share) else index, share[index]))
-    return areas
+            groups.append(
+                StyledTokens(style, None if len(index) == len(share) else index, share[index])
+            )
+    return groups
 
 
 def resample_tokens(x: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -177,19 +179,19 @@ def feature_fusion_attention(
     own: Features,
     content: Features,
     styles: Sequence[Features],
-    areas: Sequence[Area],
+    groups: Sequence[StyledTokens],
     fusion: Fusion,
     attend: Attend,
 ) -> Tensor:
-    """FFA with any number of styles, each where `areas` says: 1 N C."""
+    """FFA with any number of styles, each where `groups` says: 1 N C."""
     out = torch.zeros_like(content.q)
-    for area in areas:
-        index = slice(None) if area.index is None else area.index
-        if area.style is None:
+    for group in groups:
+        index = slice(None) if group.index is None else group.index
+        if group.style is None:
             drawn = attend(content.q[:, index], content.k, content.v, None)
         else:
-            drawn = fuse(own, content, styles[area.style], fusion, attend, index)
-        out[:, index] += area.share[:, None].to(out) * drawn
+            drawn = fuse(own, content, styles[group.style], fusion, attend, index)
+        out[:, index] += group.share[:, None].to(out) * drawn
     return out
 
 

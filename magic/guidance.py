@@ -28,8 +28,8 @@ def semantic_rate(guidance: Tensor, layout: SemanticLayout, cfg: float | Tensor)
     # A product, because adding up with scatter_add gives a GPU another sum in each run.
     member = F.one_hot(slot, int(slot.max()) + 1).to(flat)  # B H*W slots
     means = (flat[:, None] @ member)[:, 0] / member.sum(1).clamp(min=1)
-    wanted = (norm * foreground).sum((1, 2)) / foreground.sum((1, 2)).clamp(min=1)
-    rates = wanted[:, None] / (means + 1e-8)
+    goal = (norm * foreground).sum((1, 2)) / foreground.sum((1, 2)).clamp(min=1)
+    rates = goal[:, None] / (means + 1e-8)
     rates[:, 0] = 0
     painted = rates.gather(1, slot).view_as(norm)[:, None]
     most = 15 / torch.as_tensor(cfg).to(painted).clamp(min=1e-3)

@@ -316,8 +316,8 @@ class MagicCorrespondence(io.ComfyNode):
                 "the mask is empty: paint a region of the new picture, or disconnect it and use"
                 " points"
             )
-        watched = watched_model(model, places, region, SamplingRange(start, end), explore)
-        return io.NodeOutput(*watched)
+        outputs = watched_model(model, places, region, SamplingRange(start, end), explore)
+        return io.NodeOutput(*outputs)
 
 
 class MagicCorrespondenceMap(io.ComfyNode):

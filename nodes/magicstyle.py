@@ -341,9 +341,9 @@ class MagicStyleApply(io.ComfyNode):
         keep_features: str,
     ) -> io.NodeOutput:
         own = Preset(Fusion(alpha, beta, keys, style_scale, temperature), adain, start, end)
-        chosen = own if preset == _CUSTOM else PRESETS[preset]
+        values = own if preset == _CUSTOM else PRESETS[preset]
         patch = _patch(
-            model, content, styles, chosen, layers, fuse_negative, keep_features == "memory"
+            model, content, styles, values, layers, fuse_negative, keep_features == "memory"
         )
         latent = model.model.process_latent_out(patch.start_latent())
         return io.NodeOutput(patch.add_to(model), {"samples": latent})

@@ -20,7 +20,7 @@ from ...magic.correspondence import as_picture, cells_at_points, cells_in_mask, 
 from ..sampling.observers import ObservedPatch, ReferenceView
 from ..sampling.patch import SamplingStart, patches_of
 from ..sampling.range import SamplingRange
-from ..sampling.references import Reference, joined_places
+from ..sampling.references import Reference, places_of_concept
 from ..sampling.run_record import RunRecord
 from .exploration import Exploration, ExplorationRun
 from .queries import queries_by_concepts
@@ -145,7 +145,7 @@ class CorrespondenceRun:
 
     def _add(self, image: int, concept: int, shares: Tensor, downscale: int) -> None:
         start = 0
-        for i, index, grid in joined_places(self._references, concept, downscale):
+        for i, index, grid in places_of_concept(self._references, concept, downscale):
             own, start = shares[start : start + len(index)], start + len(index)
             height, width = self._references[i].latent.shape[-2:]
             picture = as_picture(own, index, grid, (height, width))

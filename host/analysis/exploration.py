@@ -22,7 +22,7 @@ from ...magic.correspondence import (
     query_shares,
 )
 from ..sampling.observers import ReferenceView
-from ..sampling.references import Reference, joined_places
+from ..sampling.references import Reference, places_of_concept
 from .queries import queries_by_concepts
 
 MOST_PLACES = 16
@@ -160,7 +160,7 @@ class ExplorationRun:
             scale: coarse_size(tokens, MOST_PLACES) for scale, tokens in self._tokens.items()
         }
         self._places = {
-            (scale, concept): joined_places(references, concept, scale)
+            (scale, concept): places_of_concept(references, concept, scale)
             for scale in downscales
             for concept in {reference.concept for reference in references}
         }

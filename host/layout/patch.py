@@ -128,8 +128,8 @@ class LayoutRun(PatchRun):
             return
         self.has_reached = True
         batch, rows, columns = layout.regions.shape
-        measured = layout.concepts(self._patch.prompt.spans)
-        concepts = place_concepts(measured, self._patch.targets, batch, (rows, columns))
+        owners = layout.concepts(self._patch.prompt.spans)
+        concepts = place_concepts(owners, self._patch.targets, batch, (rows, columns))
         step = self._first_step + self._start.step_at(sigma)
         self.steps[step] = layout_step(layout, concepts)
         for observer in self._observers:

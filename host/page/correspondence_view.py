@@ -78,19 +78,19 @@ def answer(key: str, query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
         return 404, {"error": _GONE}
     try:
         picture, x, y, step = (_number(query, name, kind) for name, kind in _NUMBERS.items())
-        found = exploration.look(int(picture), x, y, int(step), query.get("group", ""))
+        view = exploration.look(int(picture), x, y, int(step), query.get("group", ""))
     except ValueError as error:
         return 400, {"error": str(error)}
-    most = max(max(float(heat.max()) for heat in found.maps), 1e-12)
+    most = max(max(float(heat.max()) for heat in view.maps), 1e-12)
     references = [
         {
             "share": round(share, 6),
             "peak": _peak(heat) if share > 0 else None,
             "heat": _overlay(heat / most),
         }
-        for share, heat in zip(found.shares, found.maps, strict=True)
+        for share, heat in zip(view.shares, view.maps, strict=True)
     ]
-    return 200, {"place": found.place, "references": references}
+    return 200, {"place": view.place, "references": references}
 
 
 def _number(query: Mapping[str, str], name: str, kind: type[int] | type[float]) -> float:

@@ -106,18 +106,18 @@ class ReferenceImage(Protocol):
     def conditioning(self) -> list[Any]: ...
 
 
-def joined_places(
+def places_of_concept(
     references: Sequence[Reference], concept: int, downscale: int
 ) -> list[tuple[int, Tensor, tuple[int, int]]]:
     """Whose the tokens of a concept are, in the order in which a layer has them: reference, the
     tokens' places, and the grid of these."""
-    found = []
+    places = []
     # References run in batches: their tokens come in the order of these.
     for i in (i for group in alike(references) for i in group if references[i].concept == concept):
         height, width = references[i].latent.shape[-2:]
         grid = (-(-height // downscale), -(-width // downscale))
-        found.append((i, references[i].visible_tokens(grid)[0], grid))
-    return found
+        places.append((i, references[i].visible_tokens(grid)[0], grid))
+    return places
 
 
 def batched_conditioning(references: Sequence[ReferenceImage]) -> list[Any]:

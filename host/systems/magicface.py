@@ -329,9 +329,9 @@ class _ReferenceRule:
             if area is not None:
                 targets = tuple(t if t is None else _cut(t, area, size) for t in targets)
             spans = self._patch.layout.prompt.spans
-            measured = None if layout is None else layout.concepts(spans)
+            owners = None if layout is None else layout.concepts(spans)
             self._regions[view.cond, view.grid] = group_tokens(
-                place_concepts(measured, targets, self._call.batch, view.grid)
+                place_concepts(owners, targets, self._call.batch, view.grid)
             )
         return self._regions[view.cond, view.grid]
 

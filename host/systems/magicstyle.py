@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ...magic.blocks import Block
 from ...magic.feature_fusion import (
-    Area,
     Features,
     Fusion,
+    StyledTokens,
     adapt_statistics,
-    areas_of,
     feature_fusion_attention,
     style_shares,
+    styled_tokens,
 )
 from ..inversion.run import Inversion
 from ..sampling.backbone import Backbone, LayerKey, LayerView
@@ -169,7 +169,7 @@ class MagicStyleRun(PatchRun):
             start.guider, patch.backbone, patch.blocks, references, patch.kept, _PictureFeatures
         )
         self._rows: frozenset[Any] | None = None
-        self._areas: dict[tuple[int, int], list[Area]] = {}
+        self._groups: dict[tuple[int, int], list[StyledTokens]] = {}
 
     def predict(
         self,
@@ -197,7 +197,7 @@ class MagicStyleRun(PatchRun):
 
     def release(self) -> None:
         self._features.close()
-        self._areas = {}
+        self._groups = {}
         del self._features, self._start
 
     def _fused_rows(self) -> frozenset[Any]:
@@ -222,7 +222,7 @@ class MagicStyleRun(PatchRun):
                 " MagicStyle needs the whole picture at once: use ConditioningSetMask, not areas,"
                 " and no node that changes the size"
             )
-        areas = self._areas_of(view.grid, view.q.device)
+        groups = self._groups_of(view.grid, view.q.device)
         styles = [_cast(style, view.q) for style in features[contents:]]
         out = torch.empty_like(view.q)
         for image in range(view.q.shape[0]):
@@ -230,21 +230,21 @@ class MagicStyleRun(PatchRun):
             content = _cast(features[image if contents > 1 else 0], view.q)
             own = Features(view.q[one], view.k[one], view.v[one], view.grid)
             out[one] = feature_fusion_attention(
-                own, content, styles, areas, self._patch.fusion, view.attend
+                own, content, styles, groups, self._patch.fusion, view.attend
             )
         return out
 
-    def _areas_of(self, grid: tuple[int, int], device: torch.device) -> list[Area]:
-        if grid not in self._areas:
-            self._areas[grid] = [
-                Area(
-                    area.style,
-                    None if area.index is None else area.index.to(device),
-                    area.share.to(device),
+    def _groups_of(self, grid: tuple[int, int], device: torch.device) -> list[StyledTokens]:
+        if grid not in self._groups:
+            self._groups[grid] = [
+                StyledTokens(
+                    group.style,
+                    None if group.index is None else group.index.to(device),
+                    group.share.to(device),
                 )
-                for area in areas_of(self._patch.shares(grid))
+                for group in styled_tokens(self._patch.shares(grid))
             ]
-        return self._areas[grid]
+        return self._groups[grid]
 
 
 class _PictureFeatures:

@@ -14,15 +14,15 @@ from torch import Tensor
 from magicportrait.magic.feature_fusion import (
     KEYS,
     PRESETS,
-    Area,
     Features,
     Fusion,
+    StyledTokens,
     adapt_statistics,
-    areas_of,
     feature_fusion_attention,
     fuse,
     resample_tokens,
     style_shares,
+    styled_tokens,
 )
 from magicportrait.tests.unit import naive_magicface, naive_magicstyle
 from magicportrait.tests.unit.naive_magicface import relative_error
@@ -181,7 +181,7 @@ def test_alpha_and_beta_of_one_together_do_not_look_at_the_picture_itself() -> N
 def test_several_styles_with_soft_masks_are_the_formula(case: Case) -> None:
     (own, content, *styles), (slow_own, slow_content, *slow_styles) = case.features()
     masks = [None if mask is None else torch.from_numpy(mask) for mask in case.masks]
-    areas = areas_of(style_shares(case.weights, masks, case.grid))
+    areas = styled_tokens(style_shares(case.weights, masks, case.grid))
     out = feature_fusion_attention(own, content, styles, areas, case.fusion, Spy(case.heads))
     expected = naive_magicstyle.ffa(
         slow_own, slow_content, slow_styles, case.weights, case.masks, *case.numbers()
@@ -200,7 +200,7 @@ def test_a_style_is_not_asked_where_it_does_not_act() -> None:
         own,
         content,
         styles,
-        areas_of(style_shares([1, 1], [mask, 1 - mask], (4, 4))),
+        styled_tokens(style_shares([1, 1], [mask, 1 - mask], (4, 4))),
         Fusion(1, 0, "style"),
         spy,
     )
@@ -215,7 +215,7 @@ def test_the_content_alone_is_drawn_as_it_was() -> None:
         own,
         content,
         [style],
-        areas_of(style_shares([0.0], [None], (3, 4))),
+        styled_tokens(style_shares([0.0], [None], (3, 4))),
         PRESETS["strong"].fusion,
         Spy(2),
     )
@@ -235,7 +235,7 @@ def test_the_type_stays(dtype: torch.dtype) -> None:
         own,
         content,
         [style],
-        areas_of(style_shares([0.5], [None], (2, 2))),
+        styled_tokens(style_shares([0.5], [None], (2, 2))),
         PRESETS["balanced"].fusion,
         spy,
     )
@@ -258,7 +258,7 @@ def test_shares_are_the_formula(case: Case) -> None:
 def test_areas_cover_every_token_and_add_up_to_one(case: Case) -> None:
     masks = [None if mask is None else torch.from_numpy(mask) for mask in case.masks]
     total = torch.zeros(case.grid[0] * case.grid[1])
-    for area in areas_of(style_shares(case.weights, masks, case.grid)):
+    for area in styled_tokens(style_shares(case.weights, masks, case.grid)):
         index = slice(None) if area.index is None else area.index
         assert area.share.shape == total[index].shape and bool((area.share > 0).all())
         total[index] += area.share
@@ -267,16 +267,18 @@ def test_areas_cover_every_token_and_add_up_to_one(case: Case) -> None:
 
 def test_what_is_left_out_is_a_thousandth_of_a_token_at_most() -> None:
     mask = torch.tensor([[0.0009, 0.0011, 0.9995]])
-    style, rest = areas_of(style_shares([1.0], [mask], (1, 3)))
+    style, rest = styled_tokens(style_shares([1.0], [mask], (1, 3)))
     assert style.index is not None and style.index.tolist() == [1, 2]
     assert rest.index is not None and rest.index.tolist() == [0, 1]
 
 
 def test_an_area_that_is_everything_needs_no_index() -> None:
-    [everywhere] = areas_of(style_shares([1.0], [None], (2, 3)))
-    assert isinstance(everywhere, Area) and everywhere.style == 0 and everywhere.index is None
+    [everywhere] = styled_tokens(style_shares([1.0], [None], (2, 3)))
+    assert (
+        isinstance(everywhere, StyledTokens) and everywhere.style == 0 and everywhere.index is None
+    )
     torch.testing.assert_close(everywhere.share, torch.ones(6))
-    style, rest = areas_of(style_shares([0.25], [None], (2, 3)))
+    style, rest = styled_tokens(style_shares([0.25], [None], (2, 3)))
     assert (style.style, rest.style) == (0, None)
     torch.testing.assert_close(rest.share, torch.full((6,), 0.75))
 
