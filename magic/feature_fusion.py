@@ -20,7 +20,7 @@ from torch import Tensor
 Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 Keys = Literal["content", "content+style", "style", "blend"]
 KEYS: tuple[Keys, ...] = ("content+style", "style", "blend", "content")
-_NEGLIGIBLE = 1e-3
+_NEGLIGIBLE = 1e-6
 
 
 @dataclass(frozen=True)
