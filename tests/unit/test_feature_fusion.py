@@ -265,8 +265,8 @@ def test_areas_cover_every_token_and_add_up_to_one(case: Case) -> None:
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
-def test_what_is_left_out_is_a_thousandth_of_a_token_at_most() -> None:
-    mask = torch.tensor([[0.0009, 0.0011, 0.9995]])
+def test_what_is_left_out_is_a_millionth_of_a_token_at_most() -> None:
+    mask = torch.tensor([[0.9e-6, 1.1e-6, 1 - 0.5e-6]])
     style, rest = styled_tokens(style_shares([1.0], [mask], (1, 3)))
     assert style.index is not None and style.index.tolist() == [1, 2]
     assert rest.index is not None and rest.index.tolist() == [0, 1]
