@@ -14,7 +14,6 @@ from devkit.pack import ROOT
 
 from . import toy
 from .command_line import bench_parser
-from .sheets import to_pil
 from .toy_references import (
     CONCEPTS,
     PHRASES,
@@ -25,12 +24,12 @@ from .toy_references import (
 )
 
 # ruff: isort: split
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from magicportrait.host.pictures.compare_grid import CompareGrid
+from magicportrait.host.pictures.conversion import as_image, as_tensor
 from magicportrait.nodes.analysis import (
     MagicAttentionHeatmap,
     MagicAttentionMap,
@@ -89,13 +88,13 @@ def draw(references: int, seed: int) -> Tensor:
 def with_ring(picture: Tensor, place: tuple[int, int], scale: int = 4) -> Tensor:
     """The picture, enlarged, with a ring around a place. picture: H W 3 -> scale * H, scale * W,
     3."""
-    image = to_pil(picture)
+    image = as_image(picture)
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(image)
     x, y = (scale * (side + 0.5) for side in place)
     for radius, colour, width in ((20, "black", 10), (18, "white", 6)):
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
-    return torch.from_numpy(np.array(image)).float() / 255
+    return as_tensor(image)[0]
 
 
 def main() -> None:
@@ -106,7 +105,7 @@ def main() -> None:
         "--output", type=Path, default=ROOT / "docs" / "analysis.png", metavar="FILE"
     )
     args = parser.parse_args()
-    to_pil(draw(args.references, args.seed)).save(args.output)
+    as_image(draw(args.references, args.seed)).save(args.output)
     print(f"wrote {args.output.name}")
 
 

@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magicportrait.demo import portraits
-from magicportrait.host.faces.restoration import boxes_of_mask, restore_face
+from magicportrait.host.faces.restoration import SMALLEST_FACE, restore_face
 from magicportrait.host.inversion.run import resample_with
+from magicportrait.host.pictures.mask_parts import boxes_of_parts
 from magicportrait.host.training.pictures import masked_previews
 from magicportrait.magic.capture_sets import capture_pictures
 from magicportrait.nodes.analysis import (
@@ -175,7 +176,7 @@ def toy_portrait(checkpoint: toy.Toy) -> list[Tensor]:
 def concept_mask(checkpoint: toy.Toy) -> list[Tensor]:
     drawn = portraits.render(reference_sets()[0]["hat"], LARGE)
     image = toy.picture(drawn)
-    [box] = boxes_of_mask(toy.part_mask(drawn, "hat")[0])
+    [box] = boxes_of_parts(toy.part_mask(drawn, "hat")[0], SMALLEST_FACE)
     options = {
         "target": "points",
         "sam": NO_SAM,
@@ -275,7 +276,7 @@ def restore(checkpoint: toy.Toy) -> list[Tensor]:
 
     pasted = torch.zeros(1, 3, *image.shape[:2])
     values = defaults_of(MagicPortraitRestore)
-    for box in boxes_of_mask(mask):
+    for box in boxes_of_parts(mask, SMALLEST_FACE):
         restore_face(
             image.movedim(-1, 0)[None],
             box,

@@ -1,4 +1,4 @@
-"""Pictures of the benches' results: tensors to files, and sheets of many."""
+"""Sheets of many pictures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from magicportrait.host.pictures.conversion import as_pixels
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """image: H W 3 in 0..1."""
-    return Image.fromarray(as_pixels(image))
+from magicportrait.host.pictures.conversion import as_image
 
 
 def contact_sheet(rows: Sequence[Sequence[Tensor]], path: Path, gap: int = 2) -> None:
@@ -29,13 +24,13 @@ def contact_sheet(rows: Sequence[Sequence[Tensor]], path: Path, gap: int = 2) ->
         for x, image in enumerate(row):
             sheet[y * (height + gap) :, x * (width + gap) :][:height, :width] = image
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(sheet).save(path)
+    as_image(sheet).save(path)
 
 
 def picture_row(images: Sequence[Tensor], height: int, gap: int = 6) -> Image.Image:
     """Pictures (H W 3 in 0..1, of any size) side by side, all `height` pixels high; a single one
     keeps its size."""
-    tiles = [to_pil(image) for image in images]
+    tiles = [as_image(image) for image in images]
     height = height if len(tiles) > 1 else tiles[0].height
     tiles = [
         tile.resize((round(tile.width * height / tile.height), height), Image.Resampling.LANCZOS)

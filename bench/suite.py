@@ -33,7 +33,6 @@ from .command_line import bench_parser
 from .metrics import identity_named, measure_files, pictures_in, read_pictures, use_models
 from .report import table_head, table_row
 from .server import pack_server, upload_folder
-from .sheets import to_pil
 from .toy_folders import draw_capture, draw_concept, draw_pair
 
 # ruff: isort: split
@@ -44,6 +43,7 @@ from torch import Tensor
 from magicportrait.host.faces.identity import Identity
 from magicportrait.host.metrics.table import ARROWS
 from magicportrait.host.pictures.compare_grid import CompareGrid
+from magicportrait.host.pictures.conversion import as_image
 
 COLOUR = "colour distance"
 ALONE = ("CLIP-T", "aesthetic")
@@ -363,7 +363,7 @@ def write_grids(suite: Suite, output: Path) -> None:
                 else []
             )
             grid = CompareGrid(rows, ["references", *suite.methods], captions, prompt, cell=192)
-            to_pil(grid.draw()[0]).save(output / f"grid_{concept.name}_prompt{number}.png")
+            as_image(grid.draw()[0]).save(output / f"grid_{concept.name}_prompt{number}.png")
 
 
 def main() -> None:

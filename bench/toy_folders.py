@@ -9,10 +9,11 @@ from .toy_references import reference_sets
 
 # ruff: isort: split
 import numpy as np
-from PIL import Image
+import torch
 
 from magicportrait.demo import captures
 from magicportrait.demo.portraits import STYLES, Style, render, sample_portrait
+from magicportrait.host.pictures.conversion import as_image
 
 
 def draw_concept(index: int, folder: Path) -> None:
@@ -48,4 +49,4 @@ def other_style(index: int) -> Style:
 
 def _save(pixels: np.ndarray, path: Path) -> None:  # H W or H W 3 in 0..1
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((pixels * 255).round().astype("uint8")).save(path)
+    as_image(torch.from_numpy(pixels)).save(path)
