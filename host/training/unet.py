@@ -17,6 +17,7 @@ from ...magic import capture_losses
 from ...magic.blocks import AttentionBlock, Block
 from ..sampling.backbone import backbone_of
 from ..sampling.backbone.unet import CHANNELS, PIXELS, attention_patches, token_grid
+from ..sampling.options import AttentionOptions, AttentionPatch
 from .lora import LoraLinear, patched_weights
 
 _PREFIX = "diffusion_model."
@@ -140,7 +141,8 @@ class TrainableUNet:
         nearest to 16x16 (encoder and decoder, as in the official code).
         """
         maps: list[Tensor] = []
-        image, text = {}, {}
+        image: dict[Block, AttentionPatch] = {}
+        text: dict[Block, AttentionPatch] = {}
         size = noisy.shape[-2], noisy.shape[-1]
         recorded = () if columns is None else map_blocks(self._blocks, size)
         for layer in self._blocks:
@@ -187,8 +189,8 @@ def _heads(x: Tensor, count: int) -> Tensor:  # B N C -> B heads N c
     return x.reshape(*x.shape[:-1], count, -1).transpose(1, 2)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-    count = extra_options["n_heads"]
+def _attention(q: Tensor, k: Tensor, v: Tensor, extra: AttentionOptions) -> Tensor:
+    count = extra["n_heads"]
     q, k, v = _heads(q, count), _heads(k, count), _heads(v, count)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
@@ -197,13 +199,13 @@ def _watched_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    extra_options: dict[str, Any],
+    extra: AttentionOptions,
     columns: Tensor,
     maps: list[Tensor],
 ) -> Tensor:
     """Cross-attention with an explicit softmax, of which `columns` (B K) are appended to `maps` as
     B heads K H W."""
-    grid, count = token_grid(q, extra_options), extra_options["n_heads"]
+    grid, count = token_grid(q, extra), extra["n_heads"]
     q, k, v = _heads(q, count), _heads(k, count), _heads(v, count)
     # As the host does where half precision overflows, which it does in SD2.1.
     with torch.autocast(q.device.type, enabled=False):
