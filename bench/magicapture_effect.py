@@ -39,8 +39,10 @@ from magicportrait.demo import captures, checkpoint, face_network
 from magicportrait.demo.autoencoder import Autoencoder
 from magicportrait.demo.captures import Capture
 from magicportrait.demo.portraits import STYLES, Portrait, Style, render
-from magicportrait.host.text.placeholders import Embedding, with_placeholders
-from magicportrait.host.training.run import CaptureSettings, CaptureTraining, training_mode
+from magicportrait.host.text.learned_words import Embedding, with_learned_words
+from magicportrait.host.training.memory import training_mode
+from magicportrait.host.training.run import CaptureTraining
+from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.magic.capture_losses import face_box, face_crops
 from magicportrait.magic.capture_sets import CapturePicture, StyleSet, Subject, capture_pictures
 from magicportrait.magic.heat import over_picture, unit_range
@@ -149,9 +151,9 @@ class Pair:
         if method == "core TrainLoraNode":
             return self._core()
         training = self.train(method)
-        lora = training.lora() if training.settings.lora_steps else None
+        lora = training.networks.lora() if training.settings.lora_steps else None
         model, clip = MagiCaptureApply.execute(
-            self.toy.model, self.toy.clip, training.text.learned(), *STRENGTHS, lora
+            self.toy.model, self.toy.clip, training.networks.text.learned(), *STRENGTHS, lora
         ).args
         return Words(model, clip, prompt_of(self.capture))
 
@@ -182,15 +184,15 @@ class Pair:
                 while training.step < training.settings.inversion_steps:
                     training.train_step()
             self._inversions[masked] = (
-                [rows.detach().clone() for rows in training.text.rows],
-                training._generator.get_state(),
+                [rows.detach().clone() for rows in training.networks.text.rows],
+                training.generator.get_state(),
             )
             return
         learned, state = self._inversions[masked]
         with torch.no_grad():
-            for rows, values in zip(training.text.rows, learned, strict=True):
+            for rows, values in zip(training.networks.text.rows, learned, strict=True):
                 rows.copy_(values)
-        training._generator.set_state(state)
+        training.generator.set_state(state)
         training.step = training.settings.inversion_steps
 
     def _core(self) -> Words:
@@ -201,7 +203,7 @@ class Pair:
             Embedding(word, {"clip_l": F.normalize(torch.randn(1, 96, generator=generator)) * 2.2})
             for word in ("<subject>", "<style>")
         ]
-        clip = with_placeholders(self.toy.clip, rare)
+        clip = with_learned_words(self.toy.clip, rare)
         latents, positive = [], []
         for pictures, text in (
             (self.subject.pictures, self.subject.prompt(0)),
@@ -328,21 +330,20 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
     before and after the second phase."""
     rows = []
     with training_mode(), torch.no_grad():
-        prompt = training.text.prompt(training.style.prompt(0, training.subject.person))
+        prompt = training.networks.text.prompt(training.data.style.prompt(0, training.data.subject.person))
         columns = torch.tensor([prompt.positions])
         timestep = torch.tensor([400])
         for image in truth[:4]:
             latent = training._vae.encode(image[None]).clone()
-            latent = training.unet._host.process_latent_in(latent)
-            alpha_bar = training.unet.alpha_bars[timestep].reshape(-1, 1, 1, 1)
+            latent = training.networks.unet.process_in(latent)
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-            noisy = alpha_bar.sqrt() * latent + (1 - alpha_bar).sqrt() * noise
+            noisy = training.networks.unet.noisy(latent, noise, timestep)
             row = [image]
             for strength in (0.0, 1.0):
-                for adapter in training._adapters():
+                for adapter in training.networks.adapters:
                     adapter.strength = strength
-                context, _ = training.text.encode([prompt])
-                _, maps = training.unet.predict(noisy, timestep, context, None, columns)
+                context, _ = training.networks.text.encode([prompt])
+                _, maps = training.networks.unet.predict(noisy, timestep, context, None, columns)
                 assert maps is not None
                 for token in range(2):
                     mean = F.interpolate(

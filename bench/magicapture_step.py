@@ -31,7 +31,8 @@ from .step_cost import (
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from magicportrait.host.training.run import CaptureSettings, CaptureTraining
+from magicportrait.host.training.run import CaptureTraining
+from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
 
 MODES = ("core TrainLoraNode", "textual inversion", "LoRA", "LoRA with identity loss")

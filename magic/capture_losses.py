@@ -15,21 +15,20 @@ from torch import Tensor
 from .boxes import Box, box_of_mask
 
 _FLOOR = 0.01
-_SEEN = 1e-8
+_LEAST_ATTENTION = 1e-8
 """Attention below this is none: a map of it has nothing to refocus, and one over its height would
 overflow in the gradient."""
 
 
-def loss_weights(masks: Tensor, size: tuple[int, int], temperature: float = 1.0) -> Tensor:
+def loss_weights(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """How much each latent pixel counts. masks: B H W in 0..1 -> B h w in (0, 1], with 1 at every
     sample's maximum.
 
-    A hundredth is left everywhere. temperature: above 1 sharper, below 1 flatter. The official code
-    takes the nearest pixel and the maximum over the batch; this one averages the area, and looks at
-    each sample by itself.
+    A hundredth is left everywhere. The official code takes the nearest pixel and the maximum over
+    the batch; this one averages the area, and looks at each sample by itself.
     """
     scaled = F.interpolate(masks[:, None].float(), size=size, mode="area")[:, 0]
-    weights = (scaled + _FLOOR) ** temperature
+    weights = scaled + _FLOOR
     return weights / weights.amax((1, 2), keepdim=True)
 
 
@@ -69,7 +68,7 @@ def refocusing(maps: Tensor, targets: Tensor, present: Tensor) -> Tensor:
         maps.detach().amax((-2, -1), keepdim=True),
     )
     # Relative to the map's level: rounding alone must not be stretched into a picture.
-    varies = (high - low > 1e-4 * high) & (high > _SEEN)
+    varies = (high - low > 1e-4 * high) & (high > _LEAST_ATTENTION)
     normalised = torch.where(varies, (maps - low) / torch.where(varies, high - low, 1), 0)
     outside = targets[:, None] < 0.5
     error = (torch.where(outside, normalised, 1).mean(1) - targets).square().mean((-2, -1))  # B K

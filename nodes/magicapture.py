@@ -12,12 +12,15 @@ from comfy_api.latest import io, ui
 from ..demo import face_network
 from ..host.faces.detection import face_models
 from ..host.faces.identity import Identity, list_files, load_identity
-from ..host.page.training_watch import TrainingWatch, chosen_precision, memory_freed
+from ..host.page.training_watch import TrainingWatch
 from ..host.pictures import capture_folder
 from ..host.segmentation.face_masks import find_face_masks
-from ..host.text.placeholders import Embedding, load_embedding, save_embedding, with_placeholders
+from ..host.text.embedding_files import load_embedding, save_embedding
+from ..host.text.learned_words import Embedding, with_learned_words
+from ..host.training.memory import memory_freed
 from ..host.training.pictures import masked_previews
-from ..host.training.run import DTYPES, CaptureSettings, CaptureTraining, Trained
+from ..host.training.run import CaptureTraining, Trained
+from ..host.training.settings import DTYPES, CaptureSettings, precision_for
 from ..magic.capture_sets import (
     CapturePicture,
     StyleSet,
@@ -123,32 +126,32 @@ def _read(
     images: list[torch.Tensor] | None, faces: list[torch.Tensor] | None, folder: str, what: str
 ) -> tuple[CapturePicture, ...]:
     if folder != capture_folder.NO_FOLDER:
-        found, masks, names = capture_folder.read_folder(folder)
+        pictures, masks, names = capture_folder.read_folder(folder)
     else:
-        found = [
+        pictures = [
+            image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])
+        ]
+        pictures = [
             image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])
         ]
         masks = [mask for batch in faces or () for mask in mask_batch(batch)] or None
-        names = [f"{what} picture {i + 1}" for i in range(len(found))]
     if masks is None:
-        masks = find_face_masks(found, names, what)
-    return capture_pictures(found, masks, names)
+        masks = find_face_masks(pictures, names, what)
+    return capture_pictures(pictures, masks, names)
 
 
 def _fingerprint(folder: Any, linked: Any) -> str:
     """Changes with the folder's files and, where faces have to be found, with the detectors that
     are there."""
-    chosen = _first(folder) or capture_folder.NO_FOLDER
+    name = _first(folder) or capture_folder.NO_FOLDER
     has_masks = (
-        "faces" in linked
-        if chosen == capture_folder.NO_FOLDER
-        else capture_folder.has_masks(chosen)
+        "faces" in linked if name == capture_folder.NO_FOLDER else capture_folder.has_masks(name)
     )
-    return capture_folder.state_of(chosen) + ("" if has_masks else " ".join(face_models()))
+    return capture_folder.state_of(name) + ("" if has_masks else " ".join(face_models()))
 
 
 def _check(placeholder: str | None, templates: str | None, slots: tuple[str, ...]) -> bool | str:
-    # The host passes None for an input that is linked: its value is not known yet.
+    # The host passes None for an input that is linked: its value comes only later.
     try:
         if placeholder is not None:
             check_placeholder(placeholder.strip())
@@ -597,18 +600,18 @@ class MagiCaptureTrain(io.ComfyNode):
         identity: Identity | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        chosen = CaptureSettings(
-            precision=chosen_precision(precision),
+        capture = CaptureSettings(
+            precision=precision_for(precision),
             composed=composed_prompts,
             side=resolution,
             **settings,
         )
         node = cls.hidden.unique_id if cls.hidden else None
-        watch = TrainingWatch(chosen, len(subject.pictures) + len(style.pictures), node)
+        watch = TrainingWatch(capture, len(subject.pictures) + len(style.pictures), node)
 
         def train() -> Trained:
             training = CaptureTraining(
-                model, clip, vae, subject, style, identity, chosen, watch.encoded
+                model, clip, vae, subject, style, identity, capture, watch.encoded
             )
             return training.run(
                 watch.stepped,
@@ -621,10 +624,10 @@ class MagiCaptureTrain(io.ComfyNode):
         with memory_freed():
             trained = train()
         logging.info("MagiCapture: %s", trained.report)
-        shown = ui.PreviewImage(torch.cat(watch.previews), cls=cls) if watch.previews else None
-        return io.NodeOutput(
-            trained.lora, trained.embeddings, {"loss": trained.history}, trained.report, ui=shown
-        )
+        outputs = trained.lora, trained.embeddings, {"loss": trained.history}, trained.report
+        if not watch.previews:
+            return io.NodeOutput(*outputs)
+        return io.NodeOutput(*outputs, ui=ui.PreviewImage(torch.cat(watch.previews), cls=cls))
 
 
 def _rate(name: str, default: float, tooltip: str) -> io.Float.Input:
@@ -710,7 +713,7 @@ class MagiCaptureApply(io.ComfyNode):
     ) -> io.NodeOutput:
         import comfy.sd
 
-        clip = with_placeholders(clip, embeddings)
+        clip = with_learned_words(clip, embeddings)
         if lora is not None:
             model, clip = comfy.sd.load_lora_for_models(
                 model, clip, lora, strength_model, strength_clip

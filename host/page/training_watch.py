@@ -1,19 +1,15 @@
-"""What a user sees of a training while it runs, and the memory it runs in."""
+"""What a user sees of a training while it runs."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import time
 import uuid
-from collections.abc import Iterator
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..pictures.conversion import as_base64, as_image
-from ..training.run import CaptureSettings
+from ..training.settings import CaptureSettings
 from .audience import audience, running_server
 
 _PREVIEW_SIDE = 512
@@ -37,7 +33,7 @@ class TrainingWatch:
         self._average: float | None = None
         self._loss: float | None = None
         self._began: tuple[float, int] | None = None
-        self._shown = 0.0
+        self._sent = 0.0
         self.previews: list[Tensor] = []
 
     def encoded(self) -> None:
@@ -72,9 +68,9 @@ class TrainingWatch:
         now = time.monotonic()
         # A training that is taken up again has done its first steps at another time.
         self._began = self._began or (now, step)
-        if preview is None and step < self._total and now - self._shown < _SECONDS_BETWEEN_EVENTS:
+        if preview is None and step < self._total and now - self._sent < _SECONDS_BETWEEN_EVENTS:
             return
-        self._shown = now
+        self._sent = now
         page = audience()
         if page is None or self._node is None:
             return
@@ -96,30 +92,3 @@ class TrainingWatch:
         server = running_server()
         if self._node is not None and hasattr(server, "send_progress_text"):
             server.send_progress_text(text, self._node)
-
-
-@contextlib.contextmanager
-def memory_freed() -> Iterator[None]:
-    """Other models leave the GPU before; after, an exception included, what nothing holds any more
-    is given back."""
-    import comfy.model_management as management
-
-    management.unload_all_models()
-    try:
-        yield
-    finally:
-        # A UNet that is checkpointed block by block refers to itself.
-        gc.collect()
-        management.soft_empty_cache()
-
-
-def chosen_precision(choice: str) -> str:
-    """'auto' becomes what the device does best: bf16 or fp16 on a GPU, fp32 on a CPU."""
-    import comfy.model_management as management
-
-    if choice != "auto":
-        return choice
-    device = management.get_torch_device()
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if management.should_use_bf16(device) and torch.cuda.is_available() else "fp16"

@@ -25,8 +25,9 @@ _MULTIPLE = 64
 class PreparedPicture:
     """A picture in V versions, of which the odd ones are mirrored.
 
-    latents: V C h w in the model's latent space; faces: V h w, the share of each latent pixel that
-    is face; boxes: V 3 (see face_box); identities: V D or None.
+    name: how messages call it. latents: V C h w in the model's latent space. faces: V h w, the
+    share of each latent pixel that is face. boxes: V 3 (see face_box). identities: V D, whom a face
+    network sees in each version; None without one.
     """
 
     name: str
@@ -50,12 +51,16 @@ def prepare_pictures(
     identity: Identity | None,
     device: torch.device,
     generator: torch.Generator,
-    done: Callable[[], None],
+    on_encoded: Callable[[], None],
 ) -> list[PreparedPicture]:
     """Encodes every picture `versions` times (1 or less: once, as it is). The aspect is kept; the
-    area is about side x side pixels."""
+    area is about side x side pixels.
+
+    process_in: latents of the VAE to the model's. identity: asked who is on each version, where
+    given. on_encoded: called after each version; may raise to cancel.
+    """
     return [
-        _prepare(picture, vae, process_in, side, versions, identity, device, generator, done)
+        _prepare(picture, vae, process_in, side, versions, identity, device, generator, on_encoded)
         for picture in pictures
     ]
 
@@ -69,7 +74,7 @@ def _prepare(
     identity: Identity | None,
     device: torch.device,
     generator: torch.Generator,
-    done: Callable[[], None],
+    on_encoded: Callable[[], None],
 ) -> PreparedPicture:
     size = training_size(picture.image.shape[0], picture.image.shape[1], side)
     plain = _resized(picture.image.clone().movedim(-1, 0)[None], size).clamp(0, 1)  # 1 3 H W
@@ -95,7 +100,7 @@ def _prepare(
             F.interpolate(face[None, None], size=tuple(latent.shape[-2:]), mode="area")[0, 0]
         )
         boxes.append(box)
-        done()
+        on_encoded()
     return PreparedPicture(
         picture.name,
         torch.cat(latents),
@@ -135,12 +140,13 @@ def _jittered(image: Tensor, generator: torch.Generator) -> Tensor:
     brightness, contrast = (1 + _JITTER * (2 * torch.rand(2, generator=generator) - 1)).tolist()
     image = (image * brightness).clamp(0, 1)
     gray = image.mean()
-    return (gray + (image - gray) * contrast).clamp(0, 1)
+    jittered: Tensor = gray + (image - gray) * contrast
+    return jittered.clamp(0, 1)
 
 
 def masked_previews(pictures: Sequence[CapturePicture], side: int = 256) -> Tensor:
     """Small copies with what is not face in shade: N side side 3."""
-    shown = []
+    previews = []
     for picture in pictures:
         shaded = picture.image * (0.3 + 0.7 * picture.mask[..., None])
         height, width = shaded.shape[:2]
@@ -150,10 +156,10 @@ def masked_previews(pictures: Sequence[CapturePicture], side: int = 256) -> Tens
             shaded.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True
         )[0]
         top, left = (side - size[0]) // 2, (side - size[1]) // 2
-        shown.append(
+        previews.append(
             F.pad(small, (left, side - size[1] - left, top, side - size[0] - top)).movedim(0, -1)
         )
-    return torch.stack(shown).clamp(0, 1)
+    return torch.stack(previews).clamp(0, 1)
 
 
 class DifferentiableDecoder:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..text.placeholders import Embedding, PlaceholderTokenizer, base_tokenizer, encoder_tokenizers
+from ..text.clip import encoder_tokenizers, word_ids
+from ..text.learned_words import Embedding, LearnedWordsTokenizer, host_tokenizer
 from .lora import LoraLinear, patched_weights
 
 _TOLERANCE = 2e-3
@@ -23,8 +24,11 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prompt as token ids. ids: encoder -> 77 ids; positions: where each learned word is (the
-    same in all encoders), -1 for absent."""
+    """A prompt as token ids.
+
+    text: as it was written. ids: encoder -> 77 ids, those of learned words past the vocabulary.
+    positions: where each learned word is (the same in all encoders), -1 for absent.
+    """
 
     text: str
     ids: dict[str, Tensor]
@@ -33,7 +37,12 @@ class Prompt:
 
 class _Vocabulary(nn.Module):
     """An embedding table whose rows past the vocabulary are the learned words. Only these are
-    parameters."""
+    parameters.
+
+    weight: the table, frozen. rows: the learned words. first: the id of the first of them.
+    """
+
+    weight: Tensor
 
     def __init__(self, table: Tensor, rows: Tensor, first: int):
         super().__init__()
@@ -42,15 +51,23 @@ class _Vocabulary(nn.Module):
         self.first = first
 
     def forward(self, ids: Tensor) -> Tensor:
-        learned = ids >= self.first
-        known = nn.functional.embedding(ids.clamp(max=self.first - 1), self.weight)
-        return torch.where(learned[..., None], self.rows[(ids - self.first).clamp(min=0)], known)
+        is_learned = ids >= self.first
+        others = nn.functional.embedding(ids.clamp(max=self.first - 1), self.weight)
+        return torch.where(
+            is_learned[..., None], self.rows[(ids - self.first).clamp(min=0)], others
+        )
 
 
 class TrainableEncoder(nn.Module):
-    """One text encoder of a CLIP."""
+    """One text encoder of a CLIP.
 
-    def __init__(self, clip: Any, name: str, learned: int, device: torch.device):
+    name: the host's. vocabulary: its table with the learned words. vocabulary_size: words of the
+    model's own. adapters: its LoRA, by the host's names of the layers.
+    """
+
+    projection: Tensor | None
+
+    def __init__(self, clip: Any, name: str, words: int, device: torch.device):
         from transformers import CLIPTextConfig, CLIPTextModel
 
         super().__init__()
@@ -60,7 +77,7 @@ class TrainableEncoder(nn.Module):
         table = weights["text_model.embeddings.token_embedding.weight"]
         self.name, self.prefix = name, f"text_encoders.{prefix}"
         self.vocabulary_size = table.shape[0]
-        config = CLIPTextConfig(
+        config = cast(Any, CLIPTextConfig)(
             vocab_size=table.shape[0],
             hidden_size=table.shape[1],
             intermediate_size=weights["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
@@ -73,14 +90,15 @@ class TrainableEncoder(nn.Module):
             eos_token_id=host.special_tokens["end"],
             attn_implementation="sdpa",
         )
-        self.model = CLIPTextModel(config).to(device).requires_grad_(False).eval()
+        network: Any = CLIPTextModel(config)
+        self.model: nn.Module = network.to(device).requires_grad_(False).eval()
         self._fill(weights)
         self.vocabulary = _Vocabulary(
             table.to(device),
-            torch.zeros(learned, table.shape[1], device=device),
+            torch.zeros(words, table.shape[1], device=device),
             self.vocabulary_size,
         )
-        self.model.set_input_embeddings(self.vocabulary)
+        network.set_input_embeddings(self.vocabulary)
         projection = weights.get("text_projection.weight")
         self.register_buffer(
             "projection", None if projection is None else projection.to(device), persistent=False
@@ -123,7 +141,8 @@ class TrainableEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:  # B 77 -> B 77 C, B P
         output = self.model(input_ids=ids, output_hidden_states=True)
-        norm = getattr(self.model, "text_model", self.model).final_layer_norm
+        model: Any = self.model
+        norm = getattr(model, "text_model", model).final_layer_norm
         hidden = output.last_hidden_state
         if self.layer is not None:
             hidden = output.hidden_states[self.layer]
@@ -136,12 +155,17 @@ class TrainableEncoder(nn.Module):
 
 
 class TrainableText:
-    """All text encoders of a CLIP with the learned words in them."""
+    """All text encoders of a CLIP with the learned words in them.
+
+    encoders: by the host's names. placeholders: the learned words.
+    """
 
     def __init__(self, clip: Any, placeholders: Sequence[str], device: torch.device):
-        names = list(encoder_tokenizers(clip.tokenizer))
+        # Words that the CLIP has learned before stay out of it: a training could not hold them.
+        self._host_tokenizer = host_tokenizer(clip.tokenizer)
         self.encoders = {
-            name: TrainableEncoder(clip, name, len(placeholders), device) for name in names
+            name: TrainableEncoder(clip, name, len(placeholders), device)
+            for name in encoder_tokenizers(self._host_tokenizer)
         }
         self.placeholders = tuple(placeholders)
         self.device = device
@@ -155,39 +179,19 @@ class TrainableText:
             )
             for word in placeholders
         ]
-        self._clip = clip
-        # Words that the CLIP has learned before stay out of it: a training could not hold them.
-        self._tokenizer = PlaceholderTokenizer(base_tokenizer(clip.tokenizer), blank)
+        self._tokenizer = LearnedWordsTokenizer(self._host_tokenizer, blank)
         self._prompts: dict[str, Prompt] = {}
 
     def prompt(self, text: str) -> Prompt:
         """ValueError when a prompt is longer than one chunk of 77 tokens, or uses weights."""
         if text not in self._prompts:
-            tokens = self._tokenizer.learned_as_ids(text)
-            ids: dict[str, Tensor] = {}
             positions: list[int] = []
-            for name, encoder in self.encoders.items():
-                chunks = tokens[name.removeprefix("clip_")]
-                if len(chunks) > 1 or any(
-                    weight != 1 or isinstance(token, Tensor) for token, weight in chunks[0]
-                ):
-                    raise ValueError(
-                        f"training prompt '{text}' must fit into 77 tokens and have no weights or"
-                        " embeddings: shorten the template"
-                    )
-                learned = self._tokenizer.ids(name)
-                row = [token for token, _ in chunks[0]]
-                positions = [row.index(token) if token in row else -1 for token in learned]
-                ids[name] = torch.tensor(
-                    [
-                        (
-                            encoder.vocabulary_size + learned.index(token)
-                            if token in learned
-                            else token
-                        )
-                        for token in row
-                    ]
-                )
+            ids: dict[str, Tensor] = {}
+            for name, row in self._tokenizer.single_chunk(text).items():
+                words = [-1 - i for i in range(len(self.placeholders))]
+                positions = [row.index(word) if word in row else -1 for word in words]
+                size = self.encoders[name].vocabulary_size
+                ids[name] = torch.tensor([size - 1 - id if id < 0 else id for id in row])
             self._prompts[text] = Prompt(text, ids, tuple(positions))
         return self._prompts[text]
 
@@ -207,9 +211,9 @@ class TrainableText:
         with torch.inference_mode():
             expected, options = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
         with torch.no_grad():
-            found, pooled = self.encode([self.prompt(text)])
-        pairs = [(found, expected)]
-        if len(self.encoders) > 1:
+            hidden, pooled = self.encode([self.prompt(text)])
+        pairs = [(hidden, expected)]
+        if len(self.encoders) > 1 and pooled is not None:
             pairs.append((pooled, options["pooled_output"]))
         for ours, theirs in pairs:
             theirs = theirs.to(ours)
@@ -230,7 +234,7 @@ class TrainableText:
         value of the official code."""
         norms = []
         for name, encoder in self.encoders.items():
-            rows = encoder.vocabulary.weight[self._word_ids(name, " ".join(words))]
+            rows = encoder.vocabulary.weight[word_ids(self._host_tokenizer, name, " ".join(words))]
             norms.append(rows.norm(dim=1).mean().item())
         return norms
 
@@ -243,18 +247,12 @@ class TrainableText:
             rows = []
             for word in words:
                 if word:
-                    rows.append(encoder.vocabulary.weight[self._word_ids(name, word)].mean(0))
+                    ids = word_ids(self._host_tokenizer, name, word)
+                    rows.append(encoder.vocabulary.weight[ids].mean(0))
                 else:
                     noise = torch.randn(encoder.vocabulary.weight.shape[1], generator=generator)
                     rows.append((noise / noise.norm() * norm).to(self.device))
             encoder.vocabulary.rows = nn.Parameter(torch.stack(rows).float())
-
-    def _word_ids(self, name: str, text: str) -> list[int]:
-        part = encoder_tokenizers(self._clip.tokenizer)[name]
-        found = part.tokenizer(text)["input_ids"][1:-1]
-        if not found:
-            raise ValueError(f"'{text}' has no word that the text encoder knows")
-        return found
 
     def learned(self) -> tuple[Embedding, ...]:
         vectors = {
@@ -282,4 +280,4 @@ def _layer(clip: Any, host: Any) -> int | None:
         _, index, _ = host.options_default
     if index is None or abs(index) > host.num_layers:
         return None
-    return index if index < 0 else index + 1
+    return int(index) if index < 0 else int(index) + 1

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...magic import capture_losses
 from ...magic.blocks import AttentionBlock, Block
 from ..sampling.backbone import backbone_of
-from ..sampling.backbone.unet import attention_patches, token_grid
+from ..sampling.backbone.unet import CHANNELS, PIXELS, attention_patches, token_grid
+from ..sampling.options import AttentionOptions, AttentionPatch
 from .lora import LoraLinear, patched_weights
 
 _PREFIX = "diffusion_model."
@@ -38,14 +40,24 @@ class _Layers:
 class TrainableUNet:
     """A copy of a MODEL's UNet. Its own weights are frozen; only LoRA can be trained.
 
-    alpha_bars: the model's noise schedule, by timestep. v_prediction: what its output means.
+    alpha_bars: the model's noise schedule, by timestep. v_prediction: what its output means, v or
+    eps. latent_channels, pixels_per_latent: of what it denoises. native_side: of the pictures that
+    it was trained on, in pixels. process_in, process_out: latents of the VAE to those of the model,
+    and back. adapters: its LoRA, by the host's names of the layers.
     """
+
+    latent_channels = CHANNELS
+    pixels_per_latent = PIXELS
 
     def __init__(
         self, model: Any, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
     ):
         self._host = model.model
-        self._blocks = backbone_of(model).layers
+        backbone = backbone_of(model)
+        self.native_side = backbone.native_side
+        self._blocks = backbone.layers
+        self.process_in: Callable[[Tensor], Tensor] = model.model.process_latent_in
+        self.process_out: Callable[[Tensor], Tensor] = model.model.process_latent_out
         sampling = model.get_model_object("model_sampling")
         self.v_prediction = _check_sampling(model, sampling)
         self.alpha_bars = (1 / (1 + sampling.sigmas.detach().float().clone() ** 2)).to(device)
@@ -80,10 +92,35 @@ class TrainableUNet:
             ):
                 self.adapters[_PREFIX + name] = LoraLinear.attach(module, rank, generator)
 
-    def size_condition(self, pooled: Tensor | None, height: int, width: int) -> Tensor | None:
-        """SDXL's vector of the pooled text and the picture's size; None for models without one."""
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network is shown. latents, noise: B C h w; timesteps: B -> B C h w."""
+        signal, scale = self._shares(timesteps)
+        return signal * latents + scale * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network should give for it, B C h w."""
+        if not self.v_prediction:
+            return noise
+        signal, scale = self._shares(timesteps)
+        return signal * noise - scale * latents
+
+    def clean(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean latent that an output speaks of, B C h w."""
+        return capture_losses.clean_estimate(
+            noisy, output, self.alpha_bars[timesteps], self.v_prediction
+        )
+
+    def _shares(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of a latent and of noise is in a noisy latent, B 1 1 1 each."""
+        alpha_bar = self.alpha_bars[timesteps].reshape(-1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def size_condition(self, pooled: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+        """SDXL's vector of the pooled text and the picture's size; None for models without one.
+        size: of the latent, rows and columns."""
         if self.unet.num_classes is None or pooled is None:
             return None
+        height, width = (count * self.pixels_per_latent for count in size)
         vector: Tensor = self._host.encode_adm(
             device=self.device, pooled_output=pooled, width=width, height=height
         )
@@ -104,22 +141,23 @@ class TrainableUNet:
         nearest to 16x16 (encoder and decoder, as in the official code).
         """
         maps: list[Tensor] = []
-        recorded = () if columns is None else map_blocks(self._blocks, tuple(noisy.shape[-2:]))
-        watched = functools.partial(_watched_attention, columns=columns, maps=maps)
-        options = attention_patches(
-            {layer.block: _attention for layer in self._blocks},
-            {
-                layer.block: watched if layer.block in recorded else _attention
-                for layer in self._blocks
-            },
-        )
+        image: dict[Block, AttentionPatch] = {}
+        text: dict[Block, AttentionPatch] = {}
+        size = noisy.shape[-2], noisy.shape[-1]
+        recorded = () if columns is None else map_blocks(self._blocks, size)
+        for layer in self._blocks:
+            image[layer.block] = text[layer.block] = _attention
+            if columns is not None and layer.block in recorded:
+                text[layer.block] = functools.partial(
+                    _watched_attention, columns=columns, maps=maps
+                )
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.unet(
                 noisy.to(self.dtype),
                 timesteps,
                 context=context.to(self.dtype),
                 y=vector,
-                transformer_options=options,
+                transformer_options=attention_patches(image, text),
             )
         return output.float(), torch.cat(maps, 1) if maps else None
 
@@ -148,29 +186,26 @@ def _checkpointed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> 
 
 
 def _heads(x: Tensor, count: int) -> Tensor:  # B N C -> B heads N c
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], count, -1).transpose(1, 2)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-    heads = extra_options["n_heads"]
-    return (
-        F.scaled_dot_product_attention(*(_heads(x, heads) for x in (q, k, v)))
-        .transpose(1, 2)
-        .flatten(2)
-    )
+def _attention(q: Tensor, k: Tensor, v: Tensor, extra: AttentionOptions) -> Tensor:
+    count = extra["n_heads"]
+    q, k, v = _heads(q, count), _heads(k, count), _heads(v, count)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _watched_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    extra_options: dict[str, Any],
+    extra: AttentionOptions,
     columns: Tensor,
     maps: list[Tensor],
 ) -> Tensor:
     """Cross-attention with an explicit softmax, of which `columns` (B K) are appended to `maps` as
     B heads K H W."""
-    grid, count = token_grid(q, extra_options), extra_options["n_heads"]
+    grid, count = token_grid(q, extra), extra["n_heads"]
     q, k, v = _heads(q, count), _heads(k, count), _heads(v, count)
     # As the host does where half precision overflows, which it does in SD2.1.
     with torch.autocast(q.device.type, enabled=False):
@@ -178,8 +213,10 @@ def _watched_attention(
             -1
         )  # B heads N 77
     index = columns[:, None, None].expand(-1, count, probabilities.shape[2], -1)
-    maps.append(probabilities.gather(-1, index).transpose(2, 3).unflatten(-1, grid))
-    return (probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    columns_of_heads = probabilities.gather(-1, index).transpose(2, 3)  # B heads K N
+    maps.append(columns_of_heads.reshape(*columns_of_heads.shape[:-1], *grid))
+    out: Tensor = probabilities.to(v.dtype) @ v
+    return out.transpose(1, 2).flatten(2)
 
 
 def _check_sampling(model: Any, sampling: Any) -> bool:
@@ -188,17 +225,18 @@ def _check_sampling(model: Any, sampling: Any) -> bool:
 
     # Not the model's own type: ModelSamplingDiscrete gives it another rule.
     rule = type(sampling).calculate_denoised
-    known = {rules.EPS.calculate_denoised: False, rules.V_PREDICTION.calculate_denoised: True}
-    if rule not in known or len(getattr(sampling, "sigmas", ())) != 1000:
+    predicts_v = {rules.EPS.calculate_denoised: False, rules.V_PREDICTION.calculate_denoised: True}
+    if rule not in predicts_v or len(getattr(sampling, "sigmas", ())) != 1000:
         name = rule.__qualname__.split(".")[0]
         raise ValueError(
             "MagiCapture trains models that predict eps or v over 1000 timesteps (SD1.5, SD2.1,"
             f" SDXL), got {name}"
         )
     channels = model.model.model_config.unet_config["in_channels"]
-    if channels != 4:
+    if channels != TrainableUNet.latent_channels:
         raise ValueError(
-            "MagiCapture trains text-to-image models with 4 latent channels, this one takes"
-            f" {channels} (inpainting, edit)"
+            "MagiCapture trains text-to-image models with"
+            f" {TrainableUNet.latent_channels} latent channels, this one takes {channels}"
+            " (inpainting, edit)"
         )
-    return known[rule]
+    return predicts_v[rule]

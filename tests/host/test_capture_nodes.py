@@ -17,9 +17,11 @@ from PIL import Image
 
 from magicportrait.demo import captures
 from magicportrait.host.pictures.capture_folder import NO_FOLDER
-from magicportrait.host.text import placeholders
-from magicportrait.host.text.placeholders import Embedding, with_placeholders
-from magicportrait.host.training.run import CaptureSettings, CaptureTraining
+from magicportrait.host.text.clip import encoder_tokenizers, word_width
+from magicportrait.host.text.embedding_files import load_embedding, save_embedding
+from magicportrait.host.text.learned_words import Embedding, with_learned_words
+from magicportrait.host.training.run import CaptureTraining
+from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.nodes import magicapture as nodes
 from magicportrait.nodes.toy import MagicToyCapture
 from magicportrait.tests.host import models
@@ -204,8 +206,8 @@ def test_saved_words_can_be_loaded_under_any_name(folders):
     same = nodes.MagicEmbeddingLoad.execute("test_anna.safetensors", "").args[0]
     assert same[0].placeholder == "<anna>"
     both = nodes.MagicEmbeddingLoad.execute("test_ink.safetensors", "charcoal", same).args[0]
-    again = with_placeholders(clip, both)
-    expected = encode(with_placeholders(clip, embeddings), PROMPT)
+    again = with_learned_words(clip, both)
+    expected = encode(with_learned_words(clip, embeddings), PROMPT)
     assert torch.equal(encode(again, PROMPT.replace("<ink>", "charcoal")), expected)
     nodes.MagicEmbeddingSave.execute(embeddings, "test")
     assert len(list((folders / "embeddings").iterdir())) == 4, "nothing is written over"
@@ -216,13 +218,13 @@ def test_saved_words_can_be_loaded_under_any_name(folders):
 )
 def test_only_files_of_the_embeddings_folder_are_read(folders, name):
     with pytest.raises(ValueError, match="is not among the safetensors files"):
-        placeholders.load_embedding(name, "")
+        load_embedding(name, "")
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", "my face"])
 def test_only_plain_file_names_are_written(folders, name):
     with pytest.raises(ValueError, match="must consist of"):
-        placeholders.save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), name)
+        save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), name)
 
 
 # ---- placeholders in prompts ----
@@ -233,17 +235,12 @@ def test_only_plain_file_names_are_written(folders, name):
 def test_a_placeholder_is_its_vectors_in_any_prompt(shape, count):
     clip = models.random_text_encoders(shape)
     generator = torch.Generator().manual_seed(0)
-    widths = {
-        name: (
-            getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
-        )
-        for name in placeholders.encoder_tokenizers(clip.tokenizer)
-    }
+    widths = {name: word_width(clip, name) for name in encoder_tokenizers(clip.tokenizer)}
     learned = Embedding(
         "<anna>",
         {name: torch.randn(count, width, generator=generator) for name, width in widths.items()},
     )
-    words = with_placeholders(clip, [learned])
+    words = with_learned_words(clip, [learned])
     text = "a photo of (<anna>:1.3), smiling, and some more words " * 9 + "<anna>"
     found, plain = words.tokenize(text), clip.tokenize(text.replace("<anna>", "cat " * count))
     for name, chunks in found.items():
@@ -271,26 +268,28 @@ def test_words_of_two_trainings_go_together(folders):
         Embedding(word, {"clip_l": torch.randn(2, 96, generator=generator)})
         for word in ("<anna>", "<ink>", "<coal>")
     )
-    both = with_placeholders(with_placeholders(clip, [anna]), [ink, coal])
+    both = with_learned_words(with_learned_words(clip, [anna]), [ink, coal])
     text = "a photo of <anna> in <ink>, (<coal>:1.2)"
-    assert torch.equal(encode(both, text), encode(with_placeholders(clip, [anna, ink, coal]), text))
+    assert torch.equal(
+        encode(both, text), encode(with_learned_words(clip, [anna, ink, coal]), text)
+    )
     with pytest.raises(ValueError, match="'<anna>' is there twice"):
-        with_placeholders(both, [anna])
+        with_learned_words(both, [anna])
 
 
 def test_a_clip_with_learned_words_can_be_trained_again(folders):
     model, clip, vae = models_of()
-    known = with_placeholders(clip, [Embedding("<other>", {"clip_l": torch.ones(1, 96)})])
+    known = with_learned_words(clip, [Embedding("<other>", {"clip_l": torch.ones(1, 96)})])
     first, second = (
         CaptureTraining(model, each, vae, *sets(), None, QUICK) for each in (clip, known)
     )
     assert torch.equal(
-        *(run.text.prompt("a photo of <anna>").ids["clip_l"] for run in (first, second))
+        *(run.networks.text.prompt("a photo of <anna>").ids["clip_l"] for run in (first, second))
     )
 
 
 def test_a_template_with_an_embedding_is_refused(folders, monkeypatch):
-    placeholders.save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), "there")
+    save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), "there")
     folder_paths.filename_list_cache.pop("embeddings", None)
     model, clip, vae = models_of()
     monkeypatch.setattr(clip.tokenizer.clip_l, "embedding_directory", [str(folders / "embeddings")])
@@ -312,7 +311,7 @@ def test_a_name_with_a_space_is_one_that_prompts_can_use(folders, monkeypatch):
 
 def test_a_placeholder_is_no_part_of_other_words():
     clip = models_of()[1]
-    words = with_placeholders(
+    words = with_learned_words(
         clip,
         [
             Embedding("sks", {"clip_l": torch.ones(1, 96)}),
@@ -334,7 +333,7 @@ def test_words_of_another_model_are_refused():
             " has 768"
         ),
     ):
-        with_placeholders(models_of()[1], [Embedding("<a>", {"clip_l": torch.zeros(1, 768)})])
+        with_learned_words(models_of()[1], [Embedding("<a>", {"clip_l": torch.zeros(1, 768)})])
 
 
 @pytest.mark.parametrize("placeholder", ["two words", "a,b", "(a)", "", "a:b"])

@@ -357,15 +357,15 @@ def test_training(tmp_path):
     who = recogniser()
     training = CaptureTraining(*parts(), *sets(), who, settings)
     file = tmp_path / "training.pt"
-    trained = training.run(lambda *_: None, file, every=1)
+    trained = training.run(lambda *_: None, file, checkpoint_every=1)
     on_the_cpu(
         trained.lora,
         [embedding.vectors for embedding in trained.embeddings],
         list(who.network.parameters()),
     )
-    training.save(file)
-    training.load(file)
-    assert {adapter.up.device for adapter in training.unet.adapters.values()} == {PRETEND}
+    training.keep(file)
+    training.take_up(file)
+    assert {adapter.up.device for adapter in training.networks.unet.adapters.values()} == {PRETEND}
     patched, clip = MagiCaptureApply.execute(
         *parts()[:2], trained.embeddings, 0.6, 0.9, trained.lora
     ).args

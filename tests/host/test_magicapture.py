@@ -15,10 +15,14 @@ import torch
 
 from magicportrait.demo import captures, checkpoint
 from magicportrait.host.faces.identity import Identity
-from magicportrait.host.training import run as capture_training
+from magicportrait.host.training import run as capture_run
 from magicportrait.host.training import unet as capture_unet
+from magicportrait.host.training.losses import around_faces, loss_terms
+from magicportrait.host.training.memory import training_mode
 from magicportrait.host.training.pictures import DifferentiableDecoder
-from magicportrait.host.training.run import CaptureSettings, CaptureTraining, training_mode
+from magicportrait.host.training.run import CaptureTraining
+from magicportrait.host.training.settings import CaptureSettings, Phase
+from magicportrait.magic import capture_losses
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
 from magicportrait.tests.host import models
 
@@ -80,8 +84,10 @@ def ignore(*_: Any) -> None:
 
 def state(run: CaptureTraining) -> dict[str, torch.Tensor]:
     """Everything that a step could change, under the name of the kind of thing it is."""
-    tensors = {f"unet.{name}": tensor for name, tensor in run.unet.unet.state_dict().items()}
-    for name, encoder in run.text.encoders.items():
+    tensors = {
+        f"unet.{name}": tensor for name, tensor in run.networks.unet.unet.state_dict().items()
+    }
+    for name, encoder in run.networks.text.encoders.items():
         tensors |= {
             f"text.{key}": tensor
             for key, tensor in encoder.model.state_dict().items()
@@ -98,7 +104,7 @@ def state(run: CaptureTraining) -> dict[str, torch.Tensor]:
         }
     tensors |= {
         f"unet_lora.{key}.{part}": getattr(lora, part)
-        for key, lora in run.unet.adapters.items()
+        for key, lora in run.networks.unet.adapters.items()
         for part in ("up", "down")
     }
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -144,11 +150,11 @@ def test_each_phase_changes_exactly_what_it_should(shape):
     assert changed(start, after_words) == words and len(words) == (2 if shape == "sdxl" else 1)
     step(run)
     after_lora = state(run)
-    found = changed(after_words, after_lora)
+    learned = changed(after_words, after_lora)
     adapters = {name for name in start if "_lora." in name}
-    assert words < found <= adapters | words
+    assert words < learned <= adapters | words
     # The downs get no gradient while the ups are zero; weight decay moves them in the first step.
-    assert adapters - found == unused(run, adapters)
+    assert adapters - learned == unused(run, adapters)
 
 
 def unused(run: CaptureTraining, names: set[str]) -> set[str]:
@@ -156,7 +162,7 @@ def unused(run: CaptureTraining, names: set[str]) -> set[str]:
     even decay."""
     behind = [
         name
-        for name, encoder in run.text.encoders.items()
+        for name, encoder in run.networks.text.encoders.items()
         if encoder.layer is not None and name != "clip_g"
     ]
     return {
@@ -196,7 +202,7 @@ def test_patches_of_the_model_are_part_of_what_is_trained_on():
     patched.add_patches({name: ("diff", (torch.ones_like(model.model.state_dict()[name]),))}, 0.5)
     run = CaptureTraining(patched, clip, vae, *sets(), None, QUICK)
     difference = (
-        run.unet.unet.state_dict()[name.removeprefix("diffusion_model.")]
+        run.networks.unet.unet.state_dict()[name.removeprefix("diffusion_model.")]
         - model.model.state_dict()[name]
     )
     torch.testing.assert_close(difference, torch.full_like(difference, 0.5))
@@ -210,18 +216,18 @@ def test_the_trainable_model_is_the_hosts(shape):
     run = training(shape)
     noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
     with training_mode(), torch.no_grad():
-        context, pooled = run.text.encode([run.text.prompt("a photo of a woman")] * 2)
-        vector = run.unet.size_condition(pooled, SIDE, SIDE)
-        output, maps = run.unet.predict(
+        context, pooled = run.networks.text.encode(
+            [run.networks.text.prompt("a photo of a woman")] * 2
+        )
+        vector = run.networks.unet.size_condition(pooled, (SIDE // 8, SIDE // 8))
+        output, maps = run.networks.unet.predict(
             noisy, timesteps, context, vector, torch.tensor([[1, 2]] * 2)
         )
     sigma = model.model.model_sampling.sigmas[timesteps]
     scale = (1 + sigma**2).sqrt()[:, None, None, None]
     extra = {} if vector is None else {"y": vector}
     expected = model.model.apply_model(noisy * scale, sigma, c_crossattn=context, **extra)
-    ours = capture_training.losses.clean_estimate(
-        noisy, output, run.unet.alpha_bars[timesteps], run.unet.v_prediction
-    )
+    ours = run.networks.unet.clean(noisy, output, timesteps)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
     assert maps is not None and maps.shape[2] == 2 and maps.sum(2).max() <= 1
 
@@ -233,8 +239,8 @@ def test_a_node_says_what_the_model_predicts(rule, predicts_v):
         model, clip, vae = models_of(shape)
         patched = resampled(model, rule)
         run = CaptureTraining(patched, clip, vae, *sets(), None, QUICK)
-        assert run.unet.v_prediction == predicts_v
-        assert torch.equal(run.unet.alpha_bars, training(shape).unet.alpha_bars)
+        assert run.networks.unet.v_prediction == predicts_v
+        assert torch.equal(run.networks.unet.alpha_bars, training(shape).networks.unet.alpha_bars)
 
 
 @pytest.mark.parametrize(("rule", "name"), [("x0", "X0"), ("lcm", "LCM")])
@@ -289,9 +295,9 @@ def test_a_cancelled_training_ends_as_an_uninterrupted_one(tmp_path, cancel_afte
     whole = training(identity=identity).run(ignore)
     path = tmp_path / "state.pt"
     with pytest.raises(management.InterruptProcessingException):
-        training(identity=identity).run(cancel, path, every=100)
+        training(identity=identity).run(cancel, path, checkpoint_every=100)
     second = training(identity=identity)
-    resumed = second.run(ignore, path, every=100)
+    resumed = second.run(ignore, path, checkpoint_every=100)
     assert resumed.history == whole.history
     assert all(torch.equal(resumed.lora[name], whole.lora[name]) for name in whole.lora)
     for ours, theirs in zip(resumed.embeddings, whole.embeddings, strict=True):
@@ -303,18 +309,17 @@ def test_an_error_in_mid_step_loses_only_that_step(tmp_path, monkeypatch):
     whole = training().run(ignore)
     path = tmp_path / "state.pt"
     run = training()
-    original = CaptureTraining._losses
 
-    def fails(self: CaptureTraining, batch: Any, progress: float) -> Any:
-        if self.step == 5:
+    def fails(*args: Any) -> Any:
+        if run.step == 5:
             raise MemoryError
-        return original(self, batch, progress)
+        return loss_terms(*args)
 
-    monkeypatch.setattr(CaptureTraining, "_losses", fails)
+    monkeypatch.setattr(capture_run, "loss_terms", fails)
     with pytest.raises(MemoryError):
-        run.run(ignore, path, every=100)
-    monkeypatch.setattr(CaptureTraining, "_losses", original)
-    assert training().run(ignore, path, every=100).history == whole.history
+        run.run(ignore, path, checkpoint_every=100)
+    monkeypatch.setattr(capture_run, "loss_terms", loss_terms)
+    assert training().run(ignore, path, checkpoint_every=100).history == whole.history
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_before_any_weight_takes_it():
@@ -322,7 +327,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_before_any_weight_takes_it():
     with training_mode():
         run.train_step()
         before = state(run)
-        run._adapters()[0].up.register_hook(lambda gradient: gradient * float("nan"))
+        run.networks.adapters[0].up.register_hook(lambda gradient: gradient * float("nan"))
         with pytest.raises(
             FloatingPointError, match="the gradient is not finite at step 2: lower the rates"
         ):
@@ -333,7 +338,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_before_any_weight_takes_it():
 def test_previews_do_not_change_the_training():
     pictures: list[torch.Tensor] = []
     watched = training().run(
-        ignore, preview=lambda done, images: pictures.append(images), previews=3
+        ignore, on_preview=lambda done, images: pictures.append(images), preview_every=3
     )
     assert watched.history == training().run(ignore).history
     assert [image.shape for image in pictures] == [(1, SIDE, SIDE, 3)] * 3 and all(
@@ -345,8 +350,8 @@ def test_a_step_is_reported_before_its_preview():
     calls: list[tuple[str, int]] = []
     training().run(
         lambda done, _: calls.append(("report", done)),
-        preview=lambda done, _: calls.append(("preview", done)),
-        previews=100,
+        on_preview=lambda done, _: calls.append(("preview", done)),
+        preview_every=100,
     )
     steps = calls[-1][1]
     assert calls == [*(("report", done) for done in range(1, steps + 1)), ("preview", steps)]
@@ -355,20 +360,20 @@ def test_a_step_is_reported_before_its_preview():
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     run = training()
     step(run)
-    run.save(tmp_path / "state.pt")
+    run.keep(tmp_path / "state.pt")
     with pytest.raises(
         ValueError, match="belongs to a training with other pictures, settings or models"
     ):
-        training(rank=3).load(tmp_path / "state.pt")
+        training(rank=3).take_up(tmp_path / "state.pt")
 
 
 def test_a_checkpoint_that_was_cut_off_says_what_to_do(tmp_path):
     run = training()
     step(run)
-    run.save(tmp_path / "state.pt")
+    run.keep(tmp_path / "state.pt")
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state\.pt cannot be read .* remove it to start anew"):
-        training().load(tmp_path / "state.pt")
+        training().take_up(tmp_path / "state.pt")
 
 
 def test_the_decoder_takes_weights_only(monkeypatch):
@@ -383,11 +388,12 @@ def test_the_decoder_takes_weights_only(monkeypatch):
     for module in vae.first_stage_model.modules():
         monkeypatch.setattr(module, "handle", Handle(), raising=False)
     run = training(identity=recogniser())
-    assert run._decode is not None
+    faces = run.networks.faces
+    assert faces is not None
     latents = torch.randn(1, 4, 8, 8)
     with torch.inference_mode():
-        expected = vae.decode(run._process_out(latents)).movedim(-1, 1)
-    torch.testing.assert_close(run._decode(latents), expected, rtol=1e-4, atol=1e-4)
+        expected = vae.decode(run.networks.unet.process_out(latents)).movedim(-1, 1)
+    torch.testing.assert_close(faces.decode(latents), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_identity_network_goes_back_when_encoding_is_cancelled(monkeypatch):
@@ -451,8 +457,11 @@ def test_the_identity_network_runs_only_where_its_loss_is_used():
         step(run)
     assert len(identity.network.calls) == encoded, "textual inversion does not need it"
     kinds: list[str] = []
-    draw = run._draw
-    run._draw = lambda: (batch := draw(), kinds.extend(sample.kind for sample in batch.samples))[0]
+    draw = run.draw_batch
+    run.draw_batch = lambda: (
+        batch := draw(),
+        kinds.extend(sample.kind for sample in batch.samples),
+    )[0]
     for _ in range(12):
         step(run)
     assert len(identity.network.calls) - encoded == len(kinds) - kinds.count("style") > 0
@@ -460,23 +469,26 @@ def test_the_identity_network_runs_only_where_its_loss_is_used():
 
 
 def test_the_identity_loss_looks_at_small_noise_only():
-    run = training(identity=recogniser(), inversion_steps=0, identity_until=0)
-    encoded = len(run.identity.network.calls)
+    identity = recogniser()
+    run = training(identity=identity, inversion_steps=0, identity_until=0)
+    encoded = len(identity.network.calls)
     for _ in range(4):
         step(run)
-    assert len(run.identity.network.calls) == encoded
+    assert len(identity.network.calls) == encoded
 
 
 def test_the_identity_loss_reaches_the_lora():
     with_it = training(identity=recogniser(), inversion_steps=0, lora_steps=1, seed=2)
     with training_mode():
-        with_it._enter_phase()
-        batch = with_it._draw()
+        with_it.enter(Phase.LORA)
+        batch = with_it.draw_batch()
         while batch.samples[0].kind == "style":
-            batch = with_it._draw()
-        terms = with_it._losses(batch, 0.0)
+            batch = with_it.draw_batch()
+        terms = terms_of(with_it, batch)
         terms["identity"].backward()
-    assert max(adapter.up.grad.abs().max() for adapter in with_it.unet.adapters.values()) > 0
+    assert (
+        max(adapter.up.grad.abs().max() for adapter in with_it.networks.unet.adapters.values()) > 0
+    )
 
 
 def test_decoding_the_face_only_shows_the_same_face():
@@ -485,21 +497,25 @@ def test_decoding_the_face_only_shows_the_same_face():
     boxes = torch.tensor([[90.0, 90.0, 30.0], [150.0, 40.0, 34.0]])
     with training_mode(), torch.no_grad():
         latents = vae.encode(torch.from_numpy(images)).clone()
-        parts, moved = capture_training._around_faces(latents, boxes)
+        parts, moved = around_faces(latents, boxes, 8)
         decode = DifferentiableDecoder(vae, lambda latent: latent, torch.device("cpu"))
-        whole = capture_training.losses.face_crops(decode(latents), boxes, 32)
-        cut = capture_training.losses.face_crops(decode(parts), moved, 32)
+        whole = capture_losses.face_crops(decode(latents), boxes, 32)
+        cut = capture_losses.face_crops(decode(parts), moved, 32)
     assert parts.shape[-1] < latents.shape[-1] / 1.5
     assert whole.std() > 0.1
     torch.testing.assert_close(cut, whole, rtol=0, atol=0.05)
 
 
+def terms_of(run: CaptureTraining, batch: Any) -> dict[str, torch.Tensor]:
+    return loss_terms(run.networks, run.settings, batch, Phase.LORA, 0.0)
+
+
 def test_a_batch_costs_the_mean_of_its_samples():
     run = training(batch=3, inversion_steps=0, identity=None, seed=5)
     with training_mode(), torch.no_grad():
-        run._enter_phase()
-        batch = run._draw()
-        together = run._losses(batch, 0.0)
+        run.enter(Phase.LORA)
+        batch = run.draw_batch()
+        together = terms_of(run, batch)
         alone = []
         for i in range(3):
             single = replace(
@@ -510,7 +526,7 @@ def test_a_batch_costs_the_mean_of_its_samples():
                 noise=batch.noise[i : i + 1],
                 timesteps=batch.timesteps[i : i + 1],
             )
-            alone.append(run._losses(single, 0.0))
+            alone.append(terms_of(run, single))
     for name, value in together.items():
         assert value.item() == pytest.approx(
             sum(terms[name].item() for terms in alone) / 3, rel=1e-4
@@ -551,7 +567,8 @@ def test_pictures_of_all_kinds(images):
         *models_of(), *picture_sets(images, masks), None, replace(QUICK, versions=1, batch=2)
     )
     areas = [
-        picture.latents.shape[-1] * picture.latents.shape[-2] * 64 for picture in run._subjects
+        picture.latents.shape[-1] * picture.latents.shape[-2] * 64
+        for picture in run.data.subject_pictures
     ]
     assert all(0.5 * SIDE**2 <= area <= 2.5 * SIDE**2 for area in areas)
     assert all(torch.tensor(run.run(ignore).history).isfinite())
@@ -559,7 +576,9 @@ def test_pictures_of_all_kinds(images):
 
 def test_pictures_without_masks():
     run = CaptureTraining(*models_of(), *picture_sets([portrait(64, 64)], None), None, QUICK)
-    assert torch.equal(run._subjects[0].faces, torch.ones_like(run._subjects[0].faces))
+    assert torch.equal(
+        run.data.subject_pictures[0].faces, torch.ones_like(run.data.subject_pictures[0].faces)
+    )
     assert torch.tensor(run.run(ignore).history).isfinite().all()
 
 
@@ -601,5 +620,5 @@ def test_a_model_for_inpainting_is_refused(monkeypatch):
 def test_a_checkpoint_is_one_file(tmp_path):
     run = training()
     step(run)
-    run.save(tmp_path / "deep" / "state.pt")
+    run.keep(tmp_path / "deep" / "state.pt")
     assert [path.name for path in Path(tmp_path / "deep").iterdir()] == ["state.pt"]

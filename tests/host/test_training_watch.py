@@ -10,7 +10,7 @@ import torch
 
 from magicportrait.host.page import training_watch
 from magicportrait.host.page.training_watch import TrainingWatch
-from magicportrait.host.training.run import CaptureSettings
+from magicportrait.host.training.settings import CaptureSettings
 
 
 class Page:

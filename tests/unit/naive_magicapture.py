@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mask_weights(mask: Tensor, temperature: float) -> Tensor:
-    mask = (mask + 0.01) ** temperature
+def mask_weights(mask: Tensor) -> Tensor:
+    mask = mask + 0.01
     return mask / mask.max()
 
 

@@ -1,0 +1,50 @@
+"""What is particular to CLIP as a text encoder: which there are, their tokenizers and widths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAMES = ("clip_l", "clip_g", "clip_h")
+"""The host's names of the text encoders of SD1.5 (l), SDXL (l, g) and SD2.1 (h)."""
+_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
+
+
+def encoder_of_width(width: int) -> str:
+    """The text encoder whose words are vectors of `width` numbers, as far as that tells."""
+    return _WIDTHS.get(width, "clip_l")
+
+
+def encoder_tokenizers(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizers of a host tokenizer's text encoders by the encoders' names. ValueError for
+    anything but CLIP-L, CLIP-G and CLIP-H."""
+    parts = {
+        name: part
+        for name, part in vars(tokenizer).items()
+        if hasattr(part, "tokenizer") and hasattr(part, "embedding_key")
+    }
+    if not parts or not parts.keys() <= set(NAMES):
+        raise ValueError(
+            f"this needs the text encoder of SD1.5, SD2.1 or SDXL, {type(tokenizer).__name__} has"
+            f" {', '.join(parts) or 'no CLIP'} in it"
+        )
+    return parts
+
+
+def word_width(clip: Any, encoder: str) -> int:
+    """How many numbers a text encoder's vector of a word has."""
+    transformer = getattr(clip.cond_stage_model, encoder).transformer
+    return int(transformer.get_input_embeddings().weight.shape[1])
+
+
+def word_ids(tokenizer: Any, encoder: str, text: str) -> list[int]:
+    """The tokens of some words without start and end. ValueError when there are none."""
+    ids: list[int] = encoder_tokenizers(tokenizer)[encoder].tokenizer(text)["input_ids"][1:-1]
+    if not ids:
+        raise ValueError(f"'{text}' has no word that the text encoder knows")
+    return ids
+
+
+def chunks_of(tokens: dict[str, Any], encoder: str) -> list[Any]:
+    """A text encoder's part of what a host tokenizer gives: chunks of 77 (token, weight, ...)."""
+    chunks: list[Any] = tokens[encoder.removeprefix("clip_")]
+    return chunks

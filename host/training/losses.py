@@ -1,0 +1,119 @@
+"""The terms of a step's loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...magic import capture_losses
+from .draw import Batch, Sample
+from .networks import FaceSight, Networks
+from .settings import CaptureSettings, Phase
+
+_AROUND_FACE = 3
+"""Latent pixels that are decoded around a face."""
+
+
+def loss_terms(
+    networks: Networks, settings: CaptureSettings, batch: Batch, phase: Phase, progress: float
+) -> dict[str, Tensor]:
+    """The weighted terms of a step by name, each the mean over the batch. progress: the share of
+    the phase's steps that are done."""
+    unet = networks.unet
+    size = batch.latents.shape[-2], batch.latents.shape[-1]
+    is_subject, is_composed = batch.is_kind("subject"), batch.is_kind("composed")
+    regions = torch.where(is_subject[:, None, None], batch.faces, 1 - batch.faces)
+    weights = capture_losses.loss_weights(regions, size)
+    context, pooled = networks.text.encode([sample.prompt for sample in batch.samples])
+    vector = unet.size_condition(pooled, size)
+    refocus = phase == Phase.LORA and settings.refocus_weight > 0
+    columns, present = _word_columns(batch)
+    noisy = unet.noisy(batch.latents, batch.noise, batch.timesteps)
+    output, maps = unet.predict(
+        noisy, batch.timesteps, context, vector, columns if refocus else None
+    )
+
+    target = unet.target(batch.latents, batch.noise, batch.timesteps)
+    reconstruction = capture_losses.masked_reconstruction(
+        output, target, weights if settings.masked else torch.ones_like(weights)
+    )
+    if progress < 0.5:
+        reconstruction = torch.where(
+            is_subject, reconstruction, reconstruction * settings.style_weight
+        )
+    terms = {"reconstruction": reconstruction.mean()}
+    if refocus and maps is not None:
+        targets = capture_losses.refocusing_targets(weights, is_composed)
+        distances = capture_losses.refocusing(maps, targets, present)
+        terms["refocusing"] = settings.refocus_weight * distances.mean()
+    if phase == Phase.LORA and networks.faces:
+        # The official code runs the UNet a second time, at timesteps up to 800. From about 600 on
+        # the estimate shows nobody, and its gradient is multiplied by the noise-to-signal ratio:
+        # there the loss teaches patterns that please the face network.
+        early = (batch.timesteps < settings.identity_until).tolist()
+        rows = [
+            row
+            for row, sample in enumerate(batch.samples)
+            if sample.identity is not None and early[row]
+        ]
+        if rows:
+            clean = unet.clean(noisy[rows], output[rows], batch.timesteps[rows])
+            distances = _identity_distances(
+                networks.faces, clean, [batch.samples[row] for row in rows], unet.pixels_per_latent
+            )
+            terms["identity"] = settings.identity_weight * distances.sum() / len(batch.samples)
+    return terms
+
+
+def _word_columns(batch: Batch) -> tuple[Tensor, Tensor]:
+    """For each sample the positions of its learned words in the prompt (B 2), and which of the two
+    it has (B 2)."""
+    rows = [
+        [position for position in sample.prompt.positions if position >= 0]
+        for sample in batch.samples
+    ]
+    device = batch.latents.device
+    columns = torch.tensor([(row * 2)[:2] for row in rows], device=device)
+    return columns, torch.tensor([[True, len(row) > 1] for row in rows], device=device)
+
+
+def _identity_distances(
+    faces: FaceSight, clean: Tensor, samples: Sequence[Sample], pixels_per_latent: int
+) -> Tensor:
+    """How far the faces in estimates of clean latents (B C h w) are from those that should be
+    there: B."""
+    boxes = torch.stack([_face_box(sample, faces.identity.margin) for sample in samples])
+    parts, boxes = around_faces(clean, boxes, pixels_per_latent)
+    crops = capture_losses.face_crops(faces.decode(parts), boxes, faces.identity.side)
+    references = torch.stack([sample.identity for sample in samples if sample.identity is not None])
+    return capture_losses.identity(faces.identity.embed_crops(crops), references)
+
+
+def _face_box(sample: Sample, margin: float) -> Tensor:
+    """The face of the picture that is being denoised, as wide as the identity network needs it. A
+    subject's boxes have the margin already."""
+    box = sample.picture.boxes[sample.version]
+    scale = margin if sample.kind == "composed" else 1.0
+    return box * torch.tensor([1.0, 1.0, scale], device=box.device)
+
+
+def around_faces(latents: Tensor, boxes: Tensor, pixels_per_latent: int) -> tuple[Tensor, Tensor]:
+    """The part of each latent that shows the face, one size for all, and the boxes (see face_box)
+    in it.
+
+    Decoding is the dear part of the identity loss, and a decoder sees hardly further than the few
+    latent pixels that are left around.
+    """
+    limits = latents.shape[-2:]
+    side = math.ceil(boxes[:, 2].max().item() * 2 / pixels_per_latent) + 2 * _AROUND_FACE
+    height, width = min(side, limits[0]), min(side, limits[1])
+    parts, corners = [], []
+    for latent, (x, y, _) in zip(latents, (boxes / pixels_per_latent).tolist(), strict=True):
+        top = min(max(0, round(y - height / 2)), limits[0] - height)
+        left = min(max(0, round(x - width / 2)), limits[1] - width)
+        parts.append(latent[:, top : top + height, left : left + width])
+        corners.append([float(pixels_per_latent * left), float(pixels_per_latent * top), 0.0])
+    return torch.stack(parts), boxes - torch.tensor(corners, device=boxes.device)
