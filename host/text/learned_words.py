@@ -30,26 +30,35 @@ class Embedding:
     vectors: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class _Tokenizers:
+    """base: as the host made it; inner: a copy, whose text encoders' tokenizers have stand-ins."""
+
+    base: Any
+    inner: Any
+
+
 class LearnedWordsTokenizer:
     """A tokenizer of the host that also has learned words: their tokens are vectors, as those of
     the host's 'embedding:' syntax are.
 
     Everything else is the tokenizer's that it was made from, which stays as it was. If that one has
-    learned words, so has this one.
+    learned words, so has this one. As with the host's, the tokenizers of the text encoders are
+    attributes, and the only ones that tokenize: other packs look for them and change them.
     """
 
     def __init__(self, tokenizer: Any, embeddings: Sequence[Embedding]):
         if isinstance(tokenizer, LearnedWordsTokenizer):
             tokenizer, embeddings = tokenizer.base, (*tokenizer.embeddings, *embeddings)
-        self.base: Any = tokenizer
         self.embeddings = tuple(embeddings)
-        self._inner = copy.copy(tokenizer)
+        self._tokenizers = _Tokenizers(tokenizer, copy.copy(tokenizer))
         self._pattern, self._stand_ins = _stand_ins(embeddings)
         self._vectors: dict[str, dict[int, Tensor]] = {}
         for encoder, part in encoder_tokenizers(tokenizer).items():
             part = copy.copy(part)
             part.tokenizer = copy.deepcopy(part.tokenizer)
-            setattr(self._inner, encoder, part)
+            setattr(self, encoder, part)
+            setattr(self._tokenizers.inner, encoder, part)
             self._vectors[encoder] = vectors = {}
             for embedding in embeddings:
                 for character, vector in zip(
@@ -63,9 +72,14 @@ class LearnedWordsTokenizer:
             }
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_inner":
+        if name.startswith("__") or name == "_tokenizers":
             raise AttributeError(name)
-        return getattr(self._inner, name)
+        return getattr(self._tokenizers.inner, name)
+
+    @property
+    def base(self) -> Any:
+        """The host's own, without learned words."""
+        return self._tokenizers.base
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **kwargs: Any
@@ -105,7 +119,9 @@ class LearnedWordsTokenizer:
     def _tokens(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, Any]:
         """The tokens with learned words as ids past the vocabulary."""
         text = self._pattern.sub(lambda match: "".join(self._stand_ins[match[0]]), text)
-        tokens: dict[str, Any] = self._inner.tokenize_with_weights(text, return_word_ids, **kwargs)
+        tokens: dict[str, Any] = self._tokenizers.inner.tokenize_with_weights(
+            text, return_word_ids, **kwargs
+        )
         return tokens
 
 

@@ -47,7 +47,8 @@ def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
 
 
 def encode(clip: Any, text: str) -> list[Any]:
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    conditioning: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return conditioning
 
 
 def tagged_prompt(clip: Any, text: str, phrases: Sequence[str], tag: str) -> TaggedPrompt:

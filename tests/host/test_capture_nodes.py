@@ -524,3 +524,25 @@ def test_a_new_detector_counts_where_masks_are_missing(detectors, folders):
         name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()
     }
     assert [name for name in given if before[name] != after[name]] == ["none"]
+
+
+def test_a_pack_that_changes_every_tokenizer_of_a_clip_finds_the_host_s(monkeypatch):
+    """smZNodes and the like wrap `tokenize_with_weights` of every attribute of clip.tokenizer that
+    has it, and read `embedding_key` of each."""
+    clip = models.random_clip()
+    word = Embedding("<anna>", {"clip_l": torch.randn(1, models.CONTEXT)})
+    learned = with_learned_words(clip, [word])
+    expected = learned.encode_from_tokens_scheduled(learned.tokenize("a photo of <anna>"))
+    calls: list[str] = []
+    for part in [
+        part for part in vars(learned.tokenizer).values() if hasattr(part, "tokenize_with_weights")
+    ]:
+        original = part.tokenize_with_weights
+
+        def wrapped(*args, part=part, original=original, **kwargs):
+            calls.append(part.embedding_key)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(part, "tokenize_with_weights", wrapped, raising=False)
+    again = learned.encode_from_tokens_scheduled(learned.tokenize("a photo of <anna>"))
+    assert calls == ["clip_l"] and torch.equal(again[0][0], expected[0][0])

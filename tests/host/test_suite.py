@@ -192,7 +192,8 @@ def test_a_suite_names_the_network_of_csim(folder, output, server):
     report = (output / "results.md").read_text()
     assert "| CSIM ↑ |" in report and "- CSIM:" not in report
     (folder / "small.yaml").write_text(f"identity: nowhere.safetensors\n{YAML}")
-    with pytest.raises(ValueError, match=r"'nowhere\.safetensors' is not among the models .* put ArcFace"):
+    message = r"'nowhere\.safetensors' is not among the models .* put ArcFace"
+    with pytest.raises(ValueError, match=message):
         suite.read_suite(folder / "small.yaml", output)
 
 
