@@ -131,10 +131,8 @@ def _read(
         pictures = [
             image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])
         ]
-        pictures = [
-            image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])
-        ]
         masks = [mask for batch in faces or () for mask in mask_batch(batch)] or None
+        names = [f"{what} picture {i + 1}" for i in range(len(pictures))]
     if masks is None:
         masks = find_face_masks(pictures, names, what)
     return capture_pictures(pictures, masks, names)
