@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
@@ -20,6 +21,8 @@ Boxes = io.Custom("BOUNDING_BOX")
 
 _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)
+_LONGEST_NUMBER = 24
+"""Letters that a message shows of a number: some have hundreds."""
 
 
 def schema(**fields: Any) -> io.Schema:
@@ -87,19 +90,39 @@ def keep_features_input(tooltip: str) -> io.Input:
     )
 
 
-def span_complaint(start: float | None, end: float | None) -> str | None:
+def as_number(value: object) -> float | None:
+    """A number as validate_inputs gets it: None for an input that is linked or missing, and for
+    what is no number, which the host refuses itself."""
+    return value if isinstance(value, (int, float)) else None
+
+
+def as_text(value: object) -> str | None:
+    """A text as validate_inputs gets it: None for an input that is linked or missing, and for what
+    is no text, which the host refuses itself."""
+    return value if isinstance(value, str) else None
+
+
+def span_complaint(start: object, end: object) -> str | None:
     """None when nothing is wrong, or not known yet."""
-    return (
-        f"start ({start}) is after end ({end})"
-        if start is not None and end is not None and start > end
-        else None
-    )
+    first, last = as_number(start), as_number(end)
+    if first is None or last is None or first <= last:
+        return None
+    return f"start ({first}) is after end ({last})"
 
 
-def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:
+def choice_complaint(name: str, value: object, options: Iterable[str]) -> str | None:
+    """What is wrong with the choice of an input that validate_inputs names: the host leaves it to
+    the node. None when nothing is wrong, or not known yet."""
+    choices = tuple(options)
+    if value is None or (isinstance(value, str) and value in choices):
+        return None
+    return f"{name}: {value!r} is not one of {', '.join(choices)}"
+
+
+def range_complaint(node: type[io.ComfyNode], **values: object) -> str | None:
     """What is wrong with numbers that the node's schema does not allow, None when all are allowed.
     For validate_inputs: the host leaves the ranges of the inputs that it names to it. None stands
-    for a linked input, whose value is not known yet.
+    for an input that is linked or missing; what is no number, the host refuses itself.
     """
     declared = {
         item.id: item
@@ -107,10 +130,10 @@ def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | N
         if isinstance(item, (io.Int.Input, io.Float.Input))
     }
     for name, value in values.items():
-        low, high = declared[name].min, declared[name].max
+        number, low, high = as_number(value), declared[name].min, declared[name].max
         # Not-a-number is in no range.
-        if value is not None and not low <= value <= high:
-            return f"{name} is {value:g}, expected {low:g} to {high:g}"
+        if number is not None and not low <= number <= high:
+            return f"{name} is {str(number)[:_LONGEST_NUMBER]}, expected {low:g} to {high:g}"
     return None
 
 

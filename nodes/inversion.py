@@ -484,7 +484,7 @@ class MagicInversionLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: object = None) -> bool | str:
         if file is None or file in inversion_files.list_files():
             return True
         return (

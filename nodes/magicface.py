@@ -25,6 +25,7 @@ from .declare import (
     Concepts,
     Layout,
     advanced,
+    as_text,
     keep_features_input,
     layers_input,
     node_id,
@@ -122,11 +123,11 @@ class MagicFaceConcept(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, phrase: str | None) -> bool | str:
-        # The host passes None for an input that is linked: its value is not known yet.
+    def validate_inputs(cls, phrase: object = None) -> bool | str:
+        words = as_text(phrase)
         return (
-            phrase is None
-            or bool(phrase.strip())
+            words is None
+            or bool(words.strip())
             or "phrase is empty: write the words of the target prompt that name this concept, such"
             " as 'hat'"
         )
@@ -196,11 +197,11 @@ class MagicFaceConceptFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None) -> bool | str:
+    def validate_inputs(cls, folder: object = None) -> bool | str:
         return (
             folder is None
             or folder in concept_folder.list_folders()
-            or concept_folder.missing_message(folder)
+            or concept_folder.missing_message(str(folder))
         )
 
     @classmethod
@@ -346,7 +347,7 @@ class MagicFaceApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
+    def validate_inputs(cls, start: object = None, end: object = None) -> bool | str:
         return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
 
     @classmethod
