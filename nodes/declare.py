@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
@@ -27,6 +28,7 @@ SamplerType = io.Custom("SAMPLER")
 
 _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)
+"""Letters that a message shows of a number: some have hundreds."""
 
 
 def schema(**fields: Any) -> io.Schema:
@@ -122,13 +124,24 @@ def keep_features_input(tooltip: str) -> io.Input:
     )
 
 
-def span_complaint(start: float | None, end: float | None) -> str | None:
+def as_number(value: object) -> float | None:
+    """A number as validate_inputs gets it: None for an input that is linked or missing, and for
+    what is no number, which the host refuses itself."""
+    return value if isinstance(value, (int, float)) else None
+
+
+def as_text(value: object) -> str | None:
+    """A text as validate_inputs gets it: None for an input that is linked or missing, and for what
+    is no text, which the host refuses itself."""
+    return value if isinstance(value, str) else None
+
+
+def span_complaint(start: object, end: object) -> str | None:
     """None when nothing is wrong, or not known yet."""
-    return (
-        f"start ({start}) is after end ({end})"
-        if start is not None and end is not None and start > end
-        else None
-    )
+    first, last = as_number(start), as_number(end)
+    if first is None or last is None or first <= last:
+        return None
+    return f"start ({first}) is after end ({last})"
 
 
 def bypass_conditioning() -> io.Input:
@@ -153,19 +166,27 @@ def complain(complaint: str | None) -> bool:
     return True
 
 
-def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:
+def choice_complaint(name: str, value: object, options: Iterable[str]) -> str | None:
+    """What is wrong with the choice of an input that validate_inputs names: the host leaves it to
+    the node. None when nothing is wrong, or not known yet."""
+    choices = tuple(options)
+    if value is None or (isinstance(value, str) and value in choices):
+        return None
+    return f"{name}: {value!r} is not one of {', '.join(choices)}"
+
+
+def range_complaint(node: type[io.ComfyNode], **values: object) -> str | None:
     """What is wrong with numbers that the node's schema does not allow, None when all are allowed.
-    For validate_inputs: the host leaves the ranges of the inputs that it names to it, and calls it
-    with what could not be made a number too. None stands for a linked input, whose value is not
-    known yet.
+    For validate_inputs: the host leaves the ranges of the inputs that it names to it. None stands
+    for an input that is linked or missing; what is no number, the host refuses itself.
     """
     declared: dict[str, Any] = {item.id: item for item in node.define_schema().inputs}
     for name, value in values.items():
-        low, high = declared[name].min, declared[name].max
         if value is None:
             continue
         if not isinstance(value, (int, float)):
             return f"{name} is {value!r:.40}, a number is expected"
+        low, high = declared[name].min, declared[name].max
         # Not-a-number is in no range.
         if not low <= value <= high:
             return f"{name} is {_short(value)}, expected {low:g} to {high:g}"

@@ -380,8 +380,8 @@ class MagicInversionLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None = None) -> bool | str:
-        if file is None:
+    def validate_inputs(cls, file: object = None) -> bool | str:
+        if not isinstance(file, str):
             return True
         try:
             inversion_files.path_of(file)

@@ -30,6 +30,7 @@ from .declare import (
     ConceptsBefore,
     Layout,
     advanced,
+    as_text,
     bypass_conditioning,
     complain,
     keep_features_input,
@@ -169,10 +170,10 @@ class MagicFaceConcept(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, phrase: Any = None, image: Any = _NOT_CONNECTED, picture: Any = NO_PICTURE
+        cls, phrase: object = None, image: Any = _NOT_CONNECTED, picture: Any = NO_PICTURE
     ) -> bool:
-        # The host passes None for an input that is linked: its value is not known yet.
-        if isinstance(phrase, str) and not phrase.strip():
+        words = as_text(phrase)
+        if words is not None and not words.strip():
             return complain(
                 "phrase is empty: write the words of the target prompt that name this concept, such"
                 " as 'hat'"
@@ -257,11 +258,11 @@ class MagicFaceConceptFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None) -> bool | str:
+    def validate_inputs(cls, folder: object = None) -> bool | str:
         return (
             folder is None
             or folder in concept_folder.list_folders()
-            or concept_folder.missing_message(folder)
+            or concept_folder.missing_message(str(folder))
         )
 
     @classmethod
@@ -438,7 +439,7 @@ class MagicFaceApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
+    def validate_inputs(cls, start: object = None, end: object = None) -> bool | str:
         return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
 
     @classmethod
