@@ -28,7 +28,6 @@ SamplerType = io.Custom("SAMPLER")
 
 _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)
-"""Letters that a message shows of a number: some have hundreds."""
 
 
 def schema(**fields: Any) -> io.Schema:
