@@ -24,6 +24,7 @@ from .declare import (
     SamplerType,
     advanced,
     cache_input,
+    complain,
     range_complaint,
     schedule_inputs,
     schema,
@@ -262,10 +263,8 @@ class MagicStyleInvert(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, cfg: float | None = None, tolerance: float | None = None
-    ) -> bool | str:
-        return range_complaint(cls, cfg=cfg, tolerance=tolerance) or True
+    def validate_inputs(cls, cfg: float | None = None, tolerance: float | None = None) -> bool:
+        return complain(range_complaint(cls, cfg=cfg, tolerance=tolerance))
 
     @classmethod
     def execute(
@@ -287,8 +286,8 @@ class MagicStyleInvert(io.ComfyNode):
         negative: list[Any] | None = None,
         sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if complaint := range_complaint(cls, cfg=cfg, tolerance=tolerance, iterations=iterations):
-            raise ValueError(complaint)
+        # What comes through a link the host does not look at.
+        complain(range_complaint(cls, cfg=cfg, tolerance=tolerance, iterations=iterations))
         samples = picture_latent(model, latent, image, vae)
         if positive is None:
             positive = empty_conditioning(model, clip)

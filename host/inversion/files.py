@@ -117,8 +117,10 @@ def read_inversion(path: Path) -> Inversion:
         raise
     except UnreadableInversion:
         raise
+    except OSError as error:
+        raise UnreadableInversion(f"{path.name} cannot be read: {error.strerror}") from error
     # What safetensors reads, torch may not know.
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UnreadableInversion(
             f"{path.name} is damaged or no safetensors file: {error}"
         ) from error
