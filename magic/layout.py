@@ -97,6 +97,24 @@ def head_mean_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
     return total / heads
 
 
+def column_attention(q: Tensor, k: Tensor, heads: int, chunk: int = 1024) -> Tensor:
+    """Attention probabilities to some of the keys, renormalised over these, mean over heads.
+
+    q: B N C, of the picture's tokens; k: B M C, only the text's keys (which word a place looks at)
+    or only the picture's (which other place): where both share one attention, a softmax over some
+    columns alone is the joint softmax of each head divided by its sum over these columns. -> B N M,
+    float32, rows of sum 1. Never more than `chunk` queries of one head at once beside the result.
+    """
+    q, k = (x.unflatten(-1, (heads, -1)) for x in (q, k))  # B N H D
+    scale: float = q.shape[-1] ** -0.5
+    out = q.new_zeros(q.shape[0], q.shape[1], k.shape[1], dtype=torch.float32)
+    for head in range(heads):
+        keys = k[:, :, head].float().transpose(1, 2) * scale
+        for part, rows in zip(out.split(chunk, 1), q[:, :, head].split(chunk, 1), strict=True):
+            part += (rows.float() @ keys).softmax(-1)
+    return out.div_(heads)
+
+
 def propagate(self_attention: Tensor, cross_attention: Tensor) -> Tensor:
     """A'C with A' = (A + 3 A^2) / 4, without ever forming A^2. A: B N N, C: B N T -> B N T."""
     once = self_attention @ cross_attention

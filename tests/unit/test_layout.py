@@ -13,6 +13,7 @@ from torch import Tensor
 
 from magicportrait.magic.layout import (
     SemanticLayout,
+    column_attention,
     foreground_columns,
     head_mean_attention,
     is_described,
@@ -476,3 +477,46 @@ def test_without_a_negative_prompt_phrases_tell_what_is_described() -> None:
         False,
     ]
     assert is_described_by_phrases(maps, []).all()
+
+
+def naive_joint(q: Tensor, k: Tensor, columns: slice, heads: int) -> Tensor:
+    """The joint softmax over all keys in float64, its columns, each head's divided by their sum."""
+    out = torch.zeros(q.shape[0], q.shape[1], len(range(k.shape[1])[columns]), dtype=torch.float64)
+    width = q.shape[-1] // heads
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        logits = q[..., part].double() @ k[..., part].double().transpose(1, 2) / width**0.5
+        shares = logits.softmax(-1)[..., columns]
+        out += shares / shares.sum(-1, keepdim=True) / heads
+    return out
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 1024])
+@pytest.mark.parametrize("columns", [slice(0, 7), slice(7, 20), slice(0, 20)])
+def test_columns_of_a_joint_attention_are_renormalised_head_by_head(columns, chunk):
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, n, 24, generator=generator) * 2 for n in (13, 20))
+    out = column_attention(q, k[:, columns], 3, chunk)
+    assert (out - naive_joint(q, k, columns, 3)).abs().max() < 1e-6
+    assert (out.sum(-1) - 1).abs().max() < 1e-6
+
+
+def test_columns_of_half_precision_queries_are_weighed_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, n, 16, generator=generator).bfloat16() for n in (5, 9))
+    out = column_attention(q, k, 2)
+    assert out.dtype == torch.float32
+    assert (out - naive_joint(q, k, slice(None), 2)).abs().max() < 1e-6
+
+
+def test_columns_never_hold_more_than_a_chunk_of_one_head(monkeypatch):
+    shapes = []
+    softmax = Tensor.softmax
+
+    def measured(self, *args):
+        shapes.append(tuple(self.shape))
+        return softmax(self, *args)
+
+    monkeypatch.setattr(Tensor, "softmax", measured)
+    column_attention(torch.randn(2, 10, 8), torch.randn(2, 6, 8), 2, chunk=4)
+    assert shapes == [(2, 4, 6), (2, 4, 6), (2, 2, 6)] * 2
