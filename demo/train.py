@@ -17,6 +17,7 @@ The transformer toy, on the shipped autoencoder:
                         people (20,000 and 5,000 take 20 minutes on two cores)
     transformer         transformer and text encoder (as long as you have)
     transformer-sheet   samples of its averaged weights, to look at
+    transformer-quality their binding and layout on held-out pictures (64 of each kind, or --count)
     transformer-export  writes demo/checkpoint/magic_toy_transformer.safetensors
 
 Everything lies in demo/training/ (not committed) and is small enough to copy to a GPU machine and
@@ -41,7 +42,14 @@ from .dataset import encode_large_set, render_training_set
 from .training_run import FOLDER, Run
 
 UNET_STAGES = ("render", "autoencoder", "encode", "diffusion", "decoder", "export")
-OTHER_STAGES = ("restore", "large", "transformer", "transformer-sheet", "transformer-export")
+OTHER_STAGES = (
+    "restore",
+    "large",
+    "transformer",
+    "transformer-sheet",
+    "transformer-quality",
+    "transformer-export",
+)
 TRAININGS: dict[str, Callable[[Run], None]] = {
     "autoencoder": train_unet.train_autoencoder,
     "diffusion": train_unet.train_diffusion,
@@ -88,6 +96,8 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
         encode_large_set(FOLDER, "portraits", args.count, processes)
     elif stage == "transformer-sheet":
         train_transformer.draw_sheet(device)
+    elif stage == "transformer-quality":
+        train_transformer.measure(device, min(args.count, 64))
     elif stage == "transformer-export":
         train_transformer.export()
     else:

@@ -6,9 +6,7 @@ A fifth of its pictures are scenes of two people; half of the captions name the 
 from __future__ import annotations
 
 import copy
-import itertools
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +18,11 @@ from . import transformer_checkpoint
 from .attention_losses import attention_loss
 from .captions import Line, TransformerCaptions
 from .checkpoint import read_parts, write_parts
-from .dataset import SCENE_PARTS, as_bytes, latent_files, shipped_autoencoder
+from .dataset import SCENE_PARTS, as_bytes, latent_files
 from .portraits import Portrait, Scene, sample_portrait, sample_scene
 from .training_run import FOLDER, Run, build_optimizers, descend, run_steps
 from .transformer import ToyTransformer, in_host_names
+from .transformer_quality import decode, report, sample
 
 WEIGHTS = FOLDER / "transformer_average.safetensors"
 """The averaged weights alone, in half precision: written beside the checkpoint, and enough to train
@@ -191,50 +190,36 @@ SHEET_PROMPTS = (
 )
 
 
-@torch.inference_mode()
-def sample(
-    model: ToyTransformer,
-    captions: TransformerCaptions,
-    prompts: Sequence[str],
-    steps: int = 25,
-    cfg: float = 4.0,
-) -> Tensor:
-    """Latents of prompts, B 4 32 32: Euler over a uniform schedule. Picture i starts from the noise
-    of seed i."""
-    device = next(model.parameters()).device
-    x = torch.cat(
-        [
-            torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
-            for seed in range(len(prompts))
-        ]
-    ).to(device)
-    lines: list[Line] = [[(prompt, None)] for prompt in prompts]
-    rows = captions.encode([*lines, *([] for _ in prompts)]).rows.to(device)
-    sigmas = torch.linspace(1, 0, steps + 1, device=device)
-    for sigma, following in itertools.pairwise(sigmas):
-        velocity, _ = model(torch.cat([x, x]), sigma.expand(len(rows)), rows, captions.end_row)
-        asked, empty = velocity.chunk(2)
-        x = x + (following - sigma) * (empty + cfg * (asked - empty))
-    return x
+def averaged(captions: TransformerCaptions, device: torch.device) -> tuple[ToyTransformer, int]:
+    """The averaged weights, ready to sample, and the step that they are from."""
+    import comfy.model_management
+
+    comfy.model_management.in_training = True
+    model = ToyTransformer(captions.token_ids).requires_grad_(False)
+    step = initial_weights(model, WEIGHTS)
+    return model.to(device), step
 
 
 def draw_sheet(device: torch.device) -> None:
     """Samples of SHEET_PROMPTS by the averaged weights, as transformer_STEP.png: what a loss does
     not tell."""
-    import comfy.model_management
     from PIL import Image
 
-    comfy.model_management.in_training = True
     captions = TransformerCaptions()
-    model = ToyTransformer(captions.token_ids)
-    step = initial_weights(model, WEIGHTS)
-    latents = sample(model.to(device), captions, SHEET_PROMPTS).cpu()
-    autoencoder = shipped_autoencoder()
-    with torch.inference_mode():
-        pictures = [autoencoder.decode(latent[None])[0].clamp(0, 1) for latent in latents]
-    rows = [torch.cat(pictures[i : i + 4], 2) for i in (0, 4)]
-    sheet = as_bytes(torch.cat(rows, 1).permute(1, 2, 0).numpy())
+    model, step = averaged(captions, device)
+    lines: list[Line] = [[(prompt, None)] for prompt in SHEET_PROMPTS]
+    latents, _ = sample(model, captions, captions.encode(lines).rows, range(len(lines)))
+    pictures = decode(latents)
+    rows = [torch.cat(list(pictures[i : i + 4]), 1) for i in (0, 4)]
+    sheet = as_bytes(torch.cat(rows, 0).numpy())
     Image.fromarray(sheet).save(FOLDER / f"transformer_{step}.png")
+
+
+def measure(device: torch.device, count: int) -> None:
+    """Prints the figures of `transformer_quality.report`."""
+    captions = TransformerCaptions()
+    model, step = averaged(captions, device)
+    print(f"step {step}", *report(model, captions, count), sep="\n", flush=True)
 
 
 def export() -> None:

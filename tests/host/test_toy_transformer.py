@@ -13,7 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from magicportrait.demo import train_transformer, training_run, transformer_checkpoint
+from magicportrait.demo import (
+    train_transformer,
+    training_run,
+    transformer_checkpoint,
+    transformer_quality,
+)
 from magicportrait.demo.captions import TransformerCaptions
 from magicportrait.demo.checkpoint import read_parts, write_parts
 from magicportrait.demo.dataset import SCENE_PARTS, encode_seed, latent_files
@@ -241,6 +246,48 @@ def test_workers_share_a_batch_that_does_not_depend_on_their_number(folder: Path
         part = batch(slice(rank, 8, 2))
         assert part[0] == pictures[rank::2]
         assert torch.equal(part[1], latents[rank::2]) and torch.equal(part[2], masks[rank::2])
+
+
+# ---- figures ----
+
+
+@pytest.mark.parametrize("kind", ["portraits", "scenes"])
+def test_the_figures_of_the_truth_are_high_and_those_of_swapped_people_are_not(
+    kind: str,
+) -> None:
+    captions = TransformerCaptions()
+    cases = (
+        transformer_quality.held_out_portraits(4)
+        if kind == "portraits"
+        else transformer_quality.held_out_scenes(4, captions)
+    )
+    mirrored = [replace(case, image=case.image.flip(1)) for case in cases]
+    figures = transformer_quality.ceiling(cases)
+    assert figures.keys() == {"hat", "shirt", "background"} and min(figures.values()) == 1
+    if kind == "scenes":
+        swapped = transformer_quality.ceiling(mirrored)
+        assert max(swapped["hat"], swapped["shirt"]) < 0.4 and swapped["background"] > 0.8
+
+
+def test_the_layout_takes_a_place_for_the_part_whose_words_it_looks_at() -> None:
+    captions = TransformerCaptions()
+    case = transformer_quality.held_out_scenes(1, captions)[0]
+    text = captions.encode([case.line])
+    named = text.weights[0] > 0
+    attention = torch.full((1, int(named.sum()), TEXT_TOKENS), 0.01)
+    for place, token in enumerate(text.tokens[0, named]):
+        attention[0, place, token] = 1
+    layout = transformer_quality.layout_of(attention, text)
+    assert layout[0].tolist() == text.parts[0, named].tolist()
+
+
+@torch.inference_mode(False)
+def test_a_model_is_measured_on_one_and_on_two_people() -> None:
+    captions = TransformerCaptions()
+    model = ToyTransformer(captions.token_ids).requires_grad_(False)
+    lines = transformer_quality.report(model, captions, 2)
+    assert len(lines) == 6 and all("2 captions" in line for line in lines)
+    assert lines[3].startswith("two in the picture") and "hat" in lines[3] and "shirt" in lines[3]
 
 
 # ---- in the host's classes ----
