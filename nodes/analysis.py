@@ -28,6 +28,7 @@ from .declare import (
     Concepts,
     Correspondences,
     advanced,
+    as_text,
     layers_input,
     range_complaint,
     schema,
@@ -108,7 +109,7 @@ class MagicAttentionMap(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
+    def validate_inputs(cls, start: object = None, end: object = None) -> bool | str:
         return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
 
     @classmethod
@@ -281,10 +282,10 @@ class MagicCorrespondence(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, points: str | None, start: float | None, end: float | None
+        cls, points: object = None, start: object = None, end: object = None
     ) -> bool | str:
         try:
-            parse_points(points or "")
+            parse_points(as_text(points) or "")
         except ValueError as error:
             return str(error)
         return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True

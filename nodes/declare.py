@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
@@ -122,13 +123,33 @@ def keep_features_input(tooltip: str) -> io.Input:
     )
 
 
-def span_complaint(start: float | None, end: float | None) -> str | None:
+def as_number(value: object) -> float | None:
+    """A number as validate_inputs gets it: None for an input that is linked or missing, and for
+    what is no number, which the host refuses itself."""
+    return value if isinstance(value, (int, float)) else None
+
+
+def as_text(value: object) -> str | None:
+    """A text as validate_inputs gets it: None for an input that is linked or missing, and for what
+    is no text, which the host refuses itself."""
+    return value if isinstance(value, str) else None
+
+
+def span_complaint(start: object, end: object) -> str | None:
     """None when nothing is wrong, or not known yet."""
-    return (
-        f"start ({start}) is after end ({end})"
-        if start is not None and end is not None and start > end
-        else None
-    )
+    first, last = as_number(start), as_number(end)
+    if first is None or last is None or first <= last:
+        return None
+    return f"start ({first}) is after end ({last})"
+
+
+def choice_complaint(name: str, value: object, options: Iterable[str]) -> str | None:
+    """What is wrong with the choice of an input that validate_inputs names: the host leaves it to
+    the node. None when nothing is wrong, or not known yet."""
+    choices = tuple(options)
+    if value is None or (isinstance(value, str) and value in choices):
+        return None
+    return f"{name}: {value!r:.40} is not one of {', '.join(choices)}"
 
 
 def bypass_conditioning() -> io.Input:
@@ -153,7 +174,7 @@ def complain(complaint: str | None) -> bool:
     return True
 
 
-def range_complaint(node: type[io.ComfyNode], **values: float | None) -> str | None:
+def range_complaint(node: type[io.ComfyNode], **values: object) -> str | None:
     """What is wrong with numbers that the node's schema does not allow, None when all are allowed.
     For validate_inputs: the host leaves the ranges of the inputs that it names to it, and calls it
     with what could not be made a number too. None stands for a linked input, whose value is not

@@ -30,7 +30,7 @@ from ..magic.capture_sets import (
     check_templates,
 )
 from ..magic.pictures import mask_batch
-from .declare import IdentityType, advanced, range_complaint, schema
+from .declare import IdentityType, advanced, as_number, as_text, range_complaint, schema
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
@@ -119,7 +119,7 @@ def _picture_inputs(what: str, templates: str, slots: str, placeholder: str) -> 
 def _first(value: Any) -> Any:
     """These nodes take lists, so that pictures may differ in size: all other inputs are lists of
     one."""
-    return value[0] if isinstance(value, list) else value
+    return next(iter(value), None) if isinstance(value, list) else value
 
 
 def _read(
@@ -148,13 +148,13 @@ def _fingerprint(folder: Any, linked: Any) -> str:
     return capture_folder.state_of(name) + ("" if has_masks else " ".join(face_models()))
 
 
-def _check(placeholder: str | None, templates: str | None, slots: tuple[str, ...]) -> bool | str:
-    # The host passes None for an input that is linked: its value comes only later.
+def _check(placeholder: object, templates: object, slots: tuple[str, ...]) -> bool | str:
+    word, lines = as_text(_first(placeholder)), as_text(_first(templates))
     try:
-        if placeholder is not None:
-            check_placeholder(placeholder.strip())
-        if templates is not None:
-            check_templates(_lines(templates), slots)
+        if word is not None:
+            check_placeholder(word.strip())
+        if lines is not None:
+            check_templates(_lines(lines), slots)
     except ValueError as error:
         return str(error)
     return True
@@ -183,8 +183,8 @@ class MagiCaptureSubject(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, placeholder: Any = None, templates: Any = None) -> bool | str:
-        return _check(_first(placeholder), _first(templates), ("{person}",))
+    def validate_inputs(cls, placeholder: object = None, templates: object = None) -> bool | str:
+        return _check(placeholder, templates, ("{person}",))
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any = None, **linked: Any) -> str:
@@ -229,8 +229,8 @@ class MagiCaptureStyle(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, placeholder: Any = None, templates: Any = None) -> bool | str:
-        return _check(_first(placeholder), _first(templates), ("{person}", "{style}"))
+    def validate_inputs(cls, placeholder: object = None, templates: object = None) -> bool | str:
+        return _check(placeholder, templates, ("{person}", "{style}"))
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any = None, **linked: Any) -> str:
@@ -570,17 +570,15 @@ class MagiCaptureTrain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, inversion_steps: int | None, lora_steps: int | None) -> bool | str:
+    def validate_inputs(
+        cls, inversion_steps: object = None, lora_steps: object = None
+    ) -> bool | str:
         if complaint := range_complaint(
             cls, inversion_steps=inversion_steps, lora_steps=lora_steps
         ):
             return complaint
-        return (
-            inversion_steps is None
-            or lora_steps is None
-            or inversion_steps + lora_steps > 0
-            or "no steps: give at least one phase some"
-        )
+        steps = as_number(inversion_steps), as_number(lora_steps)
+        return None in steps or any(steps) or "no steps: give at least one phase some"
 
     @classmethod
     def execute(

@@ -257,11 +257,11 @@ class MagicFaceConceptFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None) -> bool | str:
+    def validate_inputs(cls, folder: object = None) -> bool | str:
         return (
             folder is None
             or folder in concept_folder.list_folders()
-            or concept_folder.missing_message(folder)
+            or concept_folder.missing_message(str(folder))
         )
 
     @classmethod
@@ -438,7 +438,7 @@ class MagicFaceApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
+    def validate_inputs(cls, start: object = None, end: object = None) -> bool | str:
         return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
 
     @classmethod

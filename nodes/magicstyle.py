@@ -22,7 +22,9 @@ from .declare import (
     Styles,
     StylesBefore,
     advanced,
+    as_number,
     cache_input,
+    choice_complaint,
     keep_features_input,
     layers_input,
     range_complaint,
@@ -302,22 +304,22 @@ class MagicStyleApply(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        preset: str | None,
-        start: float | None,
-        end: float | None,
-        alpha: float | None,
-        beta: float | None,
+        preset: object = None,
+        start: object = None,
+        end: object = None,
+        alpha: object = None,
+        beta: object = None,
     ) -> bool | str:
         if complaint := range_complaint(cls, start=start, end=end, alpha=alpha, beta=beta):
+            return complaint
+        if complaint := choice_complaint("preset", preset, [*PRESETS, _CUSTOM]):
             return complaint
         if preset in PRESETS:
             # It has values of its own.
             return True
-        if preset not in (_CUSTOM, None):
-            return f"preset '{preset}' is not known: choose {', '.join([*PRESETS, _CUSTOM])}"
         if complaint := span_complaint(start, end):
             return complaint
-        if alpha is not None and beta is not None and alpha + beta > 1.0001:
+        if (as_number(alpha) or 0) + (as_number(beta) or 0) > 1.0001:
             return f"alpha ({alpha}) and beta ({beta}) add up to more than 1"
         return True
 

@@ -23,7 +23,7 @@ from ..host.segmentation.grounding_dino import detector_names
 from ..magic.boxes import CHOICES, FACE_AREAS, parse_boxes, parse_points
 from ..magic.mask_shapes import feather, grow, threshold
 from ..magic.pictures import mask_batch
-from .declare import Boxes, advanced, link_only, schema
+from .declare import Boxes, advanced, as_text, choice_complaint, link_only, schema
 
 NO_SAM = "none (rectangles and ellipses)"
 NO_MODEL = "none"
@@ -195,32 +195,33 @@ class MagicConceptMask(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        target: str | None,
-        text: str | None,
-        sam: str | None,
-        detector: str | None,
-        face_model: str | None,
-        points: str | None,
-        not_points: str | None,
-        box: str | None,
+        target: object = None,
+        text: object = None,
+        sam: object = None,
+        detector: object = None,
+        face_model: object = None,
+        points: object = None,
+        not_points: object = None,
+        box: object = None,
     ) -> bool | str:
-        # The host passes None for an input that is linked. Models that the target does not use are
-        # not asked for.
-        if target not in (None, *TARGETS):
-            return f"target: '{target}' is not one of {', '.join(TARGETS)}"
+        # Models that the target does not use are not asked for.
+        if complaint := choice_complaint("target", target, TARGETS):
+            return complaint
         if sam not in (None, NO_SAM, *model_folders.names(SAMS)):
-            return f"sam: {model_folders.missing_message(SAMS, sam or '')}, or choose '{NO_SAM}'"
+            return f"sam: {model_folders.missing_message(SAMS, str(sam))}, or choose '{NO_SAM}'"
         if target == "text" and detector is not None and detector not in detector_names():
-            name = "" if detector == NO_MODEL else detector
+            name = "" if detector == NO_MODEL else str(detector)
             return f"detector: {model_folders.missing_message(DETECTORS, name)}"
-        if target == "text" and text is not None and not text.strip(" ,.;\n"):
+        words = as_text(text)
+        if target == "text" and words is not None and not words.strip(" ,.;\n"):
             return "text is empty: write what to mask, such as 'hat'"
         if target == "face" and face_model is not None and face_model not in face_models():
-            return f"face_model: {missing_message('' if face_model == NO_MODEL else face_model)}"
+            name = "" if face_model == NO_MODEL else str(face_model)
+            return f"face_model: {missing_message(name)}"
         try:
-            inside = parse_points(points or "")
-            parse_points(not_points or "")
-            parse_boxes(box or "")
+            inside = parse_points(as_text(points) or "")
+            parse_points(as_text(not_points) or "")
+            parse_boxes(as_text(box) or "")
         except ValueError as error:
             return str(error)
         if target == "points" and sam == NO_SAM and inside:

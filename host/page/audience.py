@@ -67,14 +67,22 @@ def _running_workflow(server: Any) -> str | None:
 
 def accept_listeners() -> None:
     """Lets pages say that they listen, by POST of {"client_id"}: for as long as their websocket is
-    open. The answer is {"events": [[name, data]]}, what the page was told before."""
+    open. The answer is {"events": [[name, data]]}, what the page was told before; 400 to a body
+    that is no such thing, 404 to a page without a websocket."""
     server = running_server()
     if server is None:
         return
     kept = server.app[_KEPT] = KeptEvents()
 
     async def listen(request: web.Request) -> web.Response:
-        client = (await request.json()).get("client_id")
+        try:
+            body = await request.json()
+        # No JSON, nested too deep, in a character set that nobody knows.
+        except (ValueError, RecursionError, LookupError):
+            body = None
+        client = body.get("client_id") if isinstance(body, dict) else None
+        if not isinstance(client, str):
+            return web.Response(status=400)
         socket = server.sockets_metadata.get(client)
         if socket is None:
             return web.Response(status=404)
