@@ -74,6 +74,8 @@ def run_command(command: Callable[[], int]) -> int:
     traceback, and SIGTERM ends the server as Ctrl-C does, where the default action would leave it
     running."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # In the background of a shell it is ignored, also by what we start and stop in this way.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # What a child says may have letters that a redirected stdout of Windows has not.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
