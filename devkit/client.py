@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -41,15 +42,20 @@ class Result:
     outputs: what each output node shows, by node.
     executed: the nodes that ran, in order.
     cached: the nodes whose result the server had already.
-    steps: how often nodes reported progress, as sampling and inverting do: at least the first step
-        and the last.
+    steps_of: how often each node reported progress, as sampling and inverting do: at least the
+        first step and the last.
     """
 
     prompt_id: str
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     cached: set[str] = field(default_factory=set)
-    steps: int = 0
+    steps_of: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def steps(self) -> int:
+        """How often any node reported progress."""
+        return self.steps_of.total()
 
     @property
     def images(self) -> list[Picture]:
@@ -166,7 +172,7 @@ class Client:
             elif kind == "execution_interrupted":
                 failure = DevError("the execution was interrupted")
             elif kind == "progress":
-                result.steps += 1
+                result.steps_of[data["node"]] += 1
             elif kind == "executing" and data["node"] is not None:
                 result.executed.append(data["node"])
             elif kind == "executing":

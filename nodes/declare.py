@@ -143,6 +143,15 @@ def span_complaint(start: object, end: object) -> str | None:
     return f"start ({first}) is after end ({last})"
 
 
+def choice_complaint(name: str, value: object, options: Iterable[str]) -> str | None:
+    """What is wrong with the choice of an input that validate_inputs names: the host leaves it to
+    the node. None when nothing is wrong, or not known yet."""
+    choices = tuple(options)
+    if value is None or (isinstance(value, str) and value in choices):
+        return None
+    return f"{name}: {value!r:.40} is not one of {', '.join(choices)}"
+
+
 def bypass_conditioning() -> io.Input:
     """The host passes a bypassed node's inputs on to the outputs of their types: without this one
     the sampler would get no positive."""
@@ -163,15 +172,6 @@ def complain(complaint: str | None) -> bool:
     if complaint is not None:
         raise ValueError(complaint)
     return True
-
-
-def choice_complaint(name: str, value: object, options: Iterable[str]) -> str | None:
-    """What is wrong with the choice of an input that validate_inputs names: the host leaves it to
-    the node. None when nothing is wrong, or not known yet."""
-    choices = tuple(options)
-    if value is None or (isinstance(value, str) and value in choices):
-        return None
-    return f"{name}: {value!r} is not one of {', '.join(choices)}"
 
 
 def range_complaint(node: type[io.ComfyNode], **values: object) -> str | None:

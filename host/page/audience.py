@@ -67,8 +67,8 @@ def _running_workflow(server: Any) -> str | None:
 
 def accept_listeners() -> None:
     """Lets pages say that they listen, by POST of {"client_id"}: for as long as their websocket is
-    open. The answer is {"events": [[name, data]]}, what the page was told before; 400 for a body
-    that is no such thing, 404 for a page without a websocket."""
+    open. The answer is {"events": [[name, data]]}, what the page was told before; 400 to a body
+    that is no such thing, 404 to a page without a websocket."""
     server = running_server()
     if server is None:
         return

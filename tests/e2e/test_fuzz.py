@@ -42,19 +42,21 @@ def complaint(server: ComfyServer, info: dict[str, Any], prompt: Prompt) -> str 
 
 
 def complaint_about_refusal(error: ValidationFailed) -> str | None:
-    """By /prompt: an exception in the validation is no sentence."""
+    """By /prompt, before the run."""
     if error.status not in (200, 400):
         return f"status {error.status}: {error}"
     for node in (error.body.get("node_errors") or {}).values():
         for each in node["errors"]:
             if each["type"].startswith("exception_during"):
-                return f"{node['class_type']}: validation: {each['details']}"
+                details = {**each["extra_info"], "node_type": node["class_type"]}
+                if raw := complaint_about_failure(details):
+                    return f"{raw}, in the validation"
     return None
 
 
 def complaint_about_failure(details: dict[str, Any]) -> str | None:
-    """By a node, in the run. A sentence is a ValueError that our code raised itself: the innermost
-    call is ours, and its line is a `raise`."""
+    """By a node. A sentence is a ValueError that our code raised itself: the innermost call is
+    ours, and its line is a `raise`."""
     *_, innermost = details["traceback"]
     place, *lines = innermost.strip().splitlines()
     is_raised = bool(lines) and lines[0].strip().startswith("raise ")

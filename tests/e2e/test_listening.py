@@ -62,4 +62,4 @@ def test_a_page_must_have_a_websocket(server: ComfyServer) -> None:
             return await asyncio.to_thread(status_of, server, body)
 
     assert status_of(server, b'{"client_id": "nobody"}') == 404
-    assert finish(listen()) == 204
+    assert finish(listen()) == 200
