@@ -380,10 +380,10 @@ class MagicInversionLoad(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: object = None) -> bool | str:
-        if not isinstance(file, str):
+        if file is None:
             return True
         try:
-            inversion_files.path_of(file)
+            inversion_files.path_of(str(file))
         except ValueError as error:
             return str(error)
         return True

@@ -668,6 +668,6 @@ def test_values_that_contradict_each_other_are_refused_where_they_count():
     assert check(preset=None, start=None, end=None, alpha=None, beta=None) is True, (
         "linked inputs are not known yet"
     )
-    assert "'weird' is not known" in str(
+    assert "'weird' is not one of" in str(
         check(preset="weird", start=0.0, end=1.0, alpha=0.8, beta=0.2)
     )
