@@ -276,7 +276,7 @@ class _ReferenceRule:
     def attend(self, view: LayerView) -> Tensor:
         """The `Rule` of the chosen layers."""
         self.has_acted = True
-        references = self._bank[view.layer]
+        references = _weighed(self._bank[view.layer], view)
         regions = self._regions_of(view)
         if regions is None:
             out = reference_attention(view.q, view.k, view.v, references, view.attend)
@@ -334,6 +334,16 @@ class _ReferenceRule:
                 place_concepts(owners, targets, self._call.batch, view.grid)
             )
         return self._regions[view.cond, view.grid]
+
+
+def _weighed(references: Sequence[ReferenceTokens], view: LayerView) -> Sequence[ReferenceTokens]:
+    """References count against the picture's own tokens as strongly as ever, however many keys
+    other nodes have added to these."""
+    if not view.foreign_keys:
+        return references
+    keys = view.k.shape[1]
+    crowd = math.log(keys / (keys - view.foreign_keys))
+    return [dataclasses.replace(tokens, bias=tokens.bias + crowd) for tokens in references]
 
 
 def _cut(target: Tensor, area: Sequence[int], size: tuple[int, int]) -> Tensor:

@@ -399,3 +399,22 @@ def test_a_second_apply_on_one_model_is_refused_where_it_stands():
     first, *_ = apply(parts()[0])
     with pytest.raises(ValueError, match="chain all MagicFace Concept nodes into one"):
         apply(first, prompt=PROMPT)
+
+
+@pytest.mark.parametrize("options", [{"inject_at": 1.0}, {"inject_at": 0.0}], ids=["RSA", "RBA"])
+def test_keys_that_another_node_adds_leave_references_their_weight(options):
+    """StyleAligned and reference-only packs put keys behind the picture's own. Here every key comes
+    twice, which changes nothing without references."""
+    model = parts()[0]
+    doubled = model.clone()
+    doubled.set_model_attn1_patch(
+        lambda q, k, v, extra: (q, torch.cat([k, k], dim=1), torch.cat([v, v], dim=1))
+    )
+    sampling, results = Sampling(steps=2), []
+    for each in (model, doubled):
+        patched, positive, record = apply(each, **options)
+        samples = sampling.run(patched, positive)
+        results.append((samples, record.run_of(samples).steps[1].concepts))
+    (expected, layout), (samples, crowded) = results
+    torch.testing.assert_close(samples, expected, rtol=1e-3, atol=1e-3)
+    assert (crowded == layout).mean() > 0.99

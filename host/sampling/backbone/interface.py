@@ -26,7 +26,8 @@ class LayerView:
     layer: which one; cond: the id of the prompt's cond, None in a reference pass; q: B N C, the
     queries of the picture's tokens; k, v: B M C, what they meet; grid: rows and columns of the
     tokens of q; latent_size: rows and columns of the latent that this call shows; heads: of the
-    layer; attend: the layer's attention with one bias a key (M) or None, for any q, k, v.
+    layer; attend: the layer's attention with one bias a key (M) or None, for any q, k, v;
+    foreign_keys: how many of k, at its end, other nodes have added.
     """
 
     layer: LayerKey
@@ -38,6 +39,7 @@ class LayerView:
     latent_size: tuple[int, int]
     heads: int
     attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    foreign_keys: int = 0
 
 
 Rule = Callable[[LayerView], Tensor]

@@ -236,6 +236,7 @@ def _view(
         latent_size=(height, width),
         heads=extra["n_heads"],
         attend=attend,
+        foreign_keys=k.shape[1] - q.shape[1],
     )
 
 
