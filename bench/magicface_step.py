@@ -22,6 +22,7 @@ from .step_cost import (
     add_scale,
     device_name,
     figures_alone,
+    noise_latent,
     peak_bytes,
     print_figures,
     sampling_sigmas,
@@ -89,7 +90,8 @@ def measure(references: int, mode: str, scale: Scale) -> Cost:
     plain_positive, negative = random_sd15.conditioning(1), random_sd15.conditioning(2)
 
     def seconds_of(model: Any, positive: list[Any]) -> float:
-        return seconds_a_step(model, positive, negative, sigmas, scale.latent, CFG)
+        start = noise_latent(model, sigmas[0], scale.latent)
+        return seconds_a_step(model, positive, negative, sigmas, start, CFG)
 
     magic, positive = model, plain_positive
     if mode != "plain":

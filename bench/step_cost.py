@@ -121,22 +121,29 @@ def sampling_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
     return comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
 
 
+def noise_latent(model: Any, sigma: Tensor, side: int) -> Tensor:
+    """A LATENT's samples that are noise of the first sigma of a run: 1 4 side side."""
+    samples: Tensor = model.model.process_latent_out(torch.randn(1, 4, side, side) * sigma)
+    return samples
+
+
 def seconds_a_step(
     model: Any,
     positive: list[Any],
     negative: list[Any],
     sigmas: Tensor,
-    latent_side: int,
+    start: Tensor,
     cfg: float,
 ) -> float:
-    """The median of all steps of an Euler run but the first."""
+    """The median of all steps of an Euler run but the first. start: a LATENT's samples, noise as
+    they are."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    clock, noise = StepClock(), torch.randn(1, 4, latent_side, latent_side)
+    clock = StepClock()
     guider.sample(
-        noise,
-        torch.zeros_like(noise),
+        torch.zeros_like(start),
+        start,
         comfy.samplers.sampler_object("euler"),
         sigmas,
         callback=clock,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 
 import pytest
+import torch
 
-from bench.step_cost import figures_alone
+from bench import magicface_step, magicstyle
+from bench.step_cost import Scale, figures_alone
 from devkit.pack import ROOT
 
 FOLDER = ROOT / "bench"
+TINY = Scale(latent=8, channels=32, steps=3, dtype=torch.float32)
 BENCHES = sorted(
     path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text()
 )
@@ -36,3 +39,13 @@ def test_a_figure_of_a_process_that_failed_says_why():
         RuntimeError, match=r"(?s)bench\.nowhere --one plain ended with 1:.*nowhere"
     ):
         figures_alone("bench.nowhere", "--one", "plain")
+
+
+@pytest.mark.parametrize("mode", ["plain", "live", "kept"])
+def test_a_step_of_magicface_can_be_measured(mode):
+    assert all(figure > 0 for figure in magicface_step.measure(2, mode, TINY))
+
+
+@pytest.mark.parametrize("mode", ["plain", *magicstyle.ROWS])
+def test_a_step_of_magicstyle_can_be_measured(mode):
+    assert all(figure > 0 for figure in magicstyle.measure(mode, TINY))
