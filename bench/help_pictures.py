@@ -50,7 +50,7 @@ from magicportrait.nodes.toy import MagicToyCapture
 
 HEIGHT = 160
 LARGE = 256
-"""Side of pictures that show what no model has drawn, in pixels."""
+"""Side of pictures that show what no model has rendering, in pixels."""
 FOLDER = ROOT / "js" / "docs"
 
 
@@ -67,17 +67,17 @@ def gray(mask: Tensor) -> Tensor:
 
 
 def concept(checkpoint: toy.Toy) -> list[Tensor]:
-    drawn = portraits.render(reference_sets()[0]["hat"], LARGE)
-    image, mask = toy.picture(drawn)[0], toy.part_mask(drawn, "hat")[0]
+    rendering = portraits.render(reference_sets()[0]["hat"], LARGE)
+    image, mask = toy.picture(rendering)[0], toy.part_mask(rendering, "hat")[0]
     return [image, gray(mask), image * (0.25 + 0.75 * gray(mask))]
 
 
 def magicface(checkpoint: toy.Toy) -> list[Tensor]:
     references, noise = reference_sets()[0], checkpoint.noise([0, 1])
-    drawn = [toy.picture(portraits.render(references[part]))[0] for part in CONCEPTS]
+    sources = [toy.picture(portraits.render(references[part]))[0] for part in CONCEPTS]
     plain = plain_pictures(checkpoint, noise)
     magic = magic_pictures(checkpoint, noise, references)
-    return [*drawn, *plain.images, *magic.images]
+    return [*sources, *plain.images, *magic.images]
 
 
 def layout(checkpoint: toy.Toy) -> list[Tensor]:
@@ -128,7 +128,7 @@ def style(checkpoint: toy.Toy) -> list[Tensor]:
     content = portrait_in("cartoon")
     pictures = [content]
     for look in (portrait_in("sketch"), portrait_in("neon")):
-        drawn = MagicStyleSampler.execute(
+        sample = MagicStyleSampler.execute(
             checkpoint.model,
             checkpoint.vae,
             content,
@@ -140,13 +140,13 @@ def style(checkpoint: toy.Toy) -> list[Tensor]:
             0,
             checkpoint.clip,
         ).args[1]
-        pictures += [look, drawn]
+        pictures += [look, sample]
     return [picture[0] for picture in pictures]
 
 
 def crop(checkpoint: toy.Toy) -> list[Tensor]:
-    drawn = portraits.render(toy.held_out(1)[0], LARGE)
-    image, mask = toy.picture(drawn), toy.part_mask(drawn, "face")
+    rendering = portraits.render(toy.held_out(1)[0], LARGE)
+    image, mask = toy.picture(rendering), toy.part_mask(rendering, "face")
     cut, cut_mask, place = MagicPortraitCrop.execute(image, mask, 0.3, 128, True).args
     changed = torch.lerp(cut, 1 - cut.flip(-1), gray(cut_mask[0]))
     [pasted] = MagicPortraitPaste.execute(image, changed, place, 0.1).args
@@ -168,15 +168,15 @@ def toy_checkpoint(checkpoint: toy.Toy) -> list[Tensor]:
 
 def toy_portrait(checkpoint: toy.Toy) -> list[Tensor]:
     [portrait] = toy.held_out(1, lambda portrait: bool(portrait.hat and portrait.scarf))
-    drawn = portraits.render(portrait, LARGE)
-    masks = (toy.part_mask(drawn, part)[0] for part in ("hat", "face", "scarf"))
-    return [toy.picture(drawn)[0], *map(gray, masks)]
+    rendering = portraits.render(portrait, LARGE)
+    masks = (toy.part_mask(rendering, part)[0] for part in ("hat", "face", "scarf"))
+    return [toy.picture(rendering)[0], *map(gray, masks)]
 
 
 def concept_mask(checkpoint: toy.Toy) -> list[Tensor]:
-    drawn = portraits.render(reference_sets()[0]["hat"], LARGE)
-    image = toy.picture(drawn)
-    [box] = boxes_of_parts(toy.part_mask(drawn, "hat")[0], SMALLEST_FACE)
+    rendering = portraits.render(reference_sets()[0]["hat"], LARGE)
+    image = toy.picture(rendering)
+    [box] = boxes_of_parts(toy.part_mask(rendering, "hat")[0], SMALLEST_FACE)
     options = {
         "target": "points",
         "sam": NO_SAM,
@@ -234,7 +234,7 @@ def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
 
 def compare(checkpoint: toy.Toy) -> list[Tensor]:
     references, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
-    drawn = torch.cat([toy.picture(portraits.render(references[part])) for part in CONCEPTS])
+    sources = torch.cat([toy.picture(portraits.render(references[part])) for part in CONCEPTS])
     plain = plain_pictures(checkpoint, noise)
     magic = magic_pictures(checkpoint, noise, references)
     options = {
@@ -243,7 +243,9 @@ def compare(checkpoint: toy.Toy) -> list[Tensor]:
         "cell": 112,
         "font": 16,
     }
-    [grid] = MagicCompareGrid.execute(drawn, **options, row_2=plain.images, row_3=magic.images).args
+    [grid] = MagicCompareGrid.execute(
+        sources, **options, row_2=plain.images, row_3=magic.images
+    ).args
     return [grid[0]]
 
 
@@ -268,10 +270,10 @@ def restore(checkpoint: toy.Toy) -> list[Tensor]:
     would go."""
     people, heads, *_ = MagicToyCapture.execute(7, "cartoon", 2, LARGE).args
     image, mask = torch.cat([*people], 1), torch.cat([*heads], 1)
-    given: list[Tensor] = []
+    crops: list[Tensor] = []
 
     def look(crop: Tensor) -> Tensor:
-        given.append(crop[0].movedim(0, -1))
+        crops.append(crop[0].movedim(0, -1))
         return torch.ones_like(crop)
 
     pasted = torch.zeros(1, 3, *image.shape[:2])
@@ -288,7 +290,7 @@ def restore(checkpoint: toy.Toy) -> list[Tensor]:
         pasted = restore_face(
             pasted, box, torch.ones_like, values["margin"], values["strength"], values["feather"]
         )
-    return [image, *given, image * (0.2 + 0.8 * pasted[0].movedim(0, -1))]
+    return [image, *crops, image * (0.2 + 0.8 * pasted[0].movedim(0, -1))]
 
 
 PICTURES: dict[str, Callable[[toy.Toy], list[Tensor]]] = {

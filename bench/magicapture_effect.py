@@ -263,10 +263,10 @@ class Pair:
 
 def truth_masks(capture: Capture) -> dict[str, Tensor]:
     """Where hair and face are in (nearly) every picture of the truth: H W, bool."""
-    drawn = [render(portrait) for portrait in capture.truth]
+    renderings = [render(portrait) for portrait in capture.truth]
     masks = {}
     for part in ("hair", "face"):
-        share = torch.stack([toy.part_mask(picture, part)[0] for picture in drawn]).mean(0)
+        share = torch.stack([toy.part_mask(picture, part)[0] for picture in renderings]).mean(0)
         masks[part] = share >= min(0.9, share.max().item())
     return masks
 
@@ -401,8 +401,8 @@ def main() -> None:
         return
     methods = [method for method in (BASE, *METHODS) if not args.only or method in args.only]
     is_stored = not args.tuning and not args.quick
-    stored = json.loads(STORED.read_text()) if STORED.exists() and is_stored else {}
-    results = stored.setdefault(fingerprint(settings), {})
+    everything = json.loads(STORED.read_text()) if STORED.exists() and is_stored else {}
+    results = everything.setdefault(fingerprint(settings), {})
     rows = []
     for number, (seed, style) in enumerate(pairs):
         missing = [
@@ -410,12 +410,12 @@ def main() -> None:
         ]
         if not missing:
             continue
-        pair, drawn = Pair(loaded, seed, style, settings), []
+        pair, first = Pair(loaded, seed, style, settings), []
         for method in missing:
             started = time.perf_counter()
             pictures = pair.pictures(pair.words(method))
             results[key((seed, style), method)] = figures = pair.score(pictures)
-            drawn.append(pictures[0])
+            first.append(pictures[0])
             numbers = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
             print(
                 f"pair {number + 1}/{len(pairs)} {seed} {style}: {method}: {numbers}"
@@ -424,14 +424,14 @@ def main() -> None:
             )
             if is_stored:
                 RESULTS.mkdir(exist_ok=True)
-                STORED.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+                STORED.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
         if args.figure:
             rows.append(
                 [
                     pair.subject.pictures[0].image,
                     pair.style.pictures[0].image,
                     pair.truth[0],
-                    *drawn,
+                    *first,
                 ]
             )
             contact_sheet(rows, args.figure)

@@ -58,8 +58,8 @@ def score(
     """(remaining error, change elsewhere) over a batch."""
     before, after, elsewhere = [], [], []
     for part, portrait in references.items():
-        drawn = render(portrait)
-        colour = toy.mean_colour(toy.picture(drawn)[0], toy.part_mask(drawn, part)[0])
+        rendering = render(portrait)
+        colour = toy.mean_colour(toy.picture(rendering)[0], toy.part_mask(rendering, part)[0])
         for i in range(len(plain.images)):
             before.append(
                 (toy.mean_colour(plain.images[i], plain.regions[part][i]) - colour).norm()

@@ -118,11 +118,11 @@ def main() -> None:
         print_figures(*measure(int(references), mode, scale))
         return
 
-    def alone(references: int, mode: str) -> Cost:
+    def measure_alone(references: int, mode: str) -> Cost:
         count = f"{references}"
         return Cost(*figures_alone("bench.magicface_step", *sys.argv[1:], "--one", count, mode))
 
-    plain = alone(0, "plain")
+    plain = measure_alone(0, "plain")
     report = Report(
         "magicface_step",
         "Cost of a MagicFace step",
@@ -139,7 +139,7 @@ def main() -> None:
         "and kept",
     )
     for n in args.references:
-        live, kept = alone(n, "live"), alone(n, "kept")
+        live, kept = measure_alone(n, "live"), measure_alone(n, "kept")
         report.add_row(
             f"{n}",
             f"{live.ratio:.2f} x",

@@ -118,10 +118,10 @@ def main() -> None:
         print_figures(*measure(args.one, Scale.of(args)))
         return
 
-    def alone(mode: str) -> Cost:
+    def measure_alone(mode: str) -> Cost:
         return Cost(*figures_alone("bench.magicstyle", *sys.argv[1:], "--one", mode))
 
-    plain = alone("plain")
+    plain = measure_alone("plain")
     report = Report(
         "magicstyle",
         "Cost of inversion and MagicStyle",
@@ -130,7 +130,7 @@ def main() -> None:
     )
     report.begin_table("", "time of a step", "peak memory")
     for mode, name in ROWS.items():
-        cost = alone(mode)
+        cost = measure_alone(mode)
         report.add_row(name, f"{cost.ratio:.2f} x", f"{cost.memory / plain.memory:.2f} x")
     report.write(
         "",

@@ -244,12 +244,14 @@ def draw_cells(suite: Suite, client: Client, output: Path) -> None:
         if path.exists() and stamp.exists() and stamp.read_text() == digest:
             continue
         print(f"{number} of {len(everything)}: {path.relative_to(output)}", flush=True)
-        saved = [picture for picture in run_prompt(client, prompt) if picture["type"] == "output"]
-        if not saved:
+        pictures = [
+            picture for picture in run_prompt(client, prompt) if picture["type"] == "output"
+        ]
+        if not pictures:
             raise DevError(f"the workflow of '{cell.method}' saved no picture")
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
-        unfinished.write_bytes(client.fetch(saved[0]))
+        unfinished.write_bytes(client.fetch(pictures[0]))
         os.replace(unfinished, path)
         stamp.write_text(digest)
 
@@ -289,14 +291,14 @@ def results(suite: Suite, output: Path) -> tuple[dict[str, dict[str, list[float]
                     colour_distance(picture, references, areas) for picture in read_pictures(paths)
                 )
             for label, subfolder in concept.groups:
-                measured = measure_files(
+                metrics = measure_files(
                     paths,
                     concept.images(subfolder),
                     tuple(cell.prompt for cell in own),
                     suite.identity,
                 )
-                missing |= measured.missing
-                for name, values in measured.columns.items():
+                missing |= metrics.missing
+                for name, values in metrics.columns.items():
                     if name not in ALONE:
                         columns.setdefault(f"{label}: {name}" if label else name, []).extend(values)
                     elif subfolder == concept.groups[0][1]:

@@ -19,9 +19,9 @@ from magicportrait.host.pictures.conversion import as_image
 def draw_concept(index: int, folder: Path) -> None:
     """A reference set as a concept folder of MagicFace: image/ and mask/."""
     for part, portrait in reference_sets()[index].items():
-        drawn = render(portrait)
-        _save(drawn.image, folder / "image" / f"{part}.png")
-        _save(drawn.masks[part], folder / "mask" / f"{part}.png")
+        rendering = render(portrait)
+        _save(rendering.image, folder / "image" / f"{part}.png")
+        _save(rendering.masks[part], folder / "mask" / f"{part}.png")
 
 
 def draw_pair(index: int, folder: Path) -> None:
@@ -43,7 +43,7 @@ def draw_capture(index: int, folder: Path) -> None:
 
 
 def other_style(index: int) -> Style:
-    """Another one than the cartoon, in which portraits and subjects are drawn."""
+    """Another one than the cartoon, in which portraits and subjects are rendering."""
     return STYLES[1 + index % (len(STYLES) - 1)]
 
 

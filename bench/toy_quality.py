@@ -51,8 +51,8 @@ def phrases_of(portrait: Portrait) -> dict[str, str]:
 def autoencoder_psnr(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
     portraits = toy.held_out(count)
     images = torch.cat([toy.picture(render(portrait)) for portrait in portraits])
-    decoded = checkpoint.decode(checkpoint.vae.encode(images))
-    psnr = -10 * (images - decoded).square().mean((1, 2, 3)).log10()
+    reconstructions = checkpoint.decode(checkpoint.vae.encode(images))
+    psnr = -10 * (images - reconstructions).square().mean((1, 2, 3)).log10()
     by_style: dict[str, float] = {
         style: psnr[[i for i, p in enumerate(portraits) if p.style == style]].mean().item()
         for style in STYLES
@@ -124,10 +124,10 @@ def mean_masks() -> dict[str, Tensor]:
     masks: dict[str, list[Tensor]] = {part: [] for part in LOCATED}
     for seed in range(MEANS_OF):
         portrait = sample_portrait(seed)
-        drawn = render(portrait)
+        rendering = render(portrait)
         for part in LOCATED:
             if _has(portrait, part):
-                masks[part].append(torch.from_numpy(drawn.masks[part]))
+                masks[part].append(torch.from_numpy(rendering.masks[part]))
     return {part: torch.stack(several).mean(0) for part, several in masks.items()}
 
 
@@ -144,19 +144,19 @@ def localisation(
     sigma = float(sampling.percent_to_sigma(percent))
     for index, portrait in enumerate(toy.held_out(count)):
         portrait = replace(portrait, glasses="glasses" if portrait.glasses else None)
-        drawn = render(portrait)
+        rendering = render(portrait)
         phrases = phrases_of(portrait)
         model, positive, record = checkpoint.watch(
             caption(portrait), list(phrases.values()), ca_scale
         )
-        latent = checkpoint.vae.encode(toy.picture(drawn))
+        latent = checkpoint.vae.encode(toy.picture(rendering))
         samples = checkpoint.denoise(model, positive, latent, sigma, index)
         owners = toy.owned_cells(record, samples)[0]
         for i, part in enumerate(phrases):
-            if part not in scores or drawn.masks[part].sum() < 32:
+            if part not in scores or rendering.masks[part].sum() < 32:
                 continue
             coverage, mean = (
-                on_grid(torch.from_numpy(drawn.masks[part]), owners.shape[0]),
+                on_grid(torch.from_numpy(rendering.masks[part]), owners.shape[0]),
                 on_grid(means[part], owners.shape[0]),
             )
             # Thin parts, such as glasses, fill no cell by half.
@@ -204,14 +204,14 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=Path, help="also write a sheet of samples there")
     args = parse_with_quick(parser, captions=2, portraits=6)
-    checkpoint, decoded = toy.Toy.load(), args.portraits * 4 // 3
-    psnr = autoencoder_psnr(checkpoint, decoded)
+    checkpoint, pictures = toy.Toy.load(), args.portraits * 4 // 3
+    psnr = autoencoder_psnr(checkpoint, pictures)
     right = binding(checkpoint, args.captions)
     overlaps = localisation(checkpoint, args.portraits)
     mean = [sum(pair[i] for pair in overlaps.values()) / len(overlaps) for i in (0, 1)]
     report = Report("toy_quality", "Quality of the toy checkpoint", "`python -m bench.toy_quality`")
     report.write(
-        f"Autoencoder, {decoded} held-out portraits: PSNR {psnr['all']:.1f} dB ("
+        f"Autoencoder, {pictures} held-out portraits: PSNR {psnr['all']:.1f} dB ("
         + ", ".join(f"{style} {psnr[style]:.1f}" for style in STYLES)
         + ")",
         "",

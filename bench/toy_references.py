@@ -80,12 +80,12 @@ def concepts_of(
     """The MAGIC_CONCEPTS of a set of references. prompt: of each reference picture."""
     concepts: Any = ()
     for part, portrait in references.items():
-        drawn = render(portrait)
+        rendering = render(portrait)
         [concepts] = MagicFaceConcept.execute(
-            toy.picture(drawn),
+            toy.picture(rendering),
             part,
             strength,
-            toy.part_mask(drawn, part),
+            toy.part_mask(rendering, part),
             prompt.format(gender=portrait.gender, part=part),
             None,
             concepts,
