@@ -62,6 +62,16 @@ def test_a_number_out_of_range_is_refused(node, item, monkeypatch):
         )
 
 
+@pytest.mark.parametrize(
+    ("node", "item"),
+    [(node, item) for node, item in NUMBERS if item.get_io_type() == "FLOAT"],
+    ids=lambda part: getattr(part, "id", getattr(part, "__name__", "")),
+)
+def test_what_is_no_number_is_refused(node, item, monkeypatch):
+    for value in (math.nan, math.inf, -math.inf):
+        assert about(item.id, complaints(monkeypatch, node, **{item.id: value})), value
+
+
 def test_the_complaint_says_what_is_expected(monkeypatch):
     from magicportrait.nodes.magicstyle import MagicStyleApply
 
