@@ -73,15 +73,21 @@ def as_rgb(picture: Tensor, name: str) -> Tensor:
     return picture.float().clamp(0, 1).expand(-1, -1, 3)
 
 
+def differ_in_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether pictures of these heights and widths cannot be copies of one another at other
+    sizes."""
+    (height, width), (other_height, other_width) = size, other
+    longest = max(height, width, other_height, other_width)
+    return abs(width * other_height - height * other_width) > _ROUNDING * longest
+
+
 def check_aspect(picture: tuple[int, int], mask: tuple[int, int], owner: str) -> None:
     """ValueError when a mask was drawn on another picture. picture, mask: height and width of each;
     owner: whose they are, for the message."""
-    (height, width), (mask_height, mask_width) = picture, mask
-    longest = max(height, width, mask_height, mask_width)
-    if abs(width * mask_height - height * mask_width) > _ROUNDING * longest:
+    if differ_in_aspect(picture, mask):
         raise ValueError(
-            f"mask and image of {owner} differ in aspect: the image is {width}x{height}, the mask"
-            f" {mask_width}x{mask_height}. Use a mask that was drawn on this image"
+            f"mask and image of {owner} differ in aspect: the image is {picture[1]}x{picture[0]},"
+            f" the mask {mask[1]}x{mask[0]}. Use a mask that was drawn on this image"
         )
 
 

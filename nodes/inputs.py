@@ -34,15 +34,19 @@ def invert_input(what: str) -> io.Input:
     )
 
 
-def painted_mask(mask: Any, owner: str, invert: bool = False) -> torch.Tensor:
+def painted_mask(mask: Any, owner: str, what_to_do: str, invert: bool = False) -> torch.Tensor:
     """A mask as B H W, turned round if asked. ValueError when nothing is painted; a notice when it
-    has the picture's border and not its middle. owner: whose mask, for both."""
+    has the picture's border and not its middle. owner: whose mask, for both; what_to_do: when it is
+    empty."""
     masks = mask_batch(mask, owner)
-    check_painted(masks, 0.0, owner, "paint over what it should cover")
-    if invert:
-        masks = 1 - masks.float().clamp(0, 1)
+    check_painted(masks, 0.0, owner, what_to_do)
+    masks = inverted(masks) if invert else masks
     warn_of_border(masks, owner)
     return masks
+
+
+def inverted(masks: torch.Tensor) -> torch.Tensor:
+    return 1 - masks.float().clamp(0, 1)
 
 
 def warn_of_border(masks: torch.Tensor, owner: str) -> None:

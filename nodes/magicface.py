@@ -210,7 +210,10 @@ class MagicFaceConcept(io.ComfyNode):
             covered = painted if mask is None else mask
         image = picture_batch(image, f"image of concept '{phrase}'")
         if covered is not None:
-            covered = painted_mask(covered, f"mask of concept '{phrase}'", invert)
+            owner = f"mask of concept '{phrase}'"
+            covered = painted_mask(
+                covered, owner, "paint over the part of the image to take", invert
+            )
         region = None if target_region is None else mask_batch(target_region, "target_region")
         logits = STRENGTHS.get(preset, strength)
         return io.NodeOutput(

@@ -267,7 +267,7 @@ def _top_level(path: Path) -> dict[str, Any]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(
-            f"{name}, line {line}: has a character that YAML does not allow: U+{error.character:04X}"
+            f"{name}, line {line}: U+{error.character:04X} is a character that YAML does not allow"
         ) from error
     if root is None or _kind(root) != "mapping":
         raise ValueError(f"{name}: expected settings such as 'target_prompt: a hat', one a line")

@@ -66,7 +66,7 @@ def _opacity(image: Image.Image) -> Tensor | None:
 
 
 def _opened(path: Path) -> Image.Image:
-    """The picture in mode RGB or RGBA, or, where it has 16 bits of gray, in one of PIL's modes I."""
+    """The picture in mode RGB or RGBA; where it has 16 bits of gray, in one of PIL's modes I."""
     try:
         with Image.open(path) as image:
             # Damage shows when a file is read to its end.
