@@ -4,6 +4,7 @@ choosing."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ FACE_AREAS: dict[str, tuple[float, float, float, float]] = {
 """What is added to a face box at its left, top, right and bottom, in parts of its width and height.
 Face boxes end at brows and chin."""
 
+_SHOWN = 80
+"""Letters of what was typed that a message has at most."""
 CHOICES = ("all", "largest", "index")
 
 
@@ -132,6 +135,7 @@ def parse_boxes(text: str) -> list[Box]:
 
 def _numbers(text: str, names: tuple[str, ...], what: str, example: str) -> list[tuple[float, ...]]:
     text = text.strip()
+    rows: list[tuple[float, ...]]
     try:
         if text.startswith(("[", "{")):
             entries = json.loads(text)
@@ -145,11 +149,13 @@ def _numbers(text: str, names: tuple[str, ...], what: str, example: str) -> list
                 for part in re.split(r"[;\n]", text)
                 if part.strip()
             ]
-    except (ValueError, KeyError, TypeError):
+    # Brackets thousands deep, and numbers of hundreds of digits, are not understood either.
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         rows = [()]
-    if any(len(row) != len(names) for row in rows):
+    if any(len(row) != len(names) or not all(map(math.isfinite, row)) for row in rows):
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
         raise ValueError(
-            f"{what}: '{text}' is not understood: expected {','.join(names)} in pixels, such as"
+            f"{what}: '{shown}' is not understood: expected {','.join(names)} in pixels, such as"
             f" '{example}', or a JSON list"
         )
     return rows

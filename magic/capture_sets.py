@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pictures import as_rgb, check_aspect
+from .pictures import as_rgb, check_aspect, check_painted
 
 PERSON, STYLE = "{person}", "{style}"
 _PLACEHOLDER = re.compile(r"[^\s(),:{}\\]+")
@@ -118,22 +118,21 @@ def capture_pictures(
     pictures = []
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         rgb = as_rgb(image, name)
-        mask = (
-            rgb.new_ones(rgb.shape[:2])
-            if not masks
-            else _fitted(masks[i if len(masks) > 1 else 0], rgb, name)
-        )
-        if float(mask.max()) < 0.5:
-            raise ValueError(
-                f"face mask of {name} is empty: paint over the face, or leave the picture out"
-            )
+        mask = rgb.new_ones(rgb.shape[:2])
+        if masks:
+            mask = _fitted(masks[i if len(masks) > 1 else 0], rgb, name)
         pictures.append(CapturePicture(name, rgb, mask))
     return tuple(pictures)
 
 
 def _fitted(mask: Tensor, image: Tensor, name: str) -> Tensor:
+    owner, what_to_do = f"face mask of {name}", "paint over the face, or leave the picture out"
+    check_painted(mask, 0.0, owner, what_to_do)
     size = (image.shape[0], image.shape[1])
     check_aspect(size, (mask.shape[0], mask.shape[1]), name)
-    if size == tuple(mask.shape):
-        return mask.float()
-    return F.interpolate(mask[None, None].float(), size=size, mode="bilinear", antialias=True)[0, 0]
+    fitted = mask.float()
+    if size != tuple(mask.shape):
+        fitted = F.interpolate(fitted[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
+    # What counts as face is above one half.
+    check_painted(fitted, 0.5, owner, what_to_do)
+    return fitted

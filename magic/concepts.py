@@ -8,11 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .pictures import check_aspect
+from .pictures import check_aspect, check_painted
 
 MINIMUM_COVERAGE = 0.1
 """A token whose cell the mask covers less than this takes no part: it shows mostly something
 else."""
+_LONGEST = 32
+"""Times that one side of a reference may be the other: it is enlarged until the shorter one has
+tokens enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +47,29 @@ class Concept:
                 f"concept '{self.phrase}' has no image: expected B H W C, got"
                 f" {list(self.images.shape)}"
             )
+        height, width = self.images.shape[1:3]
+        if max(height, width) > _LONGEST * min(height, width):
+            raise ValueError(
+                f"image of concept '{self.phrase}' is {width}x{height}: expected sides that differ"
+                f" by no more than {_LONGEST} times. Crop it"
+            )
         if self.mask is not None:
             self._check_mask(self.mask)
-        if self.target_region is not None and float(self.target_region.max()) <= 0.5:
-            raise ValueError(
-                f"target region of concept '{self.phrase}' is empty: paint where it goes, or"
-                " disconnect the mask"
+        if self.target_region is not None:
+            check_painted(
+                self.target_region,
+                0.5,
+                f"target region of concept '{self.phrase}'",
+                "paint where it goes, or disconnect the mask",
             )
 
     def _check_mask(self, mask: Tensor) -> None:
+        check_painted(
+            mask,
+            MINIMUM_COVERAGE,
+            f"mask of concept '{self.phrase}'",
+            "paint over the part of the image to take",
+        )
         if mask.shape[0] not in (1, self.images.shape[0]):
             raise ValueError(
                 f"concept '{self.phrase}' has {self.images.shape[0]} images but {mask.shape[0]}"
@@ -60,11 +77,6 @@ class Concept:
             )
         picture, (rows, columns) = self.images.shape[1:3], mask.shape[-2:]
         check_aspect((picture[0], picture[1]), (rows, columns), f"concept '{self.phrase}'")
-        if float(mask.max()) <= MINIMUM_COVERAGE:
-            raise ValueError(
-                f"mask of concept '{self.phrase}' is empty: paint over the part of the image to"
-                " take"
-            )
 
 
 Cells = Literal["share", "nearest"]

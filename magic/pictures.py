@@ -1,23 +1,69 @@
-"""Pictures and masks as other nodes and files give them: brought into one form, and compared."""
+"""Pictures, masks and latents as other nodes and files give them: checked, brought into one form,
+and compared."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 _ROUNDING = 8
 """Pixels by which a side may be off: masks often come from a resized copy of the picture."""
+_BORDER = 0.02
+"""Width of the rim that counts as a picture's border, in parts of the shorter side."""
+_MOSTLY = 0.9
 
 
-def mask_batch(mask: Tensor) -> Tensor:
-    """Masks as B H W, whatever leading dimensions other packs leave out or add."""
+def picture_batch(image: Any, what: str) -> Tensor:
+    """An IMAGE of another node: B H W 3, or 4 with opacity, in 0..1; gray (one channel) becomes
+    three. ValueError says what came and what is expected. what: the input, for the message."""
+    expected = "expected a batch of pictures with 3 channels (B H W 3)"
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{what} is a {type(image).__name__}: {expected}")
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
+        raise ValueError(f"{what} has the shape {list(image.shape)}: {expected}")
+    _check_numbers(image, what)
+    return image.expand(-1, -1, -1, 3) if image.shape[-1] == 1 else image
+
+
+def mask_batch(mask: Any, what: str = "mask") -> Tensor:
+    """A MASK of another node as B H W, whatever leading dimensions other packs leave out or add.
+    ValueError, as in `picture_batch`."""
+    expected = "expected a mask for each picture (B H W)"
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"{what} is a {type(mask).__name__}: {expected}")
+    if mask.ndim < 2 or 0 in mask.shape:
+        raise ValueError(f"{what} has the shape {list(mask.shape)}: {expected}")
+    _check_numbers(mask, what)
     return mask.reshape(-1, *mask.shape[-2:])
+
+
+def latent_batch(samples: Any, what: str, channels: int | None = None) -> Tensor:
+    """The tensor of a LATENT of another node: B C h w, or B C T h w. channels: those of the model
+    that it is for, None for any. ValueError as in `picture_batch`."""
+    latent = samples.get("samples") if isinstance(samples, dict) else None
+    if not isinstance(latent, Tensor):
+        raise ValueError(
+            f"{what} is a {type(samples).__name__} without samples: expected a LATENT, such as a"
+            " sampler's or VAE Encode's"
+        )
+    if latent.ndim not in (4, 5) or 0 in latent.shape:
+        raise ValueError(f"{what} has the shape {list(latent.shape)}: expected B C h w")
+    if channels is not None and latent.shape[1] != channels:
+        raise ValueError(
+            f"{what} has {latent.shape[1]} channels, this model works in {channels}: it is another"
+            " model's. Encode the picture with this model's VAE"
+        )
+    _check_numbers(latent, what)
+    return latent
 
 
 def as_rgb(picture: Tensor, name: str) -> Tensor:
     """A picture of H W C with 1 (gray), 3 or 4 (alpha, put on white) channels -> H W 3 in 0..1.
     ValueError, by its name, for anything else."""
     channels = picture.shape[-1]
-    if picture.ndim != 3 or channels not in (1, 3, 4):
+    if picture.ndim != 3 or channels not in (1, 3, 4) or 0 in picture.shape:
         raise ValueError(
             f"{name} is no picture: expected height, width and 1, 3 or 4 channels, got"
             f" {list(picture.shape)}"
@@ -27,13 +73,51 @@ def as_rgb(picture: Tensor, name: str) -> Tensor:
     return picture.float().clamp(0, 1).expand(-1, -1, 3)
 
 
+def differ_in_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether pictures of these heights and widths cannot be copies of one another at other
+    sizes."""
+    (height, width), (other_height, other_width) = size, other
+    longest = max(height, width, other_height, other_width)
+    return abs(width * other_height - height * other_width) > _ROUNDING * longest
+
+
 def check_aspect(picture: tuple[int, int], mask: tuple[int, int], owner: str) -> None:
     """ValueError when a mask was drawn on another picture. picture, mask: height and width of each;
     owner: whose they are, for the message."""
-    (height, width), (mask_height, mask_width) = picture, mask
-    longest = max(height, width, mask_height, mask_width)
-    if abs(width * mask_height - height * mask_width) > _ROUNDING * longest:
+    if differ_in_aspect(picture, mask):
         raise ValueError(
-            f"mask and image of {owner} differ in aspect: the image is {width}x{height}, the mask"
-            f" {mask_width}x{mask_height}. Use a mask that was drawn on this image"
+            f"mask and image of {owner} differ in aspect: the image is {picture[1]}x{picture[0]},"
+            f" the mask {mask[1]}x{mask[0]}. Use a mask that was drawn on this image"
+        )
+
+
+def check_painted(mask: Tensor, least: float, owner: str, what_to_do: str) -> None:
+    """ValueError when nothing of a mask is above `least`. To be called before anything else is
+    looked at: Load Image gives an empty mask of another size until something is painted."""
+    if float(mask.max()) <= least:
+        raise ValueError(
+            f"{owner} is empty: {what_to_do} (right-click the picture of Load Image, Open in"
+            " MaskEditor)"
+        )
+
+
+def covers_border(mask: Tensor) -> bool:
+    """Whether a mask (... H W in 0..1) has the picture's border but not all of the picture: as that
+    of a cut-out has, which is what is transparent."""
+    height, width = mask.shape[-2:]
+    rim = max(1, round(_BORDER * min(height, width)))
+    if min(height, width) <= 2 * rim:
+        return False
+    inside = mask[..., rim:-rim, rim:-rim].float()
+    total = float(mask.float().sum(dtype=torch.float64))
+    around = mask.numel() - inside.numel()
+    of_border = (total - float(inside.sum(dtype=torch.float64))) / around
+    return of_border >= _MOSTLY and float(inside.mean()) < _MOSTLY
+
+
+def _check_numbers(values: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"{what} has values in it that are no numbers (NaN or infinite): look at the node that"
+            " made it"
         )

@@ -32,7 +32,7 @@ def crop_box(mask: Tensor, margin: float, aspect: float | None = None) -> Box:
     if box is None:
         raise ValueError(
             "the mask is empty: paint over the part of the picture to cut out, or connect a face"
-            " mask"
+            " mask. What is half or less does not count"
         )
     extra = margin * max(box.height, box.width)
     height, width = box.height + 2 * extra, box.width + 2 * extra

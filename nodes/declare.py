@@ -30,7 +30,19 @@ _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)
 
 
+class _Least(float):
+    """The least value of a number. The host refuses what is `< least`, which not-a-number never is:
+    so everything is below that is not at least so much."""
+
+    def __gt__(self, value: float, /) -> bool:
+        return not value >= float(self)
+
+
 def schema(**fields: Any) -> io.Schema:
+    """A node's schema, of which the host refuses numbers that are none or out of their range."""
+    for item in fields.get("inputs", ()):
+        if isinstance(item, io.Float.Input) and item.min is not None:
+            item.min = _Least(item.min)
     return io.Schema(**{name: value for name, value in fields.items() if name in _KNOWN_FIELDS})
 
 

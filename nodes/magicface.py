@@ -24,7 +24,7 @@ from ..host.sampling.references import check_masks, prepare_references
 from ..host.systems.magicface import MagicFacePatch
 from ..host.text.prompts import tagged_prompt
 from ..magic.concepts import CELLS, Concept
-from ..magic.pictures import mask_batch
+from ..magic.pictures import mask_batch, picture_batch
 from .declare import (
     Concepts,
     ConceptsBefore,
@@ -33,6 +33,7 @@ from .declare import (
     as_text,
     bypass_conditioning,
     complain,
+    defaults_of,
     keep_features_input,
     layers_input,
     node_id,
@@ -41,6 +42,7 @@ from .declare import (
     span_complaint,
     span_inputs,
 )
+from .inputs import check_ranges, invert_input, painted_mask, warn_of_border
 
 DEFAULT_STRENGTH = 3.0
 STRENGTHS = {"subtle": 2.0, "normal": DEFAULT_STRENGTH, "strong": 4.0}
@@ -157,6 +159,7 @@ class MagicFaceConcept(io.ComfyNode):
                         " 4. 'custom' takes the number of strength."
                     ),
                 ),
+                invert_input("the mask"),
             ],
             outputs=[
                 Concepts.Output(
@@ -199,17 +202,25 @@ class MagicFaceConcept(io.ComfyNode):
         concepts: tuple[Concept, ...] = (),
         picture: str = NO_PICTURE,
         preset: str = CUSTOM_STRENGTH,
+        invert: bool = False,
     ) -> io.NodeOutput:
-        painted = None
+        check_ranges(cls, strength=strength)
+        phrase, covered = phrase.strip(), mask
         if image is None:
             image, painted = own_picture.read(picture)
-        region = None if target_region is None else mask_batch(target_region)
-        covered = painted if mask is None else mask_batch(mask)
+            covered = painted if mask is None else mask
+        image = picture_batch(image, f"image of concept '{phrase}'")
+        if covered is not None:
+            owner = f"mask of concept '{phrase}'"
+            covered = painted_mask(
+                covered, owner, "paint over the part of the image to take", invert
+            )
+        region = None if target_region is None else mask_batch(target_region, "target_region")
         logits = STRENGTHS.get(preset, strength)
         return io.NodeOutput(
             (
                 *concepts,
-                Concept(phrase.strip(), image, covered, reference_prompt.strip(), logits, region),
+                Concept(phrase, image, covered, reference_prompt.strip(), logits, region),
             )
         )
 
@@ -254,6 +265,39 @@ class MagicFaceConceptFolder(io.ComfyNode):
                         "ca_scale of the YAML file, for MagicFace Apply; 0 (automatic) without one."
                     ),
                 ),
+                io.Float.Output(
+                    display_name="inject_at",
+                    tooltip=(
+                        "The share of sampling after the YAML file's inject_step, for MagicFace"
+                        " Apply; without one what that node starts with."
+                    ),
+                ),
+                io.Float.Output(
+                    display_name="start",
+                    tooltip="start_step of the YAML file as a share, for MagicFace Apply; else 0.",
+                ),
+                io.Float.Output(
+                    display_name="end",
+                    tooltip="end_step of the YAML file as a share, for MagicFace Apply; else 1.",
+                ),
+                io.String.Output(
+                    display_name="layers",
+                    tooltip=(
+                        "layer_idx of the YAML file in the words of MagicFace Apply (SD1.5, SD2.1);"
+                        " else what that node starts with."
+                    ),
+                ),
+                io.Int.Output(
+                    display_name="seed",
+                    tooltip="The first of the YAML file's seeds, for the sampler; else 0.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip=(
+                        "What was read, what was not, and what the YAML file asks for: connect it"
+                        " to Preview as Text."
+                    ),
+                ),
             ],
         )
 
@@ -261,19 +305,30 @@ class MagicFaceConceptFolder(io.ComfyNode):
     def validate_inputs(cls, folder: object = None) -> bool | str:
         return (
             folder is None
-            or folder in concept_folder.list_folders()
+            or concept_folder.is_listed(str(folder))
             or concept_folder.missing_message(str(folder))
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None, **_: Any) -> str:
-        return "" if folder is None else concept_folder.state_of(folder)
+    def fingerprint_inputs(cls, folder: Any = None, **_: Any) -> str:
+        return concept_folder.state_of(folder) if concept_folder.is_listed(folder) else ""
 
     @classmethod
     def execute(cls, folder: str, concepts: tuple[Concept, ...] = ()) -> io.NodeOutput:
         read = concept_folder.read_folder(folder, DEFAULT_STRENGTH)
+        for concept in read.concepts:
+            if concept.mask is not None:
+                warn_of_border(concept.mask, f"mask of concept '{concept.phrase}'")
+        config = read.config
+        settings = {**defaults_of(MagicFaceApply), **(config.settings if config else {})}
+        report = [*read.report, *(config.requests if config else ())]
         return io.NodeOutput(
-            (*concepts, *read.concepts), read.prompt, read.negative_prompt, read.ca_scale
+            (*concepts, *read.concepts),
+            read.prompt,
+            config.negative_prompt if config else "",
+            *(settings[name] for name in ("ca_scale", "inject_at", "start", "end", "layers")),
+            config.seeds[0] if config and config.seeds else 0,
+            "\n".join(report),
         )
 
 

@@ -19,11 +19,21 @@ from ..host.segmentation.concept_masks import (
     concept_masks,
     overlay,
 )
-from ..host.segmentation.grounding_dino import detector_names
+from ..host.segmentation.grounding_dino import detector_names, named_things
 from ..magic.boxes import CHOICES, FACE_AREAS, parse_boxes, parse_points
 from ..magic.mask_shapes import feather, grow, threshold
-from ..magic.pictures import mask_batch
-from .declare import Boxes, advanced, as_text, choice_complaint, link_only, schema
+from ..magic.pictures import mask_batch, picture_batch
+from .declare import (
+    Boxes,
+    advanced,
+    as_text,
+    choice_complaint,
+    complain,
+    link_only,
+    range_complaint,
+    schema,
+)
+from .inputs import check_ranges
 
 NO_SAM = "none (rectangles and ellipses)"
 NO_MODEL = "none"
@@ -195,38 +205,21 @@ class MagicConceptMask(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        target: object = None,
-        text: object = None,
-        sam: object = None,
-        detector: object = None,
-        face_model: object = None,
-        points: object = None,
-        not_points: object = None,
-        box: object = None,
-    ) -> bool | str:
-        # Models that the target does not use are not asked for.
-        if complaint := choice_complaint("target", target, TARGETS):
-            return complaint
-        if sam not in (None, NO_SAM, *model_folders.names(SAMS)):
-            return f"sam: {model_folders.missing_message(SAMS, str(sam))}, or choose '{NO_SAM}'"
-        if target == "text" and detector is not None and detector not in detector_names():
-            name = "" if detector == NO_MODEL else str(detector)
-            return f"detector: {model_folders.missing_message(DETECTORS, name)}"
-        words = as_text(text)
-        if target == "text" and words is not None and not words.strip(" ,.;\n"):
-            return "text is empty: write what to mask, such as 'hat'"
-        if target == "face" and face_model is not None and face_model not in face_models():
-            name = "" if face_model == NO_MODEL else str(face_model)
-            return f"face_model: {missing_message(name)}"
-        try:
-            inside = parse_points(as_text(points) or "")
-            parse_points(as_text(not_points) or "")
-            parse_boxes(as_text(box) or "")
-        except ValueError as error:
-            return str(error)
-        if target == "points" and sam == NO_SAM and inside:
-            return f"sam: points need SAM: {model_folders.missing_message(SAMS)}"
-        return True
+        target: Any = None,
+        text: Any = None,
+        sam: Any = None,
+        detector: Any = None,
+        face_model: Any = None,
+        points: Any = None,
+        not_points: Any = None,
+        box: Any = None,
+        index: Any = None,
+        threshold: Any = None,
+    ) -> bool:
+        return complain(
+            range_complaint(cls, index=index, threshold=threshold)
+            or _complaint(target, text, sam, detector, face_model, points, not_points, box)
+        )
 
     @classmethod
     def execute(
@@ -248,11 +241,10 @@ class MagicConceptMask(io.ComfyNode):
         boxes: Any = None,
     ) -> io.NodeOutput:
         # Linked values come here unseen by validate_inputs.
-        complaint = cls.validate_inputs(
-            target, text, sam, detector, face_model, points, not_points, box
+        cls.validate_inputs(
+            target, text, sam, detector, face_model, points, not_points, box, index, threshold
         )
-        if complaint is not True:
-            raise ValueError(complaint)
+        image = picture_batch(image, "image")
         typed = tuple(parse_boxes(box))
         linked = from_host_boxes(boxes, len(image)) if boxes is not None else ((),) * len(image)
         inside = tuple(parse_points(points))
@@ -291,6 +283,40 @@ class MagicConceptMask(io.ComfyNode):
                 f" {request.threshold:g}: lower it, use other words, or set if_nothing to 'empty"
                 " mask'"
             )
+
+
+def _complaint(
+    target: Any,
+    text: Any,
+    sam: Any,
+    detector: Any,
+    face_model: Any,
+    points: Any,
+    not_points: Any,
+    box: Any,
+) -> str | None:
+    """What is wrong with what is asked for; None when nothing is. None stands for what is linked or
+    not there. Models that the target does not use are not asked for."""
+    if complaint := choice_complaint("target", target, TARGETS):
+        return complaint
+    if sam not in (None, NO_SAM, *model_folders.names(SAMS)):
+        return f"sam: {model_folders.missing_message(SAMS, str(sam))}, or choose '{NO_SAM}'"
+    if target == "text" and detector not in (None, *detector_names()):
+        name = "" if detector == NO_MODEL else str(detector)
+        return f"detector: {model_folders.missing_message(DETECTORS, name)}"
+    if target == "text" and text is not None and not named_things(str(text)):
+        return "text is empty: write what to mask, such as 'hat'"
+    if target == "face" and face_model not in (None, *face_models()):
+        return f"face_model: {missing_message('' if face_model == NO_MODEL else str(face_model))}"
+    try:
+        inside = parse_points(as_text(points) or "")
+        parse_points(as_text(not_points) or "")
+        parse_boxes(as_text(box) or "")
+    except ValueError as error:
+        return str(error)
+    if target == "points" and sam == NO_SAM and inside:
+        return f"sam: points need SAM: {model_folders.missing_message(SAMS)}"
+    return None
 
 
 class MagicMaskRefine(io.ComfyNode):
@@ -375,6 +401,7 @@ class MagicMaskRefine(io.ComfyNode):
         feather: float,
         invert: bool,
     ) -> io.NodeOutput:
+        check_ranges(cls, threshold=threshold, grow=grow, feather=feather)
         return io.NodeOutput(
             refined(mask, threshold, largest_part, fill_holes, grow, feather, invert)
         )

@@ -16,7 +16,9 @@ from ..host.metrics.table import MetricTable, measure
 from ..host.models.safe_files import write_numbered
 from ..host.pictures.compare_grid import CompareGrid
 from ..host.pictures.host_boxes import from_host_boxes
+from ..magic.pictures import picture_batch
 from .declare import Boxes, IdentityType, advanced, link_only, schema
+from .inputs import check_ranges
 
 _GRID_ROWS = 8
 
@@ -143,6 +145,8 @@ class MagicPortraitMetrics(io.ComfyNode):
         aesthetic: str = AUTO,
         save_as: str = "",
     ) -> io.NodeOutput:
+        images = picture_batch(images, "images")
+        references = None if references is None else picture_batch(references, "references")
         lines = [line.strip() for line in prompt.splitlines() if line.strip()]
         prompts = lines if len(lines) == len(images) else [" ".join(lines)] if lines else []
         comparison = Comparison(
@@ -273,9 +277,10 @@ class MagicCompareGrid(io.ComfyNode):
         font: int,
         **more: torch.Tensor | None,
     ) -> io.NodeOutput:
-        batches = [row_1, *(more.get(f"row_{i}") for i in range(2, _GRID_ROWS + 1))]
+        check_ranges(cls, cell=cell, gap=gap, font=font)
+        rows = {"row_1": row_1, **dict(sorted(more.items()))}
         cells: list[list[torch.Tensor | None]] = [
-            list(batch) for batch in batches if batch is not None
+            list(picture_batch(batch, name)) for name, batch in rows.items() if batch is not None
         ]
         captions = [
             text.splitlines() if text.strip() else [] for text in (row_captions, column_captions)

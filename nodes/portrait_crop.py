@@ -6,9 +6,13 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..magic.pictures import mask_batch
+from ..host.page.notices import notice
+from ..magic.pictures import check_aspect, differ_in_aspect, mask_batch, picture_batch
 from ..magic.portrait_crop import Crop, crop_box, cut, paste, resize, working_size
 from .declare import CropType, advanced, schema
+from .inputs import check_ranges, invert_input, inverted, painted_mask
+
+_WHAT_TO_CUT = "paint over the part of the picture to cut out, or connect a face mask"
 
 
 class MagicPortraitCrop(io.ComfyNode):
@@ -70,6 +74,7 @@ class MagicPortraitCrop(io.ComfyNode):
                         ),
                     )
                 ),
+                invert_input("the mask"),
             ],
             outputs=[
                 io.Image.Output(
@@ -85,10 +90,19 @@ class MagicPortraitCrop(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, mask: torch.Tensor, margin: float, size: int, square: bool
+        cls,
+        image: torch.Tensor,
+        mask: torch.Tensor,
+        margin: float,
+        size: int,
+        square: bool,
+        invert: bool = False,
     ) -> io.NodeOutput:
-        masks = mask_batch(mask).float().cpu()
+        check_ranges(cls, margin=margin, size=size)
+        image = picture_batch(image, "image")
+        masks = painted_mask(mask, "the mask", _WHAT_TO_CUT, invert).float().cpu()
         picture: tuple[int, int] = (image.shape[1], image.shape[2])
+        check_aspect(picture, (masks.shape[1], masks.shape[2]), "Portrait Crop")
         if tuple(masks.shape[1:]) != picture:
             masks = torch.nn.functional.interpolate(
                 masks[:, None], size=picture, mode="bilinear", align_corners=False
@@ -139,6 +153,7 @@ class MagicPortraitPaste(io.ComfyNode):
                         " as it is: soften it with Refine Mask."
                     ),
                 ),
+                invert_input("the mask"),
             ],
             outputs=[
                 io.Image.Output(
@@ -155,12 +170,29 @@ class MagicPortraitPaste(io.ComfyNode):
         crop: Crop,
         feather: float,
         mask: torch.Tensor | None = None,
+        invert: bool = False,
     ) -> io.NodeOutput:
+        check_ranges(cls, feather=feather)
+        image, patch = picture_batch(image, "image"), picture_batch(patch, "patch")
         if tuple(image.shape[1:3]) != crop.picture:
             raise ValueError(
                 f"the crop was cut from a picture of {crop.picture[1]}x{crop.picture[0]}, this one"
                 f" is {image.shape[2]}x{image.shape[1]}: connect the picture that went into"
                 " Portrait Crop"
             )
-        region = None if mask is None else mask_batch(mask)
+        size, box = (patch.shape[1], patch.shape[2]), crop.box
+        if differ_in_aspect((round(box.height), round(box.width)), size):
+            raise ValueError(
+                f"the patch is {size[1]}x{size[0]}, what was cut out had the aspect of"
+                f" {box.width:g}x{box.height:g}: connect the cut-out of the same Portrait Crop,"
+                " changed but not cropped"
+            )
+        region = None
+        if mask is not None:
+            region = mask_batch(mask, "the mask")
+            if region.any():
+                check_aspect(size, (region.shape[1], region.shape[2]), "Portrait Paste")
+            elif not invert:
+                notice("the mask is empty, so nothing of the patch is pasted: paint it")
+            region = inverted(region) if invert else region
         return io.NodeOutput(paste(image[..., :3], patch[..., :3], crop, feather, region))

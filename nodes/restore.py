@@ -12,8 +12,9 @@ from ..host.faces.restoration import SMALLEST_FACE, on_device, restore_face, ups
 from ..host.pictures.host_boxes import from_host_boxes
 from ..host.pictures.mask_parts import boxes_of_parts
 from ..magic.boxes import Box
-from ..magic.pictures import check_aspect, mask_batch
+from ..magic.pictures import check_aspect, mask_batch, picture_batch
 from .declare import Boxes, advanced, schema
+from .inputs import check_ranges, invert_input, inverted, warn_of_border
 
 
 class MagicPortraitRestore(io.ComfyNode):
@@ -115,6 +116,7 @@ class MagicPortraitRestore(io.ComfyNode):
                         ),
                     )
                 ),
+                invert_input("the mask of faces"),
             ],
             outputs=[
                 io.Image.Output(display_name="IMAGE", tooltip="The pictures with restored faces.")
@@ -133,12 +135,19 @@ class MagicPortraitRestore(io.ComfyNode):
         faces: torch.Tensor | None = None,
         boxes: Any = None,
         upscale_model: Any = None,
+        invert: bool = False,
     ) -> io.NodeOutput:
         import comfy.utils
 
+        check_ranges(cls, strength=strength, margin=margin, feather=feather)
+        image = picture_batch(image, "image")
         if faces is None and boxes is None:
             raise ValueError("no faces given: connect a mask of the faces, or boxes")
-        places = _boxes(image, faces, boxes)
+        masks = None if faces is None else mask_batch(faces, "the mask of faces")
+        # An empty one stays empty: it is not what somebody painted.
+        if masks is not None and invert and bool(masks.any()):
+            masks = inverted(masks)
+        places = _boxes(image, masks, boxes)
         if on_no_face == "error" and [] in places:
             raise ValueError(
                 f"picture {places.index([]) + 1} has no face in its mask or boxes: give one, or set"
@@ -169,17 +178,19 @@ class MagicPortraitRestore(io.ComfyNode):
         return io.NodeOutput(torch.cat(pictures).movedim(1, -1).cpu())
 
 
-def _boxes(image: torch.Tensor, faces: torch.Tensor | None, boxes: Any) -> list[list[Box]]:
-    """The faces of each picture: those of the mask, then the boxes."""
+def _boxes(image: torch.Tensor, masks: torch.Tensor | None, boxes: Any) -> list[list[Box]]:
+    """The faces of each picture: those of the masks, then the boxes."""
     size = (image.shape[1], image.shape[2])
     places: list[list[Box]] = [[] for _ in image]
-    if faces is not None:
-        masks = mask_batch(faces)
+    if masks is not None:
         if len(masks) not in (1, len(image)):
             raise ValueError(
                 f"{len(image)} pictures but {len(masks)} masks: give one for each, or one for all"
             )
-        check_aspect(size, (masks.shape[1], masks.shape[2]), "Portrait Restore")
+        # One that is empty, as Load Image gives it unpainted, has a size of its own.
+        if bool((masks > 0.5).any()):
+            check_aspect(size, (masks.shape[1], masks.shape[2]), "Portrait Restore")
+        warn_of_border(masks, "the mask of faces")
         factor = size[1] / masks.shape[2]
         of_masks = [
             [box.scaled(factor) for box in boxes_of_parts(mask, SMALLEST_FACE)] for mask in masks

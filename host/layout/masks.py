@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from ..pictures.captions import Lettering
-from ..pictures.conversion import as_tensor
-from ..pictures.palette import colour, colour_name
+from ..pictures.conversion import as_image, as_tensor
+from ..pictures.palette import colour_name, paint
 from .record import LayoutStep
 
 _LINE = 14
 """Pixels from one line of a legend to the next."""
-_LEGEND_LETTERS = Lettering(10, (0, 0, 0))
+_LETTERS = 10
+_MOST_LINES = 64
+_SWATCH, _BESIDE_SWATCH = 10, 18
+"""Pixels: side of the piece of colour before each phrase, and where the phrase begins."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def layout_masks(step: LayoutStep, phrases: int, size: tuple[int, int]) -> Layou
 def overlay(masks: LayoutMasks, phrases: Sequence[str], image: Tensor | None) -> tuple[Tensor, str]:
     """The regions in colour over the picture (or over the foreground in gray), with a legend below
     each; and the legend in words."""
-    batch, _, width = masks.foreground.shape
+    batch, height, width = masks.foreground.shape
     base = (
         masks.foreground[..., None].expand(-1, -1, -1, 3) * 0.35 + 0.25
         if image is None
@@ -58,18 +61,23 @@ def overlay(masks: LayoutMasks, phrases: Sequence[str], image: Tensor | None) ->
     )
     painted = base.clone().float().cpu()
     for i, mask in enumerate(masks.phrases):
-        paint = torch.tensor(colour(i)) / 255
-        painted = torch.lerp(painted, paint.expand_as(painted), 0.6 * mask[..., None])
+        colours = paint(i, height, width).expand_as(painted)
+        painted = torch.lerp(painted, colours, 0.6 * mask[..., None])
     strip = _legend(phrases, width)
     words = ", ".join(f"{phrase}: {colour_name(i)}" for i, phrase in enumerate(phrases))
     return torch.cat([painted, strip.expand(batch, -1, -1, -1)], dim=1), words
 
 
 def _legend(phrases: Sequence[str], width: int) -> Tensor:  # 1 h W 3
-    picture = Image.new("RGB", (width, _LINE * len(phrases) + 4), "white")
-    draw = ImageDraw.Draw(picture)
-    for i, phrase in enumerate(phrases):
+    lettering = Lettering(_LETTERS, (0, 0, 0))
+    lines = list(phrases[:_MOST_LINES])
+    if len(phrases) > len(lines):
+        lines.append(f"and {len(phrases) - len(lines)} more")
+    picture = Image.new("RGB", (width, _LINE * len(lines) + 4), "white")
+    for i, line in enumerate(lines):
         top = 3 + i * _LINE
-        draw.rectangle((4, top, 13, top + 9), fill=colour(i))
-        _LEGEND_LETTERS.write(picture, phrase, (18, top - 2))
+        if i < _MOST_LINES:
+            picture.paste(as_image(paint(i, _SWATCH, _SWATCH)), (4, top))
+        text = lettering.wrapped(line, max(1, width - _BESIDE_SWATCH), 1)
+        lettering.write(picture, text, (_BESIDE_SWATCH, top - 2))
     return as_tensor(picture)

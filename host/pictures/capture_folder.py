@@ -3,60 +3,93 @@ of the same names in mask/."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from .input_folders import (
-    folder_state,
-    folders_with,
+    PictureFiles,
+    files_in,
+    find_folder,
+    folders_that,
+    has_pictures,
     input_root,
-    pictures_in,
-    read_image,
-    read_mask,
+    log_skipped,
+    shown,
+    state_of_files,
 )
+from .picture_files import read_mask, read_picture
 
 NO_FOLDER = "(no folder)"
 
 
 def list_folders() -> list[str]:
     """Folders that have pictures in them."""
-    return folders_with(lambda path: path.name != "mask" and bool(pictures_in(path)))
+    return folders_that(_suits)
 
 
 def read_folder(folder: str) -> tuple[list[Tensor], list[Tensor] | None, list[str]]:
-    """Pictures (H W 3), masks (H W) or None, and names. ValueError says which mask is missing when
-    there are some."""
+    """Pictures (H W 3), masks (H W) or None, and names. What is no picture is named in the log.
+    ValueError says which mask is missing when there are some, or which file is damaged."""
     root = _resolve(folder)
-    pictures = pictures_in(root)
-    masks = (
-        {path.stem: path for path in pictures_in(root / "mask")} if (root / "mask").is_dir() else {}
-    )
-    if masks and (unmasked := [path.name for path in pictures if path.stem not in masks]):
+    files, mask_files = files_in(root), _mask_files(root)
+    log_skipped(folder, [*files.skipped, *(f"mask/{name}" for name in mask_files.skipped)])
+    masks = by_stem(mask_files.pictures, f"folder '{folder}': mask/")
+    unmasked = [shown(path.name) for path in files.pictures if path.stem not in masks]
+    if masks and unmasked:
         raise ValueError(
             f"folder '{folder}': {unmasked[0]} has no mask: put mask/{unmasked[0]} there, or remove"
             " the folder mask"
         )
-    return (
-        [read_image(path)[0] for path in pictures],
-        [read_mask(masks[path.stem])[0] for path in pictures] if masks else None,
-        [path.name for path in pictures],
-    )
+    try:
+        return (
+            [read_picture(path).rgb[0] for path in files.pictures],
+            [read_mask(masks[path.stem])[0] for path in files.pictures] if masks else None,
+            [shown(path.name) for path in files.pictures],
+        )
+    except ValueError as error:
+        raise ValueError(f"folder '{folder}': {error}") from error
+
+
+def by_stem(pictures: Sequence[Path], where: str) -> dict[str, Path]:
+    """Pictures by their names without suffixes. ValueError when two share one. where: for the
+    message."""
+    named: dict[str, Path] = {}
+    for path in pictures:
+        if other := named.get(path.stem):
+            raise ValueError(
+                f"{where} has {shown(other.name)} and {shown(path.name)}: keep one of them"
+            )
+        named[path.stem] = path
+    return named
 
 
 def has_masks(folder: str) -> bool:
-    masks = _resolve(folder) / "mask"
-    return masks.is_dir() and bool(pictures_in(masks))
+    return bool(_mask_files(_resolve(folder)).pictures)
 
 
 def state_of(folder: str) -> str:
     """Changes when a file in the folder does; empty for no folder."""
-    return "" if folder == NO_FOLDER else folder_state(_resolve(folder))
+    if folder == NO_FOLDER:
+        return ""
+    root = _resolve(folder)
+    return state_of_files([root, root / "mask"])
+
+
+def _suits(path: Path) -> bool:
+    return path.name != "mask" and has_pictures(path)
+
+
+def _mask_files(root: Path) -> PictureFiles:
+    masks = root / "mask"
+    return files_in(masks) if masks.is_dir() else PictureFiles((), ())
 
 
 def _resolve(folder: str) -> Path:
-    if folder not in list_folders():
+    root = find_folder(folder, _suits)
+    if root is None:
         raise ValueError(
             f"folder '{folder}' is not there: put a folder of pictures into {input_root()}"
         )
-    return input_root() / folder
+    return root

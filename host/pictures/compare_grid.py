@@ -12,6 +12,7 @@ from torch import Tensor
 from .captions import Lettering
 from .conversion import as_image, as_tensor
 
+_LINES_OF_TITLE = 4
 _INK, _PAPER, _BLANK = (24, 24, 28), (255, 255, 255), (236, 236, 240)
 
 
@@ -57,15 +58,17 @@ class CompareGrid:
         if not any(picture is not None for row in self.cells for picture in row):
             raise ValueError("the grid has no pictures: connect a batch of them")
         step, margin = self.cell + self.gap, self.gap
-        side_captions = [self._lettering.wrapped(text, self.cell) for text in self.row_captions]
-        top_captions = [self._lettering.wrapped(text, self.cell) for text in self.column_captions]
+        side_captions, top_captions = (
+            list(map(self._caption, captions))
+            for captions in (self.row_captions, self.column_captions)
+        )
         left = margin + (
             max(self._lettering.size(text)[0] for text in side_captions) + 2 * self.gap
             if any(side_captions)
             else 0
         )
         width = left + self.columns * step
-        title = self._lettering.wrapped(self.title, width - 2 * margin)
+        title = self._lettering.wrapped(self.title, width - 2 * margin, _LINES_OF_TITLE)
         below_title = margin + (self._lettering.size(title)[1] + 2 * self.gap if title else 0)
         top = below_title + (
             max(self._lettering.size(text)[1] for text in top_captions) + 2 * self.gap
@@ -98,6 +101,11 @@ class CompareGrid:
                         ),
                     )
         return as_tensor(sheet)
+
+    def _caption(self, text: str) -> str:
+        """No more of it than fits beside a picture."""
+        lines = self._lettering.lines_in(self.cell, text)
+        return self._lettering.wrapped(text, self.cell, lines)
 
     def _fitted(self, picture: Tensor) -> Image.Image:
         image = as_image(picture[..., :3])

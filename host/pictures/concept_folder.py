@@ -1,26 +1,33 @@
 """Reading folders of the official MagicFace format from ComfyUI's input folder.
 
 <folder>/image/<concept>.jpg and <folder>/mask/<concept>.jpg with equal names, and optionally
-config*.yaml with `ref_image_infos` (path -> reference prompt, in order), `target_prompt`,
-`ref_index` (each concept's token in it, start token = 0), `mask_weights`, `ca_scale` and
-`negative_prompt`.
+config*.yaml (see concept_config.py). Of a cut-out, with a transparent ground, no mask is needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...magic.concepts import Concept
+from .capture_folder import by_stem
+from .concept_config import ConceptConfig, read_config
 from .input_folders import (
-    folder_state,
-    folders_with,
+    PictureFiles,
+    files_in,
+    find_folder,
+    folders_that,
     input_root,
-    pictures_in,
-    read_image,
-    read_mask,
+    log_skipped,
+    shown,
+    some_of,
+    state_of_files,
 )
+from .picture_files import read_mask, read_picture
 
 NO_FOLDER = "(no concept folder in ComfyUI's input folder)"
 
@@ -30,19 +37,24 @@ class ConceptFolder:
     """What a folder holds.
 
     concepts: in the order of its YAML file, else of their names; prompt: the target prompt, made
-    from the names where the folder does not say; negative_prompt: empty where it does not say;
-    ca_scale: as of MagicFace Apply, 0 where it does not say.
+    from the names where there is no file; config: what the file asks for, None without one; report:
+    what was read and what was not, a line each.
     """
 
     concepts: tuple[Concept, ...]
     prompt: str
-    negative_prompt: str
-    ca_scale: float
+    config: ConceptConfig | None
+    report: tuple[str, ...]
 
 
 def list_folders() -> list[str]:
     """Folders that have image/ and mask/ in them."""
-    return folders_with(lambda path: (path / "image").is_dir() and (path / "mask").is_dir())
+    return folders_that(_suits)
+
+
+def is_listed(folder: Any) -> bool:
+    """Whether `list_folders` has it."""
+    return isinstance(folder, str) and find_folder(folder, _suits) is not None
 
 
 def missing_message(folder: str) -> str:
@@ -54,66 +66,33 @@ def missing_message(folder: str) -> str:
 
 def state_of(folder: str) -> str:
     """Changes when a file in the folder does."""
-    return folder_state(_resolve(folder))
+    root = _resolve(folder)
+    return state_of_files([root / "image", root / "mask", *_config_files(root)])
 
 
 def read_folder(folder: str, default_strength: float) -> ConceptFolder:
-    """ValueError names the file when something is missing or does not fit."""
+    """ValueError names the file when something is missing, damaged or does not fit."""
     root = _resolve(folder)
-    images = {path.stem: path for path in pictures_in(root / "image")}
-    masks = {path.stem: path for path in pictures_in(root / "mask")}
-    if not images:
-        raise ValueError(f"concept folder '{folder}': image/ has no pictures in it")
-    if unmasked := sorted(set(images) - set(masks)):
-        raise ValueError(
-            f"concept folder '{folder}': image/{images[unmasked[0]].name} has no mask: expected"
-            f" mask/{images[unmasked[0]].name}"
-        )
-    config = _read_config(root)
-    if config is None:
-        names = sorted(images)
-        prompts, phrases, strengths = ["" for _ in names], names, [default_strength] * len(names)
-        target = "a portrait with " + " and ".join(names)
-    else:
-        infos = config.get("ref_image_infos") or {}
-        names = [PurePosixPath(str(path)).stem for path in infos]
-        if unknown := [name for name in names if name not in images]:
-            raise ValueError(
-                f"concept folder '{folder}': the YAML file names '{unknown[0]}', but image/ has"
-                f" {', '.join(sorted(images))}"
-            )
-        target = str(config.get("target_prompt", ""))
-        null_prompts = bool(config.get("use_null_ref_prompts", False))
-        prompts = [" " if null_prompts else str(prompt) for prompt in infos.values()]
-        phrases = words_at(target, [int(index) for index in config.get("ref_index") or []]) or names
-        strengths = [float(weight) for weight in config.get("mask_weights") or []] or [
-            default_strength
-        ] * len(names)
-        if not len(names) == len(phrases) == len(strengths):
-            raise ValueError(
-                f"concept folder '{folder}': the YAML file has {len(names)} ref_image_infos,"
-                f" {len(phrases)} ref_index and {len(strengths)} mask_weights: as many of each are"
-                " needed"
-            )
-    concepts = tuple(
-        Concept(phrase, read_image(images[name]), read_mask(masks[name]), prompt, strength)
-        for name, prompt, phrase, strength in zip(names, prompts, phrases, strengths, strict=True)
-    )
-    config = config or {}
-    return ConceptFolder(
-        concepts, target, str(config.get("negative_prompt", "")), float(config.get("ca_scale", 0.0))
-    )
+    try:
+        return _read(root, folder, default_strength)
+    except ValueError as error:
+        raise ValueError(f"concept folder '{folder}': {error}") from error
 
 
-def words_at(prompt: str, indices: list[int]) -> list[str]:
+def words_at(prompt: str, indices: Sequence[int]) -> list[str]:
     """The words that token indices mean (start token = 0). ValueError when an index is past the
     prompt."""
+    if not indices:
+        return []
     from comfy.sd1_clip import SD1Tokenizer
 
     # Its parts are attributes whose names the host makes up.
     tokenizer = vars(SD1Tokenizer())["clip_l"].tokenizer
     owners: list[str] = []
     for word in prompt.split():
+        # No further than somebody asks.
+        if len(owners) >= max(indices):
+            break
         bare = word.strip(",.;:!?")
         owners += [bare] * (len(tokenizer(word)["input_ids"]) - 2)
     for index in indices:
@@ -125,19 +104,81 @@ def words_at(prompt: str, indices: list[int]) -> list[str]:
     return [owners[index - 1] for index in indices]
 
 
+def _suits(path: Path) -> bool:
+    return (path / "image").is_dir() and (path / "mask").is_dir()
+
+
 def _resolve(folder: str) -> Path:
-    if folder not in list_folders():
+    root = find_folder(folder, _suits)
+    if root is None:
         raise ValueError(missing_message(folder))
-    return input_root() / folder
+    return root
 
 
-def _read_config(root: Path) -> dict[str, Any] | None:
-    import yaml
+def _config_files(root: Path) -> list[Path]:
+    files = [*root.glob("config*.yaml"), *root.glob("config*.yml")]
+    return sorted(path for path in files if path.is_file())
 
-    files = sorted([*root.glob("config*.yaml"), *root.glob("config*.yml")])
-    if not files:
-        return None
-    config = yaml.safe_load(files[0].read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"{files[0].name} is not a YAML mapping of settings")
-    return config
+
+def _read(root: Path, folder: str, default_strength: float) -> ConceptFolder:
+    images, masks = files_in(root / "image"), files_in(root / "mask")
+    if not images.pictures:
+        raise ValueError("image/ has no pictures in it")
+    pictures, mask_files = by_stem(images.pictures, "image/"), by_stem(masks.pictures, "mask/")
+    configs = _config_files(root)
+    config = read_config(configs[0]) if configs else None
+    names = sorted(pictures) if config is None else list(config.prompts)
+    if unknown := [name for name in names if name not in pictures]:
+        raise ValueError(
+            f"the YAML file names '{unknown[0]}', but image/ has {some_of(sorted(pictures))}"
+        )
+    phrases, strengths = _phrases_and_strengths(names, config, default_strength)
+    concepts, lines = [], []
+    for name, phrase, strength in zip(names, phrases, strengths, strict=True):
+        image, mask = _picture_and_mask(pictures[name], mask_files.get(name))
+        prompt = "" if config is None else config.prompts[name]
+        concepts.append(Concept(phrase, image, mask, prompt, strength))
+        of = shown(mask_files[name].name) if name in mask_files else "its own opacity"
+        lines.append(f"- {phrase}: {shown(pictures[name].name)}, masked by {of}, {strength:g}")
+    left_out = [
+        *_left_out("image", images, pictures, names),
+        *_left_out("mask", masks, mask_files, names),
+        *(shown(path.name) for path in configs[1:]),
+    ]
+    log_skipped(folder, left_out)
+    target = "a portrait with " + " and ".join(phrases) if config is None else config.target_prompt
+    head = f"{folder}: {len(concepts)} concepts (phrase, image, mask, strength)"
+    report = [head, *lines, *([f"not read: {some_of(left_out)}"] if left_out else [])]
+    return ConceptFolder(tuple(concepts), target, config, tuple(report))
+
+
+def _left_out(
+    place: str, files: PictureFiles, pictures: Iterable[str], names: Sequence[str]
+) -> list[str]:
+    """What of a folder nobody asked for."""
+    unused = [shown(name) for name in sorted(pictures) if name not in names]
+    return [f"{place}/{name}" for name in (*files.skipped, *unused)]
+
+
+def _phrases_and_strengths(
+    names: Sequence[str], config: ConceptConfig | None, default_strength: float
+) -> tuple[list[str], list[float]]:
+    phrases, strengths = [shown(name) for name in names], [default_strength] * len(names)
+    if config is not None:
+        phrases = words_at(config.target_prompt, config.ref_index) or phrases
+        strengths = list(config.mask_weights) or strengths
+    if not len(names) == len(phrases) == len(strengths):
+        raise ValueError(
+            f"the YAML file has {len(names)} ref_image_infos, {len(phrases)} ref_index and"
+            f" {len(strengths)} mask_weights: as many of each are needed"
+        )
+    return phrases, strengths
+
+
+def _picture_and_mask(image: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
+    picture = read_picture(image)
+    if mask is not None:
+        return picture.rgb, read_mask(mask)
+    if picture.opacity is not None:
+        return picture.rgb, picture.opacity
+    raise ValueError(f"image/{shown(image.name)} has no mask: expected mask/{shown(image.name)}")

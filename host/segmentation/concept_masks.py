@@ -20,7 +20,7 @@ from .sam import Segmenter
 
 _SMALLEST_LABELLED = 64
 """Pixels on the shorter side below which boxes are drawn without their labels."""
-_LABEL_LETTERS = Lettering(10, (255, 255, 255), outline=(0, 0, 0))
+_LETTERS = 10
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def _inside(boxes: Sequence[Box], size: tuple[int, int], request: MaskRequest) -
     clipped = [(box, box.clipped(size)) for box in boxes]
     for box, part in clipped:
         if part is None and request.target == "points":
-            left, top, right, bottom = (round(number) for number in box.corners)
+            left, top, right, bottom = box.corners
             raise ValueError(
-                f"box {left},{top} to {right},{bottom} is outside the picture, which is"
+                f"box {left:g},{top:g} to {right:g},{bottom:g} is outside the picture, which is"
                 f" {size[1]}x{size[0]}"
             )
     return [part for _, part in clipped if part is not None]
@@ -145,7 +145,7 @@ def box_shape(box: Box, size: tuple[int, int], *, is_round: bool) -> Tensor:
 
 def overlay(images: Tensor, result: ConceptMasks) -> Tensor:
     """The masks in colour over the pictures, with their boxes and scores. B H W 3."""
-    paint = colour(0)
+    paint, lettering = colour(0), Lettering(_LETTERS, (255, 255, 255), outline=(0, 0, 0))
     painted = []
     for image, mask, boxes in zip(images, result.masks, result.boxes, strict=True):
         tinted = torch.lerp(
@@ -161,7 +161,9 @@ def overlay(images: Tensor, result: ConceptMasks) -> Tensor:
                 (left, top, max(left, right - 1), max(top, bottom - 1)), outline=paint, width=line
             )
             if box.label and min(mask.shape) >= _SMALLEST_LABELLED:
-                text = f"{box.label} {box.score:.2f}"
-                _LABEL_LETTERS.write(picture, text, (left + line + 2, top + line + 1))
+                x, y = left + line + 2, top + line + 1
+                room = max(1, round(picture.width - x))
+                label = lettering.wrapped(f"{box.label} {box.score:.2f}", room, 1)
+                lettering.write(picture, label, (x, y))
         painted.append(as_tensor(picture))
     return torch.cat(painted)

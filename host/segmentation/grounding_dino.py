@@ -13,6 +13,7 @@ from ..models.borrowed_network import BorrowedNetwork
 from ..models.folders import DETECTORS
 from ..pictures.conversion import as_pixels
 
+_BETWEEN_THINGS = re.compile(r"[,，、;；.。\r\n]")
 _SAME_OBJECT = 0.7
 """Overlap (intersection over union) above which two boxes show the same thing."""
 
@@ -23,6 +24,12 @@ def detector_names() -> list[str]:
         for name, kind in model_folders.model_directories(DETECTORS).items()
         if kind in ("grounding-dino", "mm-grounding-dino")
     )
+
+
+def named_things(text: str) -> list[str]:
+    """The things that a text names, between commas, semicolons or full stops of any script, or one
+    a line."""
+    return [thing for part in _BETWEEN_THINGS.split(text) if (thing := part.strip())]
 
 
 class TextDetector:
@@ -53,9 +60,7 @@ class TextDetector:
         in 0..1; threshold: 0..1."""
         from torchvision.ops import nms
 
-        phrases = [
-            phrase.strip().lower() for phrase in re.split(r"[,.;\n]", text) if phrase.strip()
-        ]
+        phrases = [thing.lower() for thing in named_things(text)]
         inputs = self._processor(
             images=as_pixels(image), text=". ".join(phrases) + ".", return_tensors="pt"
         )

@@ -89,9 +89,12 @@ def masked(image: torch.Tensor, boxes: object = None, **options: object) -> tupl
 
 
 def verdict(**options: object) -> bool | str:
-    return MagicConceptMask.validate_inputs(
-        **{name: {**DEFAULTS, **options}[name] for name in CHECKED}
-    )
+    try:
+        return MagicConceptMask.validate_inputs(
+            **{name: {**DEFAULTS, **options}[name] for name in CHECKED}
+        )
+    except ValueError as complaint:
+        return str(complaint)
 
 
 # ---- words ----

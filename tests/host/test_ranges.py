@@ -41,9 +41,9 @@ def complaints(monkeypatch: pytest.MonkeyPatch, node: Any, **changes: Any) -> li
         prompt["1"]["inputs"]["image"] = ["2", 0]
     try:
         _, errors, _ = asyncio.run(execution.validate_inputs("prompt", prompt, "1", {}))
-    except ValueError as error:
-        # Said once for the node, and of the input that it begins with.
-        return [f"{str(error).split()[0]}: {error}"]
+    except ValueError as complaint:
+        # Said once, not for every input; ours begin with the one that they are about.
+        return [f"{str(complaint).split(maxsplit=1)[0].rstrip(':')}: {complaint}"]
     return [
         f"{error['extra_info'].get('input_name')}: {error['message']}, {error['details']}"
         for error in errors
@@ -64,6 +64,16 @@ def test_a_number_out_of_range_is_refused(node, item, monkeypatch):
         assert about(item.id, complaints(monkeypatch, node, **{item.id: value})), (
             f"{value} is outside {item.min} to {item.max}"
         )
+
+
+@pytest.mark.parametrize(
+    ("node", "item"),
+    [(node, item) for node, item in NUMBERS if item.get_io_type() == "FLOAT"],
+    ids=lambda part: getattr(part, "id", getattr(part, "__name__", "")),
+)
+def test_what_is_no_number_is_refused(node, item, monkeypatch):
+    for value in (math.nan, math.inf, -math.inf):
+        assert about(item.id, complaints(monkeypatch, node, **{item.id: value})), value
 
 
 def test_the_complaint_says_what_is_expected(monkeypatch):
