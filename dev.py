@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     command.add_argument(
         "--workflow",
         type=Path,
-        default=ROOT / "workflows" / "magicface_three_concepts.json",
+        default=ROOT / "workflows" / "MagicFace-2-three-concepts.json",
         metavar="FILE",
     )
     command.add_argument("--output", type=Path, default=ROOT / "output", metavar="DIR")

@@ -30,8 +30,8 @@ class Blueprint:
 
     name: its title and its file's name; description: in the node library; aliases: words that it is
     looked for by; workflow: in workflows/; nodes: their places in the subgraph, by id; inputs:
-    label -> all that it feeds; outputs: label -> whose; widgets: shown on the node under their own
-    names.
+    label -> all that it feeds, links first and then widgets, in the order on the node; outputs:
+    label -> whose.
     """
 
     name: str
@@ -41,51 +41,115 @@ class Blueprint:
     nodes: dict[int, tuple[int, int]]
     inputs: dict[str, tuple[Slot, ...]]
     outputs: dict[str, Slot]
-    widgets: tuple[Slot, ...]
 
 
-SUBJECT, STYLE, TRAIN, APPLY = 3, 5, 7, 11
-BLUEPRINTS = (
-    Blueprint(
-        "MagiCapture train",
+def _magicface() -> Blueprint:
+    concept, apply, negative, latent, sampler, decode = 7, 9, 10, 11, 12, 13
+    return Blueprint(
+        "MagicFace",
+        "One concept of a reference image in a new portrait: MagicFace from the reference to the"
+        " picture. Unpack it to chain more concepts.",
+        ("face", "identity", "personalize", "reference", "character", "outfit", "try on"),
+        "MagicFace-SD1.5-mask-by-word-SAM",
+        {
+            concept: (0, 0),
+            apply: (340, 0),
+            negative: (780, 0),
+            latent: (780, 190),
+            sampler: (780, 370),
+            decode: (1140, 0),
+        },
+        {
+            "model": ((apply, "model"),),
+            "clip": ((apply, "clip"), (negative, "clip")),
+            "vae": ((apply, "vae"), (decode, "vae")),
+            "reference": ((concept, "image"),),
+            "mask": ((concept, "mask"),),
+            "prompt": ((apply, "prompt"),),
+            "negative prompt": ((negative, "text"),),
+            "phrase": ((concept, "phrase"),),
+            "strength": ((concept, "strength"),),
+            "width": ((latent, "width"),),
+            "height": ((latent, "height"),),
+            "pictures": ((latent, "batch_size"),),
+            "seed": ((sampler, "seed"),),
+            "steps": ((sampler, "steps"),),
+            "cfg": ((sampler, "cfg"),),
+        },
+        {"IMAGE": (decode, "IMAGE"), "layout": (apply, "layout"), "LATENT": (sampler, "LATENT")},
+    )
+
+
+def _magicstyle() -> Blueprint:
+    portrait, style, reference, apply, sampler, decode = 7, 8, 9, 10, 11, 12
+    return Blueprint(
+        "MagicStyle",
+        "A portrait in the style of another picture: both are inverted, fused and sampled.",
+        ("style transfer", "stylize", "inversion"),
+        "MagicStyle-SD1.5-style-transfer",
+        {
+            portrait: (0, 0),
+            style: (0, 480),
+            reference: (400, 480),
+            apply: (740, 240),
+            sampler: (1120, 0),
+            decode: (1460, 0),
+        },
+        {
+            "model": ((portrait, "model"), (style, "model"), (apply, "model")),
+            "portrait": ((portrait, "image"),),
+            "style": ((style, "image"),),
+            "vae": ((portrait, "vae"), (style, "vae"), (decode, "vae")),
+            "clip": ((portrait, "clip"), (style, "clip")),
+            "preset": ((apply, "preset"),),
+            "steps": ((portrait, "steps"), (style, "steps")),
+        },
+        {"IMAGE": (decode, "IMAGE")},
+    )
+
+
+def _magicapture() -> Blueprint:
+    subject, style, train, apply = 3, 5, 7, 11
+    return Blueprint(
+        "MagiCapture learn person and style",
         "A person and a style, learned from a handful of pictures of each: a model and a text"
         " encoder that know both new words. Connect pictures, or choose folders of ComfyUI's input"
         " folder.",
-        ("dreambooth", "train lora", "textual inversion"),
-        "magicapture_train_sd15",
-        {SUBJECT: (0, 0), STYLE: (0, 400), TRAIN: (400, 0), APPLY: (900, 0)},
+        ("train", "dreambooth", "train lora", "lora training", "textual inversion", "character"),
+        "MagiCapture-SD1.5-1-train",
+        {subject: (0, 0), style: (0, 400), train: (400, 0), apply: (900, 0)},
         {
-            "model": ((TRAIN, "model"), (APPLY, "model")),
-            "clip": ((TRAIN, "clip"), (APPLY, "clip")),
-            "vae": ((TRAIN, "vae"),),
-            "identity": ((TRAIN, "identity"),),
-            "subject images": ((SUBJECT, "images"),),
-            "subject faces": ((SUBJECT, "faces"),),
-            "style images": ((STYLE, "images"),),
-            "style faces": ((STYLE, "faces"),),
-            "subject folder": ((SUBJECT, "folder"),),
-            "subject word": ((SUBJECT, "placeholder"),),
-            "subject class": ((SUBJECT, "class_word"),),
-            "style folder": ((STYLE, "folder"),),
-            "style word": ((STYLE, "placeholder"),),
-            "style class": ((STYLE, "class_word"),),
+            "model": ((train, "model"), (apply, "model")),
+            "clip": ((train, "clip"), (apply, "clip")),
+            "vae": ((train, "vae"),),
+            "identity": ((train, "identity"),),
+            "subject images": ((subject, "images"),),
+            "subject faces": ((subject, "faces"),),
+            "style images": ((style, "images"),),
+            "style faces": ((style, "faces"),),
+            "subject folder": ((subject, "folder"),),
+            "subject word": ((subject, "placeholder"),),
+            "subject class": ((subject, "class_word"),),
+            "style folder": ((style, "folder"),),
+            "style word": ((style, "placeholder"),),
+            "style class": ((style, "class_word"),),
+            "steps for the words": ((train, "inversion_steps"),),
+            "steps for the LoRA": ((train, "lora_steps"),),
+            "seed": ((train, "seed"),),
+            "preview every": ((train, "preview_every"),),
+            "model strength": ((apply, "strength_model"),),
+            "clip strength": ((apply, "strength_clip"),),
         },
         {
-            "MODEL": (APPLY, "MODEL"),
-            "CLIP": (APPLY, "CLIP"),
-            "lora": (TRAIN, "lora"),
-            "embeddings": (TRAIN, "embeddings"),
+            "MODEL": (apply, "MODEL"),
+            "CLIP": (apply, "CLIP"),
+            "lora": (train, "lora"),
+            "embeddings": (train, "embeddings"),
         },
-        (
-            (TRAIN, "inversion_steps"),
-            (TRAIN, "lora_steps"),
-            (TRAIN, "seed"),
-            (TRAIN, "preview_every"),
-            (APPLY, "strength_model"),
-            (APPLY, "strength_clip"),
-        ),
-    ),
-)
+    )
+
+
+BLUEPRINTS = (_magicface(), _magicstyle(), _magicapture())
 
 
 def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +190,6 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
             nodes[link.target_id]["inputs"][link.target_slot]["link"] = link.id
         if link.origin_id in nodes:
             nodes[link.origin_id]["outputs"][link.origin_slot]["links"].append(link.id)
-    for node_id, name in blueprint.widgets:
-        _index(nodes[node_id]["inputs"], name)
     own = max(nodes) + 1
     subgraph = {
         "id": _uuid(blueprint, "subgraph"),
@@ -159,9 +221,7 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
         "inputs": [_outside(slot, nodes, blueprint) for slot in inputs],
         "outputs": [{**_names(slot), "links": []} for slot in outputs],
         "title": blueprint.name,
-        "properties": {
-            "proxyWidgets": [[str(node_id), name] for node_id, name in blueprint.widgets]
-        },
+        "properties": {},
     }
     return {
         "revision": 0,

@@ -26,10 +26,20 @@ INSET, BORDER, GAP = 100, 3, 8
 WORKFLOWS = ROOT / "workflows"
 # These need models that cannot come with the pack.
 BORROWERS = {
-    "magicface_three_concepts": ("magicface_three_concepts_sd15", "magicface_three_concepts_sdxl"),
-    "magicstyle_portrait": ("magicstyle_sd15",),
-    "concept_to_comparison": ("concept_mask_sam_sd15", "concept_mask_sam3_sd15"),
-    "magicapture": ("magicapture_train_sd15", "magicapture_apply_sd15", "portrait_restore_sd15"),
+    "MagicFace-2-three-concepts": (
+        "MagicFace-SD1.5-three-concepts",
+        "MagicFace-SDXL-three-concepts",
+    ),
+    "MagicStyle-2-step-by-step": ("MagicStyle-SD1.5-style-transfer",),
+    "MagicFace-4-mask-to-comparison": (
+        "MagicFace-SD1.5-mask-by-word-SAM",
+        "MagicFace-SD1.5-mask-by-word-SAM3",
+    ),
+    "MagiCapture-1-learn-person-and-style": (
+        "MagiCapture-SD1.5-1-train",
+        "MagiCapture-SD1.5-2-use",
+        "Portrait-Restore-SD1.5",
+    ),
 }
 PICTURES_OF_A_SET = 5
 """Of the subject and of the style in the training workflow: one of each is shown."""

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
     args = parser.parse_args()
     workflow = json.loads(
-        (ROOT / "workflows" / "magicface_three_concepts.json").read_text(encoding="utf-8")
+        (ROOT / "workflows" / "MagicFace-2-three-concepts.json").read_text(encoding="utf-8")
     )
     with pack_server(CACHE / "page", args.comfyui) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(

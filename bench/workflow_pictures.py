@@ -39,7 +39,9 @@ def digest(picture: Image.Image) -> str:
 def toy_workflows(folder: Path) -> list[Path]:
     """The workflows that need no files of the user's."""
     return [
-        path for path in sorted(folder.glob("*.json")) if not path.stem.endswith(("_sd15", "_sdxl"))
+        path
+        for path in sorted(folder.glob("*.json"))
+        if "SD1.5" not in path.stem and "SDXL" not in path.stem
     ]
 
 

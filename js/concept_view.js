@@ -1,12 +1,17 @@
 /**
- * The picture that a MagicFace Concept has of its own: what of it is taken, the Mask Editor, and the
- * strength in words.
+ * What a MagicFace Concept takes: of a picture of its own before the run, with the Mask Editor; of a
+ * connected image after the run. And the strength in words.
+ *
+ * Output `magic_taken` of a node: JPEGs in base64, dark where the mask leaves them out.
  *
  * @import { GraphNode, Widget } from "../../scripts/app.js"
+ * @import { Run } from "./runs.js"
+ *
+ * @typedef {Run & { pictures: string[] }} Taken
  */
 
 import { app } from "../../scripts/app.js";
-import { addView, element } from "./elements.js";
+import { addView, arrange, dataUrl, element } from "./elements.js";
 import { isLinked } from "./graph.js";
 import { inputPictureUrl } from "./server.js";
 
@@ -126,7 +131,9 @@ function pixelsOf(context, image) {
 }
 
 export class ConceptView {
-  /** The picture that is on screen. */
+  /** @type {Taken | null} */
+  run = null;
+  /** The picture of its own that is on screen; null for a connected image. @type {string | null} */
   #shown = "";
 
   /** @param {GraphNode} node */
@@ -142,6 +149,7 @@ export class ConceptView {
     paint.addEventListener("click", () => this.#paint());
     const beside = element("div", {}, this.words, paint);
     this.row = element("div", { className: "magic-own" }, this.canvas, beside);
+    this.stage = element("div", { className: "magic-stage" });
     const label = { className: "magic-view", "aria-label": "What is taken" };
     this.content = element("section", label);
     addView(node, "taken", this.content);
@@ -152,16 +160,37 @@ export class ConceptView {
 
   /** Reads the graph again: a connected image takes the picture's place. */
   refresh() {
-    const value = isLinked(this.node, "image") ? "" : widgetOf(this.node, PICTURE)?.value;
-    const picture = typeof value === "string" ? value : "";
+    const value = widgetOf(this.node, PICTURE)?.value;
+    const own = typeof value === "string" ? value : "";
+    const picture = isLinked(this.node, "image") ? null : own;
     if (picture === this.#shown) return;
     this.#shown = picture;
-    if (!picture) this.content.replaceChildren();
-    else this.#show(picture);
+    if (picture) this.#showOwn(picture);
+    else if (picture === null && this.run) this.show(this.run);
+    else this.content.replaceChildren();
+  }
+
+  /**
+   * What was taken of a connected image.
+   *
+   * @param {Taken} run
+   */
+  show(run) {
+    this.run = run;
+    if (!isLinked(this.node, "image")) return;
+    const alt = "What is taken of the image; the rest is dark";
+    this.stage.replaceChildren(
+      ...run.pictures.map((picture) => {
+        const image = element("img", { src: dataUrl("jpeg", picture), alt, title: alt });
+        return element("div", { className: "magic-picture" }, image);
+      }),
+    );
+    arrange(this.stage);
+    this.content.replaceChildren(this.stage);
   }
 
   /** @param {string} picture a file of the input folder */
-  async #show(picture) {
+  async #showOwn(picture) {
     try {
       const channels = ["rgb", "a"].map((channel) => inputPictureUrl(picture, channel));
       const [colours, alpha] = await Promise.all(channels.map(loaded));

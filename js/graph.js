@@ -1,11 +1,13 @@
 /** Reading the graph: which node an id means, and what flows into a node. */
 
-/** @import { Graph, GraphNode } from "../../scripts/app.js" */
+/** @import { Graph, GraphNode, Link } from "../../scripts/app.js" */
 import { app } from "../../scripts/app.js";
 
 const MUTED = 2;
 const BYPASSED = 4;
 const NO_ID = "00000000-0000-0000-0000-000000000000";
+/** What a subgraph calls the side that its inputs come from. */
+const SUBGRAPH_INPUTS = "-10";
 const TEXT_SOURCES = new Set(["PrimitiveNode", "PrimitiveString", "PrimitiveStringMultiline"]);
 
 const rootGraph = () => app.rootGraph ?? app.graph;
@@ -44,18 +46,68 @@ export function findNode(id) {
 }
 
 /**
- * The node at an input; null without one, and at the edge of a subgraph.
+ * The link at an input; null without one.
+ *
+ * @param {GraphNode} node
+ * @param {string} name
+ */
+function linkAt(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  return slot < 0 ? null : (node.getInputLink(slot) ?? null);
+}
+
+/**
+ * The node at an input, inside a subgraph if it is there; null without one, and at the edge of the
+ * subgraph that the node is in.
  *
  * @param {GraphNode} node
  * @param {string} name
  * @returns {GraphNode | null}
  */
 function sourceOf(node, name) {
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  const source = node.inputs?.[slot]?.link == null ? null : node.getInputNode(slot);
-  if (source?.type !== "Reroute") return source;
-  const [before] = source.inputs ?? [];
-  return before ? sourceOf(source, before.name) : null;
+  const link = linkAt(node, name);
+  return link && node.graph ? originOf(node.graph, link) : null;
+}
+
+/**
+ * @param {Graph} graph
+ * @param {Link} link in it
+ * @returns {GraphNode | null}
+ */
+function originOf(graph, link) {
+  const source = graph.getNodeById(link.origin_id);
+  if (!source) return null;
+  if (source.type === "Reroute") {
+    const [before] = source.inputs ?? [];
+    return before ? sourceOf(source, before.name) : null;
+  }
+  if (!source.subgraph || source.mode === MUTED || source.mode === BYPASSED) return source;
+  const [inside] = source.subgraph.outputs?.[link.origin_slot]?.linkIds ?? [];
+  const end = inside === undefined ? null : source.subgraph.getLink(inside);
+  return end ? originOf(source.subgraph, end) : null;
+}
+
+/**
+ * The name of the subgraph's input that a node's input is linked to; null when it is linked to
+ * something else.
+ *
+ * @param {GraphNode} node
+ * @param {string} name
+ */
+function outsideName(node, name) {
+  const link = linkAt(node, name);
+  if (String(link?.origin_id) !== SUBGRAPH_INPUTS) return null;
+  return node.graph?.inputs?.[link?.origin_slot ?? -1]?.name ?? null;
+}
+
+/**
+ * The node that stands for the subgraph that a node is in; null for several, and for none.
+ *
+ * @param {GraphNode} node
+ */
+function outerOf(node) {
+  const standing = openNodes().filter(({ subgraph }) => subgraph && subgraph === node.graph);
+  return standing.length === 1 ? standing[0] : null;
 }
 
 /**
@@ -92,11 +144,15 @@ const asText = (/** @type {unknown} */ value) => (typeof value === "string" ? va
  *
  * @param {GraphNode} node
  * @param {string} name
+ * @param {GraphNode | null} [outer] stands for the subgraph that the node is in
+ * @returns {string | null}
  */
-export function textOf(node, name) {
+export function textOf(node, name, outer = outerOf(node)) {
   if (!isLinked(node, name)) {
     return asText(node.widgets?.find((widget) => widget.name === name)?.value);
   }
+  const outside = outsideName(node, name);
+  if (outside) return outer && textOf(outer, outside);
   const source = sourceOf(node, name);
   return source && TEXT_SOURCES.has(source.type) ? asText(source.widgets?.[0]?.value) : null;
 }
@@ -106,18 +162,23 @@ export function textOf(node, name) {
  * known yet.
  *
  * @param {GraphNode} node
+ * @param {string} [input]
+ * @param {GraphNode | null} [outer] stands for the subgraph that the node is in
  * @returns {string[] | null}
  */
-export function conceptPhrases(node, input = "concepts") {
+export function conceptPhrases(node, input = "concepts", outer = outerOf(node)) {
   if (!isLinked(node, input)) return [];
+  const outside = outsideName(node, input);
+  if (outside) return outer && conceptPhrases(outer, outside);
   const source = sourceOf(node, input);
   if (!source) return null;
   // Nothing comes out of it, as if it were not connected.
   if (source.mode === MUTED) return [];
-  const before = conceptPhrases(source);
+  const around = source.graph === node.graph ? outer : outerOf(source);
+  const before = conceptPhrases(source, "concepts", around);
   if (source.mode === BYPASSED || before === null) return before;
   if (source.type !== "MagicFaceConcept") return null;
-  const phrase = textOf(source, "phrase");
+  const phrase = textOf(source, "phrase", around);
   return phrase === null ? null : [...before, phrase.trim()];
 }
 

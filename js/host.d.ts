@@ -8,6 +8,11 @@ declare module "*/scripts/app.js" {
     widget?: { name: string };
   }
 
+  export interface Link {
+    origin_id: number | string;
+    origin_slot: number;
+  }
+
   export interface OutputSlot {
     name: string;
     links?: number[] | null;
@@ -58,7 +63,7 @@ declare module "*/scripts/app.js" {
     size: [width: number, height: number];
     setSize(size: [width: number, height: number]): void;
     onSerialize?(data: { size?: [width: number, height: number] }): void;
-    getInputNode(slot: number): GraphNode | null;
+    getInputLink(slot: number): Link | null | undefined;
     addDOMWidget(
       name: string,
       type: string,
@@ -73,6 +78,10 @@ declare module "*/scripts/app.js" {
     /** Of the root graph: all definitions, by id. */
     subgraphs?: Map<string, Graph>;
     getNodeById(id: number | string): GraphNode | null | undefined;
+    getLink(id: number): Link | null | undefined;
+    /** Of a subgraph. */
+    inputs?: { name: string }[];
+    outputs?: { name: string; linkIds?: number[] }[];
     setDirtyCanvas(foreground: boolean, background?: boolean): void;
   }
 

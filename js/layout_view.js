@@ -257,16 +257,16 @@ const imageIn = (place, selector) => place?.querySelector(selector);
 /**
  * Pictures of a finished node, for the runs whose sampler made them.
  *
- * @param {[LayoutRun, LayoutView][]} onScreen
+ * @param {[LayoutRun, LayoutView[]][]} onScreen the runs with their views
  * @param {GraphNode | null} node
  * @param {string[]} urls
  */
 export function offerPictures(onScreen, node, urls) {
-  for (const [run, view] of onScreen) {
+  for (const [run, views] of onScreen) {
     const [batch] = run.layouts.values();
     const isWhole = batch?.length === urls.length;
     if (!isWhole || !showsPicturesOf(node, findNode(run.sampler))) continue;
     run.finish([...urls]);
-    view.showBackdrops();
+    for (const view of views) view.showBackdrops();
   }
 }

@@ -21,19 +21,20 @@ import { listen, pictureUrl } from "./server.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
 
 /**
- * How the nodes with a layout say which phrases they look for.
+ * How the nodes with a layout say which phrases they look for. outer: the node that stands for the
+ * subgraph that they are in.
  *
- * @type {Record<string, (node: GraphNode) => Prompt>}
+ * @type {Record<string, (node: GraphNode, outer?: GraphNode) => Prompt>}
  */
 const PROMPTS = {
-  MagicFaceApply: (node) => ({
-    phrases: conceptPhrases(node),
-    prompt: textOf(node, "prompt"),
+  MagicFaceApply: (node, outer) => ({
+    phrases: conceptPhrases(node, "concepts", outer),
+    prompt: textOf(node, "prompt", outer),
     complaint: lacksItsPositive(node) ? UNCONNECTED : null,
   }),
-  MagicSemanticLayout: (node) => ({
-    phrases: splitPhrases(textOf(node, "phrases")),
-    prompt: textOf(node, "prompt"),
+  MagicSemanticLayout: (node, outer) => ({
+    phrases: splitPhrases(textOf(node, "phrases", outer)),
+    prompt: textOf(node, "prompt", outer),
     complaint: lacksItsPositive(node) ? UNCONNECTED : null,
   }),
 };
@@ -90,8 +91,56 @@ function viewOf(id, View) {
   return views.get(node);
 }
 
+/**
+ * Layouts on the nodes that stand for subgraphs, which hide the node that has the layout.
+ *
+ * @type {WeakMap<GraphNode, LayoutView>}
+ */
+const covers = new WeakMap();
+
+/**
+ * The node with a layout in the subgraph that a node stands for.
+ *
+ * @param {GraphNode} node
+ */
+const covered = (node) => node.subgraph?.nodes.find((inner) => classOf(inner) in PROMPTS);
+
+function coverSubgraphs() {
+  for (const node of openNodes()) {
+    const inner = covered(node);
+    if (!inner || covers.has(node)) continue;
+    covers.set(node, new LayoutView(node, (outer) => PROMPTS[classOf(inner)](inner, outer)));
+  }
+}
+
+/**
+ * @param {string} id of a node in a subgraph
+ * @returns {LayoutView | null}
+ */
+function coverOf(id) {
+  const [inner, ...outside] = id.split(":").reverse();
+  const outer = outside.length ? findNode(outside.reverse().join(":")) : null;
+  return outer && String(covered(outer)?.id) === inner ? (covers.get(outer) ?? null) : null;
+}
+
 /** @type {Runs<LayoutRun, LayoutView>} */
 const layouts = new Runs((id) => viewOf(id, LayoutView));
+/** @type {Runs<LayoutRun, LayoutView>} */
+const coveredLayouts = new Runs(coverOf);
+
+/**
+ * The runs with a layout that are on screen, each with all that shows it.
+ *
+ * @returns {[LayoutRun, LayoutView[]][]}
+ */
+function layoutsOnScreen() {
+  /** @type {Map<LayoutRun, LayoutView[]>} */
+  const shown = new Map();
+  for (const [run, view] of [...layouts.onScreen(), ...coveredLayouts.onScreen()]) {
+    shown.set(run, [...(shown.get(run) ?? []), view]);
+  }
+  return [...shown];
+}
 /** @type {Runs<TrainingRun, TrainingView>} */
 const trainings = new Runs((id) => viewOf(id, TrainingView));
 /** @type {Runs<import("./compare_view.js").Comparison, CompareView>} */
@@ -99,15 +148,20 @@ const comparisons = new Runs((id) => viewOf(id, CompareView));
 /** @type {Runs<Exploration, CorrespondenceView>} */
 const explorations = new Runs((id) => viewOf(id, CorrespondenceView));
 
+/** @type {Runs<import("./concept_view.js").Taken, ConceptView>} */
+const takings = new Runs((id) => viewOf(id, ConceptView));
+
 let isRefreshing = false;
 function refreshPrompts() {
   if (isRefreshing) return;
   isRefreshing = true;
   requestAnimationFrame(() => {
     isRefreshing = false;
+    coverSubgraphs();
     for (const node of openNodes()) {
       try {
         views.get(node)?.refresh?.();
+        covers.get(node)?.refresh();
       } catch (error) {
         console.error("MagicPortrait cannot read the prompt of node", node.id, error);
       }
@@ -123,7 +177,8 @@ function refreshPrompts() {
 function onRun(beginning) {
   const before = layouts.get(beginning);
   if (before?.id && before.id === beginning.run) return;
-  layouts.viewOf(layouts.begin(new LayoutRun(beginning)));
+  const run = new LayoutRun(beginning);
+  for (const runs of [layouts, coveredLayouts]) runs.viewOf(runs.begin(run));
 }
 
 /** @param {Advance} advance */
@@ -131,7 +186,7 @@ function onLayout(advance) {
   const run = layouts.get(advance);
   if (!run) return;
   run.add(advance);
-  layouts.viewOf(run)?.update();
+  for (const runs of [layouts, coveredLayouts]) runs.viewOf(run)?.update();
 }
 
 /** @param {State} state */
@@ -148,6 +203,7 @@ function onTraining(state) {
  * @typedef {{
  *   images?: Picture[],
  *   magic_comparison?: Pair[],
+ *   magic_taken?: string[],
  *   magic_exploration?: Exploration[],
  *   magic_correspondence?: unknown,
  * }} Output
@@ -157,6 +213,8 @@ function onTraining(state) {
 function onExecuted({ node, output }) {
   const pairs = output?.magic_comparison;
   if (pairs) comparisons.viewOf(comparisons.begin({ node, pairs }));
+  const pictures = output?.magic_taken;
+  if (pictures) takings.viewOf(takings.begin({ node, pictures }));
   const [exploration] = output?.magic_exploration ?? [];
   if (exploration) {
     explorations.viewOf(explorations.begin({ ...exploration, node }));
@@ -167,16 +225,16 @@ function onExecuted({ node, output }) {
     if (owner) views.get(owner)?.clear();
   }
   if (output?.images) {
-    offerPictures(layouts.onScreen(), findNode(node), output.images.map(pictureUrl));
+    offerPictures(layoutsOnScreen(), findNode(node), output.images.map(pictureUrl));
   }
 }
 
 /** @param {{ blob: Blob, nodeId: string }} event of the host */
 function onPreview({ blob, nodeId }) {
-  for (const [run, view] of layouts.onScreen()) {
+  for (const [run, shown] of layoutsOnScreen()) {
     if (run.sampler !== nodeId || run.isDone) continue;
     run.preview(blob);
-    view.showBackdrops();
+    for (const view of shown) view.showBackdrops();
   }
 }
 
@@ -215,7 +273,10 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     // Their nodes, and with them their views, have been made anew.
-    for (const runs of [layouts, trainings, comparisons, explorations]) runs.onScreen();
+    coverSubgraphs();
+    for (const runs of [layouts, coveredLayouts, trainings, comparisons, explorations, takings]) {
+      runs.onScreen();
+    }
     refreshPrompts();
   },
 });

@@ -13,6 +13,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
 from ..host.page.live_layout import LayoutView
+from ..host.page.thumbnails import taken_on_page
 from ..host.pictures import concept_folder, own_picture
 from ..host.pictures.own_picture import NO_PICTURE
 from ..host.sampling.backbone import backbone_of
@@ -217,12 +218,8 @@ class MagicFaceConcept(io.ComfyNode):
             )
         region = None if target_region is None else mask_batch(target_region, "target_region")
         logits = STRENGTHS.get(preset, strength)
-        return io.NodeOutput(
-            (
-                *concepts,
-                Concept(phrase, image, covered, reference_prompt.strip(), logits, region),
-            )
-        )
+        concept = Concept(phrase, image, covered, reference_prompt.strip(), logits, region)
+        return io.NodeOutput((*concepts, concept), ui=taken_on_page(concept))
 
 
 class MagicFaceConceptFolder(io.ComfyNode):

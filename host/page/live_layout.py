@@ -11,23 +11,20 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from ...magic.concepts import Concept
 from ..layout.record import LayoutStep, LayoutSteps
-from ..pictures.conversion import as_base64, as_image
+from ..pictures.conversion import as_base64
 from ..pictures.palette import colour
 from .audience import Audience, audience
+from .thumbnails import thumbnails
 
 RUN_EVENT, LAYOUT_EVENT = "magicportrait.run", "magicportrait.layout"
 _SECONDS_BETWEEN = 0.25
-_THUMBNAIL_SIDE = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +56,7 @@ class LiveLayout:
         references = [
             {"phrase": i, "image": picture}
             for i, concept in enumerate(view.concepts)
-            for picture in _thumbnails(concept)
+            for picture in thumbnails(concept)
         ]
         page.send(
             RUN_EVENT,
@@ -103,18 +100,3 @@ def indexed_png(concepts: np.ndarray) -> str:
     colours = [(0, 0, 0), *(colour(i) for i in range(phrases))]
     picture.putpalette([level for entry in colours for level in entry])
     return as_base64(picture, "PNG", transparency=0)
-
-
-def _thumbnails(concept: Concept) -> Sequence[str]:
-    """The references of a concept, dark where the mask leaves them out."""
-    height, width = concept.images.shape[1:3]
-    scale = min(1.0, _THUMBNAIL_SIDE / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    images = _resized(concept.images[..., :3].movedim(-1, 1), size)  # B 3 h w
-    if concept.mask is not None:
-        images = images * (0.25 + 0.75 * _resized(concept.mask[:, None], size))
-    return [as_base64(as_image(image), "JPEG", quality=80) for image in images.movedim(1, -1)]
-
-
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(images.float().cpu(), size=size, mode="area")

@@ -14,7 +14,7 @@ STEPS = 3
 def inversion(object_info: dict[str, Any], **changes: Any) -> Prompt:
     """The portrait of a workflow inverted, with its report."""
     prompt = prompt_of(
-        "magicstyle_portrait", object_info, outputs={"PreviewAny"}, steps=STEPS, **changes
+        "MagicStyle-2-step-by-step", object_info, outputs={"PreviewAny"}, steps=STEPS, **changes
     )
     [shown] = [prompt[node]["inputs"]["source"][0] for node in ids(prompt, "PreviewAny")]
     return {

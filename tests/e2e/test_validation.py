@@ -15,7 +15,7 @@ from workflow_files import Prompt, ids, prompt_of, the
 def prompt(object_info: dict[str, Any]) -> Prompt:
     """One concept in two steps. It has one output, so that ComfyUI cannot run a part of it when
     another part is invalid."""
-    return prompt_of("magicface_one_concept", object_info, outputs={"SaveImage"}, steps=2)
+    return prompt_of("MagicFace-1-one-concept", object_info, outputs={"SaveImage"}, steps=2)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def stylise(server: ComfyServer, object_info: dict[str, Any]) -> Prompt:
     """A portrait in a style, in two steps. Both pictures are inverted already, so that what still
     counts steps is sampling."""
     found = prompt_of(
-        "magicstyle_portrait", object_info, outputs={"SaveImage"}, steps=2, measure=False
+        "MagicStyle-2-step-by-step", object_info, outputs={"SaveImage"}, steps=2, measure=False
     )
     server.queue(found)
     return found

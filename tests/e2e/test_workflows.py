@@ -19,33 +19,32 @@ SMALL = 96
 """Side of a person in the picture of several."""
 LEGEND = {3: 46, 4: 60}
 """Height of the overlay's legend by its number of phrases."""
-# For every workflow: what each SaveImage writes, as prefix -> (number, width, height).
+# For every workflow: what each SaveImage writes, as prefix -> (number, width, height); the pictures
+# first.
 EXPECTED = {
-    "concept_to_comparison": {
+    "MagicFace-4-mask-to-comparison": {
         "concept_to_comparison": (4, SIDE, SIDE),
         "concept_to_comparison_grid": (1,),
     },
-    "magicapture": {"magicapture": (4, SIDE, SIDE)},
-    "magicface_correspondence": {
+    "MagiCapture-1-learn-person-and-style": {"magicapture": (4, SIDE, SIDE)},
+    "MagicFace-3-where-it-looks": {
         "magicface_correspondence": (3, SIDE, SIDE),
         "magicface_correspondence_heat": (3 * 3, SIDE, SIDE),
-        "magicface_correspondence_references": (1, 3 * SIDE, SIDE),
     },
-    "magicface_one_concept": {"magicface_one_concept": (4, SIDE, SIDE)},
-    "magicface_three_concepts": {
+    "MagicFace-1-one-concept": {"magicface_one_concept": (4, SIDE, SIDE)},
+    "MagicFace-2-three-concepts": {
         "magicface_three_concepts": (4, SIDE, SIDE),
         "magicface_three_concepts_layout": (4, SIDE, SIDE + LEGEND[3]),
-        "magicface_three_concepts_references": (1, 3 * SIDE, SIDE),
     },
-    "magicstyle_one_node": {"magicstyle_one_node": (1, SIDE, SIDE)},
-    "magicstyle_portrait": {"magicstyle_portrait": (1, SIDE, SIDE)},
-    "magicstyle_small_face": {
+    "MagicStyle-1-style-transfer": {"magicstyle_one_node": (1, SIDE, SIDE)},
+    "MagicStyle-2-step-by-step": {"magicstyle_portrait": (1, SIDE, SIDE)},
+    "MagicStyle-5-small-face": {
         "magicstyle_small_face": (1, 3 * SMALL, SMALL),
         "magicstyle_small_face_cutout": (1, 3 * SIDE, SIDE),
     },
-    "magicstyle_sweep": {"magicstyle_sweep": (1, 4 * SIDE, SIDE)},
-    "magicstyle_two_styles": {"magicstyle_two_styles": (1, SIDE, SIDE)},
-    "semantic_layout": {
+    "MagicStyle-4-how-much-style": {"magicstyle_sweep": (1, 4 * SIDE, SIDE)},
+    "MagicStyle-3-two-styles": {"magicstyle_two_styles": (1, SIDE, SIDE)},
+    "Semantic-Layout": {
         "semantic_layout": (4, SIDE, SIDE),
         "semantic_layout_overlay": (4, SIDE, SIDE + LEGEND[4]),
     },
@@ -62,8 +61,6 @@ RUN_AGAIN = {
     "MagicCompareGrid",
     "MagicCorrespondenceMap",
 }
-BEFORE_THE_SAMPLER = {"concept_to_comparison": {"MaskPreview"}}
-"""What a workflow has before its KSampler of the types above."""
 FILE_INPUTS = {
     "CheckpointLoaderSimple": "ckpt_name",
     "LoraLoader": "lora_name",
@@ -93,8 +90,9 @@ def test_gives_its_pictures(server: ComfyServer, object_info: dict[str, Any], na
         assert (len(pictures[prefix]), *pictures[prefix][0].size)[: len(expected)] == expected
     for image in [image for images in pictures.values() for image in images]:
         assert is_drawn(image)
-    overlays = pictures.get(f"{name}_layout") or pictures.get(f"{name}_overlay") or []
-    for overlay, picture in zip(overlays, pictures[name]):
+    [plain, *_] = EXPECTED[name]
+    overlays = pictures.get(f"{plain}_layout") or pictures.get(f"{plain}_overlay") or []
+    for overlay, picture in zip(overlays, pictures[plain]):
         assert len(legend_colours(overlay, picture)) >= 2
     for preview in ids(prompt, "MaskPreview"):
         assert any(
@@ -122,9 +120,7 @@ def test_another_seed_runs_only_the_sampler_and_what_follows(
 
     result = server.queue(prompt)
 
-    expected = RUN_AGAIN & {
-        node["class_type"] for node in prompt.values()
-    } - BEFORE_THE_SAMPLER.get(name, set())
+    expected = RUN_AGAIN & {node["class_type"] for node in prompt.values()}
     assert {prompt[node]["class_type"] for node in result.executed} == expected
     sources = {
         node
@@ -142,11 +138,11 @@ def test_another_seed_runs_only_the_sampler_and_what_follows(
 def test_the_same_seed_gives_the_same_pictures(
     server: ComfyServer, object_info: dict[str, Any]
 ) -> None:
-    first = server.queue(prompt_of("magicface_one_concept", object_info, steps=2, seed=7))
+    first = server.queue(prompt_of("MagicFace-1-one-concept", object_info, steps=2, seed=7))
     # Something else in between, or the answer would come from the cache.
-    server.queue(prompt_of("magicface_one_concept", object_info, steps=2, seed=8))
+    server.queue(prompt_of("MagicFace-1-one-concept", object_info, steps=2, seed=8))
 
-    again = server.queue(prompt_of("magicface_one_concept", object_info, steps=2, seed=7))
+    again = server.queue(prompt_of("MagicFace-1-one-concept", object_info, steps=2, seed=7))
 
     assert len(again.executed) > 0
     assert pixels(server, again.images) == pixels(server, first.images)
@@ -257,11 +253,11 @@ def only_the_person_in_the_middle_changes(
 
 
 LOOKS: dict[str, Callable[[Image.Image, dict[str, list[Image.Image]]], None]] = {
-    "magicstyle_one_node": takes_the_style,
-    "magicstyle_portrait": takes_the_style,
-    "magicstyle_small_face": only_the_person_in_the_middle_changes,
-    "magicstyle_sweep": more_beta_is_more_style,
-    "magicstyle_two_styles": each_half_takes_its_own_style,
+    "MagicStyle-1-style-transfer": takes_the_style,
+    "MagicStyle-2-step-by-step": takes_the_style,
+    "MagicStyle-5-small-face": only_the_person_in_the_middle_changes,
+    "MagicStyle-4-how-much-style": more_beta_is_more_style,
+    "MagicStyle-3-two-styles": each_half_takes_its_own_style,
 }
 """What goes in, side by side, and what comes out."""
 

@@ -12,7 +12,7 @@ Prompt = dict[str, Any]
 
 FOLDER = ROOT / "workflows"
 ALL = sorted(path.stem for path in FOLDER.glob("*.json"))
-NEED_FILES = [name for name in ALL if name.endswith(("_sd15", "_sdxl"))]
+NEED_FILES = [name for name in ALL if "SD1.5" in name or "SDXL" in name]
 QUICK_TRAINING = {"inversion_steps": 2, "lora_steps": 3, "preview_every": 5, "versions": 1}
 TOY = [name for name in ALL if name not in NEED_FILES]
 STEPPING = ("KSampler", "MagicStyleInvert", "MagicStyleSampler")

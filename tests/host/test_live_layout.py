@@ -122,7 +122,7 @@ def test_nothing_is_made_for_those_who_do_not_listen(
         live_layout, "indexed_png", lambda *_: pytest.fail("a picture was made for nobody")
     )
     monkeypatch.setattr(
-        live_layout, "_thumbnails", lambda *_: pytest.fail("a thumbnail was made for nobody")
+        live_layout, "thumbnails", lambda *_: pytest.fail("a thumbnail was made for nobody")
     )
     patched, positive, _ = apply(parts()[0])
     Sampling(steps=2).run(patched, positive)

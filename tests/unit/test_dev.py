@@ -72,7 +72,7 @@ def test_a_comfyui_without_the_pack_is_an_error(
         monkeypatch.setattr(module, "Server", WithoutPack)
     with pytest.raises(DevError, match="did not load"):
         if command == "demo":
-            workflow = ROOT / "workflows" / "magicface_one_concept.json"
+            workflow = ROOT / "workflows" / "MagicFace-1-one-concept.json"
             demo.demo(tmp_path, workflow, tmp_path / "output")
         else:
             serve.serve(tmp_path, 1)

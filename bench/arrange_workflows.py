@@ -1,0 +1,301 @@
+"""Gives the nodes of the workflows in workflows/ their places: `python -m bench.arrange_workflows`
+
+A workflow is a row of groups, a group a row of columns, a column a stack of nodes; the note stands
+above. Sizes are those that the host's two ways of drawing need at least, and room is left below
+nodes that grow when they run. So every template fits on a screen at a zoom at which the classic mode
+still draws text (tests/unit/test_workflow_layout.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "workflows"
+
+GAP, COLUMN_GAP, GROUP_GAP = 18, 24, 24
+TITLE, PADDING, GROUP_TITLE = 30, 16, 40
+NOTE_WIDTH, LETTERS_A_PIXEL, LINE, PARAGRAPH_GAP = 1100, 0.15, 18, 12
+COLOURS = {"sampling": "#8a8", "result": "#b58b2a"}
+OTHER_COLOURS = ("#3f789e", "#88a", "#8aa")
+
+HEIGHTS = {
+    "BasicScheduler": 118,
+    "CLIPTextEncode": 130,
+    "CheckpointLoaderSimple": 130,
+    "EmptyLatentImage": 118,
+    "ImageScale": 146,
+    "ImageStitch": 150,
+    "InvertMask": 34,
+    "KSampler": 262,
+    "KSamplerAdvanced": 334,
+    "LoadImage": 354,
+    "LoraLoader": 166,
+    "LossGraphNode": 240,
+    "MagiCaptureApply": 176,
+    "MagiCaptureStyle": 210,
+    "MagiCaptureSubject": 210,
+    "MagiCaptureTrain": 616,
+    "MagicAttentionHeatmap": 126,
+    "MagicAttentionMap": 240,
+    "MagicCompareGrid": 452,
+    "MagicConceptMask": 412,
+    "MagicCorrespondence": 152,
+    "MagicCorrespondenceMap": 146,
+    "MagicEmbeddingLoad": 150,
+    "MagicEmbeddingSave": 94,
+    "MagicFaceApply": 500,
+    "MagicFaceConcept": 292,
+    "MagicIdentityLoader": 86,
+    "MagicLayoutMasks": 146,
+    "MagicMaskRefine": 222,
+    "MagicPortraitCrop": 178,
+    "MagicPortraitMetrics": 310,
+    "MagicPortraitPaste": 146,
+    "MagicPortraitRestore": 220,
+    "MagicSemanticLayout": 290,
+    "MagicStyleApply": 364,
+    "MagicStyleInvert": 368,
+    "MagicStyleReference": 126,
+    "MagicStyleSampler": 236,
+    "MagicToyCapture": 270,
+    "MagicToyCheckpoint": 98,
+    "MagicToyPortrait": 210,
+    "MaskComposite": 138,
+    "MaskPreview": 260,
+    "PreviewAny": 170,
+    "PreviewImage": 220,
+    "SAM3_Detect": 218,
+    "SamplerCustom": 232,
+    "SaveImage": 340,
+    "SaveLoRA": 122,
+    "SolidMask": 118,
+    "UpscaleModelLoader": 90,
+    "VAEDecode": 54,
+    "VAEEncode": 54,
+}
+"""What a node of a type needs at least, without its title: in pixels, at the width that it has
+here. Loaders have room for what the page says when their file is missing."""
+
+GROWTH = {
+    "MagiCaptureStyle": 130,
+    "MagiCaptureSubject": 130,
+    "MagiCaptureTrain": 220,
+    "MagicCorrespondenceMap": 470,
+    "MagicFaceApply": 330,
+    "MagicFaceConcept": 160,
+    "MagicSemanticLayout": 300,
+}
+"""How much a node grows by what the page shows on it."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """nodes: ids from top to bottom; width: of all of them, in pixels; heights: of single nodes, in
+    place of what their type needs; growth: of single nodes, likewise."""
+
+    width: int
+    nodes: tuple[int, ...]
+    heights: dict[int, int] = field(default_factory=dict)
+    growth: dict[int, int] = field(default_factory=dict)
+
+
+Groups = dict[str, tuple[Column, ...]]
+
+_MEASURED = 300
+"""How much MagicStyle Invert grows when it measures and shows its reconstruction."""
+_OWN_REFERENCES = (Column(270, (3,)), Column(270, (5,)), Column(270, (7,)))
+_TOY_REFERENCES = (Column(256, (2, 3)), Column(256, (4, 5)), Column(256, (6, 7)))
+
+LAYOUTS: dict[str, Groups] = {
+    "MagicFace-1-one-concept": {
+        "reference": (Column(300, (2, 3)),),
+        "sampling": (Column(430, (5, 6)), Column(320, (7, 8, 9))),
+        "result": (Column(460, (10, 11), {11: 540}),),
+    },
+    "MagicFace-2-three-concepts": {
+        "references": _TOY_REFERENCES,
+        "sampling": (Column(430, (11, 12)), Column(300, (13, 14, 15))),
+        "result": (Column(400, (16, 17, 18, 19)),),
+    },
+    "MagicFace-3-where-it-looks": {
+        "references": _TOY_REFERENCES,
+        "sampling": (Column(400, (11, 12)), Column(280, (13, 14, 18, 15))),
+        "result": (Column(540, (20,)), Column(228, (16, 17, 19))),
+    },
+    "MagicFace-4-mask-to-comparison": {
+        "mask from a word": (
+            Column(240, (2, 3, 4, 5)),
+            Column(280, (6, 9, 10)),
+            Column(270, (13, 11, 14)),
+        ),
+        "sampling": (Column(380, (16, 15)), Column(270, (17, 18, 19))),
+        "result": (Column(290, (20, 21, 22, 23)), Column(330, (24, 25), {25: 480})),
+    },
+    "MagicFace-SD1.5-three-concepts": {
+        "references": _OWN_REFERENCES,
+        "sampling": (Column(430, (8, 9)), Column(300, (10, 11, 12))),
+        "result": (Column(400, (13, 14, 15, 16)),),
+    },
+    "MagicFace-SDXL-three-concepts": {
+        "references": _OWN_REFERENCES,
+        "sampling": (Column(430, (8, 9)), Column(300, (10, 11, 12))),
+        "result": (Column(400, (13, 14, 15, 16)),),
+    },
+    "MagicFace-SD1.5-mask-by-word-SAM": {
+        "mask from a word": (Column(280, (2, 4, 6)), Column(290, (3, 5))),
+        "sampling": (
+            Column(290, (8, 7)),
+            Column(400, (9,)),
+            Column(290, (10, 11, 12)),
+        ),
+        "result": (Column(290, (13, 14, 15)), Column(330, (16, 17), {17: 480})),
+    },
+    "MagicFace-SD1.5-mask-by-word-SAM3": {
+        "mask from a word": (Column(280, (2, 3, 4)), Column(290, (5, 6, 7))),
+        "sampling": (
+            Column(290, (9, 8)),
+            Column(400, (10,)),
+            Column(290, (11, 12, 13)),
+        ),
+        "result": (Column(290, (14, 15, 16)), Column(330, (17, 18), {18: 480})),
+    },
+    "MagicStyle-1-style-transfer": {
+        "pictures": (Column(300, (2, 3)), Column(300, (4, 5), {5: 270})),
+        "sampling": (Column(340, (6, 7)),),
+        "result": (Column(440, (9,), {9: 500}),),
+    },
+    "MagicStyle-2-step-by-step": {
+        "pictures": (Column(280, (2, 3, 4, 5)),),
+        "inversion": (
+            Column(310, (6, 7), growth={7: _MEASURED}),
+            Column(310, (8,), growth={8: _MEASURED}),
+        ),
+        "sampling": (Column(300, (9, 10)), Column(280, (11, 12))),
+        "result": (Column(400, (13, 14), {13: 440}),),
+    },
+    "MagicStyle-3-two-styles": {
+        "pictures": (Column(250, (2, 3, 4)), Column(260, (5, 6, 7))),
+        "masks": (Column(260, (9, 10, 11, 12)),),
+        "inversion": (
+            Column(290, (8, 13), growth={13: _MEASURED}),
+            Column(290, (14, 15)),
+        ),
+        "sampling": (Column(310, (16, 17, 18, 19)),),
+        "result": (Column(360, (20, 21), {21: 400}),),
+    },
+    "MagicStyle-4-how-much-style": {
+        "pictures": (Column(260, (2, 3, 4, 5)),),
+        "inversion": (Column(290, (6, 8, 9, 7)),),
+        "sampling": (
+            Column(262, (10, 11, 12)),
+            Column(262, (13, 14, 15)),
+            Column(262, (17, 18, 19)),
+            Column(262, (21, 22, 23)),
+        ),
+        "result": (Column(440, (16, 20, 24, 25), {25: 240}),),
+    },
+    "MagicStyle-5-small-face": {
+        "pictures": (Column(240, (2, 3, 4)), Column(250, (5, 6, 7, 8), {8: 150})),
+        "cut out": (Column(280, (13, 9, 10, 11, 12)),),
+        "inversion": (Column(290, (14, 15, 16)),),
+        "sampling": (Column(300, (17, 18, 19)),),
+        "result": (Column(240, (20, 21, 22)), Column(440, (23, 24), {23: 250, 24: 250})),
+    },
+    "MagicStyle-SD1.5-style-transfer": {
+        "pictures": (Column(280, (2, 3)), Column(280, (4, 5))),
+        "inversion": (
+            Column(310, (6, 7), growth={7: _MEASURED}),
+            Column(310, (8,), growth={8: _MEASURED}),
+        ),
+        "sampling": (Column(300, (9, 10)), Column(280, (11, 12))),
+        "result": (Column(400, (13, 14), {13: 440}),),
+    },
+    "MagiCapture-1-learn-person-and-style": {
+        "pictures": (Column(300, (2, 3, 4)),),
+        "training": (Column(280, (5, 6)), Column(390, (7,))),
+        "sampling": (Column(330, (8, 9, 10, 11, 12)),),
+        "result": (Column(380, (13, 14, 15)), Column(300, (16,))),
+    },
+    "MagiCapture-SD1.5-1-train": {
+        "pictures": (Column(280, (2, 3)), Column(280, (4, 5))),
+        "training": (Column(390, (6, 7)), Column(270, (8, 9, 10))),
+        "sampling": (Column(320, (11, 12, 13, 14, 15)),),
+        "result": (Column(400, (16, 17), {17: 480}),),
+    },
+    "MagiCapture-SD1.5-2-use": {
+        "what was trained": (Column(320, (2, 3, 4, 5)),),
+        "sampling": (Column(340, (6, 7, 8, 9, 10)),),
+        "result": (Column(460, (11, 12), {12: 540}),),
+    },
+    "Portrait-Restore-SD1.5": {
+        "models": (Column(320, (2, 3, 4)),),
+        "sampling": (Column(420, (5,)), Column(320, (6, 7, 8))),
+        "result": (Column(310, (9, 10, 11)), Column(460, (12,), {12: 520})),
+    },
+    "Semantic-Layout": {
+        "sampling": (Column(430, (2, 3)), Column(320, (4, 5, 6))),
+        "result": (Column(310, (7, 9, 11), {11: 320}), Column(400, (8, 10))),
+    },
+}
+
+
+def arrange(workflow: dict[str, Any], groups: Groups) -> None:
+    """Places and sizes of all nodes and groups, in the workflow itself."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    [note] = [node for node in nodes.values() if node["type"] == "MarkdownNote"]
+    placed = {note["id"]}
+    boxes = []
+    left = 0
+    for title, columns in groups.items():
+        x = left + PADDING
+        bottom = 0
+        for column in columns:
+            y = GROUP_TITLE + TITLE
+            for node_id in column.nodes:
+                node = nodes[node_id]
+                height = column.heights.get(node_id, HEIGHTS[node["type"]])
+                growth = column.growth.get(node_id, GROWTH.get(node["type"], 0))
+                node |= {"pos": [x, y], "size": [column.width, height]}
+                placed.add(node_id)
+                y += height + growth + GAP + TITLE
+            bottom = max(bottom, y - GAP - TITLE)
+            x += column.width + COLUMN_GAP
+        width = x - COLUMN_GAP + PADDING - left
+        boxes.append((title, [left, 0, width, bottom + PADDING]))
+        left += width + GROUP_GAP
+    if missing := sorted(nodes.keys() - placed):
+        raise ValueError(f"no place for the nodes {missing}")
+    width = min(NOTE_WIDTH, left - GROUP_GAP)
+    height = _note_height(note["widgets_values"][0], width)
+    note |= {"pos": [0, -height - GROUP_GAP], "size": [width, height]}
+    workflow["groups"] = [
+        {"id": i, "title": title, "bounding": box, "color": _colour(title, i), "flags": {}}
+        for i, (title, box) in enumerate(boxes, 1)
+    ]
+
+
+def _note_height(text: str, width: int) -> int:
+    paragraphs = text.split("\n\n")
+    lines = sum(math.ceil(len(part) / (width * LETTERS_A_PIXEL)) for part in paragraphs)
+    return lines * LINE + (len(paragraphs) + 1) * PARAGRAPH_GAP
+
+
+def _colour(title: str, index: int) -> str:
+    return COLOURS.get(title) or OTHER_COLOURS[(index - 1) % len(OTHER_COLOURS)]
+
+
+def main() -> None:
+    for name, groups in LAYOUTS.items():
+        path = FOLDER / f"{name}.json"
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        arrange(workflow, groups)
+        path.write_text(json.dumps(workflow, indent=2) + "\n", encoding="utf-8")
+        print(f"arranged {path.name}")
+
+
+if __name__ == "__main__":
+    main()
