@@ -17,6 +17,7 @@ from ..host.pictures import capture_folder
 from ..host.segmentation.face_masks import find_face_masks
 from ..host.text.embedding_files import load_embedding, save_embedding
 from ..host.text.learned_words import Embedding, with_learned_words
+from ..host.training.checkpoint import CheckpointFile
 from ..host.training.memory import memory_freed
 from ..host.training.pictures import masked_previews
 from ..host.training.run import CaptureTraining, Trained
@@ -611,8 +612,7 @@ class MagiCaptureTrain(io.ComfyNode):
             )
             return training.run(
                 watch.stepped,
-                _checkpoint(training.fingerprint),
-                checkpoint_every,
+                _checkpoint(training.fingerprint, checkpoint_every),
                 watch.previewed,
                 preview_every,
             )
@@ -632,10 +632,13 @@ def _rate(name: str, default: float, tooltip: str) -> io.Float.Input:
     )
 
 
-def _checkpoint(fingerprint: str) -> Path:
+def _checkpoint(fingerprint: str, every: int) -> CheckpointFile | None:
     import folder_paths
 
-    return Path(folder_paths.get_output_directory()) / "magicapture" / f"{fingerprint}.pt"
+    if not every:
+        return None
+    folder = Path(folder_paths.get_output_directory()) / "magicapture"
+    return CheckpointFile(folder / f"{fingerprint}.pt", every)
 
 
 class MagiCaptureApply(io.ComfyNode):
