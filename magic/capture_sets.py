@@ -115,7 +115,7 @@ def check_unused(placeholder: str, class_word: str, templates: Sequence[str]) ->
             f"placeholder '{placeholder}' is in the class word '{class_word}': {advice}"
         )
     for template in templates:
-        if used.search(template):
+        if used.search(template.replace(PERSON, "").replace(STYLE, "")):
             raise ValueError(
                 f"placeholder '{placeholder}' is a word of the template '{template}': {advice}"
             )
@@ -160,6 +160,8 @@ def capture_pictures(
     pictures = []
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         rgb = as_rgb(image, name)
+        if not bool(rgb.isfinite().all()):
+            raise ValueError(f"{name} has values in it that are no numbers: load it anew")
         mask = (
             rgb.new_ones(rgb.shape[:2])
             if not masks

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...magic.capture_sets import check_placeholder
+from ..models.folders import file_state
 from ..models.safe_files import UnwritableFile, tensor_bytes, write_new_file
 from .clip import NAMES, encoder_of_width
 from .learned_words import Embedding
@@ -90,6 +91,14 @@ def embedding_path(name: str) -> Path:
             f"embedding '{name}' is not among the safetensors files of ComfyUI's embeddings folder"
         )
     return Path(path)
+
+
+def embedding_state(name: str) -> str:
+    """Another text whenever a listed file is another one; empty where it is not there."""
+    try:
+        return file_state(embedding_path(name))
+    except ValueError:
+        return ""
 
 
 def _check_shapes(name: str, shapes: Mapping[str, list[int]]) -> None:

@@ -18,6 +18,7 @@ from ..faces.identity import Identity
 
 _JITTER = 0.1
 _LEAST_OUTSIDE = 0.5
+_LONGEST = 8
 _MULTIPLE = 64
 """Sides are multiples of this, so that every level of the UNet gets whole tokens."""
 
@@ -102,7 +103,13 @@ def _prepare(
     generator: torch.Generator,
     on_encoded: Callable[[], None],
 ) -> PreparedPicture:
-    size = training_size(picture.image.shape[0], picture.image.shape[1], side)
+    height, width = picture.image.shape[:2]
+    if max(height, width) > _LONGEST * min(height, width):
+        raise ValueError(
+            f"{picture.name} is {width}x{height}: a picture to learn from may be at most"
+            f" {_LONGEST} times as long as wide. Cut out what matters"
+        )
+    size = training_size(height, width, side)
     plain = _resized(picture.image.clone().movedim(-1, 0)[None], size).clamp(0, 1)  # 1 3 H W
     mask = _resized(picture.mask.clone()[None, None], size)[0, 0].clamp(0, 1)
     latents, faces, boxes, identities = [], [], [], []
