@@ -39,7 +39,7 @@ from ..magic.capture_sets import (
     check_unused,
 )
 from ..magic.pictures import mask_batch
-from .declare import IdentityType, advanced, as_number, as_text, range_complaint, schema
+from .declare import IdentityType, advanced, as_number, as_text, complain, range_complaint, schema
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
@@ -162,18 +162,16 @@ def _fingerprint(folder: Any, linked: Any) -> str:
 
 def _check(
     placeholder: object, class_word: object, templates: object, slots: tuple[str, ...]
-) -> bool | str:
+) -> bool:
+    """Of what is known before the execution, for validate_inputs. ValueError says what is wrong."""
     word, text = as_text(_first(placeholder)), as_text(_first(templates))
     person = as_text(_first(class_word))
     lines = None if text is None else _lines(text)
-    try:
-        if word is not None:
-            check_placeholder(word.strip())
-            check_unused(word.strip(), "" if person is None else _class_word(person), lines or ())
-        if lines is not None:
-            check_templates(lines, slots)
-    except ValueError as error:
-        return str(error)
+    if word is not None:
+        check_placeholder(word.strip())
+        check_unused(word.strip(), "" if person is None else _class_word(person), lines or ())
+    if lines is not None:
+        check_templates(lines, slots)
     return True
 
 
@@ -619,6 +617,7 @@ class MagiCaptureTrain(io.ComfyNode):
                     io.Combo.Input(
                         "preset",
                         options=list(PRESETS),
+                        default=PRESETS[0],
                         optional=True,
                         tooltip=(
                             "as set: the inputs of this node. official: steps, rates and weights as"
@@ -663,10 +662,12 @@ class MagiCaptureTrain(io.ComfyNode):
     ) -> bool | str:
         # Besides the steps every number that may come as not-a-number, which the host lets pass.
         numbers = {name: value for name, value in locals().items() if name != "cls"}
-        if complaint := range_complaint(cls, **numbers):
-            return complaint
         steps = as_number(inversion_steps), as_number(lora_steps)
-        return None in steps or any(steps) or "no steps: give at least one phase some"
+        is_nothing = None not in steps and not any(steps)
+        return complain(
+            range_complaint(cls, **numbers)
+            or ("no steps: give at least one phase some" if is_nothing else None)
+        )
 
     @classmethod
     def execute(
@@ -797,8 +798,8 @@ class MagiCaptureApply(io.ComfyNode):
     def validate_inputs(
         cls, strength_model: object = None, strength_clip: object = None
     ) -> bool | str:
-        return (
-            range_complaint(cls, strength_model=strength_model, strength_clip=strength_clip) or True
+        return complain(
+            range_complaint(cls, strength_model=strength_model, strength_clip=strength_clip)
         )
 
     @classmethod
