@@ -2,8 +2,8 @@
 
 A workflow is a row of groups, a group a row of columns, a column a stack of nodes; the note stands
 above. Sizes are those that the host's two ways of drawing need at least, and room is left below
-nodes that grow when they run. So every template fits on a screen at a zoom at which the classic mode
-still draws text (tests/unit/test_workflow_layout.py).
+nodes that grow when they run. So every template fits on a screen at a zoom at which the classic
+mode still draws text (tests/unit/test_workflow_layout.py).
 """
 
 from __future__ import annotations

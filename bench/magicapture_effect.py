@@ -330,7 +330,7 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
     before and after the second phase."""
     rows = []
     with training_mode(), torch.no_grad():
-        words = training.data.style.prompt(0, training.data.subject.person)
+        words = training.style.prompt(0, training.subject.person)
         prompt = training.networks.text.prompt(words)
         columns = torch.tensor([prompt.positions])
         timestep = torch.tensor([400])

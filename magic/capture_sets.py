@@ -4,6 +4,7 @@ for them, and the prompts."""
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class Subject:
     def __post_init__(self) -> None:
         check_placeholder(self.placeholder)
         check_templates(self.templates, (PERSON,))
+        check_unused(self.placeholder, self.class_word, self.templates)
 
     def prompt(self, template: int) -> str:
         return self.templates[template].replace(PERSON, self.person)
@@ -70,6 +72,7 @@ class StyleSet:
     def __post_init__(self) -> None:
         check_placeholder(self.placeholder)
         check_templates(self.templates, (PERSON, STYLE))
+        check_unused(self.placeholder, self.class_word, self.templates)
 
     def prompt(self, template: int, person: str | None = None) -> str:
         return (
@@ -77,6 +80,45 @@ class StyleSet:
             .replace(PERSON, person or self.class_word)
             .replace(STYLE, self.placeholder)
         )
+
+
+def check_pair(subject: Subject, style: StyleSet) -> None:
+    """ValueError unless the two words can be told apart in every prompt."""
+    if word_key(subject.placeholder) == word_key(style.placeholder):
+        raise ValueError(
+            f"subject and style have the same placeholder '{subject.placeholder}' (capital letters"
+            " make no difference): give each its own"
+        )
+    for word, other in ((subject.placeholder, style), (style.placeholder, subject)):
+        check_unused(word, other.class_word, other.templates)
+
+
+def word_key(word: str) -> str:
+    """Equal for words that a text encoder reads alike: it does not tell capital letters, nor the
+    two ways of writing an accent."""
+    return unicodedata.normalize("NFC", word).lower()
+
+
+def word_pattern(word: str) -> str:
+    """A regular expression, to be used without regard to case, for a word that is no part of a
+    longer one."""
+    forms = {unicodedata.normalize(form, word) for form in ("NFC", "NFD")}
+    return rf"(?<!\w)(?:{'|'.join(re.escape(form) for form in sorted(forms))})(?!\w)"
+
+
+def check_unused(placeholder: str, class_word: str, templates: Sequence[str]) -> None:
+    """ValueError when the class word or a template has the placeholder in it already."""
+    used = re.compile(word_pattern(placeholder), re.IGNORECASE)
+    advice = "take a word that prompts do not use, such as '<anna>'"
+    if used.search(class_word):
+        raise ValueError(
+            f"placeholder '{placeholder}' is in the class word '{class_word}': {advice}"
+        )
+    for template in templates:
+        if used.search(template.replace(PERSON, "").replace(STYLE, "")):
+            raise ValueError(
+                f"placeholder '{placeholder}' is a word of the template '{template}': {advice}"
+            )
 
 
 def check_placeholder(placeholder: str) -> None:
@@ -118,6 +160,8 @@ def capture_pictures(
     pictures = []
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         rgb = as_rgb(image, name)
+        if not bool(rgb.isfinite().all()):
+            raise ValueError(f"{name} has values in it that are no numbers: load it anew")
         mask = rgb.new_ones(rgb.shape[:2])
         if masks:
             mask = _fitted(masks[i if len(masks) > 1 else 0], rgb, name)

@@ -10,27 +10,36 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..demo import face_network
-from ..host.faces.detection import face_models
+from ..host.faces import identity as identity_files
 from ..host.faces.identity import Identity, list_files, load_identity
 from ..host.page.training_watch import TrainingWatch
 from ..host.pictures import capture_folder
-from ..host.segmentation.face_masks import find_face_masks
-from ..host.text.embedding_files import load_embedding, save_embedding
+from ..host.segmentation.face_masks import detectors_state, find_face_masks
+from ..host.text.embedding_files import embedding_state, load_embedding, save_embedding
 from ..host.text.learned_words import Embedding, with_learned_words
+from ..host.training.checkpoint import CheckpointFile
 from ..host.training.memory import memory_freed
 from ..host.training.pictures import masked_previews
 from ..host.training.run import CaptureTraining, Trained
-from ..host.training.settings import DTYPES, CaptureSettings, precision_for
+from ..host.training.settings import (
+    DTYPES,
+    IDENTITY_FORWARDS,
+    CaptureSettings,
+    precision_for,
+)
 from ..magic.capture_sets import (
+    PERSON,
+    STYLE,
     CapturePicture,
     StyleSet,
     Subject,
     capture_pictures,
     check_placeholder,
     check_templates,
+    check_unused,
 )
 from ..magic.pictures import mask_batch
-from .declare import IdentityType, advanced, as_number, as_text, range_complaint, schema
+from .declare import IdentityType, advanced, as_number, as_text, complain, range_complaint, schema
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
@@ -60,10 +69,14 @@ STYLE_TEMPLATES = "\n".join(
 )
 
 
+PRESETS = ("as set", "official")
 TOY_IDENTITY = "toy (comes with the pack)"
 
 
-def _picture_inputs(what: str, templates: str, slots: str, placeholder: str) -> list[io.Input]:
+def _picture_inputs(
+    what: str, templates: str, slots: str, placeholder: str, without_masks: str = ""
+) -> list[io.Input]:
+    """without_masks: what else a set does without face masks, for the tooltip."""
     return [
         io.Image.Input(
             "images",
@@ -76,7 +89,7 @@ def _picture_inputs(what: str, templates: str, slots: str, placeholder: str) -> 
             tooltip=(
                 "The face in every picture, one mask each. Without: the largest face that a"
                 " detector in models/face_detection or models/detection finds; else the whole"
-                " picture counts as face, which binds less well."
+                " picture counts as face, which binds less well." + without_masks
             ),
         ),
         io.Combo.Input(
@@ -139,25 +152,31 @@ def _read(
 
 
 def _fingerprint(folder: Any, linked: Any) -> str:
-    """Changes with the folder's files and, where faces have to be found, with the detectors that
-    are there."""
+    """Changes with the folder's files and, where faces have to be found, with the detectors'."""
     name = _first(folder) or capture_folder.NO_FOLDER
     has_masks = (
         "faces" in linked if name == capture_folder.NO_FOLDER else capture_folder.has_masks(name)
     )
-    return capture_folder.state_of(name) + ("" if has_masks else " ".join(face_models()))
+    return capture_folder.state_of(name) + ("" if has_masks else detectors_state())
 
 
-def _check(placeholder: object, templates: object, slots: tuple[str, ...]) -> bool | str:
-    word, lines = as_text(_first(placeholder)), as_text(_first(templates))
-    try:
-        if word is not None:
-            check_placeholder(word.strip())
-        if lines is not None:
-            check_templates(_lines(lines), slots)
-    except ValueError as error:
-        return str(error)
+def _check(
+    placeholder: object, class_word: object, templates: object, slots: tuple[str, ...]
+) -> bool:
+    """Of what is known before the execution, for validate_inputs. ValueError says what is wrong."""
+    word, text = as_text(_first(placeholder)), as_text(_first(templates))
+    person = as_text(_first(class_word))
+    lines = None if text is None else _lines(text)
+    if word is not None:
+        check_placeholder(word.strip())
+        check_unused(word.strip(), "" if person is None else _class_word(person), lines or ())
+    if lines is not None:
+        check_templates(lines, slots)
     return True
+
+
+def _class_word(text: str) -> str:
+    return text.strip() or "person"
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -183,8 +202,10 @@ class MagiCaptureSubject(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, placeholder: object = None, templates: object = None) -> bool | str:
-        return _check(placeholder, templates, ("{person}",))
+    def validate_inputs(
+        cls, placeholder: object = None, class_word: object = None, templates: object = None
+    ) -> bool | str:
+        return _check(placeholder, class_word, templates, (PERSON,))
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any = None, **linked: Any) -> str:
@@ -204,7 +225,7 @@ class MagiCaptureSubject(io.ComfyNode):
         subject = Subject(
             pictures,
             _first(placeholder).strip(),
-            _first(class_word).strip() or "person",
+            _class_word(_first(class_word)),
             _lines(_first(templates)),
         )
         return io.NodeOutput(subject, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
@@ -224,13 +245,22 @@ class MagiCaptureStyle(io.ComfyNode):
             search_aliases=["dreambooth", "training images", "style"],
             is_input_list=True,
             is_output_node=True,
-            inputs=_picture_inputs("style", STYLE_TEMPLATES, "person and style", "<style>"),
+            inputs=_picture_inputs(
+                "style",
+                STYLE_TEMPLATES,
+                "person and style",
+                "<style>",
+                " Prompts with both words then train without refocusing: there is no place beside"
+                " the face for the style.",
+            ),
             outputs=[StyleType.Output(display_name="style", tooltip="For MagiCapture Train.")],
         )
 
     @classmethod
-    def validate_inputs(cls, placeholder: object = None, templates: object = None) -> bool | str:
-        return _check(placeholder, templates, ("{person}", "{style}"))
+    def validate_inputs(
+        cls, placeholder: object = None, class_word: object = None, templates: object = None
+    ) -> bool | str:
+        return _check(placeholder, class_word, templates, (PERSON, STYLE))
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any = None, **linked: Any) -> str:
@@ -250,7 +280,7 @@ class MagiCaptureStyle(io.ComfyNode):
         style = StyleSet(
             pictures,
             _first(placeholder).strip(),
-            _first(class_word).strip() or "person",
+            _class_word(_first(class_word)),
             _lines(_first(templates)),
         )
         return io.NodeOutput(style, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
@@ -292,6 +322,10 @@ class MagicIdentityLoader(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None) -> str:
+        return identity_files.state_of(file) if file and file != TOY_IDENTITY else ""
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
@@ -417,7 +451,8 @@ class MagiCaptureTrain(io.ComfyNode):
                     tooltip=(
                         "Keeps the state every so many steps, and when you cancel, in"
                         " output/magicapture. The same training started again goes on from there."
-                        " 0: keeps nothing, so a cancelled training starts anew."
+                        " Of trainings that were given up the last four stay. 0: keeps nothing, so"
+                        " a cancelled training starts anew."
                     ),
                 ),
                 advanced(
@@ -549,6 +584,49 @@ class MagiCaptureTrain(io.ComfyNode):
                         ),
                     )
                 ),
+                advanced(
+                    io.Int.Input(
+                        "identity_until",
+                        default=default.identity_until,
+                        min=0,
+                        max=1000,
+                        optional=True,
+                        tooltip=(
+                            "With an identity network: likeness is judged where the noise (timestep"
+                            " of 1000) is below this. Higher: in more steps, on blurrier faces;"
+                            " from about 600 on nobody can be recognised, and patterns are learned."
+                            " 0: never."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "identity_forward",
+                        options=list(IDENTITY_FORWARDS),
+                        default=default.identity_forward,
+                        optional=True,
+                        tooltip=(
+                            "What likeness is judged on. shared: on what the step has predicted, if"
+                            " its noise is below identity_until. own: on a second prediction with"
+                            " noise below it, in every step that shows the subject, as in the"
+                            " official code; slower."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "preset",
+                        options=list(PRESETS),
+                        default=PRESETS[0],
+                        optional=True,
+                        tooltip=(
+                            "as set: the inputs of this node. official: steps, rates and weights as"
+                            " set, all else by the rules of the official code, such as a second"
+                            " prediction for likeness at any noise that is trained. To compare with"
+                            " it; the page Fidelity of the documentation lists the rules."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 LoraModel.Output(
@@ -571,14 +649,25 @@ class MagiCaptureTrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, inversion_steps: object = None, lora_steps: object = None
+        cls,
+        inversion_steps: object = None,
+        lora_steps: object = None,
+        inversion_rate: object = None,
+        unet_rate: object = None,
+        text_rate: object = None,
+        embedding_rate: object = None,
+        refocus_weight: object = None,
+        style_weight: object = None,
+        identity_weight: object = None,
     ) -> bool | str:
-        if complaint := range_complaint(
-            cls, inversion_steps=inversion_steps, lora_steps=lora_steps
-        ):
-            return complaint
+        # Besides the steps every number that may come as not-a-number, which the host lets pass.
+        numbers = {name: value for name, value in locals().items() if name != "cls"}
         steps = as_number(inversion_steps), as_number(lora_steps)
-        return None in steps or any(steps) or "no steps: give at least one phase some"
+        is_nothing = None not in steps and not any(steps)
+        return complain(
+            range_complaint(cls, **numbers)
+            or ("no steps: give at least one phase some" if is_nothing else None)
+        )
 
     @classmethod
     def execute(
@@ -594,14 +683,20 @@ class MagiCaptureTrain(io.ComfyNode):
         composed_prompts: bool,
         resolution: int,
         identity: Identity | None = None,
+        preset: str = PRESETS[0],
         **settings: Any,
     ) -> io.NodeOutput:
+        numbers = {name: value for name, value in settings.items() if isinstance(value, float)}
+        if complaint := range_complaint(cls, **numbers):
+            raise ValueError(complaint)
         capture = CaptureSettings(
             precision=precision_for(precision),
             composed=composed_prompts,
             side=resolution,
             **settings,
         )
+        if preset == "official":
+            capture = capture.as_official()
         node = cls.hidden.unique_id if cls.hidden else None
         watch = TrainingWatch(capture, len(subject.pictures) + len(style.pictures), node)
 
@@ -611,8 +706,7 @@ class MagiCaptureTrain(io.ComfyNode):
             )
             return training.run(
                 watch.stepped,
-                _checkpoint(training.fingerprint),
-                checkpoint_every,
+                _checkpoint(training.fingerprint, checkpoint_every),
                 watch.previewed,
                 preview_every,
             )
@@ -632,10 +726,13 @@ def _rate(name: str, default: float, tooltip: str) -> io.Float.Input:
     )
 
 
-def _checkpoint(fingerprint: str) -> Path:
+def _checkpoint(fingerprint: str, every: int) -> CheckpointFile | None:
     import folder_paths
 
-    return Path(folder_paths.get_output_directory()) / "magicapture" / f"{fingerprint}.pt"
+    if not every:
+        return None
+    folder = Path(folder_paths.get_output_directory()) / "magicapture"
+    return CheckpointFile(folder / f"{fingerprint}.pt", every)
 
 
 class MagiCaptureApply(io.ComfyNode):
@@ -698,6 +795,14 @@ class MagiCaptureApply(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, strength_model: object = None, strength_clip: object = None
+    ) -> bool | str:
+        return complain(
+            range_complaint(cls, strength_model=strength_model, strength_clip=strength_clip)
+        )
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -709,6 +814,9 @@ class MagiCaptureApply(io.ComfyNode):
     ) -> io.NodeOutput:
         import comfy.sd
 
+        strengths = {"strength_model": strength_model, "strength_clip": strength_clip}
+        if complaint := range_complaint(cls, **strengths):
+            raise ValueError(complaint)
         clip = with_learned_words(clip, embeddings)
         if lora is not None:
             model, clip = comfy.sd.load_lora_for_models(
@@ -799,6 +907,10 @@ class MagicEmbeddingLoad(io.ComfyNode):
             ],
             outputs=[EmbeddingsType.Output(display_name="embeddings", tooltip="All words so far.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:
+        return embedding_state(file) if file else ""
 
     @classmethod
     def execute(

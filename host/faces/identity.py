@@ -72,6 +72,11 @@ def list_files() -> list[str]:
     return model_folders.names(IDENTITIES)
 
 
+def state_of(name: str) -> str:
+    """Another text whenever a listed file is another one; empty where it is not there."""
+    return model_folders.state_of(IDENTITIES, name)
+
+
 def load_identity(name: str) -> Identity:
     """ArcFace or AdaFace (IResNet) from safetensors; onnx files (red first, as ArcFace's) through
     onnx2torch when that is installed. ValueError says what to do."""

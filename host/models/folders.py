@@ -113,6 +113,21 @@ def path_of(folder: ModelFolder, name: str) -> Path:
     return path
 
 
+def file_state(path: Path) -> str:
+    """Another text whenever a file is another one; empty where it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_mtime_ns} {status.st_size}"
+
+
+def state_of(folder: ModelFolder, name: str) -> str:
+    """Another text whenever a listed single file is another one; empty where it is not there."""
+    path = _files(folder).get(name)
+    return "" if path is None else file_state(path)
+
+
 def missing_message(folder: ModelFolder, name: str = "") -> str:
     """What to say when a model is not there."""
     what = f"'{name}' is not among the models in" if name else "nothing in"

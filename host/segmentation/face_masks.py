@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ...magic.pictures import as_rgb
 from ..faces.detection import face_models, missing_message
+from ..models import folders as model_folders
+from ..models.folders import FACE_DETECTORS, MEDIAPIPE
 from .concept_masks import Backends, MaskRequest, concept_masks
 
 # A picture is said to show a face, so a doubtful find is more likely something else.
@@ -46,6 +48,16 @@ def find_face_masks(
             mask = torch.ones_like(mask)
         masks.append(mask)
     return masks
+
+
+def detectors_state() -> str:
+    """Another text whenever faces may be found otherwise: another file, or other files."""
+    names = face_models()
+    states = (
+        model_folders.state_of(FACE_DETECTORS, name) or model_folders.state_of(MEDIAPIPE, name)
+        for name in names
+    )
+    return " ".join(f"{name} {state}" for name, state in zip(names, states, strict=True))
 
 
 def _everything(what: str, reason: str) -> str:

@@ -3,60 +3,133 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from .clip import encoder_of_width
+from torch import Tensor
+
+from ...magic.capture_sets import check_placeholder
+from ..models.folders import file_state
+from ..models.safe_files import UnwritableFile, tensor_bytes, write_new_file
+from .clip import NAMES, encoder_of_width
 from .learned_words import Embedding
+
+_KNOWN_FORMATS = (
+    "one tensor of any name (SD1.5 and SD2.1), or one for each text encoder of SDXL, named clip_l"
+    " and clip_g"
+)
+_MOST_VECTORS = 1000
 
 
 def save_embedding(embedding: Embedding, name: str) -> Path:
     """Writes a file that 'embedding:<name>' finds into the first embeddings folder; never over
-    another file."""
+    another file. ValueError when that cannot be."""
     import folder_paths
-    from safetensors.torch import save_file
 
     # After 'embedding:' the host reads as far as the first space.
     if not re.fullmatch(r"[\w\-]+", name):
         raise ValueError(f"file name '{name}' must consist of letters, digits, '-' and '_'")
-    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.safetensors"
-    for number in range(2, 10_000):
-        if not path.exists():
-            break
-        path = folder / f"{name}_{number}.safetensors"
+    folders = folder_paths.get_folder_paths("embeddings")
+    if not folders:
+        raise ValueError("ComfyUI has no embeddings folder to write into")
     # One encoder: the key that other tools read as well. Two: a key for each, as in SDXL embeddings
     # everywhere.
-    vectors = {
-        key: vector.detach().float().cpu().clone().contiguous()
-        for key, vector in embedding.vectors.items()
-    }
+    vectors = {key: vector.detach().float() for key, vector in embedding.vectors.items()}
     tensors = vectors if len(vectors) > 1 else {"emb_params": next(iter(vectors.values()))}
-    save_file(tensors, path, {"placeholder": embedding.placeholder, "encoders": ",".join(vectors)})
-    return path
+    content = tensor_bytes(
+        tensors, {"placeholder": embedding.placeholder, "encoders": ",".join(vectors)}
+    )
+    for number in range(1, 10_000):
+        path = Path(folders[0]) / f"{name}{f'_{number}' if number > 1 else ''}.safetensors"
+        try:
+            if write_new_file(path, content):
+                return path
+        except UnwritableFile as error:
+            raise ValueError(f"the learned word could not be saved: {error}") from error
+    raise ValueError(f"there are 9999 embeddings named '{name}' already: take another name")
 
 
 def load_embedding(name: str, placeholder: str) -> Embedding:
     """Reads a safetensors file of the embeddings folders. placeholder: empty for the one in the
-    file, or the file's name."""
-    import folder_paths
-    from safetensors import safe_open
+    file, or the file's name. ValueError when the file is not there, or no embedding of ours or of a
+    common format."""
+    from safetensors import SafetensorError, safe_open
 
-    path = (
-        folder_paths.get_full_path("embeddings", name)
-        if name in folder_paths.get_filename_list("embeddings")
-        else None
-    )
-    if path is None or not name.endswith(".safetensors"):
+    path = embedding_path(name)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            # The header first: a file of gigabytes is no embedding, and is not read.
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+            _check_shapes(name, shapes)
+            vectors = {key: file.get_tensor(key).float() for key in shapes}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"embedding '{name}' cannot be read ({error}): fetch it again") from error
+    vectors = {key: tensor.reshape(-1, tensor.shape[-1]) for key, tensor in vectors.items()}
+    if broken := [key for key, tensor in vectors.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"embedding '{name}' has numbers that are none (NaN or infinite) in {broken[0]}: its"
+            " training has failed"
+        )
+    word = placeholder or metadata.get("placeholder") or Path(name).stem
+    try:
+        check_placeholder(word)
+    except ValueError as error:
+        raise ValueError(f"embedding '{name}': {error}. Write one into 'placeholder'") from error
+    return Embedding(word, _by_encoder(vectors, metadata))
+
+
+def embedding_path(name: str) -> Path:
+    """The path of a listed file. ValueError for any other name."""
+    import folder_paths
+
+    path = None
+    if name.endswith(".safetensors") and name in folder_paths.get_filename_list("embeddings"):
+        path = folder_paths.get_full_path("embeddings", name)
+    if path is None:
         raise ValueError(
             f"embedding '{name}' is not among the safetensors files of ComfyUI's embeddings folder"
         )
-    with safe_open(path, framework="pt", device="cpu") as file:
-        metadata = file.metadata() or {}
-        vectors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    vectors = {key: tensor.reshape(-1, tensor.shape[-1]) for key, tensor in vectors.items()}
-    if len(vectors) == 1:
-        [vector] = vectors.values()
-        # What a file of one tensor is for can only be told by its width.
-        vectors = {metadata.get("encoders") or encoder_of_width(vector.shape[1]): vector}
-    return Embedding(placeholder or metadata.get("placeholder") or Path(name).stem, vectors)
+    return Path(path)
+
+
+def embedding_state(name: str) -> str:
+    """Another text whenever a listed file is another one; empty where it is not there."""
+    try:
+        return file_state(embedding_path(name))
+    except ValueError:
+        return ""
+
+
+def _check_shapes(name: str, shapes: Mapping[str, list[int]]) -> None:
+    """ValueError for a file that does not look like one word."""
+    if not shapes:
+        raise ValueError(f"embedding '{name}' is empty")
+    if len(shapes) > 1 and not shapes.keys() <= set(NAMES):
+        keys = ", ".join(f"'{key}'" for key in list(shapes)[:4])
+        raise ValueError(
+            f"embedding '{name}' holds {len(shapes)} tensors ({keys}{', ...' * (len(shapes) > 4)}):"
+            f" this format is not known. Known is {_KNOWN_FORMATS}"
+        )
+    for key, shape in shapes.items():
+        *counts, width = shape or [0]
+        if width < 1 or any(count != 1 for count in counts[:-1]):
+            raise ValueError(
+                f"embedding '{name}' holds a tensor of shape {shape} in {key}: the vectors of a"
+                " word (vectors x numbers) were expected"
+            )
+        count = counts[-1] if counts else 1
+        if not 1 <= count <= _MOST_VECTORS:
+            raise ValueError(
+                f"embedding '{name}' has {count} vectors in {key}, expected 1 to {_MOST_VECTORS}:"
+                " it is no learned word"
+            )
+
+
+def _by_encoder(vectors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """What a file of one tensor is for can only be told by its width, where it does not say."""
+    if len(vectors) > 1:
+        return vectors
+    [(key, tensor)] = vectors.items()
+    told = next((name for name in (key, metadata.get("encoders")) if name in NAMES), None)
+    return {told or encoder_of_width(tensor.shape[1]): tensor}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from ...magic.capture_sets import check_placeholder
+from ...magic.capture_sets import check_placeholder, word_key, word_pattern
 from .clip import chunks_of, encoder_tokenizers, word_width
 
-_FIRST_STAND_IN = 0xE000
-"""A private-use character, which no vocabulary and no prompt has, stands for each vector while the
-text is cut into tokens."""
+_STAND_INS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+"""Characters for private use: one stands for each vector while a text is cut into tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,61 +31,43 @@ class Embedding:
 
 
 @dataclass(frozen=True, eq=False)
-class _Tokenizers:
-    """base: as the host made it; inner: a copy, whose text encoders' tokenizers have stand-ins."""
+class _Words:
+    """The learned words of a tokenizer.
 
-    base: Any
-    inner: Any
+    host: the tokenizer without them. embeddings: the words. stand_ins: by word_key, the characters
+    that stand for a word's vectors. pattern: finds the words in a text. vectors: for each text
+    encoder, by the token of a character.
+    """
+
+    host: Any
+    embeddings: tuple[Embedding, ...]
+    stand_ins: Mapping[str, str]
+    pattern: re.Pattern[str]
+    vectors: Mapping[str, Mapping[int, Tensor]]
+
+    def replace(self, text: str) -> str:
+        return self.pattern.sub(
+            lambda match: self.stand_ins.get(word_key(match[0]), match[0]), text
+        )
+
+    def stand_in_is_in(self, text: str) -> bool:
+        return any(
+            character in text for characters in self.stand_ins.values() for character in characters
+        )
 
 
 class LearnedWordsTokenizer:
-    """A tokenizer of the host that also has learned words: their tokens are vectors, as those of
-    the host's 'embedding:' syntax are.
+    """What a tokenizer of the host becomes that has learned words: their tokens are vectors, as
+    those of the host's 'embedding:' syntax are. Made by `tokenizer_with`, in front of the host's
+    class, so that all else is as it was."""
 
-    Everything else is the tokenizer's that it was made from, which stays as it was. If that one has
-    learned words, so has this one. As with the host's, the tokenizers of the text encoders are
-    attributes, and the only ones that tokenize: other packs look for them and change them.
-    """
-
-    def __init__(self, tokenizer: Any, embeddings: Sequence[Embedding]):
-        if isinstance(tokenizer, LearnedWordsTokenizer):
-            tokenizer, embeddings = tokenizer.base, (*tokenizer.embeddings, *embeddings)
-        self.embeddings = tuple(embeddings)
-        self._tokenizers = _Tokenizers(tokenizer, copy.copy(tokenizer))
-        self._pattern, self._stand_ins = _stand_ins(embeddings)
-        self._vectors: dict[str, dict[int, Tensor]] = {}
-        for encoder, part in encoder_tokenizers(tokenizer).items():
-            part = copy.copy(part)
-            part.tokenizer = copy.deepcopy(part.tokenizer)
-            setattr(self, encoder, part)
-            setattr(self._tokenizers.inner, encoder, part)
-            self._vectors[encoder] = vectors = {}
-            for embedding in embeddings:
-                for character, vector in zip(
-                    self._stand_ins[embedding.placeholder], embedding.vectors[encoder], strict=True
-                ):
-                    part.tokenizer.add_tokens([character])
-                    vectors[part.tokenizer.convert_tokens_to_ids(character)] = vector
-            part.inv_vocab = {
-                **part.inv_vocab,
-                **{token: part.tokenizer.decode([token]) for token in vectors},
-            }
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_tokenizers":
-            raise AttributeError(name)
-        return getattr(self._tokenizers.inner, name)
-
-    @property
-    def base(self) -> Any:
-        """The host's own, without learned words."""
-        return self._tokenizers.base
+    _words: _Words
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
         tokens = self._tokens(text, return_word_ids, **kwargs)
-        for encoder, vectors in self._vectors.items():
+        for encoder, vectors in self._words.vectors.items():
             chunks = chunks_of(tokens, encoder)
             chunks[:] = [
                 [
@@ -105,7 +87,7 @@ class LearnedWordsTokenizer:
         learned words is -1 - i. ValueError when it is longer, or has weights or embeddings."""
         tokens = self._tokens(text)
         ids: dict[str, list[int]] = {}
-        for encoder, vectors in self._vectors.items():
+        for encoder, vectors in self._words.vectors.items():
             chunk, *more = chunks_of(tokens, encoder)
             if more or any(weight != 1 or isinstance(token, Tensor) for token, weight in chunk):
                 raise ValueError(
@@ -118,37 +100,73 @@ class LearnedWordsTokenizer:
 
     def _tokens(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, Any]:
         """The tokens with learned words as ids past the vocabulary."""
-        text = self._pattern.sub(lambda match: "".join(self._stand_ins[match[0]]), text)
-        tokens: dict[str, Any] = self._tokenizers.inner.tokenize_with_weights(
-            text, return_word_ids, **kwargs
+        words = self._words
+        if words.stand_in_is_in(text):
+            # The ids are the same whatever the characters are.
+            other = tokenizer_with(words.host, words.embeddings, without=text)
+            return other._tokens(text, return_word_ids, **kwargs)
+        tokens: dict[str, Any] = cast(Any, super()).tokenize_with_weights(
+            words.replace(text), return_word_ids, **kwargs
         )
         return tokens
 
 
+def tokenizer_with(
+    tokenizer: Any, embeddings: Sequence[Embedding], without: str = ""
+) -> LearnedWordsTokenizer:
+    """A tokenizer of the host, which stays as it was, with learned words. If it has some, so has
+    the new one. without: a text whose characters must not stand for vectors. ValueError when two
+    words are one, or one is no word."""
+    if isinstance(tokenizer, LearnedWordsTokenizer):
+        words = tokenizer._words
+        tokenizer, embeddings = words.host, (*words.embeddings, *embeddings)
+    stand_ins = _stand_ins(embeddings, without)
+    # The longest first, so that '<anna2>' is not read as '<anna' or 'anna'.
+    names = sorted((embedding.placeholder for embedding in embeddings), key=len, reverse=True)
+    pattern = re.compile("|".join(map(word_pattern, names)) or r"(?!)", re.IGNORECASE)
+    changed = copy.copy(tokenizer)
+    vectors: dict[str, dict[int, Tensor]] = {}
+    for encoder, part in encoder_tokenizers(tokenizer).items():
+        part = copy.copy(part)
+        part.tokenizer = copy.deepcopy(part.tokenizer)
+        setattr(changed, encoder, part)
+        vectors[encoder] = {}
+        for embedding in embeddings:
+            characters = stand_ins[word_key(embedding.placeholder)]
+            for character, vector in zip(characters, embedding.vectors[encoder], strict=True):
+                part.tokenizer.add_tokens([character])
+                vectors[encoder][part.tokenizer.convert_tokens_to_ids(character)] = vector
+        part.inv_vocab = {
+            **part.inv_vocab,
+            **{token: part.tokenizer.decode([token]) for token in vectors[encoder]},
+        }
+    kind = type(tokenizer)
+    changed.__class__ = type(kind.__name__, (LearnedWordsTokenizer, kind), {})
+    changed._words = _Words(tokenizer, tuple(embeddings), stand_ins, pattern, vectors)
+    made: LearnedWordsTokenizer = changed
+    return made
+
+
 def host_tokenizer(tokenizer: Any) -> Any:
     """The host's own, without learned words."""
-    return tokenizer.base if isinstance(tokenizer, LearnedWordsTokenizer) else tokenizer
+    return tokenizer._words.host if isinstance(tokenizer, LearnedWordsTokenizer) else tokenizer
 
 
-def _stand_ins(embeddings: Sequence[Embedding]) -> tuple[re.Pattern[str], dict[str, str]]:
+def _stand_ins(embeddings: Sequence[Embedding], without: str) -> dict[str, str]:
+    """By word_key as many characters as a word has vectors."""
+    free = (chr(code) for codes in _STAND_INS for code in codes if chr(code) not in without)
     stand_ins: dict[str, str] = {}
-    position = _FIRST_STAND_IN
     for embedding in embeddings:
         check_placeholder(embedding.placeholder)
-        if embedding.placeholder in stand_ins:
+        key = word_key(embedding.placeholder)
+        if key in stand_ins:
             raise ValueError(
-                f"placeholder '{embedding.placeholder}' is there twice: give each learned word a"
-                " name of its own"
+                f"placeholder '{embedding.placeholder}' is there twice (capital letters make no"
+                " difference): give each learned word a name of its own"
             )
         count = len(next(iter(embedding.vectors.values())))
-        stand_ins[embedding.placeholder] = "".join(chr(position + i) for i in range(count))
-        position += count
-    # The longest first, so that '<anna2>' is not read as '<anna' or 'anna'.
-    names = sorted(stand_ins, key=len, reverse=True)
-    return (
-        re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names) or r"(?!)"),
-        stand_ins,
-    )
+        stand_ins[key] = "".join(itertools.islice(free, count))
+    return stand_ins
 
 
 def with_learned_words(clip: Any, embeddings: Sequence[Embedding]) -> Any:
@@ -166,5 +184,5 @@ def with_learned_words(clip: Any, embeddings: Sequence[Embedding]) -> Any:
                     f"text encoder {encoder} needs vectors of {width} numbers, it has {numbers}"
                 )
     changed = clip.clone()
-    changed.tokenizer = LearnedWordsTokenizer(clip.tokenizer, embeddings)
+    changed.tokenizer = tokenizer_with(clip.tokenizer, embeddings)
     return changed

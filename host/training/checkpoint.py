@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
-from dataclasses import asdict
+import io
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,173 @@ import torch
 from torch import Tensor
 
 from ...magic.capture_sets import StyleSet, Subject
-from ..faces.identity import Identity
+from ..models.safe_files import UnwritableFile, write_file
 from .networks import Networks
 from .settings import CaptureSettings
+
+KEPT = 4
+"""So many checkpoints of trainings that were given up stay in a folder, the newest."""
+_NAME = re.compile(r"[0-9a-f]{16}\.pt")
+_MOST_TESTED = 64 * 2**20
+"""Bytes that are written to try a folder; for larger checkpoints the disk is asked for the rest."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """Everything that the rest of a training depends on.
+
+    fingerprint: which training it is. step: steps done. phase: of the last of them. history, terms,
+    seconds: see History. generator: of everything random. rows: the learned words of each text
+    encoder. adapters: up and down of every LoRA. optimizer, scaler: their own states.
+    """
+
+    fingerprint: str
+    step: int
+    phase: int
+    history: list[float]
+    terms: dict[str, list[float]]
+    seconds: list[float]
+    generator: Tensor
+    rows: list[Tensor]
+    adapters: list[tuple[Tensor, Tensor]]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+_KINDS: dict[str, type] = {
+    "fingerprint": str,
+    "step": int,
+    "phase": int,
+    "history": list,
+    "terms": dict,
+    "seconds": list,
+    "generator": Tensor,
+    "rows": list,
+    "adapters": list,
+    "optimizer": dict,
+    "scaler": dict,
+}
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """Where a training keeps its state. What cannot be written is said in the log: a training is
+    worth more than its checkpoint.
+
+    path: the file. every: so many steps.
+    """
+
+    path: Path
+    every: int
+
+    def try_folder(self, size: int) -> None:
+        """Warns when no checkpoint of `size` bytes can be written there."""
+        probe = self.path.with_suffix(".test")
+        try:
+            write_file(probe, bytes(min(size, _MOST_TESTED)), is_lasting=False)
+        except UnwritableFile as error:
+            self._warn(str(error))
+            return
+        with contextlib.suppress(OSError):
+            probe.unlink()
+            if (free := shutil.disk_usage(self.path.parent).free) < size:
+                self._warn(f"it takes {size >> 20} MB, and the disk has {free >> 20} MB left")
+
+    def read(self, fingerprint: str) -> TrainingState | None:
+        """None when there is none. ValueError when it cannot be read or is another training's."""
+        return read_checkpoint(self.path, fingerprint) if self.path.exists() else None
+
+    def write(self, state: TrainingState) -> bool:
+        """Whether it could be written. A file that is there is replaced as a whole or not at
+        all."""
+        content = io.BytesIO()
+        torch.save({field.name: getattr(state, field.name) for field in fields(state)}, content)
+        try:
+            write_file(self.path, content.getvalue())
+        except UnwritableFile as error:
+            self._warn(str(error))
+            return False
+        return True
+
+    def leave(self, state: TrainingState) -> None:
+        """Writes the state of a training that stops here, and removes the oldest of those that were
+        given up before."""
+        if not self.write(state):
+            return
+        logging.info(
+            "MagiCapture: stopped after step %d, kept in %s: the same training started again goes"
+            " on from there",
+            state.step,
+            self.path,
+        )
+        for path in _given_up(self.path)[KEPT - 1 :]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                logging.info("MagiCapture: removed %s, older than the last %d", path, KEPT)
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def _warn(self, reason: str) -> None:
+        logging.warning(
+            "MagiCapture: no checkpoint could be kept (%s). The training goes on, and tries again"
+            " after %d steps",
+            reason,
+            self.every,
+        )
+
+
+def _given_up(path: Path) -> list[Path]:
+    """The other checkpoints beside a file, the newest first."""
+    others: list[tuple[float, Path]] = []
+    with contextlib.suppress(OSError):
+        for other in path.parent.iterdir():
+            if other != path and _NAME.fullmatch(other.name):
+                others.append((other.stat().st_mtime, other))
+    return [other for _, other in sorted(others, reverse=True)]
+
+
+def read_checkpoint(path: Path, fingerprint: str) -> TrainingState:
+    """ValueError, with the file's name, when it cannot be read, is damaged, or is another
+    training's."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({reason}): remove it to start anew"
+        ) from error
+    with damage_named(path):
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, a table was expected")
+        if missing := [name for name in _KINDS if name not in content]:
+            raise KeyError(f"it has no {', '.join(missing)}")
+        for name, kind in _KINDS.items():
+            if not isinstance(content[name], kind) or isinstance(content[name], bool):
+                raise TypeError(
+                    f"its {name} is a {type(content[name]).__name__}, a {kind.__name__} was"
+                    " expected"
+                )
+    state = TrainingState(**{name: content[name] for name in _KINDS})
+    if state.fingerprint != fingerprint:
+        raise ValueError(
+            f"checkpoint {path.name} belongs to a training with other pictures, settings or"
+            " models: remove it to start anew"
+        )
+    return state
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Whatever is wrong with what a checkpoint holds becomes a ValueError with the file's name."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error.args[0]) if error.args else type(error).__name__).partition("\n")[0]
+        raise ValueError(
+            f"checkpoint {path} is damaged ({reason}): remove it to start anew"
+        ) from error
 
 
 def training_fingerprint(
@@ -22,62 +191,39 @@ def training_fingerprint(
     vae: Any,
     subject: Subject,
     style: StyleSet,
-    identity: Identity | None,
     settings: CaptureSettings,
     side: int,
 ) -> str:
-    """Says whether a checkpoint belongs to this very training. To be taken before the first
-    step."""
+    """Says whether a checkpoint belongs to this very training: of every byte that it depends on. To
+    be taken before the first step."""
     digest = hashlib.sha256()
-    described: list[Any] = [asdict(settings), side, identity.name if identity else ""]
-    described += [
-        (part.placeholder, part.class_word, part.templates, [p.name for p in part.pictures])
-        for part in (subject, style)
-    ]
-    digest.update(repr(described).encode())
+    described: list[Any] = [asdict(settings), side]
+    described += [(part.placeholder, part.class_word, part.templates) for part in (subject, style)]
     # Of pictures and VAE, not of latents: a GPU may encode the last bit otherwise in each run.
-    tensors = [
-        tensor
-        for picture in (*subject.pictures, *style.pictures)
-        for tensor in (picture.image, picture.mask)
-    ]
-    tensors += [
-        *vae.get_sd().values(),
-        *networks.unet.unet.state_dict().values(),
-        *(
-            tensor
-            for encoder in networks.text.encoders.values()
-            for tensor in encoder.model.state_dict().values()
-        ),
-    ]
-    tensors += networks.text.rows
-    digest.update(repr([_sums(tensor.detach()) for tensor in tensors]).encode())
+    tensors: dict[str, Tensor] = {}
+    for part in (subject, style):
+        for number, picture in enumerate(part.pictures):
+            name = f"{part.placeholder} {number} {picture.name}"
+            tensors |= {f"{name} image": picture.image, f"{name} mask": picture.mask}
+    tensors |= {f"vae {name}": tensor for name, tensor in vae.get_sd().items()}
+    tensors |= {f"unet {name}": tensor for name, tensor in networks.unet.unet.state_dict().items()}
+    for encoder in networks.text.encoders.values():
+        name = encoder.name
+        tensors |= {f"{name} {key}": value for key, value in encoder.model.state_dict().items()}
+        # The table is no part of the state: it is the host's.
+        tensors |= {f"{name} table": encoder.vocabulary.weight}
+    if networks.faces:
+        identity = networks.faces.identity
+        described.append((identity.side, identity.margin))
+        weights = identity.network.state_dict()
+        tensors |= {f"identity {name}": tensor for name, tensor in weights.items()}
+    digest.update(repr(described).encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()[:16]
 
 
-def _sums(tensor: Tensor) -> tuple[tuple[int, ...], float, float]:
-    exact = tensor.double()
-    return tuple(tensor.shape), exact.sum().item(), exact.abs().sum().item()
-
-
-def write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """A crash while writing leaves the previous file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
-    """ValueError when the checkpoint cannot be read or is another training's."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"checkpoint {path} cannot be read ({error}): remove it to start anew"
-        ) from error
-    if state["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"checkpoint {path.name} belongs to a training with other pictures, settings or"
-            " models: remove it to start anew"
-        )
-    return state
+def _bytes_of(tensor: Tensor) -> memoryview:
+    whole = tensor.detach().cpu().contiguous().reshape(-1)
+    return whole.view(torch.uint8).numpy().data

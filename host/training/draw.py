@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...magic.capture_sets import StyleSet, Subject
 from .pictures import PreparedPicture
+from .rules import Rules
 from .text import Prompt, TrainableText
 
 Kind = Literal["subject", "style", "composed"]
@@ -41,7 +42,8 @@ class Batch:
     """B samples of one size.
 
     samples: what they are. latents: B C h w, clean. faces: B h w, the share of each latent pixel
-    that is face. noise: B C h w. timesteps: B, of the model's 1000.
+    that is face. noise: B C h w. timesteps: B, of the model's 1000. identity_timesteps: B, for a
+    forward of the identity loss's own; None where it has none.
     """
 
     samples: list[Sample]
@@ -49,6 +51,7 @@ class Batch:
     faces: Tensor
     noise: Tensor
     timesteps: Tensor
+    identity_timesteps: Tensor | None = None
 
     def is_kind(self, kind: Kind) -> Tensor:  # B
         return torch.tensor(
@@ -60,20 +63,25 @@ class Batch:
 class TrainingData:
     """Pictures and prompts that batches are drawn from.
 
-    subject, style: placeholders, class words and templates. subject_pictures, style_pictures: their
-    pictures as latents. text: cuts the prompts into tokens.
+    subject_pictures, style_pictures: pictures as latents. prompts: of each kind. text: cuts them
+    into tokens.
     """
 
-    subject: Subject
-    style: StyleSet
     subject_pictures: list[PreparedPicture]
     style_pictures: list[PreparedPicture]
+    prompts: Mapping[Kind, Sequence[str]]
     text: TrainableText
 
     def draw_batch(
-        self, kinds: Sequence[Kind], count: int, timesteps: int, generator: torch.Generator
+        self,
+        kinds: Sequence[Kind],
+        count: int,
+        timesteps: int,
+        generator: torch.Generator,
+        identity_timesteps: int = 0,
     ) -> Batch:
-        """`count` samples of random kinds, with noise and timesteps below `timesteps`."""
+        """`count` samples of random kinds, with noise and timesteps below `timesteps`; with others
+        for the identity loss below `identity_timesteps`, where that is not 0."""
         samples: list[Sample] = []
         for _ in range(count):
             size = samples[0].picture.size if samples else None
@@ -82,7 +90,11 @@ class TrainingData:
         drawn = torch.randint(timesteps, (len(samples),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         faces = torch.stack([sample.picture.faces[sample.version] for sample in samples])
-        return Batch(samples, latents, faces, noise, drawn.to(latents.device))
+        own = None
+        if identity_timesteps:
+            own = torch.randint(identity_timesteps, (len(samples),), generator=generator)
+            own = own.to(latents.device)
+        return Batch(samples, latents, faces, noise, drawn.to(latents.device), own)
 
     def _draw_sample(
         self, kinds: Sequence[Kind], size: tuple[int, int] | None, generator: torch.Generator
@@ -99,20 +111,31 @@ class TrainingData:
         kind = _choice([kind for kind in kinds if choices[kind]], generator)
         picture = _choice(choices[kind], generator)
         version = _choice(range(len(picture.latents)), generator)
-        templates = self.subject.templates if kind == "subject" else self.style.templates
-        template = _choice(range(len(templates)), generator)
+        text = _choice(self.prompts[kind], generator)
+        # The face that should be there: the picture's own or, in a composed sample, any picture's
+        # of the subject.
+        person = picture if kind == "subject" else None
+        if kind == "composed":
+            person = _choice(self.subject_pictures, generator)
         identity = None
-        if kind == "subject":
-            text = self.subject.prompt(template)
-            identity = picture.identities[version] if picture.identities is not None else None
-        elif kind == "style":
-            text = self.style.prompt(template)
-        else:
-            text = self.style.prompt(template, self.subject.person)
-            other = _choice(self.subject_pictures, generator)
-            if other.identities is not None:
-                identity = other.identities[version % len(other.identities)]
+        if person is not None and person.identities is not None:
+            identity = person.identities[version % len(person.identities)]
         return Sample(kind, picture, version, self.text.prompt(text), identity)
+
+
+def training_prompts(subject: Subject, style: StyleSet, rules: Rules) -> dict[Kind, list[str]]:
+    """Every prompt that may be drawn, by the kind of sample."""
+    subjects = [subject.prompt(i) for i in range(len(subject.templates))]
+    templates = range(len(style.templates))
+    return {
+        "subject": subjects,
+        "style": [style.prompt(i) for i in templates],
+        "composed": (
+            [f"{text} in the style of {style.placeholder}" for text in subjects]
+            if rules.composes_subject_templates
+            else [style.prompt(i, subject.person) for i in templates]
+        ),
+    }
 
 
 def _choice(options: Sequence[_Option], generator: torch.Generator) -> _Option:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...magic import capture_losses
 from .draw import Batch, Sample
 from .networks import FaceSight, Networks
+from .pictures import has_surroundings
 from .settings import CaptureSettings, Phase
 
 _AROUND_FACE = 3
@@ -31,6 +32,10 @@ def loss_terms(
     vector = unet.size_condition(pooled, size)
     refocus = phase == Phase.LORA and settings.refocus_weight > 0
     columns, present = _word_columns(batch)
+    # In a composed sample the subject's word belongs to the face, the style's to the rest. Where
+    # all counts as face there is no rest: the weights cover the whole picture then, and the
+    # subject's word would be driven out of all of it.
+    present = present & (has_surroundings(batch.faces) | ~is_composed)[:, None]
     noisy = unet.noisy(batch.latents, batch.noise, batch.timesteps)
     output, maps = unet.predict(
         noisy, batch.timesteps, context, vector, columns if refocus else None
@@ -50,22 +55,43 @@ def loss_terms(
         distances = capture_losses.refocusing(maps, targets, present)
         terms["refocusing"] = settings.refocus_weight * distances.mean()
     if phase == Phase.LORA and networks.faces:
-        # The official code runs the UNet a second time, at timesteps up to 800. From about 600 on
-        # the estimate shows nobody, and its gradient is multiplied by the noise-to-signal ratio:
-        # there the loss teaches patterns that please the face network.
-        early = (batch.timesteps < settings.identity_until).tolist()
-        rows = [
-            row
-            for row, sample in enumerate(batch.samples)
-            if sample.identity is not None and early[row]
-        ]
+        rows, clean = _face_estimates(networks, settings, batch, noisy, output, context, vector)
         if rows:
-            clean = unet.clean(noisy[rows], output[rows], batch.timesteps[rows])
             distances = _identity_distances(
                 networks.faces, clean, [batch.samples[row] for row in rows], unet.pixels_per_latent
             )
             terms["identity"] = settings.identity_weight * distances.sum() / len(batch.samples)
     return terms
+
+
+def _face_estimates(
+    networks: Networks,
+    settings: CaptureSettings,
+    batch: Batch,
+    noisy: Tensor,
+    output: Tensor,
+    context: Tensor,
+    vector: Tensor | None,
+) -> tuple[list[int], Tensor]:
+    """The samples that the identity loss judges, and estimates of their clean latents, C h w each.
+
+    The official code runs the UNet a second time, at timesteps up to 800. From about 600 on an
+    estimate shows nobody, and its gradient is multiplied by the noise-to-signal ratio, so that the
+    loss teaches patterns that please the face network.
+    """
+    unet = networks.unet
+    rows = [row for row, sample in enumerate(batch.samples) if sample.identity is not None]
+    if batch.identity_timesteps is None:
+        early = (batch.timesteps < settings.identity_until).tolist()
+        rows = [row for row in rows if early[row]]
+        return rows, unet.clean(noisy[rows], output[rows], batch.timesteps[rows])
+    timesteps = batch.identity_timesteps[rows]
+    if not rows:
+        return rows, output[rows]
+    noisy = unet.noisy(batch.latents[rows], batch.noise[rows], timesteps)
+    sizes = None if vector is None else vector[rows]
+    output, _ = unet.predict(noisy, timesteps, context[rows], sizes)
+    return rows, unet.clean(noisy, output, timesteps)
 
 
 def _word_columns(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ learned."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ...magic.capture_sets import StyleSet, Subject
 from ..faces.identity import Identity
+from .draw import training_prompts
 from .lora import LoraLinear, as_lora_model
 from .pictures import DifferentiableDecoder
 from .settings import DTYPES, CaptureSettings
@@ -102,24 +104,19 @@ def build_networks(
     text = TrainableText(clip, [subject.placeholder, style.placeholder], device)
     # Every prompt that may come up is cut into tokens now, so that a bad template is an error
     # before the training.
-    for prompt in training_prompts(subject, style):
+    for prompt in itertools.chain(*training_prompts(subject, style, settings.rules).values()):
         text.prompt(prompt)
     text.check_against(clip, style.prompt(0, subject.class_word).replace(style.placeholder, ""))
     unet = TrainableUNet(model, device, DTYPES[settings.precision], settings.gradient_checkpointing)
+    rules = settings.rules
     norms = text.typical_norms([subject.class_word, style.class_word])
-    text.initialise([subject.class_word, ""], norms, generator)
+    text.initialise([subject.class_word, ""], norms, generator, rules.style_spread)
+    if rules.word_norm is not None:
+        norms = [rules.word_norm] * len(norms)
     unet.add_lora(settings.rank, generator)
     for encoder in text.encoders.values():
         encoder.add_lora(settings.rank, generator)
     faces = None
-    if identity and settings.identity_weight > 0 and settings.lora_steps:
+    if identity and settings.uses_identity:
         faces = FaceSight(identity, DifferentiableDecoder(vae, unet.process_out, device))
     return Networks(text, unet, faces, norms, device)
-
-
-def training_prompts(subject: Subject, style: StyleSet) -> list[str]:
-    """Every prompt that may be drawn."""
-    prompts = [subject.prompt(i) for i in range(len(subject.templates))]
-    for i in range(len(style.templates)):
-        prompts += [style.prompt(i), style.prompt(i, subject.person)]
-    return prompts

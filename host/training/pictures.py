@@ -17,6 +17,8 @@ from ...magic.capture_sets import CapturePicture
 from ..faces.identity import Identity
 
 _JITTER = 0.1
+_LEAST_OUTSIDE = 0.5
+_LONGEST = 8
 _MULTIPLE = 64
 """Sides are multiples of this, so that every level of the UNet gets whole tokens."""
 
@@ -41,6 +43,17 @@ class PreparedPicture:
         height, width = self.latents.shape[-2:]
         return height, width
 
+    @property
+    def is_all_face(self) -> bool:
+        """Whether the mask leaves nothing beside the face, as where there was none."""
+        return not bool(has_surroundings(self.faces).any())
+
+
+def has_surroundings(faces: Tensor) -> Tensor:
+    """Whether something beside the face is there: a latent pixel that is half outside. faces: B h w
+    -> B."""
+    return (1 - faces).amax((1, 2)) >= _LEAST_OUTSIDE
+
 
 def prepare_pictures(
     pictures: Sequence[CapturePicture],
@@ -49,6 +62,7 @@ def prepare_pictures(
     side: int,
     versions: int,
     identity: Identity | None,
+    mask_mode: str,
     device: torch.device,
     generator: torch.Generator,
     on_encoded: Callable[[], None],
@@ -57,10 +71,22 @@ def prepare_pictures(
     area is about side x side pixels.
 
     process_in: latents of the VAE to the model's. identity: asked who is on each version, where
-    given. on_encoded: called after each version; may raise to cancel.
+    given. mask_mode: how interpolate scales masks down to latent pixels. on_encoded: called after
+    each version; may raise to cancel.
     """
     return [
-        _prepare(picture, vae, process_in, side, versions, identity, device, generator, on_encoded)
+        _prepare(
+            picture,
+            vae,
+            process_in,
+            side,
+            versions,
+            identity,
+            mask_mode,
+            device,
+            generator,
+            on_encoded,
+        )
         for picture in pictures
     ]
 
@@ -72,11 +98,18 @@ def _prepare(
     side: int,
     versions: int,
     identity: Identity | None,
+    mask_mode: str,
     device: torch.device,
     generator: torch.Generator,
     on_encoded: Callable[[], None],
 ) -> PreparedPicture:
-    size = training_size(picture.image.shape[0], picture.image.shape[1], side)
+    height, width = picture.image.shape[:2]
+    if max(height, width) > _LONGEST * min(height, width):
+        raise ValueError(
+            f"{picture.name} is {width}x{height}: a picture to learn from may be at most"
+            f" {_LONGEST} times as long as wide. Cut out what matters"
+        )
+    size = training_size(height, width, side)
     plain = _resized(picture.image.clone().movedim(-1, 0)[None], size).clamp(0, 1)  # 1 3 H W
     mask = _resized(picture.mask.clone()[None, None], size)[0, 0].clamp(0, 1)
     latents, faces, boxes, identities = [], [], [], []
@@ -97,7 +130,7 @@ def _prepare(
         latent = process_in(encoded.clone().to(device, torch.float32))
         latents.append(latent)
         faces.append(
-            F.interpolate(face[None, None], size=tuple(latent.shape[-2:]), mode="area")[0, 0]
+            F.interpolate(face[None, None], size=tuple(latent.shape[-2:]), mode=mask_mode)[0, 0]
         )
         boxes.append(box)
         on_encoded()

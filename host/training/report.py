@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .draw import TrainingData
+from .pictures import PreparedPicture
 from .settings import CaptureSettings, Phase
 
 _PHASE_NAMES = {Phase.INVERSION: "textual inversion", Phase.LORA: "LoRA"}
@@ -30,16 +31,32 @@ class History:
             self.terms.setdefault(f"{phase:d} {name}", []).append(term.item())
 
 
+@dataclass(frozen=True, eq=False)
+class PictureSet:
+    """placeholder: the word for the subject or the style. pictures: what it was learned from."""
+
+    placeholder: str
+    pictures: Sequence[PreparedPicture]
+
+
 def training_report(
-    settings: CaptureSettings, data: TrainingData, side: int, device: str, history: History
+    settings: CaptureSettings,
+    subject: PictureSet,
+    style: PictureSet,
+    side: int,
+    device: str,
+    history: History,
 ) -> str:
     """What was trained, how long it took, and how the terms of the loss went. side: of the training
     pictures in pixels."""
     lines = [
-        f"subject '{data.subject.placeholder}' ({len(data.subject_pictures)} pictures), style"
-        f" '{data.style.placeholder}' ({len(data.style_pictures)} pictures), {side} px,"
+        f"subject '{subject.placeholder}' ({len(subject.pictures)} pictures), style"
+        f" '{style.placeholder}' ({len(style.pictures)} pictures), {side} px,"
         f" {settings.precision} on {device}"
     ]
+    if settings.is_official:
+        lines.append("rules of the official code (preset)")
+    lines += _notes_on_masks(settings, style)
     for phase, name in _PHASE_NAMES.items():
         steps = settings.steps_of(phase)
         if not steps:
@@ -51,3 +68,14 @@ def training_report(
                 first, last = (sum(part) / tenth for part in (values[:tenth], values[-tenth:]))
                 lines.append(f"  {term[2:]}: {first:.4f} at first, {last:.4f} at last")
     return "\n".join(lines)
+
+
+def _notes_on_masks(settings: CaptureSettings, style: PictureSet) -> list[str]:
+    whole = [picture.name for picture in style.pictures if picture.is_all_face]
+    if not whole or not (settings.lora_steps and settings.composed and settings.refocus_weight):
+        return []
+    return [
+        f"{len(whole)} of {len(style.pictures)} style pictures have no face mask"
+        f" ({', '.join(whole[:3])}{', ...' if len(whole) > 3 else ''}): prompts with both words"
+        " train on them without refocusing"
+    ]

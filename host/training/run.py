@@ -8,6 +8,7 @@ is part of every checkpoint: a training that was interrupted ends as one that wa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,17 +20,17 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ...magic import capture_losses
-from ...magic.capture_sets import StyleSet, Subject
+from ...magic.capture_sets import StyleSet, Subject, check_pair
 from ..faces.identity import Identity
 from ..text.learned_words import Embedding
-from .checkpoint import read_checkpoint, training_fingerprint, write_checkpoint
-from .draw import Kind, TrainingData
+from .checkpoint import CheckpointFile, TrainingState, damage_named, training_fingerprint
+from .draw import Batch, Kind, TrainingData, training_prompts
 from .losses import loss_terms
 from .memory import training_mode
 from .networks import build_networks
 from .pictures import prepare_pictures
 from .preview import sample_picture
-from .report import History, training_report
+from .report import History, PictureSet, training_report
 from .settings import CaptureSettings, Phase
 
 _LORA_TIMESTEPS = 800
@@ -61,8 +62,9 @@ class CaptureTraining:
     """One training run. It owns copies of everything it trains: the MODEL, CLIP and VAE that come
     in stay as they are.
 
-    networks: what computes and learns. data: what steps draw from. step: steps done. history: how
-    they went. generator: of everything random. fingerprint: see training_fingerprint.
+    settings, subject, style: as they came in. networks: what computes and learns. data: what steps
+    draw from. side: of the training pictures in pixels. step: steps done. history: how they went.
+    generator: of everything random. fingerprint: see training_fingerprint.
     """
 
     def __init__(
@@ -79,12 +81,8 @@ class CaptureTraining:
         """on_encoded: called after each encoded version of a picture; may raise to cancel."""
         import comfy.model_management as management
 
-        if subject.placeholder == style.placeholder:
-            raise ValueError(
-                f"subject and style have the same placeholder '{subject.placeholder}': give each"
-                " its own"
-            )
-        self.settings = settings
+        check_pair(subject, style)
+        self.settings, self.subject, self.style = settings, subject, style
         self.generator = torch.Generator().manual_seed(settings.seed)
         self._vae = vae
         with training_mode():
@@ -94,27 +92,27 @@ class CaptureTraining:
             device, unet = self.networks.device, self.networks.unet
             self.side = settings.side or unet.native_side
             encoding = (vae, unet.process_in, self.side, settings.versions)
-            faces = self.networks.faces
+            faces, mask_mode = self.networks.faces, settings.rules.mask_mode
             with self.networks.identity_on_device():
                 subject_pictures = prepare_pictures(
                     subject.pictures,
                     *encoding,
                     faces.identity if faces else None,
+                    mask_mode,
                     device,
                     self.generator,
                     on_encoded,
                 )
             style_pictures = prepare_pictures(
-                style.pictures, *encoding, None, device, self.generator, on_encoded
+                style.pictures, *encoding, None, mask_mode, device, self.generator, on_encoded
             )
-            self.data = TrainingData(
-                subject, style, subject_pictures, style_pictures, self.networks.text
-            )
+            prompts = training_prompts(subject, style, settings.rules)
+            self.data = TrainingData(subject_pictures, style_pictures, prompts, self.networks.text)
             # The host does not know how much memory the training takes, so it would not make room
             # by itself.
             management.unload_all_models()
             self.fingerprint = training_fingerprint(
-                self.networks, vae, subject, style, identity, settings, self.side
+                self.networks, vae, subject, style, settings, self.side
             )
         self.step = 0
         self.history = History()
@@ -123,47 +121,56 @@ class CaptureTraining:
     def run(
         self,
         on_step: OnStep,
-        checkpoint: Path | None = None,
-        checkpoint_every: int = 0,
+        checkpoint: CheckpointFile | None = None,
         on_preview: OnPreview | None = None,
         preview_every: int = 0,
     ) -> Trained:
-        """Trains from where it stands to the end. With `checkpoint_every`, the state is kept in
-        `checkpoint` at every so many steps and on a cancel, and removed at the end; a state of the
-        same training that is there already is taken up."""
-        file = checkpoint if checkpoint_every else None
+        """Trains from where it stands to the end. The state is kept in the checkpoint as often as
+        that says and on a cancel, and removed at the end; one of the same training that is there
+        already is taken up."""
         with training_mode():
-            if file is not None and file.exists():
-                self.take_up(file)
+            if checkpoint is not None:
+                if (state := checkpoint.read(self.fingerprint)) is not None:
+                    self.take_up(state, checkpoint.path)
+                checkpoint.try_folder(self._state_size())
             try:
                 with self.networks.identity_on_device():
                     while self.step < self.settings.steps:
                         self._timed_step(on_step)
                         if on_preview and preview_every and self._is_due(preview_every):
                             on_preview(self.step, self.sample())
-                        if file is not None and self.step % checkpoint_every == 0:
-                            self.keep(file)
+                        if checkpoint is not None and self.step % checkpoint.every == 0:
+                            checkpoint.write(self.state())
             except BaseException:
                 # What was done until here is worth keeping, and a half-done step has not changed
                 # the counters yet.
-                if file is not None and self.step:
-                    self.keep(file)
+                if checkpoint is not None and self.step:
+                    checkpoint.leave(self.state())
                 raise
-            if file is not None:
-                file.unlink(missing_ok=True)
+            if checkpoint is not None:
+                checkpoint.remove()
             return Trained(
                 self.networks.lora(),
                 self.networks.text.learned(),
                 self.history.losses,
-                training_report(
-                    self.settings, self.data, self.side, str(self.networks.device), self.history
-                ),
+                self.report(),
             )
 
+    def report(self) -> str:
+        """How it went until here, in words."""
+        return training_report(
+            self.settings,
+            PictureSet(self.subject.placeholder, self.data.subject_pictures),
+            PictureSet(self.style.placeholder, self.data.style_pictures),
+            self.side,
+            str(self.networks.device),
+            self.history,
+        )
+
     def _timed_step(self, on_step: OnStep) -> None:
+        phase, _ = self.settings.phase_at(self.step)
         started = time.perf_counter()
         loss = self.train_step()
-        phase = Phase.INVERSION if self._phase is None else self._phase
         self.history.seconds[phase] += time.perf_counter() - started
         on_step(self.step, loss)
 
@@ -172,7 +179,7 @@ class CaptureTraining:
 
     def sample(self) -> Tensor:
         """A picture of the subject in the style as the training stands, 1 H W 3."""
-        prompt = self.data.style.prompt(0, self.data.subject.person)
+        prompt = self.style.prompt(0, self.subject.person)
         size = self.data.style_pictures[0].size
         return sample_picture(self.networks, self._vae, prompt, size, self.settings.seed)
 
@@ -190,7 +197,7 @@ class CaptureTraining:
         phase, step = self.settings.phase_at(self.step)
         steps = self.settings.steps_of(phase)
         self.enter(phase)
-        factor = capture_losses.linear_decay(step, steps)
+        factor = capture_losses.linear_decay(step + self.settings.rules.first_decay, steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         terms = loss_terms(self.networks, self.settings, self.draw_batch(), phase, step / steps)
@@ -210,9 +217,10 @@ class CaptureTraining:
 
     def _clip_gradients(self) -> None:
         self._scaler.unscale_(self._optimizer)
+        adapters, words = self.networks.adapters, self.networks.text.rows
+        matrices = [matrix for adapter in adapters for matrix in (adapter.up, adapter.down)]
         norm = nn.utils.clip_grad_norm_(
-            [matrix for adapter in self.networks.adapters for matrix in (adapter.up, adapter.down)],
-            _LONGEST_GRADIENT,
+            [*matrices, *words] if self.settings.rules.clips_words else matrices, _LONGEST_GRADIENT
         )
         # A scaler leaves such a step out; without one it would spoil every weight.
         if not self._scaler.is_enabled():
@@ -231,15 +239,19 @@ class CaptureTraining:
                 f" another precision than {self.settings.precision}"
             )
 
-    def draw_batch(self) -> Any:
+    def draw_batch(self) -> Batch:
         """What the next step of the phase it is in sees."""
+        settings = self.settings
         kinds: list[Kind] = ["subject", "style"]
         timesteps = len(self.networks.unet.alpha_bars)
+        own = 0
         if self._phase == Phase.LORA:
             timesteps = _LORA_TIMESTEPS
-            if self.settings.composed:
+            if settings.composed:
                 kinds.append("composed")
-        return self.data.draw_batch(kinds, self.settings.batch, timesteps, self.generator)
+            if self.networks.faces and settings.identity_forward == "own":
+                own = min(settings.identity_until, _LORA_TIMESTEPS)
+        return self.data.draw_batch(kinds, settings.batch, timesteps, self.generator, own)
 
     def enter(self, phase: Phase) -> None:
         """Makes trainable what the phase trains, with an optimizer of its own. Nothing where it is
@@ -251,17 +263,17 @@ class CaptureTraining:
         for adapter in networks.adapters:
             adapter.strength = float(phase == Phase.LORA)
             adapter.requires_grad_(phase == Phase.LORA)
+        words = {"params": networks.text.rows}
         groups: list[dict[str, Any]]
         if phase == Phase.INVERSION:
-            words = {"params": networks.text.rows, "weight_decay": 0.0}
-            groups = [{**words, "lr": settings.inversion_rate}]
+            groups = [{**words, "lr": settings.inversion_rate, "weight_decay": 0.0}]
         else:
             unet = [p for adapter in networks.unet.adapters.values() for p in adapter.parameters()]
             text = [p for adapter in networks.text_adapters for p in adapter.parameters()]
             groups = [
                 {"params": unet, "lr": settings.unet_rate, "weight_decay": _LORA_DECAY},
                 {"params": text, "lr": settings.text_rate, "weight_decay": _LORA_DECAY},
-                {"params": networks.text.rows, "lr": settings.embedding_rate, "weight_decay": 0.0},
+                {**words, "lr": settings.embedding_rate, "weight_decay": settings.rules.word_decay},
             ]
         for group in groups:
             group["initial_lr"] = group["lr"]
@@ -271,41 +283,88 @@ class CaptureTraining:
         )
         self._scaler = GradScaler(device, enabled=settings.precision == "fp16")
 
-    def keep(self, path: Path) -> None:
-        """Writes everything that the rest of the training depends on."""
-        write_checkpoint(
-            {
-                "fingerprint": self.fingerprint,
-                "step": self.step,
-                "history": self.history.losses,
-                "terms": self.history.terms,
-                "seconds": self.history.seconds,
-                "generator": self.generator.get_state(),
-                "rows": [rows.detach() for rows in self.networks.text.rows],
-                "adapters": [
-                    (adapter.up.detach(), adapter.down.detach())
-                    for adapter in self.networks.adapters
-                ],
-                "phase": int(Phase.INVERSION if self._phase is None else self._phase),
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
-            },
-            path,
+    def state(self) -> TrainingState:
+        """Everything that the rest of the training depends on. For a training that has begun."""
+        assert self._phase is not None
+        return TrainingState(
+            fingerprint=self.fingerprint,
+            step=self.step,
+            phase=int(self._phase),
+            history=self.history.losses,
+            terms=self.history.terms,
+            seconds=self.history.seconds,
+            generator=self.generator.get_state(),
+            rows=[rows.detach() for rows in self.networks.text.rows],
+            adapters=[
+                (adapter.up.detach(), adapter.down.detach()) for adapter in self.networks.adapters
+            ],
+            optimizer=self._optimizer.state_dict(),
+            scaler=self._scaler.state_dict(),
         )
 
-    def take_up(self, path: Path) -> None:
-        """Goes on where the training of a checkpoint stood. ValueError when it is another
-        training's."""
-        state = read_checkpoint(path, self.fingerprint)
-        self.enter(Phase(state["phase"]))
-        self.step = state["step"]
-        self.history = History(state["history"], state["terms"], state["seconds"])
-        self.generator.set_state(state["generator"])
-        with torch.no_grad():
-            for rows, values in zip(self.networks.text.rows, state["rows"], strict=True):
-                rows.copy_(values)
-            for adapter, (up, down) in zip(self.networks.adapters, state["adapters"], strict=True):
-                adapter.up.copy_(up)
-                adapter.down.copy_(down)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+    def _state_size(self) -> int:
+        """About how many bytes the state has: all that is learned, and the two moments that the
+        optimizer keeps of it."""
+        learned = [*self.networks.text.rows]
+        for adapter in self.networks.adapters:
+            learned += [adapter.up, adapter.down]
+        return 3 * sum(tensor.numel() * tensor.element_size() for tensor in learned)
+
+    def take_up(self, state: TrainingState, path: Path) -> None:
+        """Goes on where a state stood. path: of its file, for messages. ValueError when what it
+        holds cannot be."""
+        with damage_named(path):
+            self._check(state)
+            self.enter(Phase(state.phase))
+            self.step = state.step
+            self.history = History(state.history, state.terms, state.seconds)
+            self.generator.set_state(state.generator)
+            with torch.no_grad():
+                for rows, values in zip(self.networks.text.rows, state.rows, strict=True):
+                    rows.copy_(values)
+                for adapter, (up, down) in zip(self.networks.adapters, state.adapters, strict=True):
+                    adapter.up.copy_(up)
+                    adapter.down.copy_(down)
+            self._restore_moments(state.optimizer)
+            self._scaler.load_state_dict(state.scaler)
+
+    def _restore_moments(self, optimizer: dict[str, Any]) -> None:
+        """The optimizer's memory of past gradients; its rates stay those of the settings."""
+        options = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self._optimizer.param_groups
+        ]
+        self._optimizer.load_state_dict(optimizer)
+        for group, values in zip(self._optimizer.param_groups, options, strict=True):
+            group.update(values)
+        for parameter, memory in self._optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = memory[name]
+                if moment.shape != parameter.shape or not moment.isfinite().all():
+                    raise ValueError("what its optimizer remembers does not fit")
+
+    def _check(self, state: TrainingState) -> None:
+        """ValueError for a state that no training of these settings can have been in."""
+        steps = self.settings.steps
+        if not 0 < state.step <= steps:
+            raise ValueError(f"it stands at step {state.step} of {steps}")
+        if state.phase != self.settings.phase_at(state.step - 1)[0]:
+            raise ValueError(f"step {state.step} is not in phase {state.phase}")
+        if len(state.history) != state.step or not _are_numbers(state.history):
+            raise ValueError(f"it has no loss for each of its {state.step} steps")
+        if len(state.seconds) != len(Phase) or not _are_numbers(state.seconds):
+            raise ValueError("it does not say how long the phases took")
+        if not all(isinstance(term, list) and _are_numbers(term) for term in state.terms.values()):
+            raise ValueError("the terms of its losses are no numbers")
+        learned = [*self.networks.text.rows]
+        for adapter in self.networks.adapters:
+            learned += [adapter.up, adapter.down]
+        values = [*state.rows, *(matrix for pair in state.adapters for matrix in pair)]
+        if [tensor.shape for tensor in learned] != [value.shape for value in values]:
+            raise ValueError("what it has learned has other shapes")
+        if not all(bool(value.isfinite().all()) for value in values):
+            raise ValueError("not all of what it has learned are numbers")
+
+
+def _are_numbers(values: list[float]) -> bool:
+    return all(isinstance(value, float) and math.isfinite(value) for value in values)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
 
+from .rules import OFFICIAL, OURS, Rules
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+IDENTITY_FORWARDS = ("shared", "own")
+"""What the identity loss looks at: the step's own forward, or a second one at a timestep of its
+own."""
+OFFICIAL_IDENTITY_UNTIL = 800
 
 
 class Phase(IntEnum):
@@ -34,13 +42,14 @@ class CaptureSettings:
     refocus_weight: of the attention refocusing loss, 0 for none. style_weight: what a sample of the
     style counts in the first half of each phase, a subject's counts 1. identity_weight: of the
     identity loss, 0 for none.
-    identity_until: timesteps (of 1000) below which the identity loss looks, where a denoiser's
-    estimate shows a face.
+    identity_until: timesteps (of 1000) below which the identity loss looks. identity_forward: one
+    of IDENTITY_FORWARDS.
     versions: encoded versions of each picture, at least 1 (see prepare_pictures). side: of a square
     with the area of the training pictures, in pixels; 0 for the model's own.
     precision: a key of DTYPES, what the frozen weights compute in. gradient_checkpointing: whether
     the UNet's blocks are computed twice to save memory.
     seed: of everything that is drawn.
+    is_official: whether the rules that no other setting turns are the official code's.
     """
 
     inversion_steps: int = 1200
@@ -62,6 +71,26 @@ class CaptureSettings:
     precision: str = "fp32"
     gradient_checkpointing: bool = False
     seed: int = 0
+    identity_forward: str = "shared"
+    is_official: bool = False
+
+    def as_official(self) -> CaptureSettings:
+        """The same steps, rates and weights under the rules of the official code."""
+        return replace(
+            self,
+            is_official=True,
+            identity_forward="own",
+            identity_until=OFFICIAL_IDENTITY_UNTIL,
+        )
+
+    @property
+    def uses_identity(self) -> bool:
+        """Whether an identity network has anything to do."""
+        return self.identity_weight > 0 and self.identity_until > 0 and self.lora_steps > 0
+
+    @property
+    def rules(self) -> Rules:
+        return OFFICIAL if self.is_official else OURS
 
     @property
     def steps(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..text.clip import encoder_tokenizers, word_ids
-from ..text.learned_words import Embedding, LearnedWordsTokenizer, host_tokenizer
+from ..text.learned_words import Embedding, host_tokenizer, tokenizer_with
 from .lora import LoraLinear, patched_weights
 
 _TOLERANCE = 2e-3
@@ -179,7 +179,7 @@ class TrainableText:
             )
             for word in placeholders
         ]
-        self._tokenizer = LearnedWordsTokenizer(self._host_tokenizer, blank)
+        self._tokenizer = tokenizer_with(self._host_tokenizer, blank)
         self._prompts: dict[str, Prompt] = {}
 
     def prompt(self, text: str) -> Prompt:
@@ -239,10 +239,14 @@ class TrainableText:
         return norms
 
     def initialise(
-        self, words: Sequence[str], norms: Sequence[float], generator: torch.Generator
+        self,
+        words: Sequence[str],
+        norms: Sequence[float],
+        generator: torch.Generator,
+        spread: float | None = None,
     ) -> None:
-        """Each learned word starts as the mean of a word's vectors, or at random with the typical
-        length where the word is empty."""
+        """Each learned word starts as the mean of a word's vectors or, where the word is empty, as
+        noise: of the length in `norms` or, where given, with the standard deviation `spread`."""
         for (name, encoder), norm in zip(self.encoders.items(), norms, strict=True):
             rows = []
             for word in words:
@@ -251,7 +255,8 @@ class TrainableText:
                     rows.append(encoder.vocabulary.weight[ids].mean(0))
                 else:
                     noise = torch.randn(encoder.vocabulary.weight.shape[1], generator=generator)
-                    rows.append((noise / noise.norm() * norm).to(self.device))
+                    noise = noise / noise.norm() * norm if spread is None else noise * spread
+                    rows.append(noise.to(self.device))
             encoder.vocabulary.rows = nn.Parameter(torch.stack(rows).float())
 
     def learned(self) -> tuple[Embedding, ...]:

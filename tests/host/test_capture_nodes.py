@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import replace
 from functools import cache
@@ -22,6 +23,7 @@ from magicportrait.host.text.embedding_files import load_embedding, save_embeddi
 from magicportrait.host.text.learned_words import Embedding, with_learned_words
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import CaptureSettings
+from magicportrait.magic.capture_sets import StyleSet, Subject
 from magicportrait.nodes import magicapture as nodes
 from magicportrait.nodes.toy import MagicToyCapture
 from magicportrait.tests.host import models
@@ -119,7 +121,7 @@ def test_the_node_defaults_are_the_settings():
     }
     names = {"composed_prompts": "composed", "resolution": "side"}
     for name, value in found.items():
-        if name not in ("precision", "preview_every", "checkpoint_every"):
+        if name not in ("precision", "preview_every", "checkpoint_every", "preset"):
             assert getattr(default, names.get(name, name)) == value, name
 
 
@@ -342,18 +344,60 @@ def test_bad_placeholders_are_refused_before_the_execution(placeholder):
         (nodes.MagiCaptureSubject, "{person}"),
         (nodes.MagiCaptureStyle, "{person} {style}"),
     ):
-        message = node.validate_inputs([placeholder], [template])
-        assert message is not True and "must be one word" in message
-        assert node.validate_inputs([None], [None]) is True
+        with pytest.raises(ValueError, match="must be one word"):
+            node.validate_inputs([placeholder], ["woman"], [template])
+        assert node.validate_inputs([None], [None], [None]) is True
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "class_word", "where"),
+    [
+        ("woman", "woman", "class word 'woman'"),
+        ("WOMAN", "a woman", "class word 'a woman'"),
+        ("photo", "woman", "template 'a photo of a {person}"),
+        ("style", "woman", "template 'a photo of a {person} in the style of"),
+    ],
+)
+def test_a_placeholder_that_prompts_use_already_is_refused(placeholder, class_word, where):
+    """Before the execution where the words are known, else when they come."""
+    for node, template, made in (
+        (nodes.MagiCaptureSubject, "a photo of a {person} in the style of ink", Subject),
+        (nodes.MagiCaptureStyle, "a photo of a {person} in the style of {style}", StyleSet),
+    ):
+        with pytest.raises(ValueError, match=f"{re.escape(where)}.*such as '<anna>'"):
+            node.validate_inputs([placeholder], [class_word], [template])
+        with pytest.raises(ValueError, match=re.escape(where)):
+            made((), placeholder, class_word, (template,))
+
+
+def test_a_slot_s_name_is_no_word_of_a_template():
+    slots = "a {person} in {style}"
+    assert nodes.MagiCaptureStyle.validate_inputs(["person"], ["woman"], [slots]) is True
+    assert nodes.MagiCaptureStyle.validate_inputs(["person"], [None], [slots]) is True
+
+
+@pytest.mark.parametrize(
+    ("subject", "style", "message"),
+    [
+        ("<anna>", "<ANNA>", "have the same placeholder '<anna>'"),
+        ("picture", "<ink>", "'picture' is a word of the template 'a picture of a"),
+        ("<anna>", "one", "'one' is a word of the template 'one {person}'"),
+    ],
+)
+def test_a_placeholder_is_no_word_of_the_other_set(subject, style, message):
+    person, ink = sets()
+    pictures = replace(person, placeholder=subject), replace(ink, placeholder=style)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CaptureTraining(*models_of(), *pictures, None, QUICK)
 
 
 @pytest.mark.parametrize("templates", ["", "a photo", "{person} and {person}"])
 def test_bad_templates_are_refused_before_the_execution(templates):
-    assert nodes.MagiCaptureSubject.validate_inputs(["<a>"], [templates]) is not True
-    assert (
-        nodes.MagiCaptureStyle.validate_inputs(["<a>"], [templates + "{person} {style} {style}"])
-        is not True
-    )
+    subject, style = nodes.MagiCaptureSubject, nodes.MagiCaptureStyle
+    twice = templates + "{person} {style} {style}"
+    for node, text in ((subject, templates), (style, twice)):
+        with pytest.raises(ValueError, match="template"):
+            node.validate_inputs(["<a>"], ["woman"], [text])
 
 
 # ---- folders ----
@@ -524,6 +568,107 @@ def test_a_new_detector_counts_where_masks_are_missing(detectors, folders):
         name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()
     }
     assert [name for name in given if before[name] != after[name]] == ["none"]
+    (detectors / "yunet.onnx").write_bytes(b"another of the same name")
+    again = nodes.MagiCaptureStyle.fingerprint_inputs(**given["none"])
+    assert again != after["none"], "the file behind a name has changed"
+
+
+# ---- numbers, inputs that are missing, files behind names ----
+
+NODES = [
+    nodes.MagiCaptureSubject,
+    nodes.MagiCaptureStyle,
+    nodes.MagiCaptureTrain,
+    nodes.MagiCaptureApply,
+]
+NONE = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_missing_input_is_the_host_s_to_say(node):
+    """It calls validate_inputs without what is missing."""
+    assert node.validate_inputs() is True
+
+
+@pytest.mark.parametrize("value", NONE)
+@pytest.mark.parametrize(
+    "name", ["unet_rate", "text_rate", "inversion_rate", "embedding_rate", "refocus_weight"]
+)
+def test_numbers_that_are_none_do_not_train(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is .*, expected 0 to"):
+        nodes.MagiCaptureTrain.validate_inputs(**{name: value})
+    subject, style = subject_and_style()
+    with pytest.raises(ValueError, match=f"{name} is"):
+        nodes.MagiCaptureTrain.execute(*models_of(), subject, style, **{**TRAIN, name: value})
+
+
+@pytest.mark.parametrize("value", NONE)
+@pytest.mark.parametrize("name", ["strength_model", "strength_clip"])
+def test_strengths_that_are_none_are_refused(name, value):
+    model, clip, _ = models_of()
+    with pytest.raises(ValueError, match=f"^{name} is .*, expected -10 to 10"):
+        nodes.MagiCaptureApply.validate_inputs(**{name: value})
+    strengths = {"strength_model": 1.0, "strength_clip": 1.0, name: value}
+    with pytest.raises(ValueError, match=f"{name} is"):
+        nodes.MagiCaptureApply.execute(model, clip, (), **strengths)
+
+
+def test_pictures_of_no_numbers_are_named():
+    broken = torch.rand(2, 32, 32, 3)
+    broken[1, 3, 3, 0] = float("nan")
+    with pytest.raises(ValueError, match="subject picture 2 has values in it that are no numbers"):
+        subject_of(broken, faces=[torch.ones(2, 32, 32)])
+
+
+def test_a_picture_that_is_a_stripe_is_named():
+    subject, style = sets()
+    stripe = replace(
+        subject.pictures[0],
+        name="stripe.png",
+        image=torch.rand(1, 3000, 3),
+        mask=torch.ones(1, 3000),
+    )
+    with pytest.raises(ValueError, match=r"stripe\.png is 3000x1: .* at most 8 times"):
+        CaptureTraining(*models_of(), replace(subject, pictures=(stripe,)), style, None, QUICK)
+
+
+def test_a_changed_identity_network_is_noticed(folders, monkeypatch):
+    (folders / "models" / "face_identity").mkdir(parents=True)
+    monkeypatch.setattr(folder_paths, "models_dir", str(folders / "models"))
+    table = {
+        name: entry
+        for name, entry in folder_paths.folder_names_and_paths.items()
+        if name != "face_identity"
+    }
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
+    loader, path = nodes.MagicIdentityLoader, folders / "models" / "face_identity" / "arc.onnx"
+    path.write_bytes(b"one")
+    before = loader.fingerprint_inputs(file="arc.onnx")
+    path.write_bytes(b"another")
+    assert before and loader.fingerprint_inputs(file="arc.onnx") != before
+    assert loader.fingerprint_inputs(file=nodes.TOY_IDENTITY) == ""
+    assert loader.fingerprint_inputs() == ""
+
+
+def test_the_preset_is_the_official_code_s(monkeypatch):
+    settings: list[CaptureSettings] = []
+
+    class Stop(Exception):
+        pass
+
+    def training(*args: Any) -> None:
+        settings.append(args[6])
+        raise Stop
+
+    monkeypatch.setattr(nodes, "CaptureTraining", training)
+    subject, style = subject_and_style()
+    for inputs in ({}, {"preset": "as set", "identity_until": 300}, {"preset": "official"}):
+        with pytest.raises(Stop):
+            nodes.MagiCaptureTrain.execute(*models_of(), subject, style, **TRAIN, **inputs)
+    plain, ours, official = settings
+    assert plain == replace(ours, identity_until=CaptureSettings().identity_until)
+    assert ours.identity_until == 300 and not ours.is_official
+    assert official == plain.as_official() != plain
 
 
 def test_a_pack_that_changes_every_tokenizer_of_a_clip_finds_the_host_s(monkeypatch):

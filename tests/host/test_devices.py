@@ -24,6 +24,7 @@ from magicportrait.host.metrics.comparison import Comparison
 from magicportrait.host.metrics.table import measure
 from magicportrait.host.models.folders import DETECTORS, FACE_DETECTORS, METRICS, SAMS
 from magicportrait.host.page.correspondence_view import answer
+from magicportrait.host.training.checkpoint import CheckpointFile
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.magic.boxes import Box
 from magicportrait.nodes.analysis import (
@@ -356,15 +357,15 @@ def test_training(tmp_path):
     settings = replace(QUICK, inversion_steps=1, lora_steps=1, batch=3, gradient_checkpointing=True)
     who = recogniser()
     training = CaptureTraining(*parts(), *sets(), who, settings)
-    file = tmp_path / "training.pt"
-    trained = training.run(lambda *_: None, file, checkpoint_every=1)
+    file = CheckpointFile(tmp_path / "training.pt", 1)
+    trained = training.run(lambda *_: None, file)
     on_the_cpu(
         trained.lora,
         [embedding.vectors for embedding in trained.embeddings],
         list(who.network.parameters()),
     )
-    training.keep(file)
-    training.take_up(file)
+    file.write(training.state())
+    training.take_up(file.read(training.fingerprint), file.path)
     assert {adapter.up.device for adapter in training.networks.unet.adapters.values()} == {PRETEND}
     patched, clip = MagiCaptureApply.execute(
         *parts()[:2], trained.embeddings, 0.6, 0.9, trained.lora

@@ -17,6 +17,7 @@ from magicportrait.demo import captures, checkpoint
 from magicportrait.host.faces.identity import Identity
 from magicportrait.host.training import run as capture_run
 from magicportrait.host.training import unet as capture_unet
+from magicportrait.host.training.checkpoint import CheckpointFile
 from magicportrait.host.training.losses import around_faces, loss_terms
 from magicportrait.host.training.memory import training_mode
 from magicportrait.host.training.pictures import DifferentiableDecoder
@@ -295,9 +296,9 @@ def test_a_cancelled_training_ends_as_an_uninterrupted_one(tmp_path, cancel_afte
     whole = training(identity=identity).run(ignore)
     path = tmp_path / "state.pt"
     with pytest.raises(management.InterruptProcessingException):
-        training(identity=identity).run(cancel, path, checkpoint_every=100)
+        training(identity=identity).run(cancel, CheckpointFile(path, 100))
     second = training(identity=identity)
-    resumed = second.run(ignore, path, checkpoint_every=100)
+    resumed = second.run(ignore, CheckpointFile(path, 100))
     assert resumed.history == whole.history
     assert all(torch.equal(resumed.lora[name], whole.lora[name]) for name in whole.lora)
     for ours, theirs in zip(resumed.embeddings, whole.embeddings, strict=True):
@@ -317,9 +318,9 @@ def test_an_error_in_mid_step_loses_only_that_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(capture_run, "loss_terms", fails)
     with pytest.raises(MemoryError):
-        run.run(ignore, path, checkpoint_every=100)
+        run.run(ignore, CheckpointFile(path, 100))
     monkeypatch.setattr(capture_run, "loss_terms", loss_terms)
-    assert training().run(ignore, path, checkpoint_every=100).history == whole.history
+    assert training().run(ignore, CheckpointFile(path, 100)).history == whole.history
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_before_any_weight_takes_it():
@@ -360,20 +361,22 @@ def test_a_step_is_reported_before_its_preview():
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     run = training()
     step(run)
-    run.keep(tmp_path / "state.pt")
+    file = CheckpointFile(tmp_path / "state.pt", 1)
+    assert file.write(run.state())
     with pytest.raises(
         ValueError, match="belongs to a training with other pictures, settings or models"
     ):
-        training(rank=3).take_up(tmp_path / "state.pt")
+        file.read(training(rank=3).fingerprint)
 
 
 def test_a_checkpoint_that_was_cut_off_says_what_to_do(tmp_path):
     run = training()
     step(run)
-    run.keep(tmp_path / "state.pt")
-    (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
+    file = CheckpointFile(tmp_path / "state.pt", 1)
+    file.write(run.state())
+    file.path.write_bytes(file.path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state\.pt cannot be read .* remove it to start anew"):
-        training().take_up(tmp_path / "state.pt")
+        file.read(run.fingerprint)
 
 
 def test_the_decoder_takes_weights_only(monkeypatch):
@@ -620,5 +623,5 @@ def test_a_model_for_inpainting_is_refused(monkeypatch):
 def test_a_checkpoint_is_one_file(tmp_path):
     run = training()
     step(run)
-    run.keep(tmp_path / "deep" / "state.pt")
+    CheckpointFile(tmp_path / "deep" / "state.pt", 1).write(run.state())
     assert [path.name for path in Path(tmp_path / "deep").iterdir()] == ["state.pt"]
