@@ -220,3 +220,12 @@ def sample(
         disable_pbar=True,
         seed=1,
     )
+
+
+def is_old_host() -> bool:
+    """Whether attention calls do not say how many tokens the pictures of a prompt have."""
+    import inspect
+
+    import comfy.ldm.flux.model
+
+    return "reference_image_num_tokens" not in inspect.getsource(comfy.ldm.flux.model)

@@ -433,3 +433,58 @@ def test_layers_are_named_by_depth_and_kind():
     assert layout == ["d14", "s0", "s4", "s9", "s13", "s18"]
     with pytest.raises(ValueError, match=r"'o3' is not understood.*'d0-3,s0-3'"):
         known.parse_layers("o3")
+
+
+def with_options(conditioning: list[Any], **options: Any) -> list[Any]:
+    return [[tensor, {**known, **options}] for tensor, known in conditioning]
+
+
+def drawn_with_references(view: LayerView) -> Tensor:
+    references = references_of(view.layer, view.q.shape[-1], 1.0)
+    return reference_attention(view.q, view.k, view.v, references, view.attend)
+
+
+@pytest.mark.parametrize("family", ["flux", "flux2", "qwen", "krea2"])
+def test_pictures_that_an_edit_model_is_given_keep_their_own_attention(family):
+    latent = torch.randn(
+        dits.latent_shape(family, size=(8, 12)), generator=torch.Generator().manual_seed(6)
+    )
+    given = {"reference_latents": [latent], "reference_latents_method": "index"}
+    options = {
+        "positive": with_options(POSITIVE, **given),
+        "negative": with_options(NEGATIVE, **given),
+    }
+    plain = draw(family, **options)
+    if dits.is_old_host():
+        pytest.skip("this host does not say how many tokens they have")
+    assert apart(draw(family), plain) > 1e-3
+    seen: list[LayerView] = []
+    assert torch.equal(draw(family, watched(family, text=seen.append), **options), plain)
+    tokens = image_tokens(family)
+    assert {view.q.shape[1] for view in seen} == {tokens}
+    more = image_tokens(family, (8, 12))
+    assert {view.k.shape[1] for view in seen} == {text_tokens(family) + tokens + more}
+    oracle = Oracle(family, text_tokens(family), tokens, 1.0, False)
+    expected = draw(family, override=oracle, **options)
+    assert apart(draw(family, ruled(family, drawn_with_references), **options), expected) < 1e-4
+
+
+def test_words_that_are_masked_out_stay_masked_for_the_picture_and_its_references():
+    mask = torch.ones(1, 20, dtype=torch.long)
+    mask[:, 12:] = 0
+    options = {"positive": with_options(POSITIVE, attention_mask=mask)}
+    plain = draw("qwen", **options)
+    assert apart(draw("qwen"), plain) > 1e-3
+
+    def again(view):
+        none = [ReferenceTokens(view.k[0, :0], view.v[0, :0], view.k.new_zeros(0))]
+        return reference_attention(view.q, view.k, view.v, none, view.attend)
+
+    assert apart(draw("qwen", ruled("qwen", again), **options), plain) < 1e-5
+
+    def by_region(view):
+        regions = regions_of(view.q.shape[0], view.q.shape[1])
+        weightless = references_of(view.layer, view.q.shape[-1], -1e9)
+        return region_attention(view.q, view.k, view.v, weightless, regions, view.attend)
+
+    assert apart(draw("qwen", ruled("qwen", by_region), **options), plain) < 1e-5
