@@ -98,9 +98,11 @@ class LayoutTracker:
         self._blocks = len(blocks)
         finest = self._layers[blocks[0]].downscale
         self._size = (-(-shape[-2] // finest), -(-shape[-1] // finest))
+        # Where nothing marks the background, the negative prompt has nothing to tell.
+        negative = rows.negative if self._backbone.background_columns(1) else frozenset()
         watch = Watch(
             blocks,
-            rows.ours | rows.negative,
+            rows.ours | negative,
             shape[0],
             image=self._look_at_image,
             text=self._look_at_text,

@@ -228,7 +228,8 @@ class _ConceptTokens:
 
     def take(self, reference: int, view: LayerView, row: int) -> None:
         index, bias = self._run.visible_tokens(reference, view.grid, view.k.device)
-        tokens = ReferenceTokens(view.k[row][index], view.v[row][index], bias)
+        k, v = (x[row, view.image][index] for x in (view.k, view.v))
+        tokens = ReferenceTokens(k, v, bias)
         concept = self._run.concept_of(reference)
         self._tokens.setdefault(view.layer, {}).setdefault(concept, []).append(tokens)
 

@@ -7,12 +7,13 @@ call them with what a layer sees of one prompt. How the host's hooks look is its
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ....magic.blocks import AttentionBlock, Block
+from ....magic.positions import Coordinates
 from ..options import ModelOptions
 
 LayerKey = tuple[Block, int]
@@ -28,6 +29,9 @@ class LayerView:
     tokens of q; latent_size: rows and columns of the latent that this call shows; heads: of the
     layer; attend: the layer's attention with one bias a key (M) or None, for any q, k, v;
     foreign_keys: how many of k, at its end, other nodes have added.
+    image: which of the keys are the picture's own; text: which are the prompt's, where both share
+    one attention; coordinates: where the picture's tokens lie, in models that turn queries and keys
+    by position, else None.
     """
 
     layer: LayerKey
@@ -40,6 +44,9 @@ class LayerView:
     heads: int
     attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     foreign_keys: int = 0
+    image: slice = field(default_factory=lambda: slice(None))
+    text: slice = field(default_factory=lambda: slice(0, 0))
+    coordinates: Coordinates | None = None
 
 
 Rule = Callable[[LayerView], Tensor]

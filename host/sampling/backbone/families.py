@@ -1,0 +1,97 @@
+"""Families of transformers whose text and picture share one attention: a record each.
+
+A new one is a record in `FAMILIES` and a small model of it in tests/host/dits.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ....magic.positions import Pairing
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+Order = Literal["text, picture, references", "text, picture, padding"]
+Padding = Literal["none", "left", "right"]
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """Blocks of a kind. letter: in what users type; name: as the host calls the kind in an
+    attention call ('block_type'); attribute: of the network, the list that holds them."""
+
+    letter: str
+    name: str
+    attribute: str
+
+
+_DOUBLE_SINGLE = (
+    BlockKind("d", "double", "double_blocks"),
+    BlockKind("s", "single", "single_blocks"),
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells one family of transformers from another.
+
+    model: its class in the host's model_base; kinds: its blocks, in forward order; embedder:
+    attribute of the network that holds dims and theta of the rotary axes; patch: attribute that
+    holds the side of a token in latent pixels; order: of the tokens in a joint attention, with the
+    pictures of an edit model ('references') behind the one that is made; text_padding: on which
+    side of a prompt's tokens the model or its conditioning puts others; multiple: attribute that
+    holds to a multiple of what text and picture are padded, or None; is_centred: rows and columns
+    of a picture count from its middle; text_comes_first: a picture's coordinate on axis 0 is the
+    padded length of the text plus one; pairing: of rotated channels; index_step: how far apart
+    the pictures of a sequence lie on axis 0; tokens: which list of the tokenizer's makes the
+    context, None for its only one; native_side: pixels along a side of what it was trained on.
+    """
+
+    model: str
+    kinds: tuple[BlockKind, ...]
+    embedder: str = "pe_embedder"
+    patch: str = "patch_size"
+    order: Order = "text, picture, references"
+    text_padding: Padding = "none"
+    multiple: str | None = None
+    is_centred: bool = False
+    text_comes_first: bool = False
+    pairing: Pairing = "interleaved"
+    index_step: float = 1.0
+    tokens: str | None = None
+    native_side: int = 1024
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("Flux", _DOUBLE_SINGLE, tokens="t5xxl"),
+    # Its conditioning is padded to 512 tokens.
+    Family("Flux2", _DOUBLE_SINGLE, text_padding="left", index_step=10.0),
+    Family("QwenImage", (BlockKind("d", "double", "transformer_blocks"),), is_centred=True),
+    # Lumina2 and Z-Image, which pads text and picture to 32 tokens each.
+    Family(
+        "Lumina2",
+        (BlockKind("d", "double", "layers"),),
+        embedder="rope_embedder",
+        order="text, picture, padding",
+        text_padding="right",
+        multiple="pad_tokens_multiple",
+        text_comes_first=True,
+    ),
+    Family("Chroma", _DOUBLE_SINGLE, tokens="t5xxl"),
+    Family("Krea2", (BlockKind("s", "single", "blocks"),), patch="patch"),
+)
+"""All that are known."""
+
+
+def family_of(model: ModelPatcher) -> Family | None:
+    """Which of them a MODEL is; None when it is none. A class that the host derives from one of
+    them is another family: it may place or cut its tokens in another way."""
+    import comfy.model_base
+
+    kind: type[Any] = type(model.model)
+    return next(
+        (f for f in FAMILIES if getattr(comfy.model_base, f.model, None) is kind),
+        None,
+    )

@@ -1,0 +1,444 @@
+"""Transformers in which text and picture share one attention: Flux, Qwen-Image, Z-Image and others.
+
+The host lets others stand in for its attention function (`optimized_attention_override`), one for
+all layers. Whoever stood there before is called for all that is not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ....magic.blocks import AttentionBlock, Block, BlockNames, parse_blocks
+from ....magic.layout import column_attention
+from ....magic.positions import Coordinates, Rotary
+from ..attention import biased_attention
+from ..options import ModelOptions
+from ..rows import Chunk, chunks_of
+from .families import Family, family_of
+from .interface import LayerView, Look, Rule, Watch
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+Attention = Callable[..., Tensor]
+"""The host's attention: (q, k, v, heads, mask, ...) -> B N C."""
+_ARGUMENTS = ("q", "k", "v", "heads", "mask")
+_OVERRIDE = "optimized_attention_override"
+_CALL = "magicportrait_call"
+_LAYOUT_LAYERS = 6
+"""From so many the layout is read, at even distances: neighbours say the same."""
+
+
+@dataclass
+class _Call:
+    """One call of the model. latent_size: rows and columns of what it runs on; context: tokens of
+    its conditioning; seen: joint attentions so far, on hosts that do not name them."""
+
+    latent_size: tuple[int, int]
+    context: int
+    seen: int = 0
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Where a joint attention has its tokens. text: of the prompt, padding included; image: of the
+    picture that is being made."""
+
+    text: slice
+    image: slice
+
+    def others(self, tokens: int, device: torch.device) -> Tensor:
+        """The places of all tokens but the picture's."""
+        places = torch.arange(tokens, device=device)
+        return places[(places < self.image.start) | (places >= self.image.stop)]
+
+
+@dataclass(frozen=True, eq=False)
+class _JointAttention:
+    """One joint attention of a model call.
+
+    block: of the model; sequence: its tokens; call: what the model runs on; q, k, v: B H N D;
+    function: the host's, or whoever stood there before, as the host would call it; rest: what it
+    gets beside q, k, v, heads and mask; mask: of the host, additive or bool, or None.
+    """
+
+    block: Block
+    sequence: _Sequence
+    call: _Call
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    mask: Tensor | None
+    function: Attention
+    rest: Mapping[str, Any]
+
+    @property
+    def options(self) -> Any:
+        """The host's transformer options."""
+        return self.rest["transformer_options"]
+
+    def plain(self, rows: Sequence[slice], queries: Tensor | None = None) -> Tensor:
+        """What stood there before, for some rows and all queries or some: B N C."""
+        q, k, v = (torch.cat([x[part] for part in rows]) for x in (self.q, self.k, self.v))
+        q = q if queries is None else q[:, :, queries]
+        rest = {**self.rest, "transformer_options": self._options_of(rows)}
+        rest.update(skip_reshape=True, skip_output_reshape=False)
+        mask = self.mask
+        if mask is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
+            mask = torch.cat([mask[part] for part in rows])
+        is_by_query = mask is not None and mask.ndim > 1 and mask.shape[-2] == self.q.shape[2]
+        if mask is not None and queries is not None and is_by_query:
+            mask = mask[..., queries, :]
+        return self.function(q, k, v, self.heads, mask=mask, **rest)
+
+    def _options_of(self, rows: Sequence[slice]) -> Mapping[str, Any]:
+        """The options, with prompts of these rows only."""
+        options, size = self.options, rows[0].stop - rows[0].start
+        places = [part.start // size for part in rows]
+        lists = {
+            name: [options[name][place] for place in places]
+            for name in ("uuids", "cond_or_uncond")
+            if len(options.get(name, ())) * size == self.q.shape[0]
+        }
+        return {**options, **lists}
+
+    def view(self, chunk: Chunk, coordinates: Coordinates) -> LayerView:
+        """What the layer sees of one prompt."""
+        rows, image = chunk.rows, self.sequence.image
+        shared = self._shared_bias(rows)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            if shared is not None:
+                own = torch.cat([shared, shared.new_zeros(k.shape[1] - len(shared))]).to(q)
+                bias = own if bias is None else bias + own
+            if bias is not None:
+                return biased_attention(q, k, v, bias, self.heads)
+            rest = {**self.rest, "skip_reshape": False, "skip_output_reshape": False}
+            return self.function(q, k, v, self.heads, mask=None, **rest)
+
+        return LayerView(
+            layer=(self.block, 0),
+            cond=chunk.cond,
+            q=_joined_heads(self.q[rows, :, image]),
+            k=_joined_heads(self.k[rows]),
+            v=_joined_heads(self.v[rows]),
+            grid=coordinates.grid,
+            latent_size=self.call.latent_size,
+            heads=self.heads,
+            attend=attend,
+            image=image,
+            text=self.sequence.text,
+            coordinates=coordinates,
+        )
+
+    def _shared_bias(self, rows: slice) -> Tensor | None:
+        """The host's mask of some rows as one bias a key, which is all that prompts need."""
+        if self.mask is None:
+            return None
+        mask = self.mask
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+        if mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
+            mask = mask[rows]
+        by_query = mask.reshape(-1, mask.shape[-1])
+        if not bool((by_query == by_query[:1]).all()):
+            raise ValueError(
+                f"layer {self.block}: an attention mask that differs between places of the picture"
+                " cannot be put together with references or regions: remove the node that sets it"
+            )
+        return by_query[0].float()
+
+
+Act = Callable[[_JointAttention], "Tensor | None"]
+"""What an attention gives: B N C, or None to leave it to what stood there before."""
+
+
+@dataclass(frozen=True)
+class JointTransformer:
+    """A `Backbone`. layers, pixels, native_side: as there; family: its record; rotary: how it turns
+    queries and keys; patch: side of a token in latent pixels; multiple: to a multiple of how many
+    tokens text and picture are padded."""
+
+    family: Family
+    layers: tuple[AttentionBlock, ...]
+    pixels: int
+    native_side: int
+    rotary: Rotary
+    patch: int
+    multiple: int = 1
+
+    @classmethod
+    def read(cls, model: ModelPatcher) -> JointTransformer | None:
+        """The transformer of a MODEL; None when it is of no family that we know."""
+        family = family_of(model)
+        if family is None:
+            return None
+        network = model.get_model_object("diffusion_model")
+        if family.multiple and not hasattr(network, family.multiple):
+            # An older host's class, which lays its tokens out in another way.
+            return None
+        embedder, patch = getattr(network, family.embedder), int(getattr(network, family.patch))
+        own = getattr(type(model.model.model_config), "native_side", None)
+        return cls(
+            family=family,
+            layers=tuple(
+                AttentionBlock(Block(kind.letter, index), patch)
+                for kind in family.kinds
+                for index in range(len(getattr(network, kind.attribute)))
+            ),
+            pixels=int(getattr(model.model.latent_format, "spacial_downscale_ratio", 8)),
+            native_side=int(own or family.native_side),
+            rotary=Rotary.of(embedder.axes_dim, embedder.theta, family.pairing),
+            patch=patch,
+            multiple=(family.multiple and getattr(network, family.multiple, None)) or 1,
+        )
+
+    def parse_layers(self, text: str) -> tuple[Block, ...]:
+        """Presets: 'early', 'middle', 'late', a third of the depth each; 'all'; the kinds by name,
+        where there are two."""
+        return parse_blocks(text, [layer.block for layer in self.layers], self._names)
+
+    @cached_property
+    def _names(self) -> BlockNames:
+        blocks = tuple(layer.block for layer in self.layers)
+        first, second = len(blocks) // 3, len(blocks) * 2 // 3
+        presets = {
+            "early": blocks[: max(1, first)],
+            "middle": blocks[first : max(first + 1, second)],
+            "late": blocks[second:],
+            "all": blocks,
+        }
+        if len(self.family.kinds) > 1:
+            for kind in self.family.kinds:
+                presets[kind.name] = tuple(b for b in blocks if b.kind == kind.letter)
+        letters = "".join(kind.letter for kind in self.family.kinds)
+        return BlockNames(letters, presets, ",".join(f"{letter}0-3" for letter in letters))
+
+    def layout_blocks(self, latent_size: tuple[int, int]) -> tuple[Block, ...]:
+        """From a quarter of the depth to two thirds, where words are bound to places
+        (ConceptAttention, ReFlex)."""
+        depth = len(self.layers)
+        first, last = depth // 4, max(depth // 4, depth * 2 // 3 - 1)
+        count = min(_LAYOUT_LAYERS, last - first + 1)
+        places = {round(first + i * (last - first) / max(1, count - 1)) for i in range(count)}
+        return tuple(self.layers[place].block for place in sorted(places))
+
+    def with_rule(
+        self,
+        options: ModelOptions,
+        blocks: Collection[Block],
+        conds: Collection[Any],
+        batch: int,
+        rule: Rule,
+    ) -> ModelOptions:
+        """Rows of `conds` by the rule where they are the picture's; text keeps its own attention,
+        as all other rows do."""
+
+        def act(attention: _JointAttention) -> Tensor | None:
+            chunks = chunks_of(attention.options, attention.q.shape[0], batch)
+            ours = [chunk for chunk in chunks if chunk.cond in conds]
+            if not ours:
+                return None
+            q, image = attention.q, attention.sequence.image
+            out = q.new_empty(q.shape[0], q.shape[2], q.shape[1] * attention.v.shape[-1])
+            rest = [chunk.rows for chunk in chunks if chunk.cond not in conds]
+            if rest:
+                for rows, part in zip(rest, attention.plain(rest).chunk(len(rest)), strict=True):
+                    out[rows] = part
+            others = attention.sequence.others(q.shape[2], q.device)
+            for chunk in ours:
+                if len(others):
+                    out[chunk.rows, others] = attention.plain([chunk.rows], others)
+                view = attention.view(chunk, self._coordinates(attention))
+                out[chunk.rows, image] = rule(view).to(out)
+            return out
+
+        return self._overridden(options, blocks, act, options)
+
+    def with_watch(self, options: ModelOptions, watch: Watch) -> ModelOptions:
+        """What stood there before goes on as it did."""
+
+        def act(attention: _JointAttention) -> Tensor | None:
+            for chunk in chunks_of(attention.options, attention.q.shape[0], watch.batch):
+                if chunk.cond in watch.conds:
+                    view = attention.view(chunk, self._coordinates(attention))
+                    for look in (watch.image, watch.text):
+                        if look is not None:
+                            look(view)
+            return None
+
+        return self._overridden(options, watch.blocks, act, options)
+
+    def reference_options(
+        self, options: ModelOptions, blocks: Collection[Block], look: Look, is_bare: bool
+    ) -> ModelOptions:
+        """Of other nodes' parts APPLY_MODEL wrappers stay; attention is the host's own."""
+        import comfy.patcher_extension as extension
+
+        kept = dict(options.get("transformer_options", {}))
+        apply_model = extension.WrappersMP.APPLY_MODEL
+        around = {} if is_bare else kept.get("wrappers", {}).get(apply_model, {})
+        kept.update(wrappers={apply_model: around}, patches={}, patches_replace={})
+        kept.pop(_OVERRIDE, None)
+
+        def act(attention: _JointAttention) -> Tensor | None:
+            everything = Chunk(None, slice(0, attention.q.shape[0]))
+            look(attention.view(everything, self._coordinates(attention)))
+            return None
+
+        return self._overridden({"transformer_options": kept}, blocks, act, {})
+
+    def reference_parts(self, options: ModelOptions) -> Sequence[Any]:
+        """Wrappers, in an order that does not change."""
+        import comfy.patcher_extension as extension
+
+        wrappers = options.get("transformer_options", {}).get("wrappers", {})
+        around = wrappers.get(extension.WrappersMP.APPLY_MODEL, {})
+        return [part for parts in around.values() for part in parts]
+
+    def image_attention(self, view: LayerView) -> Tensor:
+        """Of the picture's own tokens, renormalised."""
+        return column_attention(view.q, view.k[:, view.image], view.heads)
+
+    def text_attention(self, view: LayerView, length: int) -> Tensor:
+        """Renormalised over all of the text, padding included; what comes back are the columns of
+        the prompt's own tokens."""
+        shares = column_attention(view.q, view.k[:, view.text], view.heads)
+        if self.family.text_padding == "left":
+            return shares[..., -length:]
+        return shares[..., :length]
+
+    def background_columns(self, tokens: int) -> Sequence[int]:
+        """No token is known to mark it."""
+        return ()
+
+    def _coordinates(self, attention: _JointAttention) -> Coordinates:
+        """Where the picture's tokens lie."""
+        text = attention.sequence.text
+        index = text.stop - text.start + 1 if self.family.text_comes_first else 0
+        grid = self._grid(attention.call.latent_size)
+        return Coordinates(grid, float(index), self.family.is_centred)
+
+    def _grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tokens: what is odd is padded."""
+        rows, columns = (-(-side // self.patch) for side in latent_size)
+        return rows, columns
+
+    def _padded(self, tokens: int) -> int:
+        return -(-tokens // self.multiple) * self.multiple
+
+    def _sequence(self, call: _Call, tokens: int, options: Mapping[str, Any]) -> _Sequence | None:
+        """Which of so many tokens are what; None when text and picture do not make so many."""
+        rows, columns = self._grid(call.latent_size)
+        text = self._padded(call.context)
+        image = slice(text, text + rows * columns)
+        if self.family.order == "text, picture, padding":
+            end = text + self._padded(rows * columns)
+        else:
+            end = image.stop + sum(options.get("reference_image_num_tokens") or ())
+        return _Sequence(slice(0, text), image) if tokens == end else None
+
+    def _block(self, call: _Call, options: Mapping[str, Any]) -> Block | None:
+        """Which block attends; hosts before block_index are counted along with."""
+        if "block_index" in options:
+            letters = {kind.name: kind.letter for kind in self.family.kinds}
+            letter = letters.get(options.get("block_type", ""))
+            return None if letter is None else Block(letter, options["block_index"])
+        call.seen += 1
+        blocks = [layer.block for layer in self.layers]
+        return blocks[call.seen - 1] if call.seen <= len(blocks) else None
+
+    def _attention(
+        self, function: Attention, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> _JointAttention | None:
+        """A call of the host's attention as a joint attention; None when it is none."""
+        rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        options = rest.get("transformer_options") or {}
+        call: _Call | None = options.get(_CALL)
+        q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
+        if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
+            return None
+        if not rest.get("skip_reshape"):
+            # Qwen-Image of older hosts: B N C.
+            q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        if q.shape[:3] != k.shape[:3]:
+            return None
+        sequence = self._sequence(call, q.shape[2], options)
+        if sequence is None:
+            if "block_index" in options:
+                self._refuse(call, q.shape[2], options)
+            return None
+        block = self._block(call, options)
+        if block is None:
+            return None
+        kinds = {kind.letter: kind.name for kind in self.family.kinds}
+        # So that others of ours below this one do not count it again.
+        name = {"block_type": kinds[block.kind], "block_index": block.index}
+        rest["transformer_options"] = {**options, **name}
+        return _JointAttention(block, sequence, call, q, k, v, heads, mask, function, rest)
+
+    def _refuse(self, call: _Call, tokens: int, options: Mapping[str, Any]) -> None:
+        rows, columns = self._grid(call.latent_size)
+        raise ValueError(
+            f"layer {options['block_index']}: {call.context} tokens of text and {rows}x{columns} of"
+            f" the picture expected, {tokens} tokens came. Another node adds or rearranges tokens,"
+            " or the prompt has reference latents that this family of models puts elsewhere:"
+            " remove it, or leave this layer out"
+        )
+
+    def _overridden(
+        self, options: ModelOptions, blocks: Collection[Block], act: Act, before: ModelOptions
+    ) -> ModelOptions:
+        """Model options in which `act` is asked for the joint attentions of these blocks. Where it
+        gives None, and everywhere else, stands what stood there before."""
+        import comfy.patcher_extension as extension
+
+        inner = dict(options.get("transformer_options", {}))
+        previous = before.get("transformer_options", {}).get(_OVERRIDE)
+
+        def override(func: Attention, *args: Any, **kwargs: Any) -> Tensor:
+            def plain(*a: Any, **kw: Any) -> Tensor:
+                return func(*a, **kw) if previous is None else previous(func, *a, **kw)
+
+            attention = self._attention(plain, args, kwargs)
+            if attention is None:
+                return plain(*args, **kwargs)
+            result = act(attention) if attention.block in blocks else None
+            if result is None:
+                kwargs["transformer_options"] = attention.options
+                return plain(*args, **kwargs)
+            return result
+
+        inner[_OVERRIDE] = override
+        inner["wrappers"] = {kind: dict(keys) for kind, keys in inner.get("wrappers", {}).items()}
+        around = inner["wrappers"].setdefault(extension.WrappersMP.APPLY_MODEL, {})
+        around[_CALL] = [_tell_call]
+        return {**options, "transformer_options": inner}
+
+
+def _tell_call(
+    executor: Callable[..., Tensor],
+    x: Tensor,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
+    control: Any = None,
+    transformer_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """An APPLY_MODEL wrapper: attention calls learn what the model runs on."""
+    call = _Call((x.shape[-2], x.shape[-1]), 0 if c_crossattn is None else c_crossattn.shape[1])
+    options = {**(transformer_options or {}), _CALL: call}
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _joined_heads(x: Tensor) -> Tensor:
+    """B H N D -> B N C."""
+    return x.transpose(1, 2).flatten(2)

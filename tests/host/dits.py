@@ -1,0 +1,231 @@
+"""Small random transformers in the host's own classes, shrunk before they are built: at their own
+size they are gigabytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+WIDTH = 96
+"""Of the conditioning."""
+_FLUX = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "context_in_dim": WIDTH,
+    "vec_in_dim": WIDTH,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+_LUMINA = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "cap_feat_dim": WIDTH,
+    "n_layers": 3,
+    "qk_norm": True,
+}
+_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "flux": ("Flux", {**_FLUX, "image_model": "flux"}),
+    "flux2": (
+        "Flux2",
+        {
+            **_FLUX,
+            "image_model": "flux2",
+            "axes_dim": [8, 8, 8, 8],
+            "vec_in_dim": None,
+            "in_channels": 128,
+            "out_channels": 128,
+            "patch_size": 1,
+            "qkv_bias": False,
+            "txt_ids_dims": [3],
+            "global_modulation": True,
+            "mlp_silu_act": True,
+            "ops_bias": False,
+            "theta": 2000,
+            "default_ref_method": "index",
+            "ref_index_scale": 10.0,
+        },
+    ),
+    "qwen": (
+        "QwenImage",
+        {
+            "image_model": "qwen_image",
+            "in_channels": 64,
+            "num_layers": 3,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "joint_attention_dim": WIDTH,
+            "axes_dims_rope": (8, 12, 12),
+        },
+    ),
+    "zimage": (
+        "ZImage",
+        {
+            **_LUMINA,
+            "dim": 256,
+            "n_refiner_layers": 1,
+            "n_heads": 8,
+            "n_kv_heads": 8,
+            "axes_dims": [8, 12, 12],
+            "axes_lens": [1536, 512, 512],
+            "rope_theta": 256.0,
+            "ffn_dim_multiplier": 2.0,
+            "multiple_of": 32,
+            "z_image_modulation": True,
+            "time_scale": 1000.0,
+            "pad_tokens_multiple": 32,
+        },
+    ),
+    "lumina2": (
+        "Lumina2",
+        {
+            **_LUMINA,
+            "dim": 96,
+            "n_refiner_layers": 1,
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "axes_dims": [8, 8, 8],
+            "axes_lens": [300, 512, 512],
+            "rope_theta": 10000.0,
+            "ffn_dim_multiplier": 2.0,
+            "multiple_of": 32,
+        },
+    ),
+    # Which of its blocks pass over parts of the text is fixed: it has no fewer.
+    "chroma": (
+        "Chroma",
+        {
+            **{k: v for k, v in _FLUX.items() if k != "guidance_embed"},
+            "image_model": "chroma",
+            "in_channels": 64,
+            "out_channels": 64,
+            "vec_in_dim": None,
+            "depth": 19,
+            "depth_single_blocks": 38,
+            "in_dim": 64,
+            "out_dim": 64,
+            "hidden_dim": 64,
+            "n_layers": 2,
+        },
+    ),
+    "krea2": (
+        "Krea2",
+        {
+            "image_model": "krea2",
+            "features": 128,
+            "channels": 16,
+            "patch": 2,
+            "layers": 3,
+            "heads": 4,
+            "kvheads": 2,
+            "txtlayers": 2,
+            "txtdim": WIDTH // 2,
+            "txtheads": 2,
+            "txtkvheads": 2,
+        },
+    ),
+}
+FAMILIES = tuple(_SHAPES)
+
+
+@cache
+def random_transformer(family: str) -> Any:
+    """MODEL of a family. Skips the test on hosts that are older than it."""
+    import comfy.ldm.chroma.model
+    import comfy.ldm.flux.model
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    base, shape = _SHAPES[family]
+    parent = getattr(comfy.supported_models, base, None)
+    if parent is None:
+        pytest.skip(f"this host has no {base}")
+    if family == "lumina2" and not hasattr(comfy.supported_models, "ZImage"):
+        pytest.skip("this host's Lumina2 lays its tokens out in another way")
+    if family in ("flux", "chroma"):
+        module = getattr(comfy.ldm, family).model
+        fields = dataclasses.fields(getattr(module, f"{base}Params"))
+        names = {"image_model", *(field.name for field in fields)}
+        shape = {name: value for name, value in shape.items() if name in names}
+    parts = {"unet_config": {}, "unet_extra_config": {}}
+    config = type(f"Small{base}", (parent,), parts)(dict(shape))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.diffusion_model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.ndim > 1:
+            weight.data.copy_(noise * weight[0].numel() ** -0.5)
+        else:
+            is_norm = "norm" in name or name.endswith("scale")
+            weight.data.copy_(noise * 0.1 + (1.5 if is_norm else 0.0))
+    for buffer in model.diffusion_model.buffers():
+        if buffer.is_floating_point() and not buffer.isfinite().all():
+            buffer.zero_()
+    model.eval()
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def latent_shape(family: str, batch: int = 1, size: tuple[int, int] = (16, 16)) -> tuple[int, ...]:
+    """B C h w, or B C 1 h w for those whose latents have a time. size: for tokens of two latent
+    pixels."""
+    if family == "flux2":
+        return (batch, 128, size[0] // 2, size[1] // 2)
+    return (batch, 16, 1, *size) if family in ("qwen", "krea2") else (batch, 16, *size)
+
+
+def conditioning(tokens: int, seed: int) -> list[Any]:
+    """A prompt of so many tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randn(1, tokens, WIDTH, generator=generator)
+    return [[context, {"pooled_output": torch.randn(1, WIDTH, generator=generator)}]]
+
+
+def sample(
+    model: Any,
+    shape: Sequence[int],
+    positive: list[Any],
+    negative: list[Any],
+    cfg: float = 3.0,
+    sigmas: Sequence[float] = (0.9, 0.4, 0.0),
+) -> Tensor:
+    """A picture of a few Euler steps."""
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    return guider.sample(
+        noise,
+        torch.zeros(*shape),
+        comfy.samplers.sampler_object("euler"),
+        torch.tensor(sigmas),
+        disable_pbar=True,
+        seed=1,
+    )
+
+
+def is_old_host() -> bool:
+    """Whether attention calls do not say how many tokens the pictures of a prompt have."""
+    import inspect
+
+    import comfy.ldm.flux.model
+
+    return "reference_image_num_tokens" not in inspect.getsource(comfy.ldm.flux.model)
