@@ -27,11 +27,7 @@ def test_page_says_what_the_node_does_and_shows_it(node: str) -> None:
     )
     assert [file for _, file in pictures if not (DOCS / file).is_file()] == []
     workflows = {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    named = set(re.findall(r"`(\w+)`", page.split("## See it work\n")[1])) - {
-        "_sd15",
-        "_sdxl",
-        "magicstyle",
-    }
+    named = set(re.findall(r"`([\w.]+(?:-[\w.]+)+)`", page.split("## See it work\n")[1]))
     assert named <= workflows
     # A node that no workflow has says where to put it.
     assert named or "Templates >" in page or "any workflow" in page
