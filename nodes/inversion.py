@@ -263,8 +263,10 @@ class MagicStyleInvert(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, cfg: float | None = None, tolerance: float | None = None) -> bool:
-        return complain(range_complaint(cls, cfg=cfg, tolerance=tolerance))
+    def validate_inputs(
+        cls, cfg: float | None = None, tolerance: float | None = None
+    ) -> bool | str:
+        return range_complaint(cls, cfg=cfg, tolerance=tolerance) or True
 
     @classmethod
     def execute(

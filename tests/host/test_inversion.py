@@ -273,16 +273,11 @@ def picture_of(*shape: int, value: float = 0.5) -> dict[str, Any]:
         (MagicStyleInvert, {"cfg": "high"}, "cfg is 'high', a number is expected"),
         (MagicStyleInvert, {"cfg": {"a": 1}}, "cfg is {'a': 1}, a number is expected"),
         (MagicInversionLoad, {"file": "gone"}, "inversion file 'gone' is not there"),
-        (MagicInversionLoad, {"file": ["odd"]}, "is not there"),
     ],
 )
 def test_the_host_is_told_before_it_runs(node, values, message):
     assert node.validate_inputs() is True, "an input that is missing is the host's matter"
-    try:
-        answer = str(node.validate_inputs(**values))
-    except ValueError as error:
-        answer = str(error)
-    assert message in answer
+    assert message in str(node.validate_inputs(**values))
 
 
 @pytest.mark.parametrize(
