@@ -22,7 +22,7 @@ from .toy_references import apply_concepts, concepts_of, reference_sets
 # ruff: isort: split
 import torch
 
-from magicportrait.host.page import audience
+from magicportrait.host.page import listening_page
 from magicportrait.nodes.magicface import MagicFaceApply
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15, help="with and without")
     args = parse_with_quick(parser, runs=1)
     checkpoint, page = toy.Toy.load(), Page()
-    audience.running_server = lambda: page
+    listening_page.running_server = lambda: page
     # Outside of a graph nothing has an id, and what has none is not shown.
     MagicFaceApply.hidden = argparse.Namespace(unique_id="1")  # type: ignore[assignment]
     model, positive, _ = apply_concepts(checkpoint, concepts_of(reference_sets()[0]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from ..host.page.audience import accept_listeners
 from ..host.page.correspondence_view import accept_questions
+from ..host.page.listening_page import accept_listeners
 from .analysis import (
     MagicAttentionHeatmap,
     MagicAttentionMap,

@@ -19,7 +19,7 @@ from ...magic.correspondence import coarse_size
 from ...magic.heat import as_overlay, heat_colours
 from ..analysis.exploration import Exploration
 from ..pictures.conversion import as_base64, as_image
-from .audience import running_server
+from .listening_page import running_server
 
 ROUTE = "/magicportrait/correspondence/{key}"
 _GONE = "what this run has seen is no longer kept: queue the workflow again"

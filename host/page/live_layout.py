@@ -20,7 +20,7 @@ from ...magic.concepts import Concept
 from ..layout.record import LayoutStep, LayoutSteps
 from ..pictures.conversion import as_base64
 from ..pictures.palette import colour
-from .audience import Audience, audience
+from .listening_page import ListeningPage, listening_page
 from .thumbnails import thumbnails
 
 RUN_EVENT, LAYOUT_EVENT = "magicportrait.run", "magicportrait.layout"
@@ -37,14 +37,14 @@ class LayoutView:
 
     def open(self, steps: int) -> LiveLayout | None:
         """A sampling run of so many steps begins. None when nobody looks."""
-        page = audience()
+        page = listening_page()
         return None if page is None or self.node is None else LiveLayout(page, self, steps)
 
 
 class LiveLayout:
     """One sampling run, followed by a page."""
 
-    def __init__(self, page: Audience, view: LayoutView, steps: int):
+    def __init__(self, page: ListeningPage, view: LayoutView, steps: int):
         from comfy_execution.utils import get_executing_context
 
         self._page = page

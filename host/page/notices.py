@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from .audience import running_server
+from .listening_page import running_server
 
 
 def notice(text: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..pictures.conversion import as_base64, as_image
 from ..training.settings import CaptureSettings
-from .audience import audience, running_server
+from .listening_page import listening_page, running_server
 
 _PREVIEW_SIDE = 512
 _SECONDS_BETWEEN_EVENTS = 0.3
@@ -51,7 +51,7 @@ class TrainingWatch:
         self._bar.update_absolute(step, self._total)
         # A page that listens shows it in its own way: two losses, one of the step and one of the
         # last steps, are read as a contradiction.
-        if audience() is None and (step % 10 == 0 or step == self._total):
+        if listening_page() is None and (step % 10 == 0 or step == self._total):
             self._say(f"step {step}/{self._total}, loss {self._average:.4f}")
         self._show(step)
         management.throw_exception_if_processing_interrupted()
@@ -71,7 +71,7 @@ class TrainingWatch:
         if preview is None and step < self._total and now - self._sent < _SECONDS_BETWEEN_EVENTS:
             return
         self._sent = now
-        page = audience()
+        page = listening_page()
         if page is None or self._node is None:
             return
         began, first = self._began

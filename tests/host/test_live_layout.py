@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from magicportrait.host.page import audience, live_layout
+from magicportrait.host.page import listening_page, live_layout
 from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.nodes.magicface import MagicFaceApply
@@ -52,7 +52,7 @@ def serve(
     monkeypatch: pytest.MonkeyPatch, client_id: str | None = CLIENT, listens: bool = True
 ) -> FakeServer:
     server = FakeServer(client_id, listens)
-    monkeypatch.setattr(audience, "running_server", lambda: server)
+    monkeypatch.setattr(listening_page, "running_server", lambda: server)
     return server
 
 

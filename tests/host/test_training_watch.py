@@ -25,7 +25,7 @@ class Page:
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Page:
     listening = Page()
-    monkeypatch.setattr(training_watch, "audience", lambda: listening)
+    monkeypatch.setattr(training_watch, "listening_page", lambda: listening)
     return listening
 
 

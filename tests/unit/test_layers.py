@@ -122,7 +122,7 @@ def test_every_room_of_the_table_is_there() -> None:
         ("host/models/folders.py", "from ..pictures.palette import COLOURS"),
         ("host/sampling/rows.py", "def late():\n    from ..layout.tracker import LayoutTracker"),
         ("host/analysis/correspondence.py", "from ..systems.magicface import MagicFacePatch"),
-        ("host/systems/magicface.py", "from ..page.audience import audience"),
+        ("host/systems/magicface.py", "from ..page.listening_page import listening_page"),
         ("host/training/run.py", "from ...nodes import declare"),
         ("host/training/run.py", "from ...demo import portraits"),
         ("host/metrics/table.py", "from ...bench import toy"),

@@ -17,7 +17,7 @@ _KEPT = web.AppKey("magicportrait_events", KeptEvents)
 
 
 @dataclass(frozen=True)
-class Audience:
+class ListeningPage:
     """A browser page that shows our events.
 
     server: the host's; client: the id of the page's connection, which it keeps when it is loaded
@@ -44,7 +44,7 @@ def running_server() -> Any:
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
-def audience() -> Audience | None:
+def listening_page() -> ListeningPage | None:
     """The page that queued what is running; None when it was not a page, or one without our
     frontend."""
     server = running_server()
@@ -52,7 +52,7 @@ def audience() -> Audience | None:
     if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
         return None
     kept = server.app.get(_KEPT) if hasattr(server, "app") else None
-    return Audience(server, client, _running_workflow(server), kept)
+    return ListeningPage(server, client, _running_workflow(server), kept)
 
 
 def _running_workflow(server: Any) -> str | None:
