@@ -2,76 +2,101 @@
 bench.make_thumbnails`
 
 References first, then pictures, then layouts and cut-outs. A picture that is alone with its
-references is shown large, with them set in; a strip of pictures without the references.
+references is shown large, with them set in; a strip of pictures without the references. Workflows
+for models that cannot come with the pack show what they do with the toy, and say what they need.
 """
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from devkit.client import Client, run_prompt
 from devkit.pack import CACHE, ROOT
 from devkit.workflow_format import to_api_prompt
 
+from . import in_process  # noqa: F401 (before what follows)
 from .command_line import bench_parser
 from .server import pack_server
 
+# ruff: isort: split
+from magicportrait.demo import portraits
+
 SIDE = 400
 INSET, BORDER, GAP = 100, 3, 8
+LABEL_SIZE, LABEL_PADDING = 26, 8
+LABEL_COLOURS = ((32, 32, 36), (255, 255, 255))
+MASK_COLOUR = (230, 159, 0)
+SMALL_FACE = 36
+"""Pixels that a face has before it is restored."""
 WORKFLOWS = ROOT / "workflows"
-# These need models that cannot come with the pack.
-BORROWERS = {
-    "MagicFace-2-three-concepts": (
-        "MagicFace-SD1.5-three-concepts",
-        "MagicFace-SDXL-three-concepts",
-    ),
-    "MagicStyle-2-step-by-step": ("MagicStyle-SD1.5-style-transfer",),
-    "MagicFace-4-mask-to-comparison": (
-        "MagicFace-SD1.5-mask-by-word-SAM",
-        "MagicFace-SD1.5-mask-by-word-SAM3",
-    ),
-    "MagiCapture-1-learn-person-and-style": (
-        "MagiCapture-SD1.5-1-train",
-        "MagiCapture-SD1.5-2-use",
-        "Portrait-Restore-SD1.5",
-    ),
-}
 PICTURES_OF_A_SET = 5
-"""Of the subject and of the style in the training workflow: one of each is shown."""
+"""Of the subject and of the style in the training workflow."""
+
+Tiles = list[Image.Image]
 
 
-def results(
-    server: Client, workflow: dict[str, Any]
-) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
-    """The references, pictures and layouts (or cut-outs) that a workflow shows and saves, told
-    apart by their file names."""
+@dataclass(frozen=True)
+class Shown:
+    """What a workflow shows and saves. references: what goes in; pictures: what comes out; layouts:
+    also cut-outs and heat maps."""
+
+    references: Tiles
+    pictures: Tiles
+    layouts: Tiles
+
+
+def results(server: Client, workflow: dict[str, Any]) -> Shown:
+    """Told apart by their file names."""
     prompt = to_api_prompt(workflow, server.object_info())
     training = any(data["class_type"] == "MagiCaptureTrain" for data in prompt.values())
     left_out = {"MaskPreview", "LossGraphNode", *(("PreviewImage",) if training else ())}
     prompt = {node: data for node, data in prompt.items() if data["class_type"] not in left_out}
-    references: list[Image.Image] = []
-    pictures: list[Image.Image] = []
-    layouts: list[Image.Image] = []
+    _save_references(prompt)
+    shown = Shown([], [], [])
     for file in run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
         if name.endswith("_grid"):
             continue
-        kind = references if file["type"] == "temp" or name.endswith("_references") else pictures
-        kind = (
-            layouts if name.endswith(("_concepts_layout", "_overlay", "_cutout", "_heat")) else kind
-        )
-        kind.append(Image.open(io.BytesIO(server.fetch(file))).convert("RGB"))
+        image = Image.open(io.BytesIO(server.fetch(file))).convert("RGB")
+        if name.endswith("_references"):
+            shown.references.insert(0, image)
+        elif file["type"] == "temp":
+            shown.references.append(image)
+        elif name.endswith(("_concepts_layout", "_overlay", "_cutout", "_heat")):
+            shown.layouts.append(image)
+        else:
+            shown.pictures.append(image)
     if any(data["class_type"] == "MagicCorrespondenceMap" for data in prompt.values()):
         # They come reference by reference: those of the first picture are shown.
-        layouts = layouts[:: len(pictures)]
-    if training:
-        references = references[: 2 * PICTURES_OF_A_SET : PICTURES_OF_A_SET]
-    return references, pictures, layouts
+        return Shown(shown.references, shown.pictures, shown.layouts[:: len(shown.pictures)])
+    return shown
+
+
+def _save_references(prompt: dict[str, Any]) -> None:
+    """Adds what saves the images of all concepts, side by side."""
+    images = [
+        data["inputs"]["image"]
+        for data in prompt.values()
+        if data["class_type"] == "MagicFaceConcept" and "image" in data["inputs"]
+    ]
+    if not images:
+        return
+    strip = images[0]
+    for number, image in enumerate(images[1:]):
+        options = {"direction": "right", "match_image_size": True, "spacing_width": 0}
+        inputs = {"image1": strip, "image2": image, **options, "spacing_color": "white"}
+        prompt[f"strip {number}"] = {"class_type": "ImageStitch", "inputs": inputs}
+        strip = [f"strip {number}", 0]
+    inputs = {"images": strip, "filename_prefix": "thumbnail_references"}
+    prompt["save the strip"] = {"class_type": "SaveImage", "inputs": inputs}
 
 
 def squares(images: list[Image.Image]) -> list[Image.Image]:
@@ -90,11 +115,10 @@ def squares(images: list[Image.Image]) -> list[Image.Image]:
     return tiles
 
 
-def thumbnail(
-    references: list[Image.Image], pictures: list[Image.Image], layouts: list[Image.Image]
-) -> Image.Image:
+def thumbnail(shown: Shown) -> Image.Image:
     """A square of 2 x 2 or 3 x 3 tiles, or one large picture."""
-    first, drawn = squares(references), squares(pictures)
+    first, drawn = squares(shown.references), squares(shown.pictures)
+    pictures, layouts = shown.pictures, shown.layouts
     if len(pictures) == 1 and not layouts:
         if len(drawn) > 1:
             first = []
@@ -102,7 +126,10 @@ def thumbnail(
             return with_insets(drawn[0], *first)
     columns = 2 if len(first) + len(drawn) == 4 or len(first) < 3 else 3
     each = (columns**2 - len(first)) // (2 if layouts else 1)
-    tiles = [*first, *drawn[:each], *squares(layouts)[:each]]
+    return sheet_of([*first, *drawn[:each], *squares(layouts)[:each]], columns)
+
+
+def sheet_of(tiles: Tiles, columns: int = 2) -> Image.Image:
     side = SIDE // columns
     sheet = Image.new("RGB", (side * columns, side * columns), "white")
     for i, tile in enumerate(tiles):
@@ -125,23 +152,101 @@ def with_insets(picture: Image.Image, left: Image.Image, right: Image.Image) -> 
     return sheet
 
 
+def labelled(picture: Image.Image, text: str) -> Image.Image:
+    """What the workflow needs, in the lower right corner: the page covers the upper left one."""
+    sheet = picture.copy()
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(LABEL_SIZE)
+    left, top, right, bottom = (round(edge) for edge in draw.textbbox((0, 0), text, font))
+    width, height = right - left + 2 * LABEL_PADDING, bottom - top + 2 * LABEL_PADDING
+    x, y = sheet.width - width - GAP, sheet.height - height - GAP
+    ground, ink = LABEL_COLOURS
+    draw.rounded_rectangle((x, y, x + width, y + height), 8, ground)
+    draw.text((x + LABEL_PADDING - left, y + LABEL_PADDING - top), text, ink, font)
+    return sheet
+
+
+def mask_from_word(shown: Shown) -> Image.Image:
+    """A reference, its mask over it, what is cut out, and the picture that it goes into."""
+    portrait = portraits.sample_portrait(183, "cartoon")
+    drawn = portraits.render(portrait, SIDE // 2)
+    mask = drawn.masks["hat"][..., None]
+    tint = np.asarray(MASK_COLOUR) / 255
+    found = drawn.image * (1 - 0.65 * mask) + 0.65 * mask * tint
+    taken = drawn.image * (0.25 + 0.75 * mask)
+    tiles = [_as_picture(array) for array in (drawn.image, found, taken)]
+    return sheet_of([*tiles, *squares(shown.pictures)[:1]])
+
+
+def restored_face() -> Image.Image:
+    """One portrait, on the left with few pixels, on the right with all."""
+    sharp = _as_picture(portraits.render(portraits.sample_portrait(594, "cartoon"), SIDE).image)
+    small = sharp.resize((SMALL_FACE, SMALL_FACE), Image.Resampling.BOX)
+    sheet = small.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    sheet.paste(sharp.crop((SIDE // 2, 0, SIDE, SIDE)), (SIDE // 2, 0))
+    ImageDraw.Draw(sheet).line((SIDE // 2, 0, SIDE // 2, SIDE), "white", 4)
+    return sheet
+
+
+def _as_picture(image: Any) -> Image.Image:  # H W 3 in 0..1
+    return Image.fromarray((image * 255).round().astype(np.uint8))
+
+
+def learned(shown: Shown) -> Shown:
+    """Of a training: one picture of the subject, one of the style, and the pictures."""
+    return Shown(shown.references[: 2 * PICTURES_OF_A_SET : PICTURES_OF_A_SET], shown.pictures, [])
+
+
+def training_pictures(shown: Shown) -> Image.Image:
+    subject, style = shown.references[:2], shown.references[PICTURES_OF_A_SET:][:2]
+    return sheet_of([*subject, *style])
+
+
+Draw = Callable[[Shown], Image.Image]
+
+# What is drawn from the pictures of each toy workflow.
+DRAWN: dict[str, dict[str, Draw]] = {
+    "MagicFace-2-three-concepts": {
+        "MagicFace-SD1.5-three-concepts": lambda shown: labelled(thumbnail(shown), "SD1.5"),
+        "MagicFace-SDXL-three-concepts": lambda shown: labelled(thumbnail(shown), "SDXL"),
+    },
+    "MagicFace-1-one-concept": {
+        "MagicFace-SD1.5-mask-by-word-SAM": lambda shown: labelled(
+            mask_from_word(shown), "SD1.5, SAM"
+        ),
+        "MagicFace-SD1.5-mask-by-word-SAM3": lambda shown: labelled(
+            mask_from_word(shown), "SD1.5, SAM 3"
+        ),
+    },
+    "MagicStyle-2-step-by-step": {
+        "MagicStyle-SD1.5-style-transfer": lambda shown: labelled(thumbnail(shown), "SD1.5"),
+    },
+    "MagiCapture-1-learn-person-and-style": {
+        "MagiCapture-1-learn-person-and-style": lambda shown: thumbnail(learned(shown)),
+        "MagiCapture-SD1.5-1-train": lambda shown: labelled(
+            training_pictures(shown), "SD1.5: train"
+        ),
+        "MagiCapture-SD1.5-2-use": lambda shown: labelled(
+            sheet_of(squares(shown.pictures)), "SD1.5: use"
+        ),
+        "Portrait-Restore-SD1.5": lambda _: labelled(restored_face(), "SD1.5, GFPGAN"),
+    },
+}
+
+
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="default: as for dev.py")
-    parser.add_argument(
-        "names",
-        nargs="*",
-        default=[path.stem for path in sorted(WORKFLOWS.glob("*.json"))],
-        help="default: all",
-    )
+    parser.add_argument("names", nargs="*", help="of toy workflows; default: all")
     options = parser.parse_args()
-    borrowers = {borrower for several in BORROWERS.values() for borrower in several}
+    own = {path.stem for path in WORKFLOWS.glob("*.json")}
+    own -= {name for several in DRAWN.values() for name in several} - DRAWN.keys()
     with pack_server(CACHE / "comfyui", options.comfyui) as server:
-        for name in sorted(set(options.names) - borrowers):
+        for name in sorted(options.names or own):
             workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-            picture = thumbnail(*results(server, workflow))
-            for target in (name, *BORROWERS.get(name, ())):
-                picture.save(WORKFLOWS / f"{target}.jpg", quality=88)
+            shown = results(server, workflow)
+            for target, draw in {name: thumbnail, **DRAWN.get(name, {})}.items():
+                draw(shown).save(WORKFLOWS / f"{target}.jpg", quality=86)
                 print(f"wrote workflows/{target}.jpg")
 
 

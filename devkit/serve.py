@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
 from devkit.environment import needs_cpu_flag
 from devkit.pack import CACHE, PACK_NAME, run_command
 from devkit.server import Server
+
+FIRST_TEMPLATE = "MagicFace-1-one-concept"
+EXAMPLE = "example.png"
+"""What Load Image starts with, and every template for pictures of one's own."""
+
+
+def template_link(url: str, template: str = FIRST_TEMPLATE) -> str:
+    """The page's address with a template open. Its names are letters, digits, '-', '_' and '.'."""
+    return f"{url}/?template={template}&source={PACK_NAME}"
+
+
+def give_example(host: Path, inputs: Path) -> None:
+    """Copies ComfyUI's own example into an input folder that has none."""
+    example = host / "input" / EXAMPLE
+    if example.is_file() and not (inputs / EXAMPLE).exists():
+        shutil.copyfile(example, inputs / EXAMPLE)
 
 
 def serve(host: Path, port: int) -> int:
@@ -18,7 +35,12 @@ def serve(host: Path, port: int) -> int:
     base = CACHE / "comfyui"
     with Server(host, python, base, cpu=cpu, port=port, log_to_file=False) as server:
         server.info_with_pack()
-        print(f"\nopen {server.url} (workflows: Templates > {PACK_NAME}; Ctrl-C stops)", flush=True)
+        give_example(host, server.input_dir)
+        print(
+            f"\nopen {template_link(server.url)}\n(more workflows: Templates > {PACK_NAME}; Ctrl-C"
+            " stops)",
+            flush=True,
+        )
         return server.process.wait()
 
 

@@ -36,7 +36,7 @@ RUN_IN_PAGE = {
         "Semantic-Layout",
         "MagicFace",
         "MagicStyle",
-        "MagiCapture train",
+        "MagiCapture learn person and style",
     },
 }
 """Every workflow opens in both frontends, and runs through the server (test_workflows.py). In the
@@ -103,3 +103,23 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=program, args=BROWSER_OPTIONS)
         yield started
         started.close()
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
+def frontend(browser: Browser, server: Server, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page in each of its two ways of drawing nodes, large enough for everything."""
+    from frontend import Frontend
+
+    page = browser.new_page(viewport={"width": 2600, "height": 1500})
+    yield Frontend(page, server, request.param)
+    page.close()
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
+def screen(browser: Browser, server: Server, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The same on the screen that most people have."""
+    from frontend import Frontend
+
+    page = browser.new_page(viewport={"width": 1920, "height": 1080})
+    yield Frontend(page, server, request.param)
+    page.close()

@@ -3,65 +3,35 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
+from playwright.sync_api import Locator
 
 import workflow_files
-from comfy_server import ComfyServer
-from devkit.browser import find_browser
-from devkit.pack import CACHE, PACK_NAME, DevError
+from devkit.pack import PACK_NAME
 from devkit.workflow_format import to_api_prompt
+from frontend import ADD_NODE, MODES, SHOWN, UNKNOWN, Frontend, png
 from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.magic.phrases import split_phrases
 
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SCREENSHOTS = CACHE / "screenshots"
 BLUEPRINTS = workflow_files.FOLDER.parent / "subgraphs"
-MODES = {"classic": False, "nodes2": True}
-"""The two ways in which the frontend draws nodes: on its canvas, and as elements of the page."""
 
-# The last thing that the frontend does at its start is to open a workflow.
-READY = (
-    "!!window.LiteGraph?.registered_node_types?.MagicFaceApply &&"
-    " !!window.app?.extensionManager?.workflow?.activeWorkflow"
-)
-UNKNOWN = (
-    "() => app.graph.nodes.map(node => node.type).filter(type =>"
-    " !LiteGraph.registered_node_types[type])"
-)
-SET_WIDGETS = """values => {
-    for (const node of app.graph.nodes)
-        for (const widget of node.widgets ?? []) {
-            const wanted = values[`${node.type}.${widget.name}`] ?? values[widget.name];
-            if (wanted !== undefined) widget.value = wanted;
-        }
-}"""
-ZOOM = """type => {
-    const [x, y] = app.graph.nodes.find(node => node.type == type).pos;
-    app.canvas.ds.scale = 1;
-    [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = [200 - x, 200 - y];
-    app.canvas.setDirty(true, true);
-}"""
 HEATED = (
     "() => [...document.querySelectorAll('.magic-heat')].every(image => image.naturalWidth > 0)"
 )
 CHANGED = """before => {
     const now = [...document.querySelectorAll('.magic-heat')];
     return now.length == before.length && now.some((image, i) => image.src != before[i]);
+}"""
+COVERED = """() => {
+    const cover = app.graph.nodes.find(node => node.subgraph).widgets.at(-1).element;
+    const images = [...cover.querySelectorAll('.magic-backdrop, .magic-layout')];
+    return images.length == 4 && images.every(image => image.naturalWidth > 0);
 }"""
 POSITION = (
     "() => [...app.graph.nodes.find(node => node.type == 'MagicCorrespondenceMap').pos,"
@@ -87,11 +57,6 @@ FIND = f"""async cases => {{
         if (filter) Iterator.prototype.filter = filter;
     }}
 }}"""
-ADD_NODE = """type => {
-    const node = LiteGraph.createNode(type);
-    app.graph.add(node);
-    return String(node.id);
-}"""
 # Connects the only subgraph of the graph to the toy world, and makes its work small.
 JOIN_TOY = """() => {
     const add = (type, x, y) => {
@@ -137,9 +102,9 @@ JOIN_TOY = """() => {
     drawn[0].connect(drawn[1], save, 0);
     portrait.widgets.find(widget => widget.name == 'seed').value = 165;
     for (const widget of blueprint.widgets) {
-        if (['steps', 'value'].includes(widget.name)) widget.value = 4;
+        if (widget.name == 'steps') widget.value = 4;
         if (['width', 'height'].includes(widget.name)) widget.value = 128;
-        if (['inversion_steps', 'lora_steps', 'preview_every'].includes(widget.name))
+        if (['steps_for_the_words', 'steps_for_the_LoRA', 'preview_every'].includes(widget.name))
             widget.value = 1;
     }
 }"""
@@ -194,144 +159,6 @@ VIEWS = {
 """What else a workflow shows when it has run, and by what in it this is seen."""
 HELP_PICTURE = "() => document.querySelector('.node-help-content img')?.naturalWidth > 0"
 STEPS = 8
-# Every SaveImage has its pictures, and the page shows them: drawn on the canvas, or as elements.
-SHOWN = """() => {
-    const nodes = app.graph.nodes.filter(node => node.type == 'SaveImage');
-    const isLoaded = image => image.naturalWidth > 0;
-    const isDrawn = ({ id, imgs }) => LiteGraph.vueNodesMode
-        ? [...document.querySelectorAll(`[data-node-id="${id}"] img`)].some(isLoaded)
-        : imgs?.length > 0 && imgs.every(isLoaded);
-    const hasPictures = ({ id }) => app.nodeOutputs[id]?.images?.length > 0;
-    return nodes.length > 0 && nodes.every(node => hasPictures(node) && isDrawn(node));
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    try:
-        program = find_browser()
-    except DevError as error:
-        pytest.fail(str(error))
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=OPTIONS)
-        yield started
-        started.close()
-
-
-class Frontend:
-    def __init__(self, page: Page, server: ComfyServer, mode: str) -> None:
-        self.page, self.server, self.mode = page, server, mode
-        self.complaints: list[str] = []
-        page.on("console", self._read)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.request.post(
-            f"{server.url}/api/settings",
-            data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": MODES[mode]},
-        )
-        page.goto(server.url, wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=60_000)
-
-    def _read(self, message: ConsoleMessage) -> None:
-        # A fresh ComfyUI answers 404 for a new user's files, and asks for news on the internet.
-        if message.type == "error" and not message.text.startswith("Failed to load resource"):
-            self.complaints.append(f"{message.text} ({message.location.get('url')})")
-
-    def load(self, workflow: dict[str, Any]) -> None:
-        self.page.evaluate("async workflow => { await app.loadGraphData(workflow) }", workflow)
-        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(700)
-
-    def open_from_gallery(self, name: str) -> None:
-        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-        self.page.get_by_text(PACK_NAME, exact=True).first.click()
-        self.page.get_by_test_id(f"template-workflow-{name}").first.click()
-        self.page.get_by_test_id("template-workflows-content").first.wait_for(state="hidden")
-        self.page.wait_for_function("() => app.graph.nodes.length > 0")
-        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(700)
-
-    def set_widgets(self, **values: Any) -> None:
-        """Values by the widget's name, or by 'node type.name'."""
-        self.page.evaluate(SET_WIDGETS, values)
-
-    def queue(self) -> None:
-        self.page.get_by_test_id("queue-button").first.click()
-
-    def view(self, node_type: str) -> Locator:
-        """What our frontend adds to the only node of a type."""
-        node = self.page.evaluate(
-            "type => app.graph.nodes.find(node => node.type == type).widgets.at(-1).element.id ||="
-            " type",
-            node_type,
-        )
-        return self.page.locator(f"[id='{node}'] .magic-view")
-
-    def zoom_to(self, node_type: str) -> None:
-        """At full size: the classic mode hides what it draws small."""
-        self.page.evaluate(ZOOM, node_type)
-        self.page.wait_for_timeout(300)
-
-    def send(self, event: str, data: dict[str, Any]) -> None:
-        """As if it came from the server."""
-        self.page.evaluate(
-            "([event, detail]) => app.api.dispatchEvent(new CustomEvent(event, { detail }))",
-            [event, data],
-        )
-
-    def open_help(self, node_type: str) -> str | None:
-        self.page.evaluate(
-            f"type => {{ ({ADD_NODE})(type); app.canvas.selectNode(app.graph.nodes[0]); }}",
-            node_type,
-        )
-        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.get_by_test_id("info-button").first.click()
-        heading = self.page.locator(".node-help-content h1").first
-        heading.wait_for(timeout=10_000)
-        return heading.text_content()
-
-    def prompt(self) -> dict[str, Any]:
-        """What the frontend would send to /prompt for the workflow that is open."""
-        nodes = json.loads(
-            self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)")
-        )
-        return {
-            node: {"class_type": data["class_type"], "inputs": data["inputs"]}
-            for node, data in nodes.items()
-        }
-
-    def saved(self) -> dict[str, Any]:
-        workflow: dict[str, Any] = json.loads(
-            self.page.evaluate("() => JSON.stringify(app.graph.serialize())")
-        )
-        return workflow
-
-    def complaints_about_us(self) -> list[str]:
-        return [
-            complaint
-            for complaint in self.complaints
-            if "magic" in complaint.lower() or PACK_NAME in complaint
-        ]
-
-    def forget_complaints(self) -> list[str]:
-        """Returns those about us."""
-        ours = self.complaints_about_us()
-        self.complaints.clear()
-        return ours
-
-    def screenshot(self, name: str) -> None:
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        # In the classic mode nodes grow with their content from one drawing to the next.
-        self.page.wait_for_timeout(300)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}_{self.mode}.png")
-
-
-@pytest.fixture(scope="module", params=MODES)
-def frontend(
-    browser: Browser, server: ComfyServer, request: pytest.FixtureRequest
-) -> Iterator[Frontend]:
-    page = browser.new_page(viewport={"width": 2600, "height": 1500})
-    yield Frontend(page, server, request.param)
-    page.close()
 
 
 @pytest.mark.parametrize("name", workflow_files.ALL)
@@ -813,14 +640,13 @@ def test_blueprint_is_offered_and_runs(frontend: Frontend, name: str) -> None:
     frontend.queue()
 
     frontend.page.wait_for_function(SHOWN, timeout=300_000)
+    if name == "MagicFace":
+        # The node that has the layout is inside; what it shows stands on the blueprint too.
+        view = frontend.page.get_by_role("region", name="Layout", exact=True).first
+        assert view.locator("mark").all_inner_texts() == ["hat"]
+        frontend.page.wait_for_function(COVERED)
     frontend.screenshot(f"blueprint_{name}")
     assert frontend.complaints_about_us() == []
-
-
-def png(size: tuple[int, int]) -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", size).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def swatches_colour(swatch: Locator) -> tuple[int, ...]:

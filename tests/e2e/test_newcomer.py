@@ -1,0 +1,567 @@
+"""What a newcomer sees and falls over, in ComfyUI's own page on a screen of 1920 x 1080."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from playwright.sync_api import Locator, Page
+
+import workflow_files
+from devkit.pack import PACK_NAME
+from devkit.serve import template_link
+from frontend import ADD_NODE, READY, SHOWN, Frontend, png
+
+LEGIBLE = 0.58
+"""The zoom from which the classic mode draws text."""
+ZOOM = "() => ({ scale: app.canvas.ds.scale, isRough: app.canvas.low_quality })"
+# Left, top, right, bottom of nodes and groups, with titles, as they are drawn.
+BOXES = """() => {
+    const bottomOf = node => {
+        const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+        return LiteGraph.vueNodesMode ? drawn.offsetHeight - 30 : node.size[1];
+    };
+    const nodes = app.graph.nodes.map(node => [
+        `${node.title} (${node.id})`, node.type, node.pos[0], node.pos[1] - 30,
+        node.pos[0] + node.size[0], node.pos[1] + bottomOf(node),
+    ]);
+    const groups = app.graph.groups.map(({ pos, size }) => [
+        pos[0], pos[1], pos[0] + size[0], pos[1] + size[1],
+    ]);
+    return { nodes, groups };
+}"""
+TEXTS = """() => [...document.querySelectorAll('textarea')].filter(area => area.value)
+    .map(area => ({ text: area.value, height: area.getBoundingClientRect().height }))"""
+LAYOUTS = ("MagicFaceApply", "MagicSemanticLayout")
+BUILD = """nodes => {
+    app.graph.clear();
+    const made = {};
+    for (const [name, [type, values]] of Object.entries(nodes)) {
+        made[name] = LiteGraph.createNode(type);
+        app.graph.add(made[name]);
+        for (const widget of made[name].widgets ?? [])
+            if (values[widget.name] !== undefined) widget.value = values[widget.name];
+    }
+    return Object.fromEntries(Object.entries(made).map(([name, node]) => [name, node.id]));
+}"""
+CONNECT = """links => {
+    for (const [from, output, to, input] of links) {
+        const [source, target] = [from, to].map(id => app.graph.getNodeById(id));
+        source.connect(source.findOutputSlot(output), target, target.findInputSlot(input));
+    }
+}"""
+DISCONNECT = """([type, input]) => {
+    const node = app.graph.nodes.find(node => node.type == type);
+    node.disconnectInput(node.findInputSlot(input));
+}"""
+MODE = """([type, index, mode]) => {
+    app.graph.nodes.filter(node => node.type == type).at(index).mode = mode;
+    app.graph.afterChange?.();
+    document.dispatchEvent(new Event('input'));
+}"""
+MUTED, BYPASSED = 2, 4
+SIZES = """type => {
+    const node = app.graph.nodes.find(node => node.type == type);
+    const widget = node.widgets.find(widget => widget.name == 'prompt');
+    return {
+        prompt: widget.element?.offsetHeight || widget.computedHeight,
+        node: node.size[1],
+        saved: node.serialize().size[1],
+    };
+}"""
+VALUE = """([type, name]) => app.graph.nodes.find(node => node.type == type)
+    .widgets.find(widget => widget.name == name).value"""
+TURN = """([type, name, value]) => {
+    const node = app.graph.nodes.find(node => node.type == type);
+    const widget = node.widgets.find(widget => widget.name == name);
+    widget.value = value;
+    widget.callback(value);
+}"""
+# Bright or dark: the mean of the middle and of the corner of the first canvas of our view.
+BRIGHTNESS = """() => {
+    const canvas = document.querySelector('canvas.magic-taken');
+    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    const at = (x, y) => data[4 * (Math.floor(y * canvas.height) * canvas.width +
+        Math.floor(x * canvas.width))];
+    return [at(0.5, 0.5), at(0.05, 0.05)];
+}"""
+FINISHED = (
+    "() => [...document.querySelectorAll('.magic-backdrop')].every(image => image.naturalWidth)"
+)
+
+
+def overlaps(page: Page) -> list[str]:
+    """Nodes over one another, and nodes that reach out of their groups."""
+    boxes = page.evaluate(BOXES)
+    found = []
+    for i, (first, kind, left, top, right, bottom) in enumerate(boxes["nodes"]):
+        for second, _, *other in boxes["nodes"][i + 1 :]:
+            if left < other[2] and other[0] < right and top < other[3] and other[1] < bottom:
+                found.append(f"{first} and {second}")
+        inside = any(
+            box[0] <= left and box[1] <= top and right <= box[2] + 1 and bottom <= box[3] + 1
+            for box in boxes["groups"]
+        )
+        if kind != "MarkdownNote" and not inside:
+            found.append(f"{first} reaches out of its group")
+    return found
+
+
+def fit(screen: Frontend) -> None:
+    screen.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    screen.page.wait_for_timeout(500)
+
+
+def seed_of(screen: Frontend) -> int:
+    """One for each mode: nothing is sampled when the server knows the pictures already."""
+    return 2000 + len(screen.mode)
+
+
+def toasts(page: Page) -> Locator:
+    return page.locator(".p-toast-message")
+
+
+def close_toasts(page: Page) -> None:
+    page.evaluate("() => app.extensionManager.toast.removeAll()")
+    page.wait_for_timeout(300)
+
+
+def run_of(screen: Frontend, pictures: int, steps: int = 4, done: bool = True) -> str:
+    """A run of the workflow's node with a layout, as if it came from the server. Returns its id."""
+    kinds = [kind for kind in LAYOUTS if screen.page.evaluate(HAS, kind)]
+    node = screen.page.evaluate(ID_OF, kinds[0])
+    about = {"node": node, "sampler": screen.page.evaluate(ID_OF, "KSampler"), "run": "one"}
+    screen.send(
+        "magicportrait.run", {**about, "steps": steps, "phrases": ["hat"], "references": []}
+    )
+    layouts = {str(step): [png((8, 8))] * pictures for step in range(steps)}
+    screen.send("magicportrait.layout", {**about, "layouts": layouts, "done": done})
+    return str(node)
+
+
+HAS = "type => app.graph.nodes.some(node => node.type == type)"
+ID_OF = "type => String(app.graph.nodes.find(node => node.type == type).id)"
+
+
+# ---- templates ----
+
+
+@pytest.mark.parametrize("name", workflow_files.ALL)
+def test_a_template_fits_with_its_prompts_readable_and_its_layout_in_sight(
+    screen: Frontend, name: str
+) -> None:
+    page = screen.page
+    screen.load(workflow_files.read(name))
+    page.wait_for_timeout(500)
+    fit(screen)
+
+    zoom = page.evaluate(ZOOM)
+    assert zoom["scale"] >= LEGIBLE and not zoom["isRough"]
+    assert overlaps(page) == []
+    texts = page.evaluate(TEXTS)
+    prompts = [
+        value
+        for node in workflow_files.read(name)["nodes"]
+        if node["type"] in ("CLIPTextEncode", *LAYOUTS)
+        for value in node["widgets_values"][:1]
+        if value
+    ]
+    assert {prompt for prompt in prompts} <= {entry["text"] for entry in texts}
+    assert all(entry["height"] >= 20 for entry in texts)
+
+    if any(page.evaluate(HAS, kind) for kind in LAYOUTS):
+        run_of(screen, pictures=4)
+        page.wait_for_timeout(700)
+        for image in page.locator(".magic-layout").all():
+            box = image.bounding_box()
+            assert box and box["width"] >= 40 and box["height"] >= 40
+            assert box["y"] + box["height"] <= 1080 and box["x"] + box["width"] <= 1920
+        assert overlaps(page) == []
+    screen.screenshot(f"screen_{name}")
+    assert screen.complaints_about_us() == []
+
+
+@pytest.mark.parametrize("name", ["MagicFace-1-one-concept", "MagicFace-SD1.5-three-concepts"])
+def test_a_link_opens_its_template(screen: Frontend, name: str) -> None:
+    page = screen.page
+    page.goto(template_link(screen.server.url, name), wait_until="domcontentloaded")
+    page.wait_for_function(READY, timeout=60_000)
+    page.wait_for_function(
+        "title => app.extensionManager.workflow.activeWorkflow.filename == title", arg=name
+    )
+    assert page.evaluate(HAS, "MagicFaceApply")
+
+
+def test_a_first_graph_of_untouched_nodes_draws_pictures(screen: Frontend) -> None:
+    page = screen.page
+    nodes = {
+        "toy": ["MagicToyCheckpoint", {}],
+        "portrait": ["MagicToyPortrait", {}],
+        "concept": ["MagicFaceConcept", {}],
+        "apply": ["MagicFaceApply", {}],
+        "negative": ["CLIPTextEncode", {}],
+        "latent": ["EmptyLatentImage", {"width": 128, "height": 128}],
+        "sampler": ["KSampler", {"steps": 4, "seed": seed_of(screen)}],
+        "decode": ["VAEDecode", {}],
+        "save": ["SaveImage", {}],
+    }
+    ids = page.evaluate(BUILD, nodes)
+    links = [
+        ("portrait", "IMAGE", "concept", "image"),
+        ("portrait", "MASK", "concept", "mask"),
+        *(("toy", kind, "apply", kind.lower()) for kind in ("MODEL", "CLIP", "VAE")),
+        ("concept", "concepts", "apply", "concepts"),
+        ("toy", "CLIP", "negative", "clip"),
+        ("apply", "MODEL", "sampler", "model"),
+        ("apply", "positive", "sampler", "positive"),
+        ("negative", "CONDITIONING", "sampler", "negative"),
+        ("latent", "LATENT", "sampler", "latent_image"),
+        ("sampler", "LATENT", "decode", "samples"),
+        ("toy", "VAE", "decode", "vae"),
+        ("decode", "IMAGE", "save", "images"),
+    ]
+    page.evaluate(CONNECT, [[ids[a], out, ids[b], into] for a, out, b, into in links])
+    close_toasts(page)
+
+    screen.queue()
+
+    page.wait_for_function(SHOWN, timeout=300_000)
+    assert screen.complaints_about_us() == []
+
+
+# ---- sentences ----
+
+
+def test_our_sentence_stands_in_a_toast_when_a_node_fails(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    screen.set_widgets(**{"MagicFaceApply.prompt": "a man with a scarf"})
+    close_toasts(page)
+
+    screen.queue()
+
+    toast = toasts(page).filter(has_text="phrase 'top hat' is not in the prompt")
+    toast.wait_for(timeout=120_000)
+    assert "MagicFace Apply" in toast.inner_text()
+    screen.screenshot("toast_failure")
+    close_toasts(page)
+
+
+def test_a_refused_value_is_said_once(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    screen.set_widgets(**{"MagicFaceApply.start": 0.8, "MagicFaceApply.end": 0.2})
+    close_toasts(page)
+
+    screen.queue()
+
+    sentence = toasts(page).filter(has_text="start (0.8) is after end (0.2)")
+    sentence.first.wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)
+    assert sentence.count() == 1
+    screen.screenshot("toast_refusal")
+    close_toasts(page)
+
+
+def test_a_model_without_its_positive_is_warned_about_before_queueing(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    view = screen.view("MagicFaceApply")
+    assert view.get_by_role("alert").count() == 0
+
+    page.evaluate(DISCONNECT, ["KSampler", "positive"])
+    page.evaluate("() => document.dispatchEvent(new Event('input'))")
+
+    view.get_by_role("alert").wait_for()
+    assert "MODEL is connected, positive is not" in view.get_by_role("alert").inner_text()
+    close_toasts(page)
+    screen.queue()
+    toasts(page).filter(has_text="positive is not").wait_for(timeout=30_000)
+    screen.screenshot("toast_unconnected")
+    close_toasts(page)
+
+
+# ---- with and without ----
+
+
+def test_muted_and_bypassed_concepts_are_left_out_and_the_rest_runs(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-2-three-concepts"))
+    view = screen.view("MagicFaceApply")
+
+    def marked() -> list[str]:
+        page.wait_for_timeout(300)
+        return view.locator("mark").all_inner_texts()
+
+    assert marked() == ["top hat", "scarf", "shirt"]
+    page.evaluate(MODE, ["MagicFaceConcept", 0, MUTED])
+    assert marked() == ["scarf", "shirt"]
+    page.evaluate(MODE, ["MagicFaceConcept", 0, 0])
+    page.evaluate(MODE, ["MagicFaceConcept", 1, BYPASSED])
+    assert marked() == ["top hat", "shirt"]
+    page.evaluate(MODE, ["MagicFaceConcept", 2, BYPASSED])
+    assert marked() == ["top hat"]
+    [apply] = [
+        node["inputs"]
+        for node in screen.prompt().values()
+        if node["class_type"] == "MagicFaceApply"
+    ]
+    assert apply["concepts"][0] == page.evaluate(ID_OF, "MagicFaceConcept")
+
+    page.evaluate(MODE, ["MagicFaceConcept", 2, MUTED])
+    assert marked() == []
+    [apply] = [
+        node["inputs"]
+        for node in screen.prompt().values()
+        if node["class_type"] == "MagicFaceApply"
+    ]
+    assert "concepts" not in apply
+    page.evaluate("() => { app.graph.nodes.find(n => n.title == 'layout').mode = 2 }")
+    screen.set_widgets(steps=2, **{"KSampler.seed": seed_of(screen)})
+    screen.queue()
+    page.wait_for_function(PICTURES, timeout=300_000)
+    assert screen.complaints_about_us() == []
+
+
+PICTURES = """() => {
+    const save = app.graph.nodes.find(node => node.title == 'pictures');
+    return app.nodeOutputs[save.id]?.images?.length == 4;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("MagicFace-4-mask-to-comparison", "MagicFaceApply"),
+        ("Semantic-Layout", "MagicSemanticLayout"),
+    ],
+)
+def test_a_bypass_passes_model_and_conditioning_on(screen: Frontend, name: str, kind: str) -> None:
+    page = screen.page
+    screen.load(workflow_files.read(name))
+    if kind == "MagicSemanticLayout":
+        plain = page.evaluate(ADD_NODE, "CLIPTextEncode")
+        toy, node = page.evaluate(ID_OF, "MagicToyCheckpoint"), page.evaluate(ID_OF, kind)
+        links = [[toy, "CLIP", plain, "clip"], [plain, "CONDITIONING", node, "positive"]]
+        page.evaluate(CONNECT, links)
+
+    page.evaluate(MODE, [kind, 0, BYPASSED])
+
+    prompt = screen.prompt()
+    assert kind not in {node["class_type"] for node in prompt.values()}
+    [sampler] = [node["inputs"] for node in prompt.values() if node["class_type"] == "KSampler"]
+    assert prompt[sampler["model"][0]]["class_type"] == "MagicToyCheckpoint"
+    assert prompt[sampler["positive"][0]]["class_type"] == "CLIPTextEncode"
+
+
+# ---- the views ----
+
+
+def test_the_prompt_keeps_its_height_and_the_saved_node_its_size(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-2-three-concepts"))
+    page.wait_for_timeout(500)
+    before = page.evaluate(SIZES, "MagicFaceApply")
+
+    run_of(screen, pictures=6)
+    page.wait_for_timeout(700)
+
+    after = page.evaluate(SIZES, "MagicFaceApply")
+    assert after["node"] > before["node"] + 150
+    assert abs(after["prompt"] - before["prompt"]) <= 2
+    assert after["saved"] == before["saved"]
+    widths = {
+        round((image.bounding_box() or {})["width"])
+        for image in page.locator(".magic-layout").all()
+    }
+    assert len(widths) == 1, "six pictures are six of a size"
+    tops = {
+        round((image.bounding_box() or {})["y"]) for image in page.locator(".magic-layout").all()
+    }
+    assert len(tops) == 2, "in two rows of three"
+    for _ in range(2):
+        screen.load(screen.saved())
+        page.wait_for_timeout(700)
+        again = page.evaluate(SIZES, "MagicFaceApply")
+        assert (again["saved"], again["node"]) == (before["saved"], after["node"])
+
+
+def test_views_have_no_row_in_the_panel_of_parameters(screen: Frontend) -> None:
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    assert screen.page.evaluate(
+        "() => app.graph.nodes.flatMap(node => node.widgets ?? [])"
+        ".filter(widget => widget.type == 'magicportrait')"
+        ".every(widget => widget.options.hideInPanel)"
+    )
+
+
+def test_a_layout_comes_back_after_a_reload_in_mid_run_and_after(screen: Frontend) -> None:
+    page = screen.page
+    workflow = workflow_files.read("MagicFace-2-three-concepts")
+    screen.load(workflow)
+    screen.set_widgets(steps=40, **{"KSampler.seed": seed_of(screen)})
+    screen.queue()
+    layouts = page.locator(".magic-layout")
+    layouts.first.wait_for(state="attached", timeout=300_000)
+
+    def reload() -> None:
+        page.reload(wait_until="domcontentloaded")
+        page.wait_for_function(READY, timeout=60_000)
+        # What the page itself brings back of an unsaved workflow is its own business.
+        screen.load(workflow)
+
+    reload()
+    layouts.first.wait_for(state="attached", timeout=30_000)
+    assert layouts.count() == 4
+    view = page.get_by_role("region", name="Layout", exact=True)
+    page.wait_for_function(
+        "() => document.querySelector('.magic-view [aria-valuetext]')"
+        "?.getAttribute('aria-valuetext') == '40 of 40'",
+        timeout=300_000,
+    )
+    assert view.locator(".magic-legend li").all_inner_texts() == ["top hat", "scarf", "shirt"]
+
+    reload()
+    layouts.first.wait_for(state="attached", timeout=30_000)
+    assert view.get_by_label("step").get_attribute("aria-valuetext") == "40 of 40"
+    assert view.locator(".magic-references img").count() == 3
+    screen.screenshot("reloaded")
+    assert screen.complaints_about_us() == []
+
+
+def test_a_finished_picture_is_seen_through_its_layout(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    run_of(screen, pictures=1)
+    view = page.get_by_role("region", name="Layout", exact=True)
+    assert view.get_by_label("layout", exact=True).input_value() == "0.6"
+    Image.new("RGB", (8, 8)).save(screen.server.input_dir / "done.png")
+    save = page.evaluate(ID_OF, "SaveImage")
+    output = {"images": [{"filename": "done.png", "subfolder": "", "type": "input"}]}
+
+    screen.send("executed", {"node": save, "display_node": save, "output": output})
+
+    page.wait_for_function(FINISHED)
+    assert view.get_by_label("layout", exact=True).input_value() == "0.3"
+
+
+# ---- a concept with a picture of its own ----
+
+
+def test_a_concept_shows_what_is_taken_of_its_own_picture(screen: Frontend) -> None:
+    page = screen.page
+    picture = Image.new("RGBA", (64, 64), (200, 200, 200, 255))
+    picture.save(screen.server.input_dir / "own.png")
+    ImageDraw.Draw(picture).ellipse((16, 16, 48, 48), (200, 200, 200, 0))
+    picture.save(screen.server.input_dir / "clipspace-painted-own.png")
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate(ADD_NODE, "MagicFaceConcept")
+    view = page.get_by_role("region", name="What is taken")
+
+    page.evaluate(TURN, ["MagicFaceConcept", "picture", "own.png"])
+    view.get_by_text("All of it is taken").wait_for()
+    middle, corner = page.evaluate(BRIGHTNESS)
+    assert middle == corner == 200
+
+    # The Mask Editor knows only a widget called image.
+    page.evaluate(TURN_ALIAS, "clipspace-painted-own.png [input]")
+    view.get_by_text("The bright part is taken").wait_for()
+    middle, corner = page.evaluate(BRIGHTNESS)
+    assert middle == 200 and corner == 50
+    [concept] = screen.prompt().values()
+    assert concept["inputs"] == {
+        "phrase": "hat",
+        "strength": 3,
+        "reference_prompt": "",
+        "picture": "clipspace-painted-own.png [input]",
+        "preset": "custom",
+    }
+    saved = screen.saved()
+    assert saved["nodes"][0]["widgets_values"] == [
+        "hat",
+        3,
+        "",
+        "clipspace-painted-own.png [input]",
+        "custom",
+        "image",
+    ]
+    screen.load(saved)
+    view.get_by_text("The bright part is taken").wait_for()
+    screen.screenshot("own_picture")
+    assert screen.complaints_about_us() == []
+
+
+TURN_ALIAS = """value => {
+    const node = app.graph.nodes.find(node => node.type == 'MagicFaceConcept');
+    node.widgets.find(widget => widget.name == 'image').value = value;
+}"""
+
+
+def test_the_mask_editor_paints_a_concepts_own_picture(screen: Frontend) -> None:
+    page = screen.page
+    Image.new("RGB", (256, 256), "white").save(screen.server.input_dir / "paint.png")
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate(ADD_NODE, "MagicFaceConcept")
+    page.evaluate(TURN, ["MagicFaceConcept", "picture", "paint.png"])
+    page.get_by_role("button", name="Paint the mask").click()
+    canvas = page.locator("canvas#maskCanvas, .maskEditor_sidePanelContainer, canvas").last
+    canvas.wait_for()
+    page.wait_for_timeout(1500)
+    page.mouse.move(850, 450)
+    page.mouse.down()
+    for step in range(20):
+        page.mouse.move(850 + 6 * step, 450 + step % 5)
+    page.mouse.up()
+
+    page.get_by_role("button", name="Save").first.click()
+
+    page.get_by_text("The bright part is taken").wait_for(timeout=30_000)
+    assert "clipspace" in page.evaluate(VALUE, ["MagicFaceConcept", "picture"])
+    assert screen.complaints_about_us() == []
+
+
+def test_strength_in_words_and_as_a_number_agree(screen: Frontend) -> None:
+    page = screen.page
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate(ADD_NODE, "MagicFaceConcept")
+
+    page.evaluate(TURN, ["MagicFaceConcept", "preset", "strong"])
+    assert page.evaluate(VALUE, ["MagicFaceConcept", "strength"]) == 4
+    page.evaluate(TURN, ["MagicFaceConcept", "strength", 2.5])
+    assert page.evaluate(VALUE, ["MagicFaceConcept", "preset"]) == "custom"
+
+
+# ---- finding things ----
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "instantid",
+        "pulid",
+        "character",
+        "consistent character",
+        "outfit",
+        "clothes",
+        "try on",
+        "lora training",
+        "multi subject",
+        "reference",
+    ],
+)
+def test_what_people_type_finds_a_node(object_info: dict[str, Any], words: str) -> None:
+    ours = [info for name, info in object_info.items() if name.startswith(("Magic", "MagiC"))]
+    assert any(words in (info.get("search_aliases") or ()) for info in ours)
+
+
+def test_the_gallery_finds_a_template_by_its_words(screen: Frontend) -> None:
+    page = screen.page
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(PACK_NAME, exact=True).first.click()
+    page.get_by_placeholder("Search ...").first.fill("style transfer")
+    page.get_by_test_id("template-workflow-MagicStyle-1-style-transfer").first.wait_for()
+    screen.screenshot("gallery")
+    page.keyboard.press("Escape")
+    assert json.loads(screen.server.get("/workflow_templates"))[PACK_NAME]

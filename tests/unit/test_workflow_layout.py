@@ -1,0 +1,93 @@
+"""Templates as a newcomer sees them first: whole, readable, and under names for people."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from typing import Any
+
+import pytest
+
+from bench.arrange_workflows import FOLDER, GROWTH, LAYOUTS, TITLE, arrange
+
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+SCREEN = (1920, 1080)
+# ComfyUI fits a workflow into three quarters of its window, with this much around it.
+SHARE, MARGIN = 0.75, 10
+# Below this zoom the classic mode draws no text: letters of 14 pixels would be smaller than 8.
+LEGIBLE = 8 / 14
+Box = tuple[float, float, float, float]
+
+
+def read(name: str) -> dict[str, Any]:
+    workflow: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return workflow
+
+
+def boxes_of_nodes(workflow: dict[str, Any], *, grown: bool = False) -> dict[str, Box]:
+    """Left, top, right, bottom with the title. grown: as when they have run."""
+    boxes = {}
+    for node in workflow["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        more = GROWTH.get(node["type"], 0) if grown else 0
+        boxes[f"{node['id']} {node['type']}"] = (x, y - TITLE, x + width, y + height + more)
+    return boxes
+
+
+def boxes_of_groups(workflow: dict[str, Any]) -> list[Box]:
+    return [
+        (x, y, x + width, y + height)
+        for x, y, width, height in (group["bounding"] for group in workflow["groups"])
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_places_are_those_that_the_script_gives(name: str) -> None:
+    workflow = read(name)
+    arranged = copy.deepcopy(workflow)
+    arrange(arranged, LAYOUTS[name])
+    assert workflow == arranged, "run python -m bench.arrange_workflows"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_fits_on_a_screen_with_its_text(name: str) -> None:
+    workflow = read(name)
+    boxes = [*boxes_of_nodes(workflow).values(), *boxes_of_groups(workflow)]
+    edges = [function(side) for function, side in zip((min, min, max, max), zip(*boxes))]
+    size = (edges[2] - edges[0] + 2 * MARGIN, edges[3] - edges[1] + 2 * MARGIN)
+    zoom = min(SHARE * whole / part for whole, part in zip(SCREEN, size))
+    assert zoom >= 0.58 > LEGIBLE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_lies_over_another_or_outside_of_its_group_also_when_it_has_run(name: str) -> None:
+    workflow = read(name)
+    boxes, groups = boxes_of_nodes(workflow, grown=True), boxes_of_groups(workflow)
+    for first, (left, top, right, bottom) in boxes.items():
+        for second, other in boxes.items():
+            apart = right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+            assert first == second or apart, f"{first} and {second}"
+        if not first.endswith("MarkdownNote"):
+            assert any(
+                group[0] <= left and group[1] <= top and right <= group[2] and bottom <= group[3]
+                for group in groups
+            ), first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_can_stand_in_a_link(name: str) -> None:
+    """The page opens `?template=` with no other letters, and names are what its gallery shows and
+    searches."""
+    assert re.fullmatch(r"[a-zA-Z0-9_.-]+", name)
+    assert name.split("-")[0] in ("MagicFace", "MagicStyle", "MagiCapture", "Portrait", "Semantic")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_says_nothing_of_a_concept_that_its_picture_shows(name: str) -> None:
+    """'a green hat' with a red one for a reference makes both fight."""
+    nodes = read(name)["nodes"]
+    phrases = [node["widgets_values"][0] for node in nodes if node["type"] == "MagicFaceConcept"]
+    for node in nodes:
+        if node["type"] == "MagicFaceApply":
+            assert all(f" a {phrase}" in node["widgets_values"][0] for phrase in phrases)
