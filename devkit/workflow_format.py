@@ -60,7 +60,6 @@ def to_api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict
         data["inputs"] = {
             name: [*source] if isinstance(source, Output) else _quoted(source)
             for name, source in data["inputs"].items()
-            if not isinstance(source, Output) or source.node in prompt
         }
     return prompt
 

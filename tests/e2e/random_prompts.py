@@ -3,6 +3,7 @@ or two things."""
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ SMALL: dict[str, tuple[int, int]] = {
     "iterations": (1, 2),
     "lora_steps": (0, 1),
     "rank": (1, 2),
+    "resolution": (0, 0),
     "size": (64, 64),
     "steps": (1, 2),
     "versions": (1, 1),
@@ -49,9 +51,11 @@ TEXTS: dict[str, tuple[str, ...]] = {
 }
 """What a text input mostly gets, by its name; any other gets its default."""
 CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
-    ("MagicConceptMask", "target"): ("points", "points", "boxes", "face", "text"),
+    ("MagicConceptMask", "target"): (*4 * ("points",), "face"),
     ("MagicConceptMask", "box"): ("4,4,30,30", "0.1,0.1,0.5,0.5"),
-    ("MagicConceptMask", "points"): ("", "", "20,20"),
+    ("MagicConceptMask", "points"): (*4 * ("",), "20,20"),
+    # Half precision is slow on a CPU.
+    ("MagiCaptureTrain", "precision"): ("auto", "fp32"),
     ("MagicCorrespondence", "points"): ("20,20", "0.5,0.5\n3,3"),
 }
 """What the widgets of a node mostly get where their names do not tell."""
@@ -120,6 +124,19 @@ def defaults_of(info: dict[str, Any], kind: str) -> dict[str, Any]:
     return values
 
 
+BASE: Prompt = {
+    "toy": {"class_type": "MagicToyCheckpoint", "inputs": {}},
+    **{
+        part: {
+            "class_type": "MagicToyPortrait",
+            "inputs": {"seed": seed, "part": part, "style": "cartoon", "size": 64},
+        }
+        for seed, part in enumerate(("hat", "scarf", "face"))
+    },
+}
+"""Nodes of every prompt: the host remembers their results as long as each prompt has them."""
+
+
 class RandomPrompts:
     """Prompts by number: the same number gives the same prompt."""
 
@@ -140,7 +157,7 @@ class _Growing:
 
     def __init__(self, prompts: RandomPrompts, dice: random.Random) -> None:
         self.prompts, self.info, self.dice = prompts, prompts.info, dice
-        self.prompt: Prompt = {}
+        self.prompt: Prompt = copy.deepcopy(BASE)
         weights = [CHEAPER.get(kind, 1.0) for kind in prompts.ours]
         [kind] = dice.choices(prompts.ours, weights)
         self._look_at(self._add(kind, 0))
@@ -203,16 +220,10 @@ class _Growing:
         return node
 
     def _toy(self, slot: int) -> Link:
-        """The toy checkpoint, of which every prompt has one: loading takes longest."""
-        for node, data in self.prompt.items():
-            if data["class_type"] == "MagicToyCheckpoint":
-                return [node, slot]
-        return [self._core("MagicToyCheckpoint"), slot]
+        return ["toy", slot]
 
     def _portrait(self, slot: int) -> Link:
-        parts = ("hat", "scarf", "face", "shirt")
-        inputs = {"seed": self.dice.randint(0, 9), "part": self.dice.choice(parts)}
-        return [self._core("MagicToyPortrait", **inputs, style="cartoon", size=64), slot]
+        return [self.dice.choice(list(BASE)[1:]), slot]
 
     def _source(self, kind: str, depth: int) -> Link | None:
         """Where a value of a type comes from; None when nothing gives it."""
@@ -313,8 +324,8 @@ class _Growing:
         """Makes one input of a node of ours odd, or takes it away."""
         places = [
             (data["inputs"], name)
-            for data in self.prompt.values()
-            if data["class_type"].startswith(PREFIXES)
+            for node, data in self.prompt.items()
+            if data["class_type"].startswith(PREFIXES) and node not in BASE
             for name in data["inputs"]
         ]
         if not places:

@@ -384,6 +384,23 @@ def test_a_bypassed_node_passes_on_what_fits(types: list[str], output: str, expe
     assert sampler_inputs(node(1, "Model"), patch, links=links).get("model") == expected
 
 
+def test_a_bypassed_node_passes_on_the_input_beside_the_output() -> None:
+    inputs = [socket("first", 2), socket("second", 3)]
+    patch = node(2, "Patch", inputs=inputs, outputs=2 * [{"type": "MODEL"}], mode=4)
+    links = [[1, 2, 1, 9, 0, "MODEL"], [2, 1, 0, 2, 0, "MODEL"], [3, 5, 0, 2, 1, "MODEL"]]
+    converted = sampler_inputs(node(1, "Model"), node(5, "Model"), patch, links=links)
+    assert converted["model"] == ["5", 0]
+
+
+def test_a_bypassed_node_rather_passes_on_exactly_the_type() -> None:
+    inputs = [socket("any", 2, "*"), socket("clip", None, "CLIP"), socket("model", 3)]
+    outputs = [{"type": "LATENT"}, {"type": "MODEL"}]
+    patch = node(2, "Patch", inputs=inputs, outputs=outputs, mode=4)
+    links = [[1, 2, 1, 9, 0, "MODEL"], [2, 1, 0, 2, 0, "*"], [3, 5, 0, 2, 2, "MODEL"]]
+    converted = sampler_inputs(node(1, "Model"), node(5, "Model"), patch, links=links)
+    assert converted["model"] == ["5", 0]
+
+
 def test_a_subgraph_in_itself_is_an_error() -> None:
     definition = simple_subgraph()
     definition["nodes"].append(node(6, SIMPLE, inputs=[]))
