@@ -32,6 +32,9 @@ LANES = 3
 
 HOST_HARDLY_MATTERS = (
     "test_analysis.py",
+    "test_benches.py",
+    "test_capture_checkpoints.py",
+    "test_capture_rules.py",
     "test_devices.py",
     "test_exploration.py",
     "test_help_pages.py",
@@ -39,15 +42,30 @@ HOST_HARDLY_MATTERS = (
     "test_magicapture.py",
     "test_masks.py",
     "test_metrics.py",
+    "test_requirements.py",
+    "test_safe_files.py",
     "test_suite.py",
+    "test_toy_transformer.py",
 )
 """Tests of ours that ask little of ComfyUI's version (run them with COMFYUI_PATH): on the second
 one the minutes go to the others."""
 
 
 QUICK: dict[str, tuple[str, ...]] = {
-    "tests/host": (),
-    "tests/e2e": (),
+    "tests/host": (
+        "test_capture_nodes.py",
+        "test_coexistence.py",
+        "test_fingerprint.py",
+        "test_help_pages.py",
+        "test_live_layout.py",
+        "test_locales.py",
+        "test_own_picture.py",
+        "test_parity.py",
+        "test_ranges.py",
+        "test_safe_files.py",
+        "test_without_concepts.py",
+    ),
+    "tests/e2e": ("test_listening.py", "test_registration.py", "test_validation.py"),
 }
 """What the quick lane runs in ComfyUI."""
 
