@@ -225,5 +225,7 @@ def training_fingerprint(
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    whole = tensor.detach().cpu().contiguous().reshape(-1)
-    return whole.view(torch.uint8).numpy().data
+    # What the host has loaded while it runs nodes can be looked at in this mode only.
+    with torch.inference_mode():
+        whole = tensor.detach().cpu().contiguous().reshape(-1)
+        return whole.view(torch.uint8).numpy().data
