@@ -112,7 +112,8 @@ def check_unused(placeholder: str, class_word: str, templates: Sequence[str]) ->
     advice = "take a word that prompts do not use, such as '<anna>'"
     if used.search(class_word):
         raise ValueError(
-            f"placeholder '{placeholder}' is in the class word '{class_word}': {advice}"
+            f"placeholder '{placeholder}' is in the class word '{class_word}', which every template"
+            f" puts beside it: {advice}"
         )
     for template in templates:
         if used.search(template.replace(PERSON, "").replace(STYLE, "")):

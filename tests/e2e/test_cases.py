@@ -28,7 +28,6 @@ PENDING: dict[str, str] = {
     "loadimage_mask_without_alpha": "says that mask and image differ in aspect",
     "mask_boxes_without_height": "KeyError",
     "mask_inf_box": "OverflowError",
-    "placeholder_is_class_word": "asks to report the text encoder",
     "refine_feather_nan": "cannot convert float NaN to integer",
     "strength_nan": "a flat picture",
 }
