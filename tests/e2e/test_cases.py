@@ -24,13 +24,7 @@ SAME = 0.004
 """The root mean square of what two pictures (0..1) differ by that shall be the same: one step of
 eight bits, which is what sums in another order may do."""
 
-PENDING: dict[str, str] = {
-    "loadimage_mask_without_alpha": "says that mask and image differ in aspect",
-    "mask_boxes_without_height": "KeyError",
-    "mask_inf_box": "OverflowError",
-    "refine_feather_nan": "cannot convert float NaN to integer",
-    "strength_nan": "a flat picture",
-}
+PENDING: dict[str, str] = {}
 """Cases that are wrong still, and why: a case that is mended must go from here."""
 
 REFUSALS = {
