@@ -74,15 +74,23 @@ def write_numbered(root: Path, prefix: str, contents: Mapping[str, bytes]) -> li
     """Writes files of one new name, numbered as the host numbers pictures: all of them, or none.
 
     prefix: what the user wrote, such as 'sub/face' for root/sub/face_00001_.csv; contents: what
-    goes into each file, by suffix ('.csv'). The host's own Exception for a prefix that leads out of
-    `root`, UnwritableFile as in `write_file`.
+    goes into each file, by suffix ('.csv'). UnwritableFile as in `write_file`, and for a prefix
+    that leads out of `root`.
     """
     import folder_paths
 
     longest = max(map(len, contents), default=0) + len(_NUMBER)
     _check_name(root / prefix, _LONGEST_NAME - longest)
     with _saying_why(root / prefix):
-        folder, stem, first, *_ = folder_paths.get_save_image_path(prefix, str(root))
+        try:
+            folder, stem, first, *_ = folder_paths.get_save_image_path(prefix, str(root))
+        except OSError:
+            raise
+        # The host raises no class of its own.
+        except Exception as error:
+            raise UnwritableFile(
+                f"the name {_shown(prefix)} leads out of {root}: take one that stays inside"
+            ) from error
     for number in itertools.count(first):
         paths = [Path(folder) / f"{stem}_{number:05}_{suffix}" for suffix in contents]
         with contextlib.ExitStack() as undo:

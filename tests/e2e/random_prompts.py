@@ -63,6 +63,15 @@ MAKERS: dict[tuple[str, str], str] = {
     ("MagicCorrespondence", "model"): "MagicFaceApply",
 }
 """Which node an input must come from where its type does not tell."""
+NEEDED = {
+    ("MagiCaptureStyle", "images"),
+    ("MagiCaptureSubject", "images"),
+    ("MagicFaceConcept", "image"),
+    ("MagicStyleInvert", "clip"),
+    ("MagicStyleInvert", "image"),
+    ("MagicStyleInvert", "vae"),
+}
+"""Optional inputs without which a node has nothing to do."""
 RANGES = {"start": (0.0, 0.4), "end": (0.5, 1.0), "alpha": (0.0, 0.5), "beta": (0.0, 0.5)}
 """Numbers that are refused in other ranges, together with others."""
 
@@ -171,7 +180,8 @@ class _Growing:
         inputs: dict[str, Any] = {}
         self.prompt[node] = {"class_type": kind, "inputs": inputs}
         for name, kinds, options, is_required in self._declared(kind):
-            if not is_required and (depth > 2 or self.dice.random() < 0.6):
+            is_optional = not is_required and (kind, name) not in NEEDED
+            if is_optional and (depth > 2 or self.dice.random() < 0.6):
                 continue
             value = self._value(kind, name, kinds, options)
             if value is None and (maker := MAKERS.get((kind, name))):
