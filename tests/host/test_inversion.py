@@ -1074,7 +1074,7 @@ def test_files_in_the_models_folder_are_found(folders):
 @pytest.mark.parametrize("name", ["../face", "../../face", "sub/../../face", "/face"])
 def test_nothing_is_written_outside(name, folders):
     before = {path for path in folders.parent.rglob("*") if path.is_file()}
-    with pytest.raises(OSError, match="leads out of .*: take one that stays inside"):
+    with pytest.raises(OSError, match=r"leads out of .*: take one that stays inside"):
         MagicInversionSave.execute(made_up("key"), name)
     assert {path for path in folders.parent.rglob("*") if path.is_file()} == before
 

@@ -79,7 +79,7 @@ def test_latents_are_told_from_other_things() -> None:
     ):
         latent_batch({"samples": torch.zeros(1, 16, 8, 8)}, "samples", 4)
     for wrong in ({}, latent, None, {"samples": "x"}):
-        with pytest.raises(ValueError, match="samples is a .* without samples: expected a LATENT"):
+        with pytest.raises(ValueError, match=r"samples is a .* without samples: expected a LATENT"):
             latent_batch(wrong, "samples")
     with pytest.raises(ValueError, match=r"samples has the shape \[4, 8, 8\]: expected B C h w"):
         latent_batch({"samples": latent[0]}, "samples")
