@@ -62,9 +62,8 @@ def empty_mask(side: int) -> dict[str, Any]:
 @pytest.mark.parametrize("phrase", ["", "  "])
 def test_empty_phrase(server: ComfyServer, prompt: Prompt, phrase: str) -> None:
     the(prompt, "MagicFaceConcept")["inputs"]["phrase"] = phrase
-    assert (
-        "MagicFaceConcept: phrase - phrase is empty: write the words of the target prompt"
-        in refusal(server, prompt)
+    assert "MagicFaceConcept: phrase is empty: write the words of the target prompt" in refusal(
+        server, prompt
     )
 
 
@@ -96,8 +95,8 @@ def test_value_out_of_range(
 
 
 def test_missing_link(server: ComfyServer, prompt: Prompt) -> None:
-    del the(prompt, "MagicFaceApply")["inputs"]["concepts"]
-    assert "MagicFaceApply: concepts" in refusal(server, prompt)
+    del the(prompt, "MagicFaceApply")["inputs"]["clip"]
+    assert "MagicFaceApply: clip" in refusal(server, prompt)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +158,13 @@ def test_empty_mask(server: ComfyServer, prompt: Prompt) -> None:
     prompt["nothing"] = empty_mask(128)
     the(prompt, "MagicFaceConcept")["inputs"]["mask"] = ["nothing", 0]
     assert (
-        "mask of concept 'green top hat' is empty: paint over the part of the image to take"
+        "mask of concept 'top hat' is empty: paint over the part of the image to take"
         in failure(server, prompt, "MagicFaceConcept")
     )
 
 
 def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:
-    for name, value, side in (("nothing", 0.0, 128), ("dot", 1.0, 2)):
+    for name, value, side in (("nothing", 0.0, 128), ("dot", 1.0, 1)):
         prompt[name] = {
             "class_type": "SolidMask",
             "inputs": {"value": value, "width": side, "height": side},
@@ -180,7 +179,7 @@ def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:
     prompt["mask"] = {"class_type": "MaskComposite", "inputs": pasted}
     the(prompt, "MagicFaceConcept")["inputs"]["mask"] = ["mask", 0]
     message = failure(server, prompt, "MagicFaceApply")
-    assert "mask of concept 'green top hat' is empty after scaling to" in message
+    assert "mask of concept 'top hat' is empty after scaling to" in message
     assert "paint a larger region, or crop the image closer" in message
 
 
@@ -367,10 +366,8 @@ def test_nothing_to_cut_out(server: ComfyServer, crop: Prompt) -> None:
     crop["nothing"] = empty_mask(64)
     crop["crop"]["inputs"]["mask"] = ["nothing", 0]
     message = failure(server, crop, "MagicPortraitCrop")
-    assert (
-        message.strip()
-        == "the mask is empty: paint over the part of the picture to cut out, or connect a face"
-        " mask"
+    assert message.startswith(
+        "the mask is empty: paint over the part of the picture to cut out, or connect a face mask"
     )
 
 

@@ -49,7 +49,7 @@ EXPECTED = {
         "semantic_layout_overlay": (4, SIDE, SIDE + LEGEND[4]),
     },
 }
-SEEDED = [name for name in workflow_files.TOY if not name.startswith("magicstyle")]
+SEEDED = [name for name in workflow_files.TOY if not name.startswith("MagicStyle")]
 """MagicStyle has no seed: its pictures follow from the two that go in."""
 RUN_AGAIN = {
     "KSampler",
