@@ -12,7 +12,8 @@ _ROUNDING = 8
 """Pixels by which a side may be off: masks often come from a resized copy of the picture."""
 _BORDER = 0.02
 """Width of the rim that counts as a picture's border, in parts of the shorter side."""
-_MOSTLY = 0.9
+_MOSTLY, _ALL = 0.9, 0.99
+"""Shares of a border, and of what it surrounds, from which these count as covered."""
 
 
 def picture_batch(image: Any, what: str) -> Tensor:
@@ -112,7 +113,7 @@ def covers_border(mask: Tensor) -> bool:
     total = float(mask.float().sum(dtype=torch.float64))
     around = mask.numel() - inside.numel()
     of_border = (total - float(inside.sum(dtype=torch.float64))) / around
-    return of_border >= _MOSTLY and float(inside.mean()) < _MOSTLY
+    return of_border >= _MOSTLY and float(inside.mean()) < _ALL
 
 
 def _check_numbers(values: Tensor, what: str) -> None:

@@ -34,12 +34,13 @@ class Lettering:
 
     def size(self, text: str) -> tuple[int, int]:
         """Width and height in pixels. Text may have several lines."""
+        text = visible(text)
         if _is_plain(text):
             left, top, right, bottom = _scratch().multiline_textbbox(
                 (0, 0), text, font=self._fonts.plain
             )
             return round(right - left), round(bottom - min(top, 0))
-        lines = visible(text).split("\n")
+        lines = text.split("\n")
         width = max(self._length(line) for line in lines)
         return round(width), len(lines) * self._line - _BETWEEN_LINES
 
@@ -48,14 +49,14 @@ class Lettering:
     ) -> None:
         """Writes into the picture. anchor: where in the text `at` is: 'l', 'm' or 'r' for left,
         middle and right, then 'a', 'm' or 'd' for top, middle and bottom."""
-        draw = ImageDraw.Draw(picture)
+        draw, text = ImageDraw.Draw(picture), visible(text)
         if _is_plain(text):
             align = {"l": "left", "m": "center", "r": "right"}[anchor[0]]
             self._draw(draw, text, at, self._fonts.plain, anchor=anchor, align=align)
             return
         before = {"l": 0.0, "m": 0.5, "r": 1.0, "a": 0.0, "d": 1.0}
         y = at[1] - before[anchor[1]] * self.size(text)[1] + self._ascent
-        for line in visible(text).split("\n"):
+        for line in text.split("\n"):
             x = at[0] - before[anchor[0]] * self._length(line)
             for part, font in self._parts(line):
                 self._draw(draw, part, (round(x), round(y)), font, anchor="ls")

@@ -17,7 +17,7 @@ from magicportrait.host.models.folders import DETECTORS, FACE_DETECTORS, MEDIAPI
 from magicportrait.host.pictures.conversion import as_pixels
 from magicportrait.host.pictures.host_boxes import from_host_boxes
 from magicportrait.host.segmentation.concept_masks import box_shape
-from magicportrait.host.segmentation.grounding_dino import TextDetector
+from magicportrait.host.segmentation.grounding_dino import TextDetector, named_things
 from magicportrait.host.segmentation.sam import build_sam
 from magicportrait.magic.boxes import Box
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, MagicMaskRefine
@@ -554,3 +554,67 @@ def test_masks_without_a_batch_and_of_other_types():
     mask[2:4, 2:4] = 1
     assert refined(mask, grow=1).shape == (1, 6, 6)
     assert refined(mask[None, None], grow=1).sum() == 16
+
+
+# ---- odd input ----
+
+GOOD = {"x": 1, "y": 2, "width": 3, "height": 4}
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        {"x": 1, "y": 2, "width": 3},
+        {**GOOD, "x": float("inf")},
+        {**GOOD, "y": float("nan")},
+        {**GOOD, "width": int("9" * 400)},
+        {**GOOD, "height": "tall"},
+        {**GOOD, "height": None},
+        "box",
+        [1, 2, 3],
+        5,
+    ],
+)
+def test_boxes_that_are_none_are_named(box):
+    for boxes in ([box], [[box]]):
+        with pytest.raises(ValueError, match=r"boxes: .* is no box: expected boxes with the numb"):
+            from_host_boxes(boxes, 1)
+
+
+def test_other_types_are_no_boxes():
+    for boxes in (5, "12,3", None):
+        with pytest.raises(ValueError, match=r"boxes is a .*: expected boxes with the numbers"):
+            from_host_boxes(boxes, 1)
+
+
+def test_boxes_of_odd_detectors_are_read():
+    [[box]] = from_host_boxes([{**GOOD, "label": None, "score": None, "more": 1}], 1)
+    assert box == Box(1, 2, 3, 4)
+    assert from_host_boxes((1, 2, 3, 4), 2) == ((box,), (box,))
+    assert from_host_boxes([[(1, 2, 3, 4)], []], 2) == ((box,), ())
+
+
+def test_what_is_missing_in_the_prompt_is_left_to_the_host():
+    assert MagicConceptMask.validate_inputs() is True
+    assert MagicConceptMask.validate_inputs(target="text", sam=NO_SAM) is True
+
+
+@pytest.mark.parametrize(
+    "text", ["hat，scarf", "hat、scarf", "hat;scarf", "hat\nscarf", "hat. scarf"]
+)
+def test_things_are_told_apart_in_every_script(text):
+    assert named_things(text) == ["hat", "scarf"]
+    assert named_things(" ，。\n") == []
+
+
+@pytest.mark.parametrize("name", ["threshold", "grow", "feather"])
+def test_a_linked_number_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is nan, expected"):
+        refined(torch.ones(1, 4, 4), **{name: float("nan")})
+
+
+def test_pictures_of_other_shapes_are_refused_with_what_came():
+    with pytest.raises(ValueError, match=r"image has the shape \[1, 8, 8, 2\]: expected a batch"):
+        masked(torch.zeros(1, 8, 8, 2), target="points", sam=NO_SAM, box="1,1,4,4")
+    mask, *_ = masked(torch.zeros(1, 8, 8, 1), target="points", sam=NO_SAM, box="1,1,4,4")
+    assert mask.sum() == 16, "gray is a picture"

@@ -62,3 +62,53 @@ def test_another_picture_than_the_one_that_was_cut_is_refused():
 def test_an_empty_mask_is_refused():
     with pytest.raises(ValueError, match="the mask is empty"):
         MagicPortraitCrop.execute(IMAGES, torch.zeros(1, 96, 64), 0.3, 64, True)
+
+
+UNPAINTED = torch.zeros(1, 64, 64)
+"""What Load Image gives as MASK of a picture without transparency."""
+
+
+def test_an_unpainted_mask_is_called_empty_whatever_its_aspect():
+    with pytest.raises(ValueError, match=r"the mask is empty: paint over .* Open in MaskEditor"):
+        MagicPortraitCrop.execute(IMAGES, UNPAINTED, 0.3, 64, True)
+
+
+def test_the_mask_of_a_cut_out_is_noticed_and_can_be_turned_round(caplog):
+    cut_out = 1 - face()
+    box = MagicPortraitCrop.execute(IMAGES, cut_out, 0.0, 64, False).args[2].box
+    assert "the mask has the border of the picture and leaves out its middle" in caplog.text
+    assert box.corners == (0, 0, 64, 96)
+    caplog.clear()
+    crop = MagicPortraitCrop.execute(IMAGES, cut_out, 0.0, 64, False, invert=True).args[2]
+    assert crop == MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, False).args[2]
+    assert not caplog.text
+
+
+def test_a_mask_or_a_patch_of_another_aspect_is_refused():
+    with pytest.raises(ValueError, match="mask and image of Portrait Crop differ in aspect"):
+        MagicPortraitCrop.execute(IMAGES, torch.ones(1, 64, 64), 0.3, 64, True)
+    image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, True).args
+    with pytest.raises(ValueError, match="the patch is 32x64, what was cut out had the aspect of"):
+        MagicPortraitPaste.execute(IMAGES, image[:, :, :32], crop, 0.1)
+    with pytest.raises(ValueError, match="mask and image of Portrait Paste differ in aspect"):
+        MagicPortraitPaste.execute(IMAGES, image, crop, 0.1, torch.ones(1, 64, 32))
+
+
+def test_pasting_with_an_empty_mask_is_noticed(caplog):
+    image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, True).args
+    out = MagicPortraitPaste.execute(IMAGES, 1 - image, crop, 0.1, UNPAINTED).args[0]
+    torch.testing.assert_close(out, IMAGES)
+    assert "the mask is empty, so nothing of the patch is pasted" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_linked_numbers_out_of_range_are_refused(value):
+    with pytest.raises(ValueError, match=r"margin is .*, expected 0 to 3"):
+        MagicPortraitCrop.execute(IMAGES, face(), value, 64, True)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (1, 300)])
+def test_the_smallest_pictures_are_cut_and_pasted(size):
+    picture = torch.rand(1, *size, 3)
+    image, _, crop = MagicPortraitCrop.execute(picture, torch.ones(1, *size), 0.3, 64, True).args
+    assert MagicPortraitPaste.execute(picture, image, crop, 0.1).args[0].shape == picture.shape

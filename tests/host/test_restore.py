@@ -229,3 +229,19 @@ def test_no_face():
         restored(gray(), faces=nothing, on_no_face="error")
     with pytest.raises(ValueError, match="connect a mask of the faces, or boxes"):
         restored(gray())
+
+
+def test_an_unpainted_mask_shows_no_face_whatever_its_aspect():
+    """Load Image gives 64 x 64 zeros, whatever size the picture has."""
+    unpainted = torch.zeros(1, 64, 64)
+    assert torch.equal(restored(gray(), faces=unpainted), gray())
+    with pytest.raises(ValueError, match="picture 1 has no face in its mask or boxes"):
+        restored(gray(), faces=unpainted, on_no_face="error", invert=True)
+
+
+def test_the_mask_of_a_cut_out_can_be_turned_round(caplog):
+    spot = spots((10, 20, 42, 52))
+    assert torch.equal(restored(gray(), faces=1 - spot, invert=True), restored(gray(), faces=spot))
+    assert not caplog.text
+    restored(gray(), faces=1 - spot)
+    assert "the mask of faces has the border of the picture" in caplog.text

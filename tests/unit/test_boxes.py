@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from magicportrait.magic.boxes import FACE_AREAS, Box, choose, parse_boxes, parse_points
+from magicportrait.magic.boxes import (
+    FACE_AREAS,
+    Box,
+    box_of_mask,
+    choose,
+    parse_boxes,
+    parse_points,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +65,31 @@ def test_choice_among_twenty():
     assert choose(faces, "index", 3) == [ordered[3]]
     assert choose(faces, "index", 20) == []
     assert choose([], "largest", 0) == choose([], "all", 0) == choose([], "index", 0) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inf,2",
+        "nan,2",
+        "1e400,2",
+        "9" * 400 + ",2",
+        "[" * 3000,
+        '[{"x": 1e999, "y": 2}]',
+        f'[{{"x": {"9" * 400}, "y": 2}}]',
+        '[{"x": null, "y": 2}]',
+    ],
+)
+def test_numbers_that_are_none_and_deep_brackets_are_not_understood(text):
+    with pytest.raises(ValueError, match="is not understood: expected x,y in pixels") as refused:
+        parse_points(text)
+    assert len(str(refused.value)) < 250, "a message shows the beginning"
+
+
+def test_the_box_of_a_mask_is_that_of_what_is_above_one_half():
+    mask = torch.zeros(10, 12)
+    mask[2:5, 3:9] = 1
+    mask[8, 8] = 0.5
+    assert box_of_mask(mask) == Box.between(3, 2, 9, 5)
+    assert Box.between(3, 2, 9, 5).pixels == (slice(2, 5), slice(3, 9))
+    assert box_of_mask(mask * 0.5) is None
