@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .command_line import bench_parser
+
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 
 GAP, COLUMN_GAP, GROUP_GAP = 18, 24, 24
@@ -289,6 +291,7 @@ def _colour(title: str, index: int) -> str:
 
 
 def main() -> None:
+    bench_parser(__doc__).parse_args()
     for name, groups in LAYOUTS.items():
         path = FOLDER / f"{name}.json"
         workflow = json.loads(path.read_text(encoding="utf-8"))
