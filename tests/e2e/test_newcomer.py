@@ -404,7 +404,9 @@ def test_a_layout_comes_back_after_a_reload_in_mid_run_and_after(screen: Fronten
     screen.set_widgets(steps=40, **{"KSampler.seed": seed_of(screen)})
     screen.queue()
     layouts = page.locator(".magic-layout")
-    layouts.first.wait_for(state="attached", timeout=300_000)
+    # Not those of a run before.
+    page.locator(".magic-legend li", has_text="shirt").wait_for(state="attached", timeout=300_000)
+    layouts.first.wait_for(state="attached", timeout=60_000)
 
     def reload() -> None:
         page.reload(wait_until="domcontentloaded")
@@ -477,6 +479,7 @@ def test_a_concept_shows_what_is_taken_of_its_own_picture(screen: Frontend) -> N
         "reference_prompt": "",
         "picture": "clipspace-painted-own.png [input]",
         "preset": "custom",
+        "invert": False,
     }
     saved = screen.saved()
     assert saved["nodes"][0]["widgets_values"] == [
@@ -485,6 +488,7 @@ def test_a_concept_shows_what_is_taken_of_its_own_picture(screen: Frontend) -> N
         "",
         "clipspace-painted-own.png [input]",
         "custom",
+        False,
         "image",
     ]
     screen.load(saved)
