@@ -177,8 +177,8 @@ export class TrainingView {
     if (!run?.latest) return;
     const { step, steps, seconds_left: secondsLeft } = run.latest;
     // The end of the bold line: the loss of one step is a matter of chance.
-    const mean = smoothed(run.points.map((point) => point.loss)).at(-1);
-    const ofLoss = mean === undefined ? "" : `, loss ${mean.toPrecision(3)}`;
+    const trend = smoothed(run.points.map((point) => point.loss));
+    const ofLoss = trend.length ? `, loss ${trend.at(-1)?.toPrecision(3)}` : "";
     this.words.textContent = `step ${step} of ${steps}${ofLoss}${timeLeft(secondsLeft)}`;
     this.#draw(run);
     const last = run.previews.at(-1) ?? null;
@@ -204,10 +204,14 @@ export class TrainingView {
     };
     const draw = (/** @type {number[]} */ values) =>
       points.map(({ step }, i) => place(step, values[i]));
-    const trend = line("magic-trend", draw(smoothed(losses)));
-    this.curve.replaceChildren(line("magic-loss", draw(losses)), trend);
-    const [from, to, lowest] = [losses[0], losses.at(-1), low].map((loss) => loss?.toPrecision(3));
-    const label = losses.length ? `Loss from ${from} to ${to}, lowest ${lowest}` : "No loss yet";
+    const trend = smoothed(losses);
+    this.curve.replaceChildren(
+      line("magic-loss", draw(losses)),
+      line("magic-trend", draw(trend)),
+    );
+    const lowest = trend.reduce((a, b) => Math.min(a, b), Infinity);
+    const [from, to, least] = [trend[0], trend.at(-1), lowest].map((loss) => loss?.toPrecision(3));
+    const label = losses.length ? `Loss from ${from} to ${to}, lowest ${least}` : "No loss yet";
     this.curve.setAttribute("aria-label", label);
   }
 }
