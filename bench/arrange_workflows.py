@@ -56,7 +56,7 @@ HEIGHTS = {
     "MagicMaskRefine": 222,
     "MagicPortraitCrop": 178,
     "MagicPortraitMetrics": 310,
-    "MagicPortraitPaste": 146,
+    "MagicPortraitPaste": 186,
     "MagicPortraitRestore": 220,
     "MagicSemanticLayout": 290,
     "MagicStyleApply": 364,

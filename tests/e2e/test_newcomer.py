@@ -32,7 +32,9 @@ BOXES = """() => {
     ]);
     return { nodes, groups };
 }"""
-TEXTS = """() => [...document.querySelectorAll('textarea')].filter(area => area.value)
+# A note has a text area of its own, which shows only while it is edited.
+TEXTS = """() => [...document.querySelectorAll('textarea')]
+    .filter(area => area.value && area.checkVisibility())
     .map(area => ({ text: area.value, height: area.getBoundingClientRect().height }))"""
 LAYOUTS = ("MagicFaceApply", "MagicSemanticLayout")
 BUILD = """nodes => {
@@ -169,7 +171,11 @@ def test_a_template_fits_with_its_prompts_readable_and_its_layout_in_sight(
         if value
     ]
     assert {prompt for prompt in prompts} <= {entry["text"] for entry in texts}
-    assert all(entry["height"] >= 20 for entry in texts)
+    assert [entry for entry in texts if entry["height"] < 20] == []
+    notes = [node for node in workflow_files.read(name)["nodes"] if node["type"] == "MarkdownNote"]
+    for note in notes:
+        words = note["widgets_values"][0].split("**")[1]
+        assert page.get_by_text(words, exact=True).first.is_visible()
 
     if any(page.evaluate(HAS, kind) for kind in LAYOUTS):
         run_of(screen, pictures=4)
