@@ -154,6 +154,9 @@ def test_lacks_nothing_but_model_files(
 ) -> None:
     Image.new("RGB", (64, 64)).save(server.input_dir / "example.png")
     prompt = prompt_of(name, object_info)
+    # Names that no other test has saved a file under.
+    for node, file in ((n, f) for kind, f in FILE_INPUTS.items() for n in ids(prompt, kind)):
+        prompt[node]["inputs"][file] = f"absent-{prompt[node]['inputs'][file]}"
 
     with pytest.raises(ValidationFailed) as refusal:
         server.queue(prompt)
