@@ -20,7 +20,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 
 GAP, COLUMN_GAP, GROUP_GAP = 18, 24, 24
 TITLE, PADDING, GROUP_TITLE = 30, 16, 40
-NOTE_WIDTH, LETTERS_A_PIXEL, LINE, PARAGRAPH_GAP = 1100, 0.15, 18, 12
+NOTE_WIDTH, LETTERS_A_PIXEL, LINE, PARAGRAPH_GAP = 1300, 0.15, 18, 12
 COLOURS = {"sampling": "#8a8", "result": "#b58b2a"}
 OTHER_COLOURS = ("#3f789e", "#88a", "#8aa")
 
@@ -36,11 +36,11 @@ HEIGHTS = {
     "KSamplerAdvanced": 334,
     "LoadImage": 354,
     "LoraLoader": 166,
-    "LossGraphNode": 240,
+    "LossGraphNode": 326,
     "MagiCaptureApply": 176,
     "MagiCaptureStyle": 210,
     "MagiCaptureSubject": 210,
-    "MagiCaptureTrain": 616,
+    "MagiCaptureTrain": 686,
     "MagicAttentionHeatmap": 126,
     "MagicAttentionMap": 240,
     "MagicCompareGrid": 452,
@@ -49,16 +49,16 @@ HEIGHTS = {
     "MagicCorrespondenceMap": 146,
     "MagicEmbeddingLoad": 150,
     "MagicEmbeddingSave": 94,
-    "MagicFaceApply": 500,
-    "MagicFaceConcept": 292,
+    "MagicFaceApply": 556,
+    "MagicFaceConcept": 316,
     "MagicIdentityLoader": 86,
     "MagicLayoutMasks": 146,
     "MagicMaskRefine": 222,
     "MagicPortraitCrop": 178,
     "MagicPortraitMetrics": 310,
     "MagicPortraitPaste": 186,
-    "MagicPortraitRestore": 220,
-    "MagicSemanticLayout": 290,
+    "MagicPortraitRestore": 236,
+    "MagicSemanticLayout": 346,
     "MagicStyleApply": 364,
     "MagicStyleInvert": 368,
     "MagicStyleReference": 126,
@@ -69,7 +69,7 @@ HEIGHTS = {
     "MaskComposite": 138,
     "MaskPreview": 260,
     "PreviewAny": 170,
-    "PreviewImage": 220,
+    "PreviewImage": 266,
     "SAM3_Detect": 218,
     "SamplerCustom": 232,
     "SaveImage": 340,
@@ -83,13 +83,13 @@ HEIGHTS = {
 here. Loaders have room for what the page says when their file is missing."""
 
 GROWTH = {
-    "MagiCaptureStyle": 130,
-    "MagiCaptureSubject": 130,
-    "MagiCaptureTrain": 220,
+    "MagiCaptureStyle": 224,
+    "MagiCaptureSubject": 224,
+    "MagiCaptureTrain": 426,
     "MagicCorrespondenceMap": 470,
     "MagicFaceApply": 330,
-    "MagicFaceConcept": 160,
-    "MagicSemanticLayout": 300,
+    "MagicFaceConcept": 240,
+    "MagicSemanticLayout": 244,
 }
 """How much a node grows by what the page shows on it."""
 
@@ -131,8 +131,8 @@ LAYOUTS: dict[str, Groups] = {
     "MagicFace-4-mask-to-comparison": {
         "mask from a word": (
             Column(240, (2, 3, 4, 5)),
-            Column(280, (6, 9, 10)),
-            Column(270, (13, 11, 14)),
+            Column(280, (6, 9, 10, 13)),
+            Column(270, (11, 14)),
         ),
         "sampling": (Column(380, (16, 15)), Column(270, (17, 18, 19))),
         "result": (Column(290, (20, 21, 22, 23)), Column(330, (24, 25), {25: 480})),
@@ -198,14 +198,14 @@ LAYOUTS: dict[str, Groups] = {
             Column(262, (17, 18, 19)),
             Column(262, (21, 22, 23)),
         ),
-        "result": (Column(440, (16, 20, 24, 25), {25: 240}),),
+        "result": (Column(440, (16, 20, 24, 25), {25: 304}),),
     },
     "MagicStyle-5-small-face": {
-        "pictures": (Column(240, (2, 3, 4)), Column(250, (5, 6, 7, 8), {8: 150})),
+        "pictures": (Column(240, (2, 3, 4)), Column(250, (5, 6, 7, 8), {8: 266})),
         "cut out": (Column(280, (13, 9, 10, 11, 12)),),
         "inversion": (Column(290, (14, 15, 16)),),
         "sampling": (Column(300, (17, 18, 19)),),
-        "result": (Column(240, (20, 21, 22)), Column(440, (23, 24), {23: 250, 24: 250})),
+        "result": (Column(240, (20, 21, 22)), Column(440, (23, 24), {23: 304, 24: 304})),
     },
     "MagicStyle-SD1.5-style-transfer": {
         "pictures": (Column(280, (2, 3)), Column(280, (4, 5))),
@@ -217,14 +217,14 @@ LAYOUTS: dict[str, Groups] = {
         "result": (Column(400, (13, 14), {13: 440}),),
     },
     "MagiCapture-1-learn-person-and-style": {
-        "pictures": (Column(300, (2, 3, 4)),),
-        "training": (Column(280, (5, 6)), Column(390, (7,))),
+        "model and pictures": (Column(280, (5, 6, 2)), Column(300, (3, 4))),
+        "training": (Column(390, (7,)),),
         "sampling": (Column(330, (8, 9, 10, 11, 12)),),
         "result": (Column(380, (13, 14, 15)), Column(300, (16,))),
     },
     "MagiCapture-SD1.5-1-train": {
         "pictures": (Column(280, (2, 3)), Column(280, (4, 5))),
-        "training": (Column(390, (6, 7)), Column(270, (8, 9, 10))),
+        "training": (Column(390, (7,)), Column(270, (6, 8, 9, 10))),
         "sampling": (Column(320, (11, 12, 13, 14, 15)),),
         "result": (Column(400, (16, 17), {17: 480}),),
     },

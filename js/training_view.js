@@ -7,7 +7,7 @@
  * @import { Place } from "./runs.js"
  *
  * run: the same in all of one training; loss: of this step, null before the first; preview: a JPEG
- * in base64.
+ * in base64; encoded: how many pictures of how many are encoded, before the first step.
  * @typedef {Place & {
  *   run?: string,
  *   step: number,
@@ -15,6 +15,7 @@
  *   loss: number | null,
  *   preview: string | null,
  *   seconds_left: number | null,
+ *   encoded?: [number, number] | null,
  * }} State
  */
 
@@ -148,7 +149,7 @@ export class TrainingView {
     // Not read out: it changes a few times a second.
     this.words = element("p", { role: "status", "aria-live": "off" });
     this.curve = emptyCurve();
-    const previews = { className: "magic-references", "aria-label": "Previews" };
+    const previews = { className: "magic-previews", "aria-label": "Previews" };
     this.previews = element("div", previews);
     this.content = element(
       "section",
@@ -175,11 +176,14 @@ export class TrainingView {
   update() {
     const { run } = this;
     if (!run?.latest) return;
-    const { step, steps, seconds_left: secondsLeft } = run.latest;
+    const { step, steps, encoded, seconds_left: secondsLeft } = run.latest;
     // The end of the bold line: the loss of one step is a matter of chance.
     const trend = smoothed(run.points.map((point) => point.loss));
     const ofLoss = trend.length ? `, loss ${trend.at(-1)?.toPrecision(3)}` : "";
-    this.words.textContent = `step ${step} of ${steps}${ofLoss}${timeLeft(secondsLeft)}`;
+    const isEncoding = encoded && encoded[0] < encoded[1];
+    this.words.textContent = isEncoding
+      ? `encoding pictures: ${encoded[0]} of ${encoded[1]}`
+      : `step ${step} of ${steps}${ofLoss}${timeLeft(secondsLeft)}`;
     this.#draw(run);
     const last = run.previews.at(-1) ?? null;
     if (last === this.#shownPreview) return;

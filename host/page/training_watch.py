@@ -18,7 +18,11 @@ _SECONDS_BETWEEN_EVENTS = 0.3
 
 class TrainingWatch:
     """Progress bar with loss and previews. Its methods are the training's callbacks; a cancel of
-    the user is raised from them."""
+    the user is raised from them.
+
+    A page that listens shows all of it on the node in its own way: the host's line of text and its
+    preview would say the same twice, and be taken for a contradiction where they are a step apart.
+    """
 
     def __init__(self, settings: CaptureSettings, pictures: int, node: str | None):
         import comfy.utils
@@ -41,7 +45,10 @@ class TrainingWatch:
 
         management.throw_exception_if_processing_interrupted()
         self._encoded += 1
-        self._say(f"encoding pictures: {self._encoded}/{self._encodings}")
+        if listening_page() is None:
+            self._say(f"encoding pictures: {self._encoded}/{self._encodings}")
+        else:
+            self._tell(0, is_due=self._encoded == self._encodings)
 
     def stepped(self, step: int, loss: float) -> None:
         import comfy.model_management as management
@@ -49,42 +56,41 @@ class TrainingWatch:
         self._loss = loss
         self._average = loss if self._average is None else 0.95 * self._average + 0.05 * loss
         self._bar.update_absolute(step, self._total)
-        # A page that listens shows it in its own way: two losses, one of the step and one of the
-        # last steps, are read as a contradiction.
         if listening_page() is None and (step % 10 == 0 or step == self._total):
             self._say(f"step {step}/{self._total}, loss {self._average:.4f}")
-        self._show(step)
+        self._tell(step, is_due=step == self._total)
         management.throw_exception_if_processing_interrupted()
 
     def previewed(self, step: int, pictures: Tensor) -> None:
         self.previews.append(pictures)
         picture = as_image(pictures[0])
-        self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
-        self._show(step, picture)
+        if listening_page() is None:
+            self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
+        self._tell(step, is_due=True, preview=picture)
 
-    def _show(self, step: int, preview: Image.Image | None = None) -> None:
-        """A point of the loss curve for the page that queued: with every preview, else a few times
-        a second."""
+    def _tell(self, step: int, is_due: bool, preview: Image.Image | None = None) -> None:
+        """The page that queued: whenever it is due, else a few times a second."""
         now = time.monotonic()
-        # A training that is taken up again has done its first steps at another time.
-        self._began = self._began or (now, step)
-        if preview is None and step < self._total and now - self._sent < _SECONDS_BETWEEN_EVENTS:
+        if self._loss is not None:
+            # A training that is taken up again has done its first steps at another time.
+            self._began = self._began or (now, step)
+        if not is_due and now - self._sent < _SECONDS_BETWEEN_EVENTS:
             return
         self._sent = now
         page = listening_page()
         if page is None or self._node is None:
             return
-        began, first = self._began
+        began, first = self._began or (now, step)
         left = (now - began) / (step - first) * (self._total - step) if step > first else None
-        image = None if preview is None else as_base64(preview, "JPEG")
         point = {
             "node": self._node,
             "run": self._run,
             "step": step,
             "steps": self._total,
             "loss": self._loss,
-            "preview": image,
+            "preview": None if preview is None else as_base64(preview, "JPEG"),
             "seconds_left": left,
+            "encoded": None if self._loss is not None else [self._encoded, self._encodings],
         }
         page.send("magicportrait.training", point)
 

@@ -21,6 +21,21 @@ READY = (
     "!!window.LiteGraph?.registered_node_types?.MagicFaceApply &&"
     " !!window.app?.extensionManager?.workflow?.activeWorkflow"
 )
+# Left, top, right, bottom of nodes and groups, with titles, as they are drawn.
+BOXES = """() => {
+    const bottomOf = node => {
+        const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+        return LiteGraph.vueNodesMode ? drawn.offsetHeight - 30 : node.size[1];
+    };
+    const nodes = app.graph.nodes.map(node => [
+        `${node.title} (${node.id})`, node.type, node.pos[0], node.pos[1] - 30,
+        node.pos[0] + node.size[0], node.pos[1] + bottomOf(node),
+    ]);
+    const groups = app.graph.groups.map(({ pos, size }) => [
+        pos[0], pos[1], pos[0] + size[0], pos[1] + size[1],
+    ]);
+    return { nodes, groups };
+}"""
 UNKNOWN = (
     "() => app.graph.nodes.map(node => node.type).filter(type =>"
     " !LiteGraph.registered_node_types[type])"
@@ -154,6 +169,22 @@ class Frontend:
         ours = self.complaints_about_us()
         self.complaints.clear()
         return ours
+
+    def overlaps(self) -> list[str]:
+        """Nodes over one another, and nodes that reach out of their groups."""
+        boxes = self.page.evaluate(BOXES)
+        pairs, outside = [], []
+        for i, (first, kind, left, top, right, bottom) in enumerate(boxes["nodes"]):
+            for second, _, *other in boxes["nodes"][i + 1 :]:
+                if left < other[2] and other[0] < right and top < other[3] and other[1] < bottom:
+                    pairs.append(f"{first} and {second}")
+            is_inside = any(
+                box[0] <= left and box[1] <= top and right <= box[2] + 1 and bottom <= box[3] + 1
+                for box in boxes["groups"]
+            )
+            if kind != "MarkdownNote" and not is_inside:
+                outside.append(f"{first} reaches out of its group")
+        return pairs + outside
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

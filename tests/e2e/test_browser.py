@@ -206,6 +206,7 @@ def test_workflow_from_the_gallery_runs_and_shows_its_pictures(
             drawing
         ).first.wait_for(state="attached")
     frontend.screenshot(f"{name}_finished")
+    assert frontend.overlaps() == []
     assert frontend.complaints_about_us() == []
 
 

@@ -17,21 +17,6 @@ from frontend import ADD_NODE, READY, SHOWN, Frontend, png
 LEGIBLE = 0.58
 """The zoom from which the classic mode draws text."""
 ZOOM = "() => ({ scale: app.canvas.ds.scale, isRough: app.canvas.low_quality })"
-# Left, top, right, bottom of nodes and groups, with titles, as they are drawn.
-BOXES = """() => {
-    const bottomOf = node => {
-        const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
-        return LiteGraph.vueNodesMode ? drawn.offsetHeight - 30 : node.size[1];
-    };
-    const nodes = app.graph.nodes.map(node => [
-        `${node.title} (${node.id})`, node.type, node.pos[0], node.pos[1] - 30,
-        node.pos[0] + node.size[0], node.pos[1] + bottomOf(node),
-    ]);
-    const groups = app.graph.groups.map(({ pos, size }) => [
-        pos[0], pos[1], pos[0] + size[0], pos[1] + size[1],
-    ]);
-    return { nodes, groups };
-}"""
 # A note has a text area of its own, which shows only while it is edited.
 TEXTS = """() => [...document.querySelectorAll('textarea')]
     .filter(area => area.value && area.checkVisibility())
@@ -94,23 +79,6 @@ FINISHED = (
 )
 
 
-def overlaps(page: Page) -> list[str]:
-    """Nodes over one another, and nodes that reach out of their groups."""
-    boxes = page.evaluate(BOXES)
-    found = []
-    for i, (first, kind, left, top, right, bottom) in enumerate(boxes["nodes"]):
-        for second, _, *other in boxes["nodes"][i + 1 :]:
-            if left < other[2] and other[0] < right and top < other[3] and other[1] < bottom:
-                found.append(f"{first} and {second}")
-        inside = any(
-            box[0] <= left and box[1] <= top and right <= box[2] + 1 and bottom <= box[3] + 1
-            for box in boxes["groups"]
-        )
-        if kind != "MarkdownNote" and not inside:
-            found.append(f"{first} reaches out of its group")
-    return found
-
-
 def fit(screen: Frontend) -> None:
     screen.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     screen.page.wait_for_timeout(500)
@@ -161,7 +129,7 @@ def test_a_template_fits_with_its_prompts_readable_and_its_layout_in_sight(
 
     zoom = page.evaluate(ZOOM)
     assert zoom["scale"] >= LEGIBLE and not zoom["isRough"]
-    assert overlaps(page) == []
+    assert screen.overlaps() == []
     texts = page.evaluate(TEXTS)
     prompts = [
         value
@@ -184,7 +152,7 @@ def test_a_template_fits_with_its_prompts_readable_and_its_layout_in_sight(
             box = image.bounding_box()
             assert box and box["width"] >= 40 and box["height"] >= 40
             assert box["y"] + box["height"] <= 1080 and box["x"] + box["width"] <= 1920
-        assert overlaps(page) == []
+        assert screen.overlaps() == []
     screen.screenshot(f"screen_{name}")
     assert screen.complaints_about_us() == []
 

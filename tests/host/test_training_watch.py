@@ -59,3 +59,30 @@ def test_a_training_that_is_taken_up_again_counts_only_its_own_time(
         watched.stepped(step, 1.0)
 
     assert [point["seconds_left"] for point in page.points] == [None, 980.0, 970.0]
+
+
+def test_a_page_that_listens_is_told_all_of_it_and_the_host_nothing_twice(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_watch, "_SECONDS_BETWEEN_EVENTS", 0.0)
+    said: list[str] = []
+    monkeypatch.setattr(TrainingWatch, "_say", lambda self, text: said.append(text))
+    bars: list[tuple[Any, ...]] = []
+    watched = TrainingWatch(
+        CaptureSettings(inversion_steps=10, lora_steps=0, versions=2), pictures=1, node="7"
+    )
+    monkeypatch.setattr(watched._bar, "update_absolute", lambda *state: bars.append(state))
+    for _ in range(2):
+        watched.encoded()
+    watched.stepped(10, 0.5)
+    watched.previewed(10, torch.zeros(1, 8, 8, 3))
+
+    assert [point["encoded"] for point in page.points] == [[1, 2], [2, 2], None, None]
+    assert said == [] and bars == [(10, 10)]
+
+    monkeypatch.setattr(training_watch, "listening_page", lambda: None)
+    watched.encoded()
+    watched.stepped(10, 0.5)
+    watched.previewed(10, torch.zeros(1, 8, 8, 3))
+    assert said == ["encoding pictures: 3/2", "step 10/10, loss 0.5000"]
+    assert [len(state) for state in bars] == [2, 2, 3]

@@ -142,6 +142,24 @@ def test_progress_leaves_a_clean_line_without_escape_sequences(
     assert not any("\x1b" in line or len(line) > 39 for line in terminal.lines)
 
 
+def test_progress_that_is_not_on_a_terminal_is_a_line_for_each_fifth(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress = Progress()
+    progress.node("KSampler")
+    for step in range(1, 26):
+        progress.step(step, 25)
+    progress.node("VAEDecode")
+    progress.step(1, 1)
+    progress.end()
+    assert capsys.readouterr().out.splitlines() == [
+        "KSampler",
+        *(f"KSampler: {step} of 25" for step in (5, 10, 15, 20, 25)),
+        "VAEDecode",
+        "VAEDecode: 1 of 1",
+    ]
+
+
 def test_what_a_python_says_is_read_whatever_the_system_writes_in() -> None:
     """Forced: where UTF-8 is the system's encoding anyway, only a broken letter tells."""
     said = ask_python(
