@@ -3,7 +3,7 @@ nothing is computed or sent.
 
 Events, all JSON: `magicportrait.run` once at the start, `magicportrait.layout` a few times a second
 and once at the end. Pictures are base64 without a prefix: references JPEG, layouts PNG with a
-palette (0 and transparent: no phrase; i + 1: phrase i).
+palette (0 and transparent: no phrase; else the phrase's colour).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import uuid
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ...magic.concepts import Concept
 from ..layout.record import LayoutStep, LayoutSteps
 from ..pictures.conversion import as_base64
-from ..pictures.palette import colour
+from ..pictures.palette import PALETTE, PATTERN_SIDE, white_places
 from .listening_page import ListeningPage, listening_page
 from .thumbnails import thumbnails
 
@@ -94,9 +95,14 @@ class LiveLayout:
 
 
 def indexed_png(concepts: np.ndarray) -> str:
-    """concepts: H W, the phrase that owns each place or -1. A PNG of that size in base64."""
-    phrases = max(1, int(concepts.max()) + 1)
-    picture = Image.fromarray((concepts + 1).astype(np.uint8), "P")
-    colours = [(0, 0, 0), *(colour(i) for i in range(phrases))]
+    """concepts: H W, the phrase that owns each place or -1. A PNG in base64, of that size or
+    larger where a phrase has a pattern."""
+    if concepts.max() >= len(PALETTE):
+        concepts = concepts.repeat(PATTERN_SIDE, 0).repeat(PATTERN_SIDE, 1)
+    white = len(PALETTE) + 1
+    indices = np.where(concepts < 0, 0, concepts % len(PALETTE) + 1)
+    indices[white_places(torch.from_numpy(concepts)).numpy()] = white
+    picture = Image.fromarray(indices.astype(np.uint8), "P")
+    colours = [(0, 0, 0), *(rgb for _, rgb in PALETTE), (255, 255, 255)]
     picture.putpalette([level for entry in colours for level in entry])
     return as_base64(picture, "PNG", transparency=0)

@@ -30,6 +30,10 @@ PALETTE: tuple[tuple[str, Colour], ...] = (
 )
 _PATTERNS = ("", "striped ", "checked ")
 _PATTERN_PIXELS = 4
+PATTERN_SIDE = 2 * _PATTERN_PIXELS
+"""Pixels after which a pattern begins again."""
+DISTINCT = len(PALETTE) * len(_PATTERNS)
+"""How many phrases can be told apart: the next has the colour and the pattern of the first."""
 
 
 def colour(phrase: int) -> Colour:
@@ -38,23 +42,25 @@ def colour(phrase: int) -> Colour:
 
 
 def colour_name(phrase: int) -> str:
-    """How a legend calls it: with a pattern once all colours are used."""
-    return _PATTERNS[_pattern(phrase)] + PALETTE[phrase % len(PALETTE)][0]
+    """How a legend calls it: with a pattern once all colours are used, and a number once all
+    patterns are."""
+    again = f" {phrase // DISTINCT + 1}" if phrase >= DISTINCT else ""
+    pattern = _PATTERNS[phrase // len(PALETTE) % len(_PATTERNS)]
+    return pattern + PALETTE[phrase % len(PALETTE)][0] + again
 
 
 def paint(phrase: int, height: int, width: int) -> Tensor:
     """A surface in the colour of a phrase, with its pattern in white: H W 3 in 0..1."""
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    kind = _pattern(phrase)
-    if kind == 0:
-        is_white = torch.zeros(height, width, dtype=torch.bool)
-    elif kind == 1:
-        is_white = (rows + columns) // _PATTERN_PIXELS % 2 == 1
-    else:
-        is_white = (rows // _PATTERN_PIXELS + columns // _PATTERN_PIXELS) % 2 == 1
-    inked = torch.tensor(colour(phrase)) / 255
-    return torch.where(is_white[..., None], torch.ones(3), inked)
+    is_white = white_places(torch.full((height, width), phrase))
+    ink = torch.tensor(colour(phrase)) / 255
+    return torch.where(is_white[..., None], torch.ones(3), ink)
 
 
-def _pattern(phrase: int) -> int:
-    return phrase // len(PALETTE) % len(_PATTERNS)
+def white_places(phrases: Tensor) -> Tensor:
+    """Where the patterns are white. phrases: H W, whose each pixel is, negative for none."""
+    rows, columns = (torch.arange(side) for side in phrases.shape)
+    rows = rows[:, None]
+    kinds = phrases // len(PALETTE) % len(_PATTERNS)
+    is_striped = (rows + columns) // _PATTERN_PIXELS % 2 == 1
+    is_checked = (rows // _PATTERN_PIXELS + columns // _PATTERN_PIXELS) % 2 == 1
+    return (phrases >= 0) & ((kinds == 1) & is_striped | (kinds == 2) & is_checked)

@@ -10,7 +10,7 @@ from PIL import Image
 from magicportrait.host.layout.masks import LayoutMasks, overlay
 from magicportrait.host.pictures.captions import Lettering
 from magicportrait.host.pictures.fonts import Fonts
-from magicportrait.host.pictures.palette import PALETTE, colour, colour_name, paint
+from magicportrait.host.pictures.palette import DISTINCT, PALETTE, colour, colour_name, paint
 from magicportrait.nodes.metrics import MagicCompareGrid
 
 LETTERING = Lettering(18, (0, 0, 0))
@@ -119,6 +119,14 @@ def test_more_phrases_than_colours_get_patterns_that_the_legend_names():
             tuple((torch.tensor(colour(0)) / 255).tolist()),
         }
     assert colour_name(0) == "orange"
+
+
+def test_as_many_phrases_as_are_distinct_have_surfaces_of_their_own_and_the_next_a_number():
+    surfaces = {paint(phrase, 16, 16).numpy().tobytes() for phrase in range(DISTINCT)}
+    names = {colour_name(phrase) for phrase in range(2 * DISTINCT)}
+    assert len(surfaces) == DISTINCT and len(names) == 2 * DISTINCT
+    assert torch.equal(paint(DISTINCT, 16, 16), paint(0, 16, 16))
+    assert colour_name(DISTINCT) == "orange 2"
 
 
 def test_a_legend_of_thousands_is_cut():

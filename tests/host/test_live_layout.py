@@ -169,4 +169,24 @@ def test_layout_pictures_have_the_palette_and_leave_the_rest_open() -> None:
     assert [picture.getpixel(at) for at in ((1, 0), (0, 1), (1, 1))] == [
         (*colour, 255) for colour in colours
     ]
-    assert picture.getpixel((0, 0))[3] == 0
+    assert picture.getpixel((0, 0))[3] == 0 and picture.size == (2, 2)
+
+
+def test_layout_pictures_have_the_patterns_of_phrases_that_share_a_colour() -> None:
+    count = len(PALETTE)
+    concepts = np.array([[-1, 0], [count, 300]], np.int16)
+    picture = Image.open(io.BytesIO(base64.b64decode(live_layout.indexed_png(concepts)))).convert(
+        "RGBA"
+    )
+    side = picture.width // 2
+
+    def colours(column: int, row: int) -> set[tuple[int, ...]]:
+        corner = (column * side, row * side)
+        tile = picture.crop((*corner, corner[0] + side, corner[1] + side))
+        return {colour for _, colour in tile.getcolors()}
+
+    white = (255, 255, 255, 255)
+    assert colours(1, 0) == {(*PALETTE[0][1], 255)}
+    assert colours(0, 1) == {(*PALETTE[0][1], 255), white}
+    assert colours(1, 1) == {(*PALETTE[300 % count][1], 255)}
+    assert {alpha for *_, alpha in colours(0, 0)} == {0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from devkit.pack import ROOT
-from magicportrait.host.pictures.palette import PALETTE
+from magicportrait.host.pictures.palette import DISTINCT, PALETTE, colour_name
 
 JS = ROOT / "js"
 
@@ -18,6 +18,24 @@ def test_the_page_has_the_palette_of_the_layouts() -> None:
     ]
     [count] = re.findall(r"const COLOURS = (\d+);", (JS / "palette.js").read_text(encoding="utf-8"))
     assert int(count) == len(PALETTE)
+
+
+def test_the_page_has_the_patterns_of_the_layouts() -> None:
+    """In their order, each as a picture for swatches and as a line for words."""
+    [listed] = re.findall(
+        r"const PATTERNS = \[(.+)\];", (JS / "palette.js").read_text(encoding="utf-8")
+    )
+    classes = [name.strip() for name in re.findall(r'"(.*?)"', listed)]
+    names = [colour_name(i * len(PALETTE)).split()[:-1] for i in range(DISTINCT // len(PALETTE))]
+    assert classes == ["", *(f"magic-{pattern}" for [pattern] in names[1:])]
+    css = (JS / "style.css").read_text(encoding="utf-8")
+    rules = {
+        name: re.findall(
+            rf"^\.{name} \{{ --magic-pattern: (.+?); --magic-line: (\w+); \}}", css, re.MULTILINE
+        )
+        for name in classes[1:]
+    }
+    assert len({tuple(pair) for [pair] in rules.values()}) == len(classes) - 1
 
 
 def test_colours_come_from_the_palette_or_the_theme() -> None:
