@@ -1,9 +1,11 @@
-"""POST /magicportrait/listen: how a page says that it listens to our events."""
+"""What a page is told: notices of nodes that go on, and POST /magicportrait/listen, by which a page
+says that it listens to our events."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import urllib.error
 import urllib.request
 
@@ -12,6 +14,7 @@ import pytest
 
 from comfy_server import ComfyServer
 from devkit.client import finish, http
+from workflow_files import Prompt
 
 ROUTE = "/magicportrait/listen"
 JSON = "application/json"
@@ -63,3 +66,60 @@ def test_a_page_must_have_a_websocket(server: ComfyServer) -> None:
 
     assert status_of(server, b'{"client_id": "nobody"}') == 404
     assert finish(listen()) == 200
+
+
+TEXT_ON_NODE = 3
+"""The host's kind of binary message that a page shows as a text on a node."""
+
+CUT_OUT: Prompt = {
+    "portrait": {
+        "class_type": "MagicToyPortrait",
+        "inputs": {"seed": 3, "part": "hat", "style": "cartoon", "size": 64},
+    },
+    "transparent": {"class_type": "InvertMask", "inputs": {"mask": ["portrait", 1]}},
+    "crop": {
+        "class_type": "MagicPortraitCrop",
+        "inputs": {
+            "image": ["portrait", 0],
+            "mask": ["transparent", 0],
+            "margin": 0.3,
+            "size": 64,
+            "square": True,
+        },
+    },
+    "show": {"class_type": "PreviewImage", "inputs": {"images": ["crop", 0]}},
+}
+
+
+async def texts_on_nodes(server: ComfyServer, prompt: Prompt) -> list[tuple[str, str]]:
+    """Node and text of all messages to the page, until the prompt has run."""
+    texts = []
+    async with (
+        aiohttp.ClientSession(server.url) as session,
+        session.ws_connect("/ws?clientId=noticing") as events,
+    ):
+        body = {"prompt": prompt, "client_id": "noticing"}
+        async with session.post("/prompt", json=body) as response:
+            assert response.status == 200
+        while True:
+            message = await events.receive(60)
+            if message.type == aiohttp.WSMsgType.BINARY:
+                kind, length = struct.unpack(">II", message.data[:8])
+                if kind == TEXT_ON_NODE:
+                    node, text = message.data[8 : 8 + length], message.data[8 + length :]
+                    texts.append((node.decode(), text.decode()))
+            elif message.type == aiohttp.WSMsgType.TEXT:
+                event = message.json()
+                if event["type"] == "executing" and event["data"]["node"] is None:
+                    return texts
+            else:
+                raise AssertionError("the server ended")
+
+
+def test_a_notice_stands_on_the_node_that_runs(server: ComfyServer) -> None:
+    [(node, text)] = finish(texts_on_nodes(server, CUT_OUT))
+    assert node == "crop"
+    assert text.startswith("the mask has the border of the picture and leaves out its middle")
+    turned = {**CUT_OUT["crop"]["inputs"], "invert": True}
+    upright = {**CUT_OUT, "crop": {**CUT_OUT["crop"], "inputs": turned}}
+    assert finish(texts_on_nodes(server, upright)) == []
