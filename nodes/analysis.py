@@ -22,19 +22,21 @@ from ..magic.boxes import parse_points
 from ..magic.concepts import Concept
 from ..magic.heat import over_picture, unit_range
 from ..magic.phrases import split_phrases
-from ..magic.pictures import mask_batch
+from ..magic.pictures import latent_batch, mask_batch, picture_batch
 from .declare import (
     Attention,
     Concepts,
     Correspondences,
     advanced,
     as_text,
+    complain,
     layers_input,
     range_complaint,
     schema,
     span_complaint,
     span_inputs,
 )
+from .inputs import check_ranges, check_span, pictures_of
 
 _FRONTEND_SIDE = 32
 
@@ -110,7 +112,7 @@ class MagicAttentionMap(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, start: object = None, end: object = None) -> bool | str:
-        return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
+        return complain(range_complaint(cls, start=start, end=end) or span_complaint(start, end))
 
     @classmethod
     def execute(
@@ -124,6 +126,7 @@ class MagicAttentionMap(io.ComfyNode):
         end: float,
         positive: list[Any] | None = None,
     ) -> io.NodeOutput:
+        check_span(cls, start, end)
         tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
         if positive is not None:
             # Another node of ours may know this conditioning by its tag: it stays.
@@ -209,14 +212,16 @@ class MagicAttentionHeatmap(io.ComfyNode):
         strength: float,
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        latent = samples["samples"]
+        check_ranges(cls, strength=strength)
+        latent = latent_batch(samples, "samples")
+        image = None if image is None else pictures_of(image, latent, "image")
         maps = attention.run_of(latent).maps.float()
         size = attention.picture_size(latent.shape) if image is None else tuple(image.shape[1:3])
         enlarged = F.interpolate(maps, size=size, mode="bicubic", align_corners=False).clamp(min=0)
         base = (
             torch.full((len(maps), *size, 3), 0.5)
             if image is None
-            else image[..., :3].cpu().expand(len(maps), -1, -1, -1)
+            else image.cpu().expand(len(maps), -1, -1, -1)
         )
         masks = [unit_range(enlarged[:, i]) for i in range(maps.shape[1])]
         shares = [
@@ -287,8 +292,8 @@ class MagicCorrespondence(io.ComfyNode):
         try:
             parse_points(as_text(points) or "")
         except ValueError as error:
-            return str(error)
-        return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
+            return complain(str(error))
+        return complain(range_complaint(cls, start=start, end=end) or span_complaint(start, end))
 
     @classmethod
     def execute(
@@ -300,6 +305,7 @@ class MagicCorrespondence(io.ComfyNode):
         mask: torch.Tensor | None = None,
         explore: bool = True,
     ) -> io.NodeOutput:
+        check_span(cls, start, end)
         places = tuple(parse_points(points))
         if not places and mask is None:
             raise ValueError(
@@ -391,7 +397,9 @@ class MagicCorrespondenceMap(io.ComfyNode):
         concepts: tuple[Concept, ...] = (),
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        latent = samples["samples"]
+        check_ranges(cls, strength=strength)
+        latent = latent_batch(samples, "samples")
+        image = None if image is None else picture_batch(image, "image")[..., :3]
         run = correspondence.run_of(latent)
         if image is not None and len(image) != len(latent):
             raise ValueError(
@@ -428,7 +436,7 @@ class MagicCorrespondenceMap(io.ComfyNode):
             drawn = (
                 _gray(correspondence.picture_size(latent.shape)).expand(len(latent), -1, -1, -1)
                 if image is None
-                else image[..., :3]
+                else image
             )
             references = [
                 (correspondence.phrases[concept], base)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 Concepts = io.Custom("MAGIC_CONCEPTS")
 Layout = io.Custom("MAGIC_LAYOUT")
@@ -51,6 +52,12 @@ def defaults_of(node: type[io.ComfyNode]) -> dict[str, Any]:
     in a graph would be."""
     declared = ((item.id, getattr(item, "default", None)) for item in node.define_schema().inputs)
     return {name: default for name, default in declared if default is not None}
+
+
+def numbers_of(node: type[io.ComfyNode]) -> set[str]:
+    """The inputs of a node that are numbers."""
+    inputs = node.define_schema().inputs
+    return {item.id for item in inputs if isinstance(item, (io.Int.Input, io.Float.Input))}
 
 
 def link_only(declared: _Input) -> _Input:
@@ -177,13 +184,26 @@ def bypass_conditioning() -> io.Input:
     )
 
 
-def complain(complaint: str | None) -> bool:
-    """The answer of a validate_inputs that names several inputs. ValueError with the complaint: the
-    host repeats a sentence that is returned for every input that the function names, and says an
-    exception once."""
-    if complaint is not None:
-        raise ValueError(complaint)
-    return True
+def complain(complaint: str | None) -> bool | str:
+    """The answer of a validate_inputs: True when nothing is wrong, else the complaint, which the
+    host shows once beside its own about the node. An exception would hide those."""
+    return True if complaint is None else _SaidOnce(complaint)
+
+
+class _SaidOnce(str):
+    """A sentence that the host shows once. It repeats what a validate_inputs returns for every
+    input that the function names, but leaves out an ExecutionBlocker: the sentence passes for one
+    as soon as it was said."""
+
+    _was_said = False
+
+    def __str__(self) -> str:
+        self._was_said = True
+        return str.__str__(self)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return ExecutionBlocker if self._was_said else _SaidOnce
 
 
 def range_complaint(node: type[io.ComfyNode], **values: object) -> str | None:

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from ..host.page.notices import notice
-from ..magic.pictures import check_painted, covers_border, mask_batch
-from .declare import advanced, range_complaint
+from ..magic.pictures import check_painted, covers_border, mask_batch, picture_batch
+from .declare import advanced, range_complaint, span_complaint
+
+
+def refuse(complaint: str | None) -> None:
+    """ValueError with a complaint of validate_inputs, if there is one. For `execute`: what comes
+    from other nodes is not looked at before."""
+    if complaint is not None:
+        raise ValueError(complaint)
 
 
 def check_ranges(node: type[io.ComfyNode], **values: Any) -> None:
-    """ValueError when a number is none, or not in the range of its widget. For `execute`: what
-    comes from other nodes is not looked at before."""
-    if complaint := range_complaint(node, **values):
-        raise ValueError(complaint)
+    """ValueError when a number is none, or not in the range of its widget. For `execute`, as
+    `refuse`."""
+    missing = next((name for name, value in values.items() if value is None), None)
+    refuse(f"{missing} is empty, a number is expected" if missing else None)
+    refuse(range_complaint(node, **values))
+
+
+def check_span(node: type[io.ComfyNode], start: float, end: float) -> None:
+    """ValueError when these are no two shares of sampling, one after the other."""
+    check_ranges(node, start=start, end=end)
+    refuse(span_complaint(start, end))
+
+
+def pictures_of(image: Any, latent: torch.Tensor, what: str) -> torch.Tensor:
+    """The decoded pictures of a sampled latent, or one for all: B H W 3. ValueError for another
+    number of them."""
+    pictures = picture_batch(image, what)
+    if len(pictures) not in (1, len(latent)):
+        raise ValueError(
+            f"{what} has {len(pictures)} pictures, but the latent {len(latent)}: connect the"
+            " decoded samples"
+        )
+    return pictures[..., :3]
 
 
 def invert_input(what: str) -> io.Input:
@@ -40,7 +67,9 @@ def painted_mask(mask: Any, owner: str, what_to_do: str, invert: bool = False) -
     empty."""
     masks = mask_batch(mask, owner)
     check_painted(masks, 0.0, owner, what_to_do)
-    masks = inverted(masks) if invert else masks
+    if invert:
+        masks = inverted(masks)
+        check_painted(masks, 0.0, f"{owner}, turned round,", "turn off invert, or paint less")
     warn_of_border(masks, owner)
     return masks
 
@@ -49,9 +78,11 @@ def inverted(masks: torch.Tensor) -> torch.Tensor:
     return 1 - masks.float().clamp(0, 1)
 
 
-def warn_of_border(masks: torch.Tensor, owner: str) -> None:
-    """A notice when masks have the picture's border and not its middle."""
-    if covers_border(masks):
+def warn_of_border(masks: torch.Tensor | Sequence[torch.Tensor], owner: str) -> None:
+    """A notice when masks have the picture's border and not its middle. masks: B H W, or H W each
+    of its own size, of which one is enough."""
+    parts = [masks] if isinstance(masks, torch.Tensor) else masks
+    if any(map(covers_border, parts)):
         notice(
             f"{owner} has the border of the picture and leaves out its middle. Of a cut-out Load"
             " Image gives what is transparent: turn on invert, or put Invert Mask before, if the"

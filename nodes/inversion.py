@@ -19,16 +19,17 @@ from ..host.inversion.inputs import (
 )
 from ..host.inversion.run import METHODS, Inversion, Recipe, sampler_for, start_latent
 from ..magic.inversion import psnr
+from ..magic.pictures import picture_batch
 from .declare import (
     InversionType,
     SamplerType,
     advanced,
     cache_input,
     complain,
-    range_complaint,
     schedule_inputs,
     schema,
 )
+from .inputs import check_ranges
 
 _NO_FILE = "(no inversions saved yet)"
 _NAME = "inversion"
@@ -263,12 +264,6 @@ class MagicStyleInvert(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, cfg: float | None = None, tolerance: float | None = None
-    ) -> bool | str:
-        return range_complaint(cls, cfg=cfg, tolerance=tolerance) or True
-
-    @classmethod
     def execute(
         cls,
         model: Any,
@@ -288,8 +283,15 @@ class MagicStyleInvert(io.ComfyNode):
         negative: list[Any] | None = None,
         sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        # What comes through a link the host does not look at.
-        complain(range_complaint(cls, cfg=cfg, tolerance=tolerance, iterations=iterations))
+        check_ranges(
+            cls,
+            steps=steps,
+            cfg=cfg,
+            iterations=iterations,
+            tolerance=tolerance,
+            cache_mb=cache_mb,
+        )
+        image = None if image is None else picture_batch(image, "image")
         samples = picture_latent(model, latent, image, vae)
         if positive is None:
             positive = empty_conditioning(model, clip)
@@ -382,12 +384,11 @@ class MagicInversionLoad(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: object = None) -> bool | str:
-        if file is None:
-            return True
         try:
-            inversion_files.path_of(str(file))
+            if file is not None:
+                inversion_files.path_of(str(file))
         except ValueError as error:
-            return str(error)
+            return complain(str(error))
         return True
 
     @classmethod

@@ -15,7 +15,9 @@ from ..host.page.live_layout import LayoutView
 from ..host.sampling.backbone import backbone_of
 from ..host.text.prompts import tagged_prompt
 from ..magic.phrases import split_phrases
+from ..magic.pictures import latent_batch
 from .declare import Layout, advanced, bypass_conditioning, node_id, schema
+from .inputs import check_ranges, pictures_of
 
 
 class MagicSemanticLayout(io.ComfyNode):
@@ -83,6 +85,7 @@ class MagicSemanticLayout(io.ComfyNode):
         ca_scale: float,
         positive: Any = None,
     ) -> io.NodeOutput:
+        check_ranges(cls, ca_scale=ca_scale)
         tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
         backbone = backbone_of(model)
         record = LayoutRecord(tagged.phrases, backbone.pixels)
@@ -160,7 +163,9 @@ class MagicLayoutMasks(io.ComfyNode):
         step: int,
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        latent = samples["samples"]
+        check_ranges(cls, step=step)
+        latent = latent_batch(samples, "samples")
+        image = None if image is None else pictures_of(image, latent, "image")
         steps = layout.run_of(latent).steps
         nearest = max(steps) if step < 0 else min(steps, key=lambda number: abs(number - step))
         size = (

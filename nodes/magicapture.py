@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,18 @@ from ..magic.capture_sets import (
     check_templates,
     check_unused,
 )
-from ..magic.pictures import mask_batch
-from .declare import IdentityType, advanced, as_number, as_text, complain, range_complaint, schema
+from ..magic.pictures import mask_batch, picture_batch
+from .declare import (
+    IdentityType,
+    advanced,
+    as_number,
+    as_text,
+    complain,
+    numbers_of,
+    range_complaint,
+    schema,
+)
+from .inputs import check_ranges, invert_input, inverted, warn_of_border
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
@@ -126,6 +137,7 @@ def _picture_inputs(
                 ),
             )
         ),
+        invert_input("the face masks"),
     ]
 
 
@@ -136,19 +148,39 @@ def _first(value: Any) -> Any:
 
 
 def _read(
-    images: list[torch.Tensor] | None, faces: list[torch.Tensor] | None, folder: str, what: str
+    images: list[torch.Tensor] | None,
+    faces: list[torch.Tensor] | None,
+    folder: str,
+    invert: bool,
+    what: str,
 ) -> tuple[CapturePicture, ...]:
     if folder != capture_folder.NO_FOLDER:
         pictures, masks, names = capture_folder.read_folder(folder)
     else:
-        pictures = [
-            image for batch in images or () for image in (batch if batch.ndim == 4 else batch[None])
-        ]
-        masks = [mask for batch in faces or () for mask in mask_batch(batch)] or None
+        pictures = _pictures(images or (), what)
+        masks = [mask for batch in faces or () for mask in mask_batch(batch, "faces")] or None
         names = [f"{what} picture {i + 1}" for i in range(len(pictures))]
     if masks is None:
         masks = find_face_masks(pictures, names, what)
+    else:
+        # An empty one stays empty: it is not what somebody painted.
+        masks = [inverted(mask) if invert and mask.any() else mask for mask in masks]
+        warn_of_border(masks, f"a face mask of the {what}")
     return capture_pictures(pictures, masks, names)
+
+
+def _pictures(images: Sequence[Any], what: str) -> list[torch.Tensor]:
+    """H W C of each picture of a list of batches, or of pictures without that dimension."""
+    tensors = [image if isinstance(image, torch.Tensor) else None for image in images]
+    singles = [
+        single
+        for image in tensors
+        for single in (image if image is not None and image.ndim == 4 else [image])
+    ]
+    return [
+        picture_batch(None if single is None else single[None], f"{what} picture {i + 1}")[0]
+        for i, single in enumerate(singles)
+    ]
 
 
 def _fingerprint(folder: Any, linked: Any) -> str:
@@ -162,16 +194,19 @@ def _fingerprint(folder: Any, linked: Any) -> str:
 
 def _check(
     placeholder: object, class_word: object, templates: object, slots: tuple[str, ...]
-) -> bool:
-    """Of what is known before the execution, for validate_inputs. ValueError says what is wrong."""
+) -> bool | str:
+    """Of what is known before the execution, for validate_inputs."""
     word, text = as_text(_first(placeholder)), as_text(_first(templates))
     person = as_text(_first(class_word))
     lines = None if text is None else _lines(text)
-    if word is not None:
-        check_placeholder(word.strip())
-        check_unused(word.strip(), "" if person is None else _class_word(person), lines or ())
-    if lines is not None:
-        check_templates(lines, slots)
+    try:
+        if word is not None:
+            check_placeholder(word.strip())
+            check_unused(word.strip(), "" if person is None else _class_word(person), lines or ())
+        if lines is not None:
+            check_templates(lines, slots)
+    except ValueError as error:
+        return complain(str(error))
     return True
 
 
@@ -220,8 +255,9 @@ class MagiCaptureSubject(io.ComfyNode):
         templates: list[str],
         images: list[torch.Tensor] | None = None,
         faces: list[torch.Tensor] | None = None,
+        invert: list[bool] | None = None,
     ) -> io.NodeOutput:
-        pictures = _read(images, faces, _first(folder), "subject")
+        pictures = _read(images, faces, _first(folder), bool(_first(invert)), "subject")
         subject = Subject(
             pictures,
             _first(placeholder).strip(),
@@ -275,8 +311,9 @@ class MagiCaptureStyle(io.ComfyNode):
         templates: list[str],
         images: list[torch.Tensor] | None = None,
         faces: list[torch.Tensor] | None = None,
+        invert: list[bool] | None = None,
     ) -> io.NodeOutput:
-        pictures = _read(images, faces, _first(folder), "style")
+        pictures = _read(images, faces, _first(folder), bool(_first(invert)), "style")
         style = StyleSet(
             pictures,
             _first(placeholder).strip(),
@@ -649,23 +686,12 @@ class MagiCaptureTrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls,
-        inversion_steps: object = None,
-        lora_steps: object = None,
-        inversion_rate: object = None,
-        unet_rate: object = None,
-        text_rate: object = None,
-        embedding_rate: object = None,
-        refocus_weight: object = None,
-        style_weight: object = None,
-        identity_weight: object = None,
+        cls, inversion_steps: object = None, lora_steps: object = None
     ) -> bool | str:
-        # Besides the steps every number that may come as not-a-number, which the host lets pass.
-        numbers = {name: value for name, value in locals().items() if name != "cls"}
         steps = as_number(inversion_steps), as_number(lora_steps)
         is_nothing = None not in steps and not any(steps)
         return complain(
-            range_complaint(cls, **numbers)
+            range_complaint(cls, inversion_steps=inversion_steps, lora_steps=lora_steps)
             or ("no steps: give at least one phase some" if is_nothing else None)
         )
 
@@ -686,9 +712,14 @@ class MagiCaptureTrain(io.ComfyNode):
         preset: str = PRESETS[0],
         **settings: Any,
     ) -> io.NodeOutput:
-        numbers = {name: value for name, value in settings.items() if isinstance(value, float)}
-        if complaint := range_complaint(cls, **numbers):
-            raise ValueError(complaint)
+        numbers = {name: value for name, value in settings.items() if name in numbers_of(cls)}
+        check_ranges(
+            cls,
+            preview_every=preview_every,
+            checkpoint_every=checkpoint_every,
+            resolution=resolution,
+            **numbers,
+        )
         capture = CaptureSettings(
             precision=precision_for(precision),
             composed=composed_prompts,
@@ -795,14 +826,6 @@ class MagiCaptureApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, strength_model: object = None, strength_clip: object = None
-    ) -> bool | str:
-        return complain(
-            range_complaint(cls, strength_model=strength_model, strength_clip=strength_clip)
-        )
-
-    @classmethod
     def execute(
         cls,
         model: Any,
@@ -814,9 +837,7 @@ class MagiCaptureApply(io.ComfyNode):
     ) -> io.NodeOutput:
         import comfy.sd
 
-        strengths = {"strength_model": strength_model, "strength_clip": strength_clip}
-        if complaint := range_complaint(cls, **strengths):
-            raise ValueError(complaint)
+        check_ranges(cls, strength_model=strength_model, strength_clip=strength_clip)
         clip = with_learned_words(clip, embeddings)
         if lora is not None:
             model, clip = comfy.sd.load_lora_for_models(

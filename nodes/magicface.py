@@ -43,7 +43,7 @@ from .declare import (
     span_complaint,
     span_inputs,
 )
-from .inputs import check_ranges, invert_input, painted_mask, warn_of_border
+from .inputs import check_ranges, check_span, invert_input, painted_mask, warn_of_border
 
 DEFAULT_STRENGTH = 3.0
 STRENGTHS = {"subtle": 2.0, "normal": DEFAULT_STRENGTH, "strong": 4.0}
@@ -175,7 +175,7 @@ class MagicFaceConcept(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, phrase: object = None, image: Any = _NOT_CONNECTED, picture: Any = NO_PICTURE
-    ) -> bool:
+    ) -> bool | str:
         words = as_text(phrase)
         if words is not None and not words.strip():
             return complain(
@@ -300,11 +300,8 @@ class MagicFaceConceptFolder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: object = None) -> bool | str:
-        return (
-            folder is None
-            or concept_folder.is_listed(str(folder))
-            or concept_folder.missing_message(str(folder))
-        )
+        is_known = folder is None or concept_folder.is_listed(str(folder))
+        return complain(None if is_known else concept_folder.missing_message(str(folder)))
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any = None, **_: Any) -> str:
@@ -392,7 +389,7 @@ class MagicFaceApply(io.ComfyNode):
                     tooltip=(
                         "When the layout is settled and each region begins to look at its own"
                         " reference only (RSA to RBA). Earlier: less spill, later: more freedom for"
-                        " the layout. The paper: .4."
+                        " the layout. The paper: .42."
                     ),
                 ),
                 io.Boolean.Input(
@@ -492,7 +489,7 @@ class MagicFaceApply(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, start: object = None, end: object = None) -> bool | str:
-        return range_complaint(cls, start=start, end=end) or span_complaint(start, end) or True
+        return complain(range_complaint(cls, start=start, end=end) or span_complaint(start, end))
 
     @classmethod
     def execute(
@@ -515,6 +512,8 @@ class MagicFaceApply(io.ComfyNode):
         mask_cells: Any = "share",
         positive: Any = None,
     ) -> io.NodeOutput:
+        check_ranges(cls, inject_at=inject_at, ca_scale=ca_scale, noise_seed=noise_seed)
+        check_span(cls, start, end)
         if not concepts:
             # There is no layout of nothing: what is connected to it does not run.
             plain = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

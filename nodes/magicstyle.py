@@ -16,7 +16,7 @@ from ..host.sampling.feature_store import FeatureStore
 from ..host.sampling.range import SamplingRange
 from ..host.systems.magicstyle import MagicStylePatch, Style
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
-from ..magic.pictures import mask_batch
+from ..magic.pictures import picture_batch
 from .declare import (
     InversionType,
     Styles,
@@ -25,6 +25,7 @@ from .declare import (
     as_number,
     cache_input,
     choice_complaint,
+    complain,
     keep_features_input,
     layers_input,
     range_complaint,
@@ -33,12 +34,15 @@ from .declare import (
     span_complaint,
     span_inputs,
 )
+from .inputs import check_ranges, invert_input, painted_mask, refuse
 
 _CUSTOM = "custom"
 _LAYERS_TOOLTIP = (
     "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as"
     " 'o6-11'. On the toy checkpoint these three come out alike."
 )
+
+_WHERE_IT_ACTS = "paint where it acts, or disconnect it to use it everywhere"
 
 
 def _patch(
@@ -73,6 +77,22 @@ def _patch(
         adain=preset.adain,
         kept=FeatureStore() if is_kept else None,
     )
+
+
+def _preset_complaint(
+    preset: object, start: object, end: object, alpha: object, beta: object
+) -> str | None:
+    """What is wrong with the choice and its values; None when nothing is, or not known yet."""
+    if complaint := choice_complaint("preset", preset, [*PRESETS, _CUSTOM]):
+        return complaint
+    if preset in PRESETS:
+        # It has values of its own.
+        return None
+    if complaint := span_complaint(start, end):
+        return complaint
+    if (as_number(alpha) or 0) + (as_number(beta) or 0) > 1.0001:
+        return f"alpha ({alpha}) and beta ({beta}) add up to more than 1"
+    return None
 
 
 class MagicStyleReference(io.ComfyNode):
@@ -110,6 +130,7 @@ class MagicStyleReference(io.ComfyNode):
                     ),
                 ),
                 StylesBefore.Input("styles", optional=True, tooltip="Styles before this one."),
+                invert_input("the mask"),
             ],
             outputs=[
                 Styles.Output(
@@ -126,20 +147,18 @@ class MagicStyleReference(io.ComfyNode):
         weight: float,
         mask: torch.Tensor | None = None,
         styles: tuple[Style, ...] = (),
+        invert: bool = False,
     ) -> io.NodeOutput:
-        masks = None if mask is None else mask_batch(mask).cpu()
-        if masks is not None and len(masks) != 1:
+        check_ranges(cls, weight=weight)
+        if mask is None:
+            return io.NodeOutput((*styles, Style(inversion, weight)))
+        masks = painted_mask(mask, "the mask of a style", _WHERE_IT_ACTS, invert).cpu()
+        if len(masks) != 1:
             raise ValueError(
                 f"{len(masks)} masks for one style: give one, which counts for every picture of the"
                 " content (MaskFromBatch picks one)"
             )
-        region = None if masks is None else masks[0]
-        if region is not None and float(region.max()) <= 0:
-            raise ValueError(
-                "the mask of a style is empty: paint where it acts, or disconnect it to use it"
-                " everywhere"
-            )
-        return io.NodeOutput((*styles, Style(inversion, weight, region)))
+        return io.NodeOutput((*styles, Style(inversion, weight, masks[0])))
 
 
 class MagicStyleApply(io.ComfyNode):
@@ -310,18 +329,10 @@ class MagicStyleApply(io.ComfyNode):
         alpha: object = None,
         beta: object = None,
     ) -> bool | str:
-        if complaint := range_complaint(cls, start=start, end=end, alpha=alpha, beta=beta):
-            return complaint
-        if complaint := choice_complaint("preset", preset, [*PRESETS, _CUSTOM]):
-            return complaint
-        if preset in PRESETS:
-            # It has values of its own.
-            return True
-        if complaint := span_complaint(start, end):
-            return complaint
-        if (as_number(alpha) or 0) + (as_number(beta) or 0) > 1.0001:
-            return f"alpha ({alpha}) and beta ({beta}) add up to more than 1"
-        return True
+        return complain(
+            range_complaint(cls, start=start, end=end, alpha=alpha, beta=beta)
+            or _preset_complaint(preset, start, end, alpha, beta)
+        )
 
     @classmethod
     def execute(
@@ -342,6 +353,17 @@ class MagicStyleApply(io.ComfyNode):
         fuse_negative: bool,
         keep_features: str,
     ) -> io.NodeOutput:
+        check_ranges(
+            cls,
+            alpha=alpha,
+            beta=beta,
+            style_scale=style_scale,
+            temperature=temperature,
+            adain=adain,
+            start=start,
+            end=end,
+        )
+        refuse(_preset_complaint(preset, start, end, alpha, beta))
         own = Preset(Fusion(alpha, beta, keys, style_scale, temperature), adain, start, end)
         values = own if preset == _CUSTOM else PRESETS[preset]
         patch = _patch(
@@ -374,7 +396,7 @@ class MagicStyleSampler(io.ComfyNode):
                 io.Image.Input(
                     "content", tooltip="The picture to draw anew. A batch is drawn together."
                 ),
-                io.Image.Input("style", tooltip="The picture whose look it takes. Any size."),
+                io.Image.Input("style", tooltip="The picture whose look it takes: one. Any size."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
@@ -419,6 +441,13 @@ class MagicStyleSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         import latent_preview
 
+        check_ranges(cls, steps=steps, cache_mb=cache_mb)
+        content, style = picture_batch(content, "content"), picture_batch(style, "style")
+        if len(style) != 1:
+            raise ValueError(
+                f"style has {len(style)} pictures, this node draws in the look of one: pick one"
+                " (ImageFromBatch), or chain a MagicStyle Reference for each into MagicStyle Apply"
+            )
         # A wrong name is an error before the inversions.
         backbone_of(model).parse_layers(layers)
         empty = empty_conditioning(model, clip)
@@ -434,7 +463,7 @@ class MagicStyleSampler(io.ComfyNode):
                 cache_mb,
                 measures=False,
             )[0]
-            for name, picture in (("content", content), ("style", style[:1]))
+            for name, picture in (("content", content), ("style", style))
         )
         values, styles = PRESETS[preset], (Style(style_inverted, 1.0),)
         patch = _patch(model, inverted, styles, values, layers, False, False)

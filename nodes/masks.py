@@ -33,7 +33,7 @@ from .declare import (
     range_complaint,
     schema,
 )
-from .inputs import check_ranges
+from .inputs import check_ranges, refuse
 
 NO_SAM = "none (rectangles and ellipses)"
 NO_MODEL = "none"
@@ -215,7 +215,7 @@ class MagicConceptMask(io.ComfyNode):
         box: Any = None,
         index: Any = None,
         threshold: Any = None,
-    ) -> bool:
+    ) -> bool | str:
         return complain(
             range_complaint(cls, index=index, threshold=threshold)
             or _complaint(target, text, sam, detector, face_model, points, not_points, box)
@@ -240,11 +240,9 @@ class MagicConceptMask(io.ComfyNode):
         box: str,
         boxes: Any = None,
     ) -> io.NodeOutput:
-        # Linked values come here unseen by validate_inputs.
-        cls.validate_inputs(
-            target, text, sam, detector, face_model, points, not_points, box, index, threshold
-        )
+        check_ranges(cls, index=index, threshold=threshold)
         image = picture_batch(image, "image")
+        refuse(_complaint(target, text, sam, detector, face_model, points, not_points, box))
         typed = tuple(parse_boxes(box))
         linked = from_host_boxes(boxes, len(image)) if boxes is not None else ((),) * len(image)
         inside = tuple(parse_points(points))

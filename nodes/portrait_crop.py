@@ -174,6 +174,7 @@ class MagicPortraitPaste(io.ComfyNode):
     ) -> io.NodeOutput:
         check_ranges(cls, feather=feather)
         image, patch = picture_batch(image, "image"), picture_batch(patch, "patch")
+        region = None if mask is None else mask_batch(mask, "the mask")
         if tuple(image.shape[1:3]) != crop.picture:
             raise ValueError(
                 f"the crop was cut from a picture of {crop.picture[1]}x{crop.picture[0]}, this one"
@@ -187,9 +188,7 @@ class MagicPortraitPaste(io.ComfyNode):
                 f" {box.width:g}x{box.height:g}: connect the cut-out of the same Portrait Crop,"
                 " changed but not cropped"
             )
-        region = None
-        if mask is not None:
-            region = mask_batch(mask, "the mask")
+        if region is not None:
             if region.any():
                 check_aspect(size, (region.shape[1], region.shape[2]), "Portrait Paste")
             elif not invert:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..demo import captures, checkpoint, portraits
 from .declare import schema
+from .inputs import check_ranges
 
 _AS_DRAWN = "by seed"
 
@@ -99,6 +100,7 @@ class MagicToyPortrait(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, part: str, style: str, size: int) -> io.NodeOutput:
+        check_ranges(cls, seed=seed, size=size)
         portrait, drawn = _portrait_with(part, seed, style, size)
         return io.NodeOutput(
             torch.from_numpy(drawn.image)[None],
@@ -187,6 +189,7 @@ class MagicToyCapture(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, style: portraits.Style, count: int, size: int) -> io.NodeOutput:
+        check_ranges(cls, seed=seed, count=count, size=size)
         capture = captures.sample_capture(seed, style, count)
         pictures = [
             torch.from_numpy(array)

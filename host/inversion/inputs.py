@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...magic.pictures import latent_batch, picture_batch
 from ..text.prompts import encode
 
 _SHOWN_SIGMAS = 8
@@ -40,13 +41,13 @@ def picture_latent(
     ValueError when there is neither, and when they are not what MODEL takes.
     """
     if latent is not None:
-        samples: Tensor = latent["samples"]
-        if samples.isfinite().all() and not samples.any():
+        samples = latent_batch(latent, "the latent")
+        if not samples.any():
             raise ValueError(
                 "the latent is empty (all zeros): connect a picture (VAE Encode), not an Empty"
                 " Latent Image"
             )
-        _check_latent(model, samples, "the latent", "take the VAE that belongs to the model")
+        _check_latent(model, samples, "the latent")
         return samples
     if image is None or vae is None:
         raise ValueError("there is nothing to invert: connect latent, or both image and vae")
@@ -56,13 +57,7 @@ def picture_latent(
 def encoded_picture(model: Any, image: Tensor, vae: Any, name: str) -> Tensor:
     """image: B H W 3 or more, in 0..1; name: what the user calls it. ValueError for anything else,
     and for a VAE of another kind of model. -> B C h w."""
-    if image.ndim != 4 or image.shape[-1] < 3 or not len(image):
-        raise ValueError(
-            f"{name} has the shape {_shape(image)}, expected pictures x height x width x 3 colours:"
-            " connect an IMAGE"
-        )
-    if not image.isfinite().all():
-        raise ValueError(f"{name} has values in it that are no numbers: look at what made it")
+    image = picture_batch(image, name)
     try:
         encoded: Tensor = vae.encode(image[..., :3])
     except RuntimeError as error:
@@ -73,22 +68,18 @@ def encoded_picture(model: Any, image: Tensor, vae: Any, name: str) -> Tensor:
             f"{name} has {image.shape[2]}x{image.shape[1]} pixels, which is too small for the VAE:"
             f" connect one of {_SMALLEST_SIDE} or more on each side"
         ) from error
-    _check_latent(model, encoded, f"{name} as the vae gives it", "connect the VAE of this model")
+    _check_latent(model, encoded, f"{name} as the vae gives it")
     return encoded
 
 
-def _check_latent(model: Any, samples: Tensor, name: str, remedy: str) -> None:
+def _check_latent(model: Any, samples: Tensor, name: str) -> None:
     channels = model.get_model_object("latent_format").latent_channels
-    if samples.ndim != 4 or samples.shape[1] != channels:
+    if samples.ndim != 4:
         raise ValueError(
-            f"{name} has the shape {_shape(samples)}, this model takes pictures x {channels}"
-            f" channels x height x width: {remedy}"
+            f"{name} has the shape {list(samples.shape)}, this model takes B {channels} h w: it is"
+            " another model's. Encode the picture with this model's VAE"
         )
-    if not samples.isfinite().all():
-        raise ValueError(
-            f"{name} has values in it that are no numbers: look at what made it (a VAE in half"
-            " precision gives such)"
-        )
+    latent_batch({"samples": samples}, name, channels)
 
 
 def sigmas_of(model: Any, scheduler: str, steps: int) -> Tensor:
@@ -135,7 +126,3 @@ def zero_conditioning(model: Any) -> list[Any]:
         rest = model.model.encode_adm(pooled_output=torch.zeros(1, 0), device="cpu")
         pooled = None if rest is None else torch.zeros(1, width - rest.shape[1])
     return [[torch.zeros(1, 77, config.get("context_dim") or 768), {"pooled_output": pooled}]]
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "of a single number"

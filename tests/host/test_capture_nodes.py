@@ -344,8 +344,7 @@ def test_bad_placeholders_are_refused_before_the_execution(placeholder):
         (nodes.MagiCaptureSubject, "{person}"),
         (nodes.MagiCaptureStyle, "{person} {style}"),
     ):
-        with pytest.raises(ValueError, match="must be one word"):
-            node.validate_inputs([placeholder], ["woman"], [template])
+        assert "must be one word" in str(node.validate_inputs([placeholder], ["woman"], [template]))
         assert node.validate_inputs([None], [None], [None]) is True
 
 
@@ -364,8 +363,8 @@ def test_a_placeholder_that_prompts_use_already_is_refused(placeholder, class_wo
         (nodes.MagiCaptureSubject, "a photo of a {person} in the style of ink", Subject),
         (nodes.MagiCaptureStyle, "a photo of a {person} in the style of {style}", StyleSet),
     ):
-        with pytest.raises(ValueError, match=f"{re.escape(where)}.*such as '<anna>'"):
-            node.validate_inputs([placeholder], [class_word], [template])
+        said = str(node.validate_inputs([placeholder], [class_word], [template]))
+        assert where in said and "such as '<anna>'" in said
         with pytest.raises(ValueError, match=re.escape(where)):
             made((), placeholder, class_word, (template,))
 
@@ -396,8 +395,7 @@ def test_bad_templates_are_refused_before_the_execution(templates):
     subject, style = nodes.MagiCaptureSubject, nodes.MagiCaptureStyle
     twice = templates + "{person} {style} {style}"
     for node, text in ((subject, templates), (style, twice)):
-        with pytest.raises(ValueError, match="template"):
-            node.validate_inputs(["<a>"], ["woman"], [text])
+        assert "template" in str(node.validate_inputs(["<a>"], ["woman"], [text]))
 
 
 # ---- folders ----
@@ -579,7 +577,6 @@ NODES = [
     nodes.MagiCaptureSubject,
     nodes.MagiCaptureStyle,
     nodes.MagiCaptureTrain,
-    nodes.MagiCaptureApply,
 ]
 NONE = [float("nan"), float("inf"), -float("inf")]
 
@@ -595,10 +592,8 @@ def test_a_missing_input_is_the_host_s_to_say(node):
     "name", ["unet_rate", "text_rate", "inversion_rate", "embedding_rate", "refocus_weight"]
 )
 def test_numbers_that_are_none_do_not_train(name, value):
-    with pytest.raises(ValueError, match=f"^{name} is .*, expected 0 to"):
-        nodes.MagiCaptureTrain.validate_inputs(**{name: value})
     subject, style = subject_and_style()
-    with pytest.raises(ValueError, match=f"{name} is"):
+    with pytest.raises(ValueError, match=f"^{name} is .*, expected 0 to"):
         nodes.MagiCaptureTrain.execute(*models_of(), subject, style, **{**TRAIN, name: value})
 
 
@@ -606,10 +601,8 @@ def test_numbers_that_are_none_do_not_train(name, value):
 @pytest.mark.parametrize("name", ["strength_model", "strength_clip"])
 def test_strengths_that_are_none_are_refused(name, value):
     model, clip, _ = models_of()
-    with pytest.raises(ValueError, match=f"^{name} is .*, expected -10 to 10"):
-        nodes.MagiCaptureApply.validate_inputs(**{name: value})
     strengths = {"strength_model": 1.0, "strength_clip": 1.0, name: value}
-    with pytest.raises(ValueError, match=f"{name} is"):
+    with pytest.raises(ValueError, match=f"^{name} is .*, expected -10 to 10"):
         nodes.MagiCaptureApply.execute(model, clip, (), **strengths)
 
 
@@ -691,3 +684,21 @@ def test_a_pack_that_changes_every_tokenizer_of_a_clip_finds_the_host_s(monkeypa
         monkeypatch.setattr(part, "tokenize_with_weights", wrapped, raising=False)
     again = learned.encode_from_tokens_scheduled(learned.tokenize("a photo of <anna>"))
     assert calls == ["clip_l"] and torch.equal(again[0][0], expected[0][0])
+
+
+@pytest.mark.parametrize("node", [nodes.MagiCaptureSubject, nodes.MagiCaptureStyle])
+def test_face_masks_of_cut_outs_are_noticed_and_can_be_turned_round(node, caplog):
+    face = torch.zeros(2, 32, 32)
+    face[:, 8:24, 8:24] = 1
+    inputs = {
+        "folder": [NO_FOLDER],
+        "placeholder": ["<a>"],
+        "class_word": ["man"],
+        "templates": ["{person} {style}" if node is nodes.MagiCaptureStyle else "{person}"],
+        "images": [torch.rand(2, 32, 32, 3)],
+    }
+    node.execute(**inputs, faces=[1 - face])
+    assert re.search("a face mask of the (subject|style) has the border of the pict", caplog.text)
+    caplog.clear()
+    pictures = node.execute(**inputs, faces=[1 - face], invert=[True]).args[0].pictures
+    assert all(torch.equal(each.mask, face[0]) for each in pictures) and not caplog.text

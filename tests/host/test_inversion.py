@@ -40,7 +40,7 @@ from magicportrait.host.inversion.files import (
 from magicportrait.host.inversion.inputs import zero_conditioning
 from magicportrait.host.inversion.run import Inversion, Recipe, sampler_for
 from magicportrait.magic.inversion import psnr
-from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
+from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
 from magicportrait.tests.host.models import call_node, controlled, lora_file, random_model, state_of
 from magicportrait.tests.host.sampling import encode, parts
@@ -265,19 +265,10 @@ def picture_of(*shape: int, value: float = 0.5) -> dict[str, Any]:
     return {"latent": None, "image": torch.full(shape, value), "vae": parts()[2]}
 
 
-@pytest.mark.parametrize(
-    ("node", "values", "message"),
-    [
-        (MagicStyleInvert, {"cfg": math.nan}, "cfg is nan, expected 1 to 20"),
-        (MagicStyleInvert, {"tolerance": math.inf}, "tolerance is inf"),
-        (MagicStyleInvert, {"cfg": "high"}, "cfg is 'high', a number is expected"),
-        (MagicStyleInvert, {"cfg": {"a": 1}}, "cfg is {'a': 1}, a number is expected"),
-        (MagicInversionLoad, {"file": "gone"}, "inversion file 'gone' is not there"),
-    ],
-)
-def test_the_host_is_told_before_it_runs(node, values, message):
+def test_the_host_is_told_before_it_runs():
+    node = MagicInversionLoad
     assert node.validate_inputs() is True, "an input that is missing is the host's matter"
-    assert message in str(node.validate_inputs(**values))
+    assert "inversion file 'gone' is not there" in str(node.validate_inputs(file="gone"))
 
 
 @pytest.mark.parametrize(
@@ -296,21 +287,26 @@ def test_the_host_is_told_before_it_runs(node, values, message):
         ({"sigmas": torch.tensor([3.0, math.nan, 0.0])}, "sigmas must fall to 0"),
         (
             {"latent": {"samples": torch.ones(1, 16, 8, 8)}},
-            r"the latent has the shape 1 x 16 x 8 x 8, this model takes pictures x 4 channels",
+            "the latent has 16 channels, this model works in 4",
         ),
-        ({"latent": {"samples": torch.ones(1, 4, 1, 8, 8)}}, "has the shape 1 x 4 x 1 x 8 x 8"),
-        ({"latent": {"samples": torch.ones(8)}}, "has the shape 8, this model takes"),
+        (
+            {"latent": {"samples": torch.ones(1, 4, 1, 8, 8)}},
+            r"has the shape \[1, 4, 1, 8, 8\], this model takes B 4 h w",
+        ),
+        ({"latent": {"samples": torch.ones(8)}}, r"has the shape \[8\]: expected B C h w"),
         (
             {"latent": {"samples": torch.full((1, 4, 8, 8), math.nan)}},
             "the latent has values in it that are no numbers",
         ),
-        (picture_of(1, 64, 64, 1), "image has the shape 1 x 64 x 64 x 1, expected pictures"),
-        (picture_of(64, 64, 3), "image has the shape 64 x 64 x 3, expected pictures"),
-        (picture_of(0, 64, 64, 3), "image has the shape 0 x 64 x 64 x 3, expected pictures"),
+        (picture_of(1, 64, 64, 2), r"image has the shape \[1, 64, 64, 2\]: expected a batch"),
+        (picture_of(64, 64, 3), r"image has the shape \[64, 64, 3\]: expected a batch"),
+        (picture_of(0, 64, 64, 3), r"image has the shape \[0, 64, 64, 3\]: expected a batch"),
         (picture_of(1, 1, 1, 3), "image has 1x1 pixels, which is too small for the VAE"),
         (picture_of(1, 64, 64, 3, value=math.nan), "image has values in it that are no numbers"),
         ({"cfg": math.nan}, "cfg is nan, expected 1 to 20"),
         ({"tolerance": math.inf}, "tolerance is inf, expected 0 to 0.1"),
+        ({"cfg": "high"}, "cfg is 'high', a number is expected"),
+        ({"cfg": {"a": 1}}, "cfg is {'a': 1}, a number is expected"),
         ({"iterations": 10**400}, "iterations is a number of 401 digits, expected"),
     ],
 )

@@ -52,10 +52,12 @@ def style(
     weight: float = 1.0,
     mask: Tensor | None = None,
     styles: tuple[Any, ...] = (),
+    invert: bool = False,
     **options: Any,
 ) -> Any:
     """MAGIC_STYLES with one more."""
-    return MagicStyleReference.execute(inverted(seed, **options)[0], weight, mask, styles).args[0]
+    inversion = inverted(seed, **options)[0]
+    return MagicStyleReference.execute(inversion, weight, mask, styles, invert).args[0]
 
 
 def apply(
@@ -647,6 +649,11 @@ def test_an_inversion_of_another_model_is_refused(which):
             "style 2 was inverted over 5 steps",
         ),
         (lambda: style(mask=torch.zeros(1, 8, 8)), {}, "the mask of a style is empty"),
+        (
+            lambda: style(mask=torch.ones(1, 8, 8), invert=True),
+            {},
+            "the mask of a style, turned round, is empty: turn off invert",
+        ),
         (lambda: style(), {"layers": "o99"}, "'o99' has no self-attention in this model"),
     ],
 )
@@ -671,3 +678,24 @@ def test_values_that_contradict_each_other_are_refused_where_they_count():
     assert "'weird' is not one of" in str(
         check(preset="weird", start=0.0, end=1.0, alpha=0.8, beta=0.2)
     )
+
+
+def test_several_styles_for_the_sampler_are_refused_before_any_model_call(model_calls):
+    pictures = {"content": torch.rand(1, 64, 64, 3), "style": torch.rand(3, 64, 64, 3)}
+    model, clip, vae = parts()
+    with pytest.raises(ValueError, match=r"style has 3 pictures, .* chain a MagicStyle Reference"):
+        MagicStyleSampler.execute(
+            model=model, clip=clip, vae=vae, **{**defaults_of(MagicStyleSampler), **pictures}
+        )
+    assert not model_calls
+
+
+def test_the_mask_of_a_cut_out_style_is_noticed_and_can_be_turned_round(caplog):
+    cut_out = torch.ones(1, 16, 16)
+    cut_out[:, 4:12, 4:12] = 0
+    [taken] = style(mask=cut_out)
+    assert torch.equal(taken.mask, cut_out[0])
+    assert "the mask of a style has the border of the picture" in caplog.text
+    caplog.clear()
+    [turned] = style(mask=cut_out, invert=True)
+    assert torch.equal(turned.mask, 1 - cut_out[0]) and not caplog.text

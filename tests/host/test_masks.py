@@ -89,12 +89,9 @@ def masked(image: torch.Tensor, boxes: object = None, **options: object) -> tupl
 
 
 def verdict(**options: object) -> bool | str:
-    try:
-        return MagicConceptMask.validate_inputs(
-            **{name: {**DEFAULTS, **options}[name] for name in CHECKED}
-        )
-    except ValueError as complaint:
-        return str(complaint)
+    return MagicConceptMask.validate_inputs(
+        **{name: {**DEFAULTS, **options}[name] for name in CHECKED}
+    )
 
 
 # ---- words ----

@@ -86,15 +86,14 @@ def test_a_picture_that_is_not_there_is_named_before_the_run(
     inputs: Path, picture: Any, complaint: str
 ) -> None:
     Image.new("RGB", (8, 8)).save(inputs.parent / "inputs.png")
-    with pytest.raises(ValueError, match=complaint):
-        MagicFaceConcept.validate_inputs(phrase="hat", picture=picture)
+    assert complaint in str(MagicFaceConcept.validate_inputs(phrase="hat", picture=picture))
     with pytest.raises(ValueError, match=complaint):
         concept(picture=picture)
 
 
 def test_what_is_linked_is_not_complained_about(inputs: Path) -> None:
-    assert MagicFaceConcept.validate_inputs(phrase=None, image=None)
-    assert MagicFaceConcept.validate_inputs(phrase="hat", picture=None)
+    assert MagicFaceConcept.validate_inputs(phrase=None, image=None) is True
+    assert MagicFaceConcept.validate_inputs(phrase="hat", picture=None) is True
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from magicportrait.nodes import NODES
 from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.magicstyle import MagicStyleApply
 
 NUMBERS = [
     (node, item)
@@ -39,19 +40,18 @@ def complaints(monkeypatch: pytest.MonkeyPatch, node: Any, **changes: Any) -> li
     if any(item.id == "image" and item.optional for item in schema.inputs):
         # A node that may have a picture of its own complains when it has none.
         prompt["1"]["inputs"]["image"] = ["2", 0]
-    try:
-        _, errors, _ = asyncio.run(execution.validate_inputs("prompt", prompt, "1", {}))
-    except ValueError as complaint:
-        # Said once, not for every input; ours begin with the one that they are about.
-        return [f"{str(complaint).split(maxsplit=1)[0].rstrip(':')}: {complaint}"]
+    _, errors, _ = asyncio.run(execution.validate_inputs("prompt", prompt, "1", {}))
     return [
-        f"{error['extra_info'].get('input_name')}: {error['message']}, {error['details']}"
+        error["details"].partition(" - ")[2]
+        if error["type"] == "custom_validation_failed"
+        else f"{error['extra_info'].get('input_name')}: {error['message']}, {error['details']}"
         for error in errors
     ]
 
 
 def about(name: str, said: list[str]) -> list[str]:
-    return [text for text in said if text.startswith(f"{name}: ")]
+    """Those that begin with the input that they are about, as ours do too."""
+    return [text for text in said if text.split(maxsplit=1)[0].rstrip(":") == name]
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,15 @@ def test_what_is_no_number_is_refused(node, item, monkeypatch):
         assert about(item.id, complaints(monkeypatch, node, **{item.id: value})), value
 
 
-def test_the_complaint_says_what_is_expected(monkeypatch):
-    from magicportrait.nodes.magicstyle import MagicStyleApply
-
+def test_the_complaint_says_once_what_is_expected(monkeypatch):
     said = complaints(monkeypatch, MagicStyleApply, alpha=-3.0)
-    assert any("alpha is -3, expected 0 to 1" in text for text in about("alpha", said))
-    assert any(
-        "alpha is nan" in text for text in complaints(monkeypatch, MagicStyleApply, alpha=math.nan)
-    )
+    assert about("alpha", said) == ["alpha is -3, expected 0 to 1"]
+    said = complaints(monkeypatch, MagicStyleApply, alpha=math.nan)
+    assert about("alpha", said) == ["alpha is nan, expected 0 to 1"]
+
+
+def test_the_host_s_own_complaints_stand_beside_ours(monkeypatch):
+    said = complaints(monkeypatch, MagicStyleApply, alpha=-3.0, temperature=-3.0)
+    assert about("alpha", said) == ["alpha is -3, expected 0 to 1"]
+    assert len(about("temperature", said)) == 1
+    assert len(about("model", said)) == 1, "a link that is missing"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench.arrange_workflows import FOLDER, GROWTH, LAYOUTS, TITLE, arrange
+from devkit.pack import ROOT
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 SCREEN = (1920, 1080)
@@ -91,3 +92,15 @@ def test_a_prompt_says_nothing_of_a_concept_that_its_picture_shows(name: str) ->
     for node in nodes:
         if node["type"] == "MagicFaceApply":
             assert all(f" a {phrase}" in node["widgets_values"][0] for phrase in phrases)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("MagicFace-SD")])
+def test_templates_for_real_models_inject_where_the_paper_does(name: str) -> None:
+    """RBA from step 21 of 50 on; what readers are told is the same."""
+    [values] = [
+        node["widgets_values"] for node in read(name)["nodes"] if node["type"] == "MagicFaceApply"
+    ]
+    assert values[1] == 0.42
+    for file in ("README.md", "nodes/magicface.py", "js/docs/MagicFaceApply.md"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert re.findall(r"[Tt]he paper(?:'s|:) (\.4\d*)", text) == [".42"], file
