@@ -172,9 +172,9 @@ def mask_from_word(shown: Shown) -> Image.Image:
     drawn = portraits.render(portrait, SIDE // 2)
     mask = drawn.masks["hat"][..., None]
     tint = np.asarray(MASK_COLOUR) / 255
-    found = drawn.image * (1 - 0.65 * mask) + 0.65 * mask * tint
-    taken = drawn.image * (0.25 + 0.75 * mask)
-    tiles = [_as_picture(array) for array in (drawn.image, found, taken)]
+    tinted = drawn.image * (1 - 0.65 * mask) + 0.65 * mask * tint
+    cut_out = drawn.image * (0.25 + 0.75 * mask)
+    tiles = [_as_picture(array) for array in (drawn.image, tinted, cut_out)]
     return sheet_of([*tiles, *squares(shown.pictures)[:1]])
 
 

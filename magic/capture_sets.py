@@ -108,15 +108,15 @@ def word_pattern(word: str) -> str:
 
 def check_unused(placeholder: str, class_word: str, templates: Sequence[str]) -> None:
     """ValueError when the class word or a template has the placeholder in it already."""
-    used = re.compile(word_pattern(placeholder), re.IGNORECASE)
+    word = re.compile(word_pattern(placeholder), re.IGNORECASE)
     advice = "take a word that prompts do not use, such as '<anna>'"
-    if used.search(class_word):
+    if word.search(class_word):
         raise ValueError(
             f"placeholder '{placeholder}' is in the class word '{class_word}', which every template"
             f" puts beside it: {advice}"
         )
     for template in templates:
-        if used.search(template.replace(PERSON, "").replace(STYLE, "")):
+        if word.search(template.replace(PERSON, "").replace(STYLE, "")):
             raise ValueError(
                 f"placeholder '{placeholder}' is a word of the template '{template}': {advice}"
             )

@@ -45,8 +45,8 @@ def reference_shares(
     """
     parts = [query_shares(some, k, references, heads) for some in torch.split(q, _QUERIES_AT_ONCE)]
     return [
-        torch.stack([shares.sum(0) for shares in found]).sum(0)
-        for found in zip(*parts, strict=True)
+        torch.stack([shares.sum(0) for shares in of_reference]).sum(0)
+        for of_reference in zip(*parts, strict=True)
     ]
 
 

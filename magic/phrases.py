@@ -79,21 +79,21 @@ def assign_spans(
     places = {key: _places(key, tokens, positions) for key in dict.fromkeys(keys)}
     own: dict[_Comparable, list[tuple[int, ...]]] = {}
     for key, stands in places.items():
-        taken = {
+        of_longer = {
             position
             for other, there in places.items()
             if len(other) > len(key)
             for place in there
             for position in place
         }
-        own[key] = [place for place in stands if taken.isdisjoint(place)] or stands
+        own[key] = [place for place in stands if of_longer.isdisjoint(place)] or stands
     counts = Counter(keys)
-    given: Counter[_Comparable] = Counter()
+    place_of: Counter[_Comparable] = Counter()
     spans: list[tuple[int, ...]] = []
     for key in keys:
         mine = own[key]
         if counts[key] > 1 and mine:
-            mine = [mine[min(given[key], len(mine) - 1)]]
-            given[key] += 1
+            mine = [mine[min(place_of[key], len(mine) - 1)]]
+            place_of[key] += 1
         spans.append(tuple(dict.fromkeys(position for place in mine for position in place)))
     return spans

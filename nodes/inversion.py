@@ -393,7 +393,7 @@ class MagicInversionLoad(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:
-        return "" if file is None else inversion_files.file_state(file)
+        return "" if file is None else inversion_files.state_of(file)
 
     @classmethod
     def execute(cls, model: Any, file: str) -> io.NodeOutput:

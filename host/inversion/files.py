@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..models.folders import file_state
 from ..models.safe_files import tensor_bytes, write_file, write_numbered
 from .inputs import checked_sigmas
 from .run import METHODS, Inversion
@@ -250,10 +251,9 @@ def path_of(name: str) -> Path:
     return Path(path)
 
 
-def file_state(name: str) -> str:
+def state_of(name: str) -> str:
     """Another text whenever a listed file is another one; empty when it is not there."""
     try:
-        status = path_of(name).stat()
-    except (OSError, ValueError):
+        return file_state(path_of(name))
+    except ValueError:
         return ""
-    return f"{status.st_mtime_ns} {status.st_size}"

@@ -103,9 +103,9 @@ def checked_sigmas(sigmas: Tensor) -> Tensor:
         or float(levels[-1]) != 0
         or not bool((levels[:-1] > levels[1:]).all())
     ):
-        shown = [round(value, 3) for value in levels.flatten()[:_SHOWN_SIGMAS].tolist()]
+        first = [round(value, 3) for value in levels.flatten()[:_SHOWN_SIGMAS].tolist()]
         raise ValueError(
-            f"sigmas must fall to 0 in two steps or more, got {shown}: take the low part of"
+            f"sigmas must fall to 0 in two steps or more, got {first}: take the low part of"
             " SplitSigmas, or leave the input open"
         )
     return levels

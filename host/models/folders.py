@@ -6,11 +6,12 @@ Only what a folder's list holds can be opened: no parent folders, no absolute pa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 TENSORS = (".safetensors", ".pth", ".pt")
@@ -107,7 +108,7 @@ def model_directories(folder: ModelFolder) -> dict[str, str]:
 def path_of(folder: ModelFolder, name: str) -> Path:
     """The path of a listed file or transformers folder. ValueError names the folder and where to
     get such a model."""
-    path = _files(folder).get(name) or _directories(folder).get(name)
+    path = _file(folder, name) or _directories(folder).get(name)
     if path is None:
         raise ValueError(missing_message(folder, name))
     return path
@@ -124,7 +125,7 @@ def file_state(path: Path) -> str:
 
 def state_of(folder: ModelFolder, name: str) -> str:
     """Another text whenever a listed single file is another one; empty where it is not there."""
-    path = _files(folder).get(name)
+    path = _file(folder, name)
     return "" if path is None else file_state(path)
 
 
@@ -154,19 +155,37 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return state
 
 
-def _files(folder: ModelFolder) -> dict[str, Path]:
+def _files(folder: ModelFolder) -> set[str]:
+    """The names of all single files."""
     if not folder.suffixes:
-        return {}
-    files: dict[str, Path] = {}
-    for root in roots(folder):
-        for path in _walk(root, folder.follows_links):
-            if path.suffix.lower() in folder.suffixes and _may_open(path, root, folder):
-                relative = path.relative_to(root)
-                # Where links are followed, names are the host's, which are the system's.
-                files.setdefault(
-                    str(relative) if folder.follows_links else relative.as_posix(), path
-                )
-    return files
+        return set()
+    return {name for root in roots(folder) for name in _walk(root, folder)}
+
+
+def _file(folder: ModelFolder, name: str) -> Path | None:
+    """The single file that `_files` calls so, without a look at the others; None for any other
+    name."""
+    relative = PurePath(name)
+    is_plain = relative.parts and not relative.is_absolute() and ".." not in relative.parts
+    if not is_plain or name != _name(relative, folder):
+        return None
+    if relative.suffix.lower() not in folder.suffixes:
+        return None
+    # A name may be too long, or no name at all.
+    with contextlib.suppress(OSError, ValueError):
+        for root in roots(folder):
+            path = root / relative
+            below = path.parents[: len(relative.parts) - 1]
+            is_walked = folder.follows_links or not any(parent.is_symlink() for parent in below)
+            is_part = (path.parent / "config.json").is_file()
+            if is_walked and not is_part and _may_open(path, root, folder):
+                return path
+    return None
+
+
+def _name(relative: PurePath, folder: ModelFolder) -> str:
+    """Where links are followed, names are the host's, which are the system's."""
+    return str(relative) if folder.follows_links else relative.as_posix()
 
 
 def _directories(folder: ModelFolder) -> dict[str, Path]:
@@ -178,12 +197,23 @@ def _directories(folder: ModelFolder) -> dict[str, Path]:
     return directories
 
 
-def _walk(root: Path, follows_links: bool) -> Iterator[Path]:
-    """The files below a folder, but for those of a transformers folder."""
-    for directory, folders, files in os.walk(root, followlinks=follows_links):
-        folders.sort()
-        if "config.json" not in files:
-            yield from (Path(directory, name) for name in sorted(files))
+def _walk(root: Path, folder: ModelFolder) -> Iterator[str]:
+    """The names of the files below a root that may be opened, but for those of a transformers
+    folder."""
+    for directory, _, files in os.walk(root, followlinks=folder.follows_links):
+        if "config.json" in files:
+            continue
+        place = Path(directory).relative_to(root)
+        above = "" if place == Path() else _name(place / "-", folder)[:-1]
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if os.path.splitext(entry.name)[1].lower() not in folder.suffixes:
+                    continue
+                # What is no link lies where it stands: only links are looked up.
+                if entry.is_file(follow_symlinks=False) or (
+                    entry.is_symlink() and _may_open(Path(entry.path), root, folder)
+                ):
+                    yield above + entry.name
 
 
 def _may_open(path: Path, root: Path, folder: ModelFolder) -> bool:

@@ -33,10 +33,10 @@ class ListeningPage:
     def send(self, event: str, data: dict[str, Any]) -> None:
         """Sends the event, with the workflow: by now the page may show another, which has nodes of
         the same ids. data['run'] tells runs apart."""
-        told = {**data, "workflow": self.workflow}
+        payload = {**data, "workflow": self.workflow}
         if self.kept is not None:
-            self.kept.add(self.client, event, told)
-        self.server.send_sync(event, told, self.client)
+            self.kept.add(self.client, event, payload)
+        self.server.send_sync(event, payload, self.client)
 
 
 def running_server() -> Any:

@@ -131,5 +131,5 @@ def _by_encoder(vectors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict
     if len(vectors) > 1:
         return vectors
     [(key, tensor)] = vectors.items()
-    told = next((name for name in (key, metadata.get("encoders")) if name in NAMES), None)
-    return {told or encoder_of_width(tensor.shape[1]): tensor}
+    encoder = next((name for name in (key, metadata.get("encoders")) if name in NAMES), None)
+    return {encoder or encoder_of_width(tensor.shape[1]): tensor}

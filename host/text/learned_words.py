@@ -143,8 +143,7 @@ def tokenizer_with(
     kind = type(tokenizer)
     changed.__class__ = type(kind.__name__, (LearnedWordsTokenizer, kind), {})
     changed._words = _Words(tokenizer, tuple(embeddings), stand_ins, pattern, vectors)
-    made: LearnedWordsTokenizer = changed
-    return made
+    return cast(LearnedWordsTokenizer, changed)
 
 
 def host_tokenizer(tokenizer: Any) -> Any:

@@ -273,8 +273,10 @@ class TrainableText:
 def _activation(transformer: Any) -> str:
     import comfy.clip_model
 
-    used = transformer.text_model.encoder.layers[0].mlp.activation
-    return next(name for name, function in comfy.clip_model.ACTIVATIONS.items() if function is used)
+    activation = transformer.text_model.encoder.layers[0].mlp.activation
+    return next(
+        name for name, function in comfy.clip_model.ACTIVATIONS.items() if function is activation
+    )
 
 
 def _layer(clip: Any, host: Any) -> int | None:
