@@ -19,7 +19,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,29 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 BASE = "base model, style by name"
 STORED = RESULTS / "magicapture_effect.json"
-"""Fingerprint of the settings -> pair and method -> figure -> value."""
+"""`fingerprint` -> pair and method -> figure -> value."""
+FIRST_SETTINGS = {
+    "inversion_steps",
+    "lora_steps",
+    "inversion_rate",
+    "unet_rate",
+    "text_rate",
+    "embedding_rate",
+    "rank",
+    "batch",
+    "masked",
+    "composed",
+    "refocus_weight",
+    "style_weight",
+    "identity_weight",
+    "identity_until",
+    "versions",
+    "side",
+    "precision",
+    "gradient_checkpointing",
+    "seed",
+}
+"""A new setting with a default that changes nothing leaves the results of before as they are."""
 FIGURES = ("hair", "face", "style", "likeness")
 PICTURES = 8
 """Drawn by each method, for each pair."""
@@ -299,10 +321,19 @@ def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 def fingerprint(settings: CaptureSettings) -> str:
     """Results of another checkpoint or other settings are other results."""
-    digest = hashlib.sha256(
-        checkpoint.PATH.read_bytes() + repr(settings).encode() + face_network.PATH.read_bytes()
-    )
+    digest = hashlib.sha256(checkpoint.PATH.read_bytes() + face_network.PATH.read_bytes())
+    digest.update(json.dumps(settings_of_results(settings), sort_keys=True).encode())
     return digest.hexdigest()[:12]
+
+
+def settings_of_results(settings: Any) -> dict[str, Any]:
+    """The settings that tell results apart: those that were there when the first were kept, and of
+    later ones those that do not stand where the rules of before are."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in fields(settings)
+        if field.name in FIRST_SETTINGS or getattr(settings, field.name) != field.default
+    }
 
 
 def table(

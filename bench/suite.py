@@ -195,27 +195,62 @@ def cells(suite: Suite) -> Iterator[Cell]:
                     yield Cell(method, concept, prompt, seed)
 
 
-def prompt_of(suite: Suite, cell: Cell, object_info: dict[str, Any]) -> dict[str, Any]:
-    """What is sent to the server. ValueError when a method sets what its workflow does not have."""
-    workflow, own = suite.methods[cell.method]
-    workflow = (
-        to_api_prompt(workflow, object_info)
-        if "nodes" in workflow
-        else json.loads(json.dumps(workflow))
-    )
-    nodes: dict[str, Any] = {**workflow, **json.loads(json.dumps(suite.nodes))}
-    values = {"$concept": cell.concept.remote, "$prompt": cell.prompt, "$seed": cell.seed}
-    for changes, must_fit in ((suite.changes, False), (own, True)):
-        for address, value in changes.items():
-            where, _, name = address.rpartition(".")
-            places = [
-                node for key, node in nodes.items() if where in (f"#{key}", node["class_type"])
-            ]
-            if must_fit and not places:
+def check_addresses(suite: Suite, object_info: dict[str, Any]) -> None:
+    """ValueError when the suite or a method sets what is in no workflow of theirs, or an input that
+    the node does not have. object_info: the server's."""
+    graphs = {method: _nodes_of(suite, method, object_info) for method in suite.methods}
+    for method, (_, own) in suite.methods.items():
+        for address in own:
+            kinds = _kinds_at(address, graphs[method])
+            if not kinds:
                 raise ValueError(
-                    f"method '{cell.method}' sets {address}, but its workflow has no such node"
+                    f"method '{method}' sets {address}, but its workflow has no such node"
                 )
-            for node in places:
+            _check_input(f"method '{method}'", address, kinds, object_info)
+    for address in suite.changes:
+        kinds = {kind for graph in graphs.values() for kind in _kinds_at(address, graph)}
+        if not kinds:
+            raise ValueError(f"the suite sets {address}, but no workflow has such a node")
+        _check_input("the suite", address, kinds, object_info)
+
+
+def _check_input(who: str, address: str, kinds: set[str], object_info: dict[str, Any]) -> None:
+    name = address.rpartition(".")[2]
+    # A node that the server does not know, it refuses itself.
+    for kind in kinds & object_info.keys():
+        inputs = [each for part in object_info[kind]["input"].values() for each in part]
+        if name not in inputs:
+            raise ValueError(
+                f"{who} sets {address}, but {kind} has no such input: it has {', '.join(inputs)}"
+            )
+
+
+def _kinds_at(address: str, nodes: dict[str, Any]) -> set[str]:
+    """The types of the nodes that an address ('type.input' or '#key.input') means."""
+    return {nodes[key]["class_type"] for key in _keys_at(address, nodes)}
+
+
+def _keys_at(address: str, nodes: dict[str, Any]) -> list[str]:
+    where = address.rpartition(".")[0]
+    return [key for key, node in nodes.items() if where in (f"#{key}", node["class_type"])]
+
+
+def _nodes_of(suite: Suite, method: str, object_info: dict[str, Any]) -> dict[str, Any]:
+    """A method's workflow as an API prompt, with the suite's nodes, nothing set yet."""
+    workflow, _ = suite.methods[method]
+    graph = to_api_prompt(workflow, object_info) if "nodes" in workflow else workflow
+    nodes: dict[str, Any] = json.loads(json.dumps({**graph, **suite.nodes}))
+    return nodes
+
+
+def prompt_of(suite: Suite, cell: Cell, object_info: dict[str, Any]) -> dict[str, Any]:
+    """What is sent to the server."""
+    nodes = _nodes_of(suite, cell.method, object_info)
+    values = {"$concept": cell.concept.remote, "$prompt": cell.prompt, "$seed": cell.seed}
+    for changes in (suite.changes, suite.methods[cell.method][1]):
+        for address, value in changes.items():
+            name = address.rpartition(".")[2]
+            for node in (nodes[key] for key in _keys_at(address, nodes)):
                 if isinstance(value, str) and value.startswith("$concept/"):
                     node["inputs"][name] = cell.concept.on_server(value.removeprefix("$concept/"))
                 else:
@@ -236,6 +271,7 @@ def digest_of(cell: Cell, prompt: dict[str, Any]) -> str:
 def draw_cells(suite: Suite, client: Client, output: Path) -> None:
     """Draws what is not there yet."""
     object_info, everything = client.object_info(), list(cells(suite))
+    check_addresses(suite, object_info)
     for concept in suite.concepts:
         upload_folder(client, concept.folder, concept.remote)
     for number, cell in enumerate(everything, 1):

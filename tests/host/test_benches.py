@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import pytest
 import torch
 
-from bench import magicface_step, magicstyle
+from bench import magicapture_effect, magicapture_step, magicface_step, magicstyle
 from bench.step_cost import Scale, figures_alone
 from devkit.pack import ROOT
+from magicportrait.host.training.settings import CaptureSettings
 
 FOLDER = ROOT / "bench"
 TINY = Scale(latent=8, channels=32, steps=3, dtype=torch.float32)
@@ -49,3 +51,29 @@ def test_a_step_of_magicface_can_be_measured(mode):
 @pytest.mark.parametrize("mode", ["plain", *magicstyle.ROWS])
 def test_a_step_of_magicstyle_can_be_measured(mode):
     assert all(figure > 0 for figure in magicstyle.measure(mode, TINY))
+
+
+@pytest.mark.parametrize("mode", magicapture_step.MODES)
+def test_a_step_of_magicapture_can_be_measured(mode):
+    assert all(figure > 0 for figure in magicapture_step.measure(mode, TINY, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterSettings(CaptureSettings):
+    """With a field that there is not yet."""
+
+    later: float = 1.0
+
+
+def test_results_of_magicapture_outlive_a_new_setting_and_no_changed_one():
+    effect, values = magicapture_effect, dataclasses.asdict(magicapture_effect.SETTINGS)
+    first = effect.fingerprint(effect.SETTINGS)
+    assert effect.fingerprint(LaterSettings(**values)) == first
+    others = [
+        LaterSettings(**values, later=2.0),
+        *(dataclasses.replace(effect.SETTINGS, **change) for change in ({"rank": 8}, {"seed": 1})),
+        effect.SETTINGS.as_official(),
+    ]
+    assert first not in {effect.fingerprint(other) for other in others}
+    names = {field.name for field in dataclasses.fields(CaptureSettings)}
+    assert names >= effect.FIRST_SETTINGS, "a setting was renamed: its results are others"

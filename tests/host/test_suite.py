@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,13 @@ class StandIn:
         monkeypatch.setattr(suite, "upload_folder", lambda server, folder, remote: None)
 
     def object_info(self) -> dict[str, Any]:
-        return {}
+        """Two of the nodes, with some of their inputs."""
+        return {
+            "KSampler": {"input": {"required": {"seed": ["INT"]}}},
+            "MagicFaceApply": {
+                "input": {"required": {"prompt": ["STRING"]}, "optional": {"inject_at": ["FLOAT"]}}
+            },
+        }
 
     def run_prompt(self, server: Any, prompt: dict[str, Any]) -> list[dict[str, str]]:
         if self.fails_at == len(self.sent) + 1:
@@ -119,7 +126,35 @@ def test_what_a_method_sets_must_be_there(folder, output):
         ValueError,
         match=r"method 'plain' sets MagicFaceApply\.start, but its workflow has no such node",
     ):
-        suite.prompt_of(wrong, next(suite.cells(wrong)), {})
+        suite.check_addresses(wrong, {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "MagicFaceApply.inject_at",
+            "MagicFaceApply.inject",
+            "method 'RSA only' sets MagicFaceApply.inject, but MagicFaceApply has no such input: it"
+            " has prompt, inject_at",
+        ),
+        (
+            "KSampler.seed",
+            "KSampler.sead",
+            "the suite sets KSampler.sead, but KSampler has no such input: it has seed",
+        ),
+        ("KSampler.seed", "Sampler.seed", "the suite sets Sampler.seed, but no workflow has such"),
+        ("#positive.text", "#positiv.text", "sets #positiv.text, but no workflow has such a node"),
+    ],
+)
+def test_what_is_misspelt_is_refused_before_anything_is_drawn(
+    folder, output, server, old, new, message
+):
+    (folder / "small.yaml").write_text(YAML.replace(old, new))
+    wrong = suite.read_suite(folder / "small.yaml", output)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        suite.draw_cells(wrong, server, output)
+    assert not server.sent
 
 
 @pytest.mark.parametrize(
@@ -219,6 +254,7 @@ def test_shipped_suites_fit_their_workflows(path, tmp_path):
         (tmp_path / workflow.name).write_text(workflow.read_text())
     (tmp_path / path.name).write_text(yaml.safe_dump(config))
     shipped = suite.read_suite(tmp_path / path.name, tmp_path / "shipped")
+    suite.check_addresses(shipped, {})
     for cell in suite.cells(shipped):
         prompt = suite.prompt_of(shipped, cell, {})
         links = [

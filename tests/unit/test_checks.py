@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,15 @@ def test_without_comfyui_the_unit_tests_run_still(
     assert command.run() == 1
     assert [step.name for step in command.steps if step.is_pytest] == ["tests/unit"]
     assert capsys.readouterr().out.splitlines()[-1] == "4 passed, 1 failed"
+
+
+def test_mypy_looks_at_every_folder_of_ours() -> None:
+    root = Path(checks.__file__).parent.parent
+    [listed] = re.findall(
+        r"\[tool\.mypy\].*?packages = \[(.*?)\]",
+        (root / "pyproject.toml").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    names = {name.split(".")[-1] for name in re.findall(r'"(.+?)"', listed)}
+    folders = {path.parent.name for path in root.glob("[a-z]*/*.py")}
+    assert names == folders - {"tests"}
