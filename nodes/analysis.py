@@ -36,7 +36,7 @@ from .declare import (
     span_complaint,
     span_inputs,
 )
-from .inputs import check_ranges, check_span, pictures_of
+from .inputs import check_ranges, check_span, check_texts, pictures_of
 
 _FRONTEND_SIDE = 32
 
@@ -127,6 +127,7 @@ class MagicAttentionMap(io.ComfyNode):
         positive: list[Any] | None = None,
     ) -> io.NodeOutput:
         check_span(cls, start, end)
+        check_texts(prompt=prompt, phrases=phrases, layers=layers)
         tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
         if positive is not None:
             # Another node of ours may know this conditioning by its tag: it stays.
@@ -306,6 +307,7 @@ class MagicCorrespondence(io.ComfyNode):
         explore: bool = True,
     ) -> io.NodeOutput:
         check_span(cls, start, end)
+        check_texts(points=points)
         places = tuple(parse_points(points))
         if not places and mask is None:
             raise ValueError(

@@ -28,6 +28,21 @@ def check_ranges(node: type[io.ComfyNode], **values: Any) -> None:
     refuse(range_complaint(node, **values))
 
 
+def check_texts(**texts: Any) -> None:
+    """ValueError when one is no text, or has half a letter in it, which no tokenizer, font or file
+    name takes. For `execute`, as `refuse`."""
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name} is {text!r:.40}, a text is expected")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name} has half a letter in it, {text[error.start]!r} at place"
+                f" {error.start + 1}, whole ones are expected: type that place anew"
+            ) from error
+
+
 def check_span(node: type[io.ComfyNode], start: float, end: float) -> None:
     """ValueError when these are no two shares of sampling, one after the other."""
     check_ranges(node, start=start, end=end)

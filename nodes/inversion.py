@@ -29,7 +29,7 @@ from .declare import (
     schedule_inputs,
     schema,
 )
-from .inputs import check_ranges
+from .inputs import check_ranges, check_texts
 
 _NO_FILE = "(no inversions saved yet)"
 _NAME = "inversion"
@@ -344,6 +344,7 @@ class MagicInversionSave(io.ComfyNode):
 
     @classmethod
     def execute(cls, inversion: Inversion, name: str) -> io.NodeOutput:
+        check_texts(name=name)
         return io.NodeOutput(inversion_files.save_inversion(inversion, name.strip() or _NAME))
 
 

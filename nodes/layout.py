@@ -17,7 +17,7 @@ from ..host.text.prompts import tagged_prompt
 from ..magic.phrases import split_phrases
 from ..magic.pictures import latent_batch
 from .declare import Layout, advanced, bypass_conditioning, node_id, schema
-from .inputs import check_ranges, pictures_of
+from .inputs import check_ranges, check_texts, pictures_of
 
 
 class MagicSemanticLayout(io.ComfyNode):
@@ -86,6 +86,7 @@ class MagicSemanticLayout(io.ComfyNode):
         positive: Any = None,
     ) -> io.NodeOutput:
         check_ranges(cls, ca_scale=ca_scale)
+        check_texts(prompt=prompt, phrases=phrases)
         tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
         backbone = backbone_of(model)
         record = LayoutRecord(tagged.phrases, backbone.pixels)

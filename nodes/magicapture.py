@@ -50,7 +50,7 @@ from .declare import (
     range_complaint,
     schema,
 )
-from .inputs import check_ranges, invert_input, inverted, warn_of_border
+from .inputs import check_ranges, check_texts, invert_input, inverted, warn_of_border
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
@@ -257,12 +257,18 @@ class MagiCaptureSubject(io.ComfyNode):
         faces: list[torch.Tensor] | None = None,
         invert: list[bool] | None = None,
     ) -> io.NodeOutput:
+        words = {
+            "placeholder": _first(placeholder),
+            "class_word": _first(class_word),
+            "templates": _first(templates),
+        }
+        check_texts(**words)
         pictures = _read(images, faces, _first(folder), bool(_first(invert)), "subject")
         subject = Subject(
             pictures,
-            _first(placeholder).strip(),
-            _class_word(_first(class_word)),
-            _lines(_first(templates)),
+            words["placeholder"].strip(),
+            _class_word(words["class_word"]),
+            _lines(words["templates"]),
         )
         return io.NodeOutput(subject, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
 
@@ -313,12 +319,18 @@ class MagiCaptureStyle(io.ComfyNode):
         faces: list[torch.Tensor] | None = None,
         invert: list[bool] | None = None,
     ) -> io.NodeOutput:
+        words = {
+            "placeholder": _first(placeholder),
+            "class_word": _first(class_word),
+            "templates": _first(templates),
+        }
+        check_texts(**words)
         pictures = _read(images, faces, _first(folder), bool(_first(invert)), "style")
         style = StyleSet(
             pictures,
-            _first(placeholder).strip(),
-            _class_word(_first(class_word)),
-            _lines(_first(templates)),
+            words["placeholder"].strip(),
+            _class_word(words["class_word"]),
+            _lines(words["templates"]),
         )
         return io.NodeOutput(style, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
 
@@ -881,6 +893,7 @@ class MagicEmbeddingSave(io.ComfyNode):
 
     @classmethod
     def execute(cls, embeddings: tuple[Embedding, ...], name: str) -> io.NodeOutput:
+        check_texts(name=name)
         words = [
             "".join(character for character in embedding.placeholder if character.isalnum())
             for embedding in embeddings
@@ -937,4 +950,5 @@ class MagicEmbeddingLoad(io.ComfyNode):
     def execute(
         cls, file: str, placeholder: str, embeddings: tuple[Embedding, ...] = ()
     ) -> io.NodeOutput:
+        check_texts(placeholder=placeholder)
         return io.NodeOutput((*embeddings, load_embedding(file, placeholder.strip())))

@@ -43,7 +43,14 @@ from .declare import (
     span_complaint,
     span_inputs,
 )
-from .inputs import check_ranges, check_span, invert_input, painted_mask, warn_of_border
+from .inputs import (
+    check_ranges,
+    check_span,
+    check_texts,
+    invert_input,
+    painted_mask,
+    warn_of_border,
+)
 
 DEFAULT_STRENGTH = 3.0
 STRENGTHS = {"subtle": 2.0, "normal": DEFAULT_STRENGTH, "strong": 4.0}
@@ -206,6 +213,7 @@ class MagicFaceConcept(io.ComfyNode):
         invert: bool = False,
     ) -> io.NodeOutput:
         check_ranges(cls, strength=strength)
+        check_texts(phrase=phrase, reference_prompt=reference_prompt)
         phrase, covered = phrase.strip(), mask
         if image is None:
             image, painted = own_picture.read(picture)
@@ -514,6 +522,7 @@ class MagicFaceApply(io.ComfyNode):
     ) -> io.NodeOutput:
         check_ranges(cls, inject_at=inject_at, ca_scale=ca_scale, noise_seed=noise_seed)
         check_span(cls, start, end)
+        check_texts(prompt=prompt, layers=layers)
         if not concepts:
             # There is no layout of nothing: what is connected to it does not run.
             plain = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

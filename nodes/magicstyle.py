@@ -34,7 +34,7 @@ from .declare import (
     span_complaint,
     span_inputs,
 )
-from .inputs import check_ranges, invert_input, painted_mask, refuse
+from .inputs import check_ranges, check_texts, invert_input, painted_mask, refuse
 
 _CUSTOM = "custom"
 _LAYERS_TOOLTIP = (
@@ -364,6 +364,7 @@ class MagicStyleApply(io.ComfyNode):
             end=end,
         )
         refuse(_preset_complaint(preset, start, end, alpha, beta))
+        check_texts(layers=layers)
         own = Preset(Fusion(alpha, beta, keys, style_scale, temperature), adain, start, end)
         values = own if preset == _CUSTOM else PRESETS[preset]
         patch = _patch(
@@ -442,6 +443,7 @@ class MagicStyleSampler(io.ComfyNode):
         import latent_preview
 
         check_ranges(cls, steps=steps, cache_mb=cache_mb)
+        check_texts(layers=layers)
         content, style = picture_batch(content, "content"), picture_batch(style, "style")
         if len(style) != 1:
             raise ValueError(

@@ -33,7 +33,7 @@ from .declare import (
     range_complaint,
     schema,
 )
-from .inputs import check_ranges, refuse
+from .inputs import check_ranges, check_texts, refuse
 
 NO_SAM = "none (rectangles and ellipses)"
 NO_MODEL = "none"
@@ -241,6 +241,7 @@ class MagicConceptMask(io.ComfyNode):
         boxes: Any = None,
     ) -> io.NodeOutput:
         check_ranges(cls, index=index, threshold=threshold)
+        check_texts(text=text, points=points, not_points=not_points, box=box)
         image = picture_batch(image, "image")
         refuse(_complaint(target, text, sam, detector, face_model, points, not_points, box))
         typed = tuple(parse_boxes(box))

@@ -18,7 +18,7 @@ from ..host.pictures.compare_grid import CompareGrid
 from ..host.pictures.host_boxes import from_host_boxes
 from ..magic.pictures import picture_batch
 from .declare import Boxes, IdentityType, advanced, link_only, schema
-from .inputs import check_ranges
+from .inputs import check_ranges, check_texts
 
 _GRID_ROWS = 8
 
@@ -145,6 +145,7 @@ class MagicPortraitMetrics(io.ComfyNode):
         aesthetic: str = AUTO,
         save_as: str = "",
     ) -> io.NodeOutput:
+        check_texts(prompt=prompt, save_as=save_as)
         images = picture_batch(images, "images")
         references = None if references is None else picture_batch(references, "references")
         lines = [line.strip() for line in prompt.splitlines() if line.strip()]
@@ -278,6 +279,7 @@ class MagicCompareGrid(io.ComfyNode):
         **more: torch.Tensor | None,
     ) -> io.NodeOutput:
         check_ranges(cls, cell=cell, gap=gap, font=font)
+        check_texts(row_captions=row_captions, column_captions=column_captions, title=title)
         rows = {"row_1": row_1, **dict(sorted(more.items()))}
         cells: list[list[torch.Tensor | None]] = [
             list(picture_batch(batch, name)) for name, batch in rows.items() if batch is not None

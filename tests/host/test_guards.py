@@ -1,5 +1,5 @@
-"""What comes in from other nodes: pictures, masks, latents and numbers that cannot be are refused
-with a sentence before anything else is touched, by every node. A new node is tried by itself."""
+"""What comes in from other nodes, for every node: pictures, masks, latents, numbers and texts that
+cannot be are refused with a sentence before anything else is touched. A new node is tried too."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ BAD: dict[str, dict[str, Any]] = {
         "three dimensions": {"samples": picture(4, 8, 8)},
         "not a number": {"samples": picture(1, 4, 8, 8, value=math.nan)},
     },
+    "STRING": {"half a letter": "half \ud800 letter", "a number": 7, "-": None},
     "INT": {"not a number": math.nan, "far": 10**30, "infinite": -math.inf, "text": "7", "-": None},
     "FLOAT": {"not a number": math.nan, "far": 1e30, "infinite": -math.inf, "text": "7", "-": None},
 }
