@@ -21,11 +21,16 @@ Spans = Sequence[Sequence[int]]
 MINIMUM_COVERAGE = 0.1
 
 
-def relative_error(out: Any, reference: Any) -> float:
-    """norm(out - reference) / norm(reference)."""
+def relative_error(out: Any, reference: Any, parts: Any = None) -> float:
+    """norm(out - reference) / norm(reference). parts: what the numbers are means of; where these
+    cancel, rounding is of their size, and the error is over the norm of so many of them."""
     out, reference = np.asarray(out, np.float64), np.asarray(reference, np.float64)
     assert out.shape == reference.shape, (out.shape, reference.shape)
-    return float(np.linalg.norm(out - reference) / max(np.linalg.norm(reference), 1e-300))
+    size = float(np.linalg.norm(reference))
+    if parts is not None:
+        squares = np.square(np.asarray(parts, np.float64))
+        size = max(size, float(np.sqrt(squares.mean() * reference.size)))
+    return float(np.linalg.norm(out - reference) / max(size, 1e-300))
 
 
 # Attention

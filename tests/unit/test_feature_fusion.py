@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -82,6 +83,11 @@ class Case:
         )
 
 
+def values_of(parts: Sequence[naive_magicstyle.NaiveFeatures]) -> np.ndarray[Any, Any]:
+    """What the numbers of an attention are means of."""
+    return np.concatenate([part.v.ravel() for part in parts])
+
+
 GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 5))
 
 
@@ -126,7 +132,7 @@ def test_fusion_is_the_formula(keys: Any, case: Case) -> None:
     fast, slow = case.features()
     out = fuse(*fast, case.fusion, Spy(case.heads))
     expected = naive_magicstyle.fused(*slow, *case.numbers())
-    assert relative_error(out[0], expected) <= 1e-5
+    assert relative_error(out[0], expected, values_of(slow)) <= 1e-5
 
 
 @given(cases())
@@ -177,6 +183,20 @@ def test_alpha_and_beta_of_one_together_do_not_look_at_the_picture_itself() -> N
 # Several styles
 
 
+CANCELLING = Case(
+    seed=10835,
+    heads=1,
+    width=1,
+    grid=(1, 1),
+    style_grids=((4, 4), (3, 3), (1, 1)),
+    weights=(0.0, 1.0, 0.0),
+    masks=(None, np.array([[0.48326135, 0.5167845, 0.8838339, 0.7964626]], np.float32), None),
+    fusion=Fusion(0.0, 0.5, "blend", 0.0, 0.6),
+)
+"""One number, 2.5e-5, of a picture's -.55 and others of that size."""
+
+
+@example(CANCELLING)
 @given(cases(styles=3))
 def test_several_styles_with_soft_masks_are_the_formula(case: Case) -> None:
     (own, content, *styles), (slow_own, slow_content, *slow_styles) = case.features()
@@ -186,7 +206,8 @@ def test_several_styles_with_soft_masks_are_the_formula(case: Case) -> None:
     expected = naive_magicstyle.ffa(
         slow_own, slow_content, slow_styles, case.weights, case.masks, *case.numbers()
     )
-    assert relative_error(out[0], expected) <= 1e-5
+    values = values_of([slow_own, slow_content, *slow_styles])
+    assert relative_error(out[0], expected, values) <= 1e-5
 
 
 def test_a_style_is_not_asked_where_it_does_not_act() -> None:
