@@ -63,7 +63,8 @@ def _finds_faces(name: str) -> bool:
 def _mediapipe_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]:
     from comfy_extras.nodes_mediapipe import LoadMediaPipeFaceLandmarker, MediaPipeFaceLandmarker
 
-    model = LoadMediaPipeFaceLandmarker.execute(name).args[0]
+    with model_folders.reading(model_folders.path_of(MEDIAPIPE, name), "MediaPipe's face finder"):
+        model = LoadMediaPipeFaceLandmarker.execute(name).args[0]
     boxes = MediaPipeFaceLandmarker.execute(model, images, "both", 0, threshold, "empty").args[1]
     return [
         [
@@ -89,7 +90,10 @@ def _yunet_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]
     height, width = images.shape[1:3]
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    detector: Any = cv2.FaceDetectorYN.create(str(path), "", size, score_threshold=threshold)
+    with model_folders.reading(path, "YuNet"):
+        detector: Any = cv2.FaceDetectorYN.create(str(path), "", size, score_threshold=threshold)
+        # Whether its answers are faces shows only now.
+        detector.detect(np.zeros((size[1], size[0], 3), np.uint8))
     progress = ProgressBar(len(images))
     boxes = []
     for image in images:

@@ -90,7 +90,8 @@ def load_identity(name: str) -> Identity:
 def _from_safetensors(path: Path) -> nn.Module:
     from safetensors.torch import load_file
 
-    return load_iresnet({key: tensor.float() for key, tensor in load_file(path).items()})
+    with model_folders.reading(path, "ArcFace or AdaFace weights"):
+        return load_iresnet({key: tensor.float() for key, tensor in load_file(path).items()})
 
 
 def _from_onnx(path: Path) -> nn.Module:

@@ -42,9 +42,19 @@ def chosen_folder(choice: str, kinds: Sequence[str], what: str) -> str:
 def from_folder(model_class: Any, folder: str) -> BorrowedNetwork:
     """A network of one of transformers' classes."""
     path = model_folders.path_of(METRICS, folder)
-    return BorrowedNetwork(
-        model_class.from_pretrained(path, local_files_only=True, use_safetensors=True).float()
-    )
+    return BorrowedNetwork(model_folders.read_network(model_class, path, _what(model_class)))
+
+
+def pretrained(kind: Any, folder: str) -> Any:
+    """What prepares inputs, of one of transformers' classes. UnreadableModel when it cannot be
+    read."""
+    path = model_folders.path_of(METRICS, folder)
+    with model_folders.reading(path, _what(kind)):
+        return kind.from_pretrained(path, local_files_only=True)
+
+
+def _what(kind: Any) -> str:
+    return f"a folder for {kind.__name__}"
 
 
 def image_features(
@@ -54,9 +64,7 @@ def image_features(
     D. read: takes them out of what the network returns."""
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(
-        model_folders.path_of(METRICS, folder), local_files_only=True
-    )
+    processor = pretrained(AutoImageProcessor, folder)
     model, rows = from_folder(model_class, folder), []
     for start in range(0, len(images), AT_ONCE):
         pixels = [as_pixels(image) for image in images[start : start + AT_ONCE]]

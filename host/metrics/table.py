@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..models.folders import UnreadableModel
 from .clip import aesthetic, clip_i, clip_t
 from .comparison import Comparison, Missing
 from .dino import dino
@@ -124,7 +125,7 @@ def measure(comparison: Comparison) -> MetricTable:
     for name, work in METRICS.items():
         try:
             columns[name] = tuple(work(comparison).float().cpu().tolist())
-        except Missing as reason:
+        except (Missing, UnreadableModel) as reason:
             missing[name] = str(reason)
         progress.update(1)
     return MetricTable(columns, missing)

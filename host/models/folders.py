@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+_REASON = 200
+"""Letters of a library's own words that a message has at most."""
 TENSORS = (".safetensors", ".pth", ".pt")
 
 
@@ -83,6 +85,24 @@ IDENTITIES = ModelFolder(
 )
 
 
+class UnreadableModel(ValueError):
+    """A file or folder of the user's models is damaged, or holds something else."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """UnreadableModel, with the name and what was expected, for whatever a library says of a file
+    or folder that it cannot use."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise UnreadableModel(
+            f"{path.name} cannot be read as {what} ({reason[:_REASON]}): fetch it again, or take"
+            " another"
+        ) from error
+
+
 def roots(folder: ModelFolder) -> list[Path]:
     """All places of the kind, those of extra_model_paths.yaml included."""
     import folder_paths
@@ -139,20 +159,33 @@ def missing_message(folder: ModelFolder, name: str = "") -> str:
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """A file of tensors on the CPU. Pickles are read for tensors only: whatever else is in one is
-    refused. ValueError when unreadable."""
+    refused. UnreadableModel when it is none."""
     import comfy.utils
 
-    try:
+    with reading(path, "a file of tensors"):
         state = comfy.utils.load_torch_file(str(path), safe_load=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path.name} cannot be read as a file of tensors ({error}): fetch it again"
-        ) from error
     if not isinstance(state, dict):
-        raise ValueError(
+        raise UnreadableModel(
             f"{path.name} holds a {type(state).__name__}, a table of tensors was expected"
         )
     return state
+
+
+def read_network(network_class: Any, path: Path, what: str, **options: Any) -> Any:
+    """A network of one of transformers' classes from a folder, fp32. UnreadableModel also for a
+    file of something else: transformers makes up the weights that are missing."""
+    with reading(path, what):
+        network, info = network_class.from_pretrained(
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        # Some are missing in good files too, such as a pooling layer that nobody uses.
+        if 2 * len(info["missing_keys"]) > len(network.state_dict()):
+            raise ValueError(f"it lacks weights such as {min(info['missing_keys'])}")
+        return network.float()
 
 
 def _files(folder: ModelFolder) -> set[str]:

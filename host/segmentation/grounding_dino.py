@@ -13,6 +13,7 @@ from ..models.borrowed_network import BorrowedNetwork
 from ..models.folders import DETECTORS
 from ..pictures.conversion import as_pixels
 
+_FOLDER = "a Grounding DINO folder"
 _BETWEEN_THINGS = re.compile(r"[,，、;；.。\r\n]")
 _SAME_OBJECT = 0.7
 """Overlap (intersection over union) above which two boxes show the same thing."""
@@ -44,15 +45,14 @@ class TextDetector:
             raise ValueError(
                 "text masks need transformers 4.40 or newer: update it, and restart ComfyUI"
             ) from error
-        self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
         # The custom CUDA kernels would be compiled, or fetched, at run time.
-        options = {
-            "local_files_only": True,
-            "use_safetensors": True,
-            "disable_custom_kernels": True,
-        }
+        options = {"disable_custom_kernels": True}
+        with model_folders.reading(path, _FOLDER):
+            self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
         self._model = BorrowedNetwork(
-            AutoModelForZeroShotObjectDetection.from_pretrained(path, **options).float()
+            model_folders.read_network(
+                AutoModelForZeroShotObjectDetection, path, _FOLDER, **options
+            )
         )
 
     def find(self, image: Tensor, text: str, threshold: float) -> list[Box]:

@@ -42,8 +42,9 @@ class Segmenter:
                 f"'{name}' is not a SAM checkpoint (vit_b, vit_l or vit_h):"
                 f" {model_folders.missing_message(SAMS)}"
             )
-        sam = build_sam(state)
-        sam.load_state_dict(state)
+        with model_folders.reading(path, "a SAM checkpoint (vit_b, vit_l or vit_h)"):
+            sam = build_sam(state)
+            sam.load_state_dict(state)
         self._model = BorrowedNetwork(sam, _MEMORY)
         self._predictor: Any = SamPredictor(self._model.on_device())
 

@@ -1,15 +1,26 @@
-"""The user's models by name: what is listed is what can be opened, and nothing else."""
+"""The user's models: what is listed is what can be opened and nothing else, and what is damaged is
+named."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from magicportrait.host.faces.detection import find_faces
+from magicportrait.host.faces.identity import load_identity
 from magicportrait.host.models import folders
 from magicportrait.host.models.folders import IDENTITIES, SAMS, ModelFolder
+from magicportrait.host.segmentation.grounding_dino import TextDetector
+from magicportrait.host.segmentation.sam import Segmenter
+from magicportrait.nodes.metrics import MagicPortraitMetrics
+from magicportrait.tests.host import tiny_vision
 
 
 @pytest.fixture(params=[SAMS, IDENTITIES], ids=lambda folder: folder.name)
@@ -107,3 +118,93 @@ def test_a_listing_follows_only_links(kind, monkeypatch):
     folders.names(kind)
     links = [path for path in looked_up if path not in folders.roots(kind)]
     assert all(path.is_symlink() for path in links)
+
+
+# ---- damaged files, and those of something else ----
+
+
+def shortened(path: Path) -> None:
+    """As a download that was cut off leaves it."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def exchanged(path: Path) -> None:
+    """A file of tensors with the right beginning, and the rest of another model."""
+    save_file(
+        {
+            "image_encoder.pos_embed": torch.zeros(1, 2, 2, 8),
+            "layer1.0.conv1.weight": torch.zeros(3),
+            "conv1.weight": torch.zeros(2, 2),
+            "fc.weight": torch.zeros(3),
+        },
+        path,
+    )
+
+
+@pytest.fixture(params=[shortened, emptied, exchanged], ids=lambda harm: harm.__name__)
+def harm(request, tmp_path, monkeypatch) -> Callable[[Path], None]:
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    kinds = {"sams", "grounding-dino", "face_detection", "metrics", "face_identity"}
+    table = {
+        name: entry
+        for name, entry in folder_paths.folder_names_and_paths.items()
+        if name not in kinds
+    }
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
+    chosen: Callable[[Path], None] = request.param
+    return chosen
+
+
+def identity(folder: Path, harm: Callable[[Path], None]) -> Callable[[], Any]:
+    file = folder / "face_identity" / "arcface.safetensors"
+    file.parent.mkdir()
+    save_file({"conv1.weight": torch.zeros(64, 3, 3, 3)}, file)
+    harm(file)
+    return lambda: load_identity("arcface.safetensors")
+
+
+def sam(folder: Path, harm: Callable[[Path], None]) -> Callable[[], Any]:
+    tiny_vision.write_sam(folder / "sams" / "sam.pth")
+    harm(folder / "sams" / "sam.pth")
+    if harm is exchanged:
+        (folder / "sams" / "sam.pth").rename(folder / "sams" / "sam.safetensors")
+        return lambda: Segmenter("sam.safetensors")
+    return lambda: Segmenter("sam.pth")
+
+
+def words(folder: Path, harm: Callable[[Path], None]) -> Callable[[], Any]:
+    tiny_vision.write_grounding_dino(folder / "grounding-dino" / "words")
+    harm(folder / "grounding-dino" / "words" / "model.safetensors")
+    return lambda: TextDetector("words")
+
+
+def faces(folder: Path, harm: Callable[[Path], None]) -> Callable[[], Any]:
+    pytest.importorskip("cv2")
+    (folder / "face_detection").mkdir()
+    file = folder / "face_detection" / "yunet.onnx"
+    file.write_bytes(bytes(range(256)))
+    harm(file)
+    return lambda: find_faces("yunet.onnx", torch.zeros(1, 64, 64, 3), 0.5)
+
+
+@pytest.mark.parametrize("network", [identity, sam, words, faces])
+def test_a_damaged_network_is_named(harm, tmp_path, network):
+    with pytest.raises(ValueError, match=r"(cannot be read as|is not a SAM)") as refusal:
+        network(tmp_path, harm)()
+    assert any(name in str(refusal.value) for name in ("arcface", "sam.", "words", "yunet"))
+    place = refusal.traceback[-1].frame.f_globals["__name__"]
+    assert place.startswith("magicportrait."), "another library's words"
+
+
+def test_a_damaged_network_for_a_metric_leaves_the_others(harm, tmp_path):
+    tiny_vision.write_clip(tmp_path / "metrics" / "clip")
+    tiny_vision.write_dino(tmp_path / "metrics" / "dino")
+    harm(tmp_path / "metrics" / "clip" / "model.safetensors")
+    pictures = torch.rand(1, 70, 70, 3)
+    table = MagicPortraitMetrics.execute(pictures, pictures, "a hat").args[0]
+    assert "clip cannot be read as a folder for CLIPVisionModelWithProjection" in table
+    assert "| 1 | 1.00" in table, "DINO of a picture to itself"
