@@ -123,7 +123,18 @@ def rows_of_roles(guider: Any, roles: Iterable[str]) -> frozenset[Any]:
 def chunks_of(options: AttentionOptions, rows: int, batch: int) -> list[Chunk]:
     """The chunks of a model call, each with a row for all `batch` pictures. ValueError when another
     node runs the model on something else than them."""
-    conds: Sequence[Any] = options["uuids"]
+    conds: Sequence[Any] | None = options.get("uuids")
+    if conds is None:
+        raise ValueError(
+            "another node calls the model in a way of its own and does not say whose rows are"
+            " whose (transformer_options has no uuids): update or remove it"
+        )
+    if rows < len(conds) * batch:
+        raise ValueError(
+            f"the model runs on {rows} rows for {len(conds)} prompts and {batch} pictures: another"
+            " node runs a part of the batch at a time and does not say whose (cond_or_uncond and"
+            " uuids in transformer_options): update or remove it"
+        )
     if rows != len(conds) * batch:
         raise ValueError(
             f"the model runs on {rows} rows for {len(conds)} prompts and {batch} pictures: another"

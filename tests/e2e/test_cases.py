@@ -36,8 +36,10 @@ REFUSALS = {
     "mask_inf_box": r"box",
     "mask_missing_detector": r"Required input is missing.*detector",
     "missing_start": r"Required input is missing.*start",
+    "own_calls": r"another node calls the model .* uuids",
     "placeholder_is_class_word": r"'woman'.*template",
     "refine_feather_nan": r"feather",
+    "silent_halves": r"another node runs a part of the batch at a time",
     "strength_nan": r"strength",
 }
 """What is refused, and what the sentence that helps must say."""
@@ -197,6 +199,39 @@ def is_as_with_the_hosts_guider(runner: Runner, prompt: Prompt) -> None:
     assert difference(runner.pictures(prompt)["img"], runner.pictures(usual)["img"]) < SAME
 
 
+def is_as_with_euler(runner: Runner, prompt: Prompt) -> None:
+    usual = copy.deepcopy(prompt)
+    own = the(usual, "StubPictureByPicture")
+    own.update(class_type="KSamplerSelect", inputs={"sampler_name": "euler"})
+    expected = runner.pictures(usual)["img"]
+    assert difference(runner.pictures(prompt)["img"], expected) < SAME
+
+
+def has_references_on_the_way_back_too(runner: Runner, prompt: Prompt) -> None:
+    """Further from the plain model's picture than with references on the way there only, and with a
+    layout of a step behind the way back."""
+    pictures = runner.pictures(prompt)
+    plain, early = copy.deepcopy(prompt), copy.deepcopy(prompt)
+    apply = the(plain, "MagicFaceApply")["inputs"]
+    apply.update(start=1.0)
+    the(early, "MagicFaceApply")["inputs"].update(end=0.3)
+    distances = [
+        difference(pictures["img"], runner.pictures(other)["img"]) for other in (plain, early)
+    ]
+    assert min(distances) > 10 * SAME, distances
+    assert np.isfinite(pictures["lay"]).all()
+
+
+def is_laid_out_as_the_smaller_picture(runner: Runner, prompt: Prompt) -> None:
+    """A second run on the enlarged latent, with masks of its own size."""
+    pictures = runner.pictures(prompt)
+    small, large = (pictures[name][..., 0] > 0.5 for name in ("showfg", "showfg2"))
+    assert large.shape[1:] == pictures["img2"].shape[1:3] == (192, 192)
+    rows = np.arange(192) * 128 // 192
+    enlarged = small[:, rows][:, :, rows]
+    assert (enlarged & large).sum() / (enlarged | large).sum() > 0.7
+
+
 def is_the_same_with_kept_features(runner: Runner, prompt: Prompt) -> None:
     """The first run computes the features of the references, the second takes them from memory."""
     first = copy.deepcopy(prompt)
@@ -234,7 +269,9 @@ EXPECTATIONS: dict[str, Callable[[Runner, Prompt], None]] = {
     "couple": is_as_without_the_stub,
     "deepcopy_face": is_as_without_the_stub,
     "deepcopy_style": is_as_without_the_stub,
+    "halves": is_as_without_the_stub,
     "invert_easy_cache": is_inverted_or_refused_by_name,
+    "larger_in_a_second_run": is_laid_out_as_the_smaller_picture,
     "latent_from_batch_layout_masks": is_of_the_pictures_that_were_picked,
     "linear_cfg": is_guided_by_what_the_function_gives,
     "list_cfg_guider": is_as_with_the_hosts_guider,
@@ -243,6 +280,8 @@ EXPECTATIONS: dict[str, Callable[[Runner, Prompt], None]] = {
     "no_cond_scale": is_as_without_the_stub,
     "no_precision": is_as_without_the_stub,
     "own_options": has_references_or_is_refused_by_name,
+    "picture_by_picture": is_as_with_euler,
+    "restart": has_references_on_the_way_back_too,
     "run_twice": is_as_without_the_stub,
     "step_cache": is_the_same_with_kept_features,
     "two_stages_vs_one": is_the_same_in_two_stages,

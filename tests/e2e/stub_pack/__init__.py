@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -178,6 +179,110 @@ class StubNoPrecision(ModelNode):
         return (patched,)
 
 
+class StubHalves(ModelNode):
+    """Packs for little memory: each prompt's rows in a call of their own, which says whose they
+    are. As without."""
+
+    says_whose = True
+
+    def change(self, model: Any) -> tuple[Any]:
+        def apart(apply: Callable[..., Any], args: dict[str, Any]) -> Any:
+            x, conds = args["input"], args["c"]
+            count = len(args["cond_or_uncond"])
+
+            def part(value: Any, i: int) -> Any:
+                is_rows = torch.is_tensor(value) and len(value) == len(x)
+                return value.chunk(count)[i] if is_rows else value
+
+            outputs = []
+            for i in range(count):
+                own = {name: part(value, i) for name, value in conds.items()}
+                options = dict(conds["transformer_options"])
+                if self.says_whose:
+                    for name in ("cond_or_uncond", "uuids"):
+                        options[name] = options[name][i : i + 1]
+                own["transformer_options"] = options
+                outputs.append(apply(part(x, i), part(args["timestep"], i), **own))
+            return torch.cat(outputs)
+
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(apart)
+        return (patched,)
+
+
+class StubSilentHalves(StubHalves):
+    """The same, without saying whose rows they are. Refused by name."""
+
+    says_whose = False
+
+
+class StubOwnCalls(ModelNode):
+    """Sampling loops copied from older hosts (AnimateDiff-Evolved's, context windows): they give
+    cond_or_uncond, but no uuids. Refused by name."""
+
+    def change(self, model: Any) -> tuple[Any]:
+        def call(apply: Callable[..., Any], args: dict[str, Any]) -> Any:
+            conds = dict(args["c"])
+            options = dict(conds["transformer_options"])
+            options.pop("uuids", None)
+            return apply(
+                args["input"], args["timestep"], **{**conds, "transformer_options": options}
+            )
+
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(call)
+        return (patched,)
+
+
+class StubPictureByPicture:
+    """Samplers that finish one picture of a batch before the next (samplers for much larger
+    batches, seeds in lists). As Euler, for which the order makes no difference."""
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "sampler"
+    CATEGORY = "stub"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def sampler(self) -> tuple[Any]:
+        return (comfy.samplers.KSAMPLER(self.sample),)
+
+    @staticmethod
+    def sample(
+        model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any
+    ) -> Any:
+        pictures = []
+        for picture in x.split(1):
+            for now, then in itertools.pairwise(sigmas):
+                denoised = model(picture, now * picture.new_ones(1), **(extra_args or {}))
+                picture = picture + (picture - denoised) / now * (then - now)
+            pictures.append(picture)
+        return torch.cat(pictures)
+
+
+class StubRestart(StubPictureByPicture):
+    """Restart sampling: goes back up to an earlier sigma, with new noise, and down again. With
+    references after the way back too, and with a layout of every step."""
+
+    @staticmethod
+    def sample(
+        model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any
+    ) -> Any:
+        middle = len(sigmas) // 2
+        way = [*range(middle + 1), *range(middle - 1, len(sigmas))]
+        generator = torch.Generator().manual_seed(0)
+        for now, then in itertools.pairwise(way):
+            if then < now:
+                more = (sigmas[then] ** 2 - sigmas[now] ** 2) ** 0.5
+                x = x + more * torch.randn(x.shape, generator=generator).to(x)
+                continue
+            denoised = model(x, sigmas[now] * x.new_ones(len(x)), **(extra_args or {}))
+            x = x + (x - denoised) / sigmas[now] * (sigmas[then] - sigmas[now])
+        return x
+
+
 class StubCouple(ModelNode):
     """Attention couples: the rows of the positive are repeated inside attn2, and mixed again after
     it. As without."""
@@ -304,6 +409,11 @@ NODE_CLASS_MAPPINGS = {
         StubListCfgGuider,
         StubLongKeys,
         StubNoPrecision,
+        StubHalves,
+        StubSilentHalves,
+        StubOwnCalls,
+        StubPictureByPicture,
+        StubRestart,
         StubCouple,
         StubOwnOptions,
         StubStepCache,
