@@ -92,14 +92,13 @@ def _yunet_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     with model_folders.reading(path, "YuNet"):
         detector: Any = cv2.FaceDetectorYN.create(str(path), "", size, score_threshold=threshold)
-        # Whether its answers are faces shows only now.
-        detector.detect(np.zeros((size[1], size[0], 3), np.uint8))
     progress = ProgressBar(len(images))
     boxes = []
     for image in images:
         reduced = cv2.resize(as_pixels(image), size, interpolation=cv2.INTER_AREA)
         # OpenCV's order is blue, green, red.
-        _, faces = detector.detect(np.ascontiguousarray(reduced[..., ::-1]))
+        with model_folders.reading(path, "YuNet"):
+            _, faces = detector.detect(np.ascontiguousarray(reduced[..., ::-1]))
         # Fifteen numbers a face: x, y, width, height, five landmarks, score.
         rows = [] if faces is None else faces.tolist()
         boxes.append(
