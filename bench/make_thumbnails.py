@@ -39,6 +39,8 @@ SMALL_FACE = 36
 WORKFLOWS = ROOT / "workflows"
 PICTURES_OF_A_SET = 5
 """Of the subject and of the style in the training workflow."""
+_SETS = {"MagiCaptureSubject": "thumbnail_subject", "MagiCaptureStyle": "thumbnail_style"}
+"""What their pictures are saved as."""
 
 Tiles = list[Image.Image]
 
@@ -59,25 +61,42 @@ def results(server: Client, workflow: dict[str, Any]) -> Shown:
     training = any(data["class_type"] == "MagiCaptureTrain" for data in prompt.values())
     left_out = {"MaskPreview", "LossGraphNode", *(("PreviewImage",) if training else ())}
     prompt = {node: data for node, data in prompt.items() if data["class_type"] not in left_out}
-    _save_references(prompt)
+    if training:
+        _save_training_pictures(prompt)
+    else:
+        _save_references(prompt)
     shown = Shown([], [], [])
+    sets: dict[str, Tiles] = {kind: [] for kind in _SETS.values()}
     for file in run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
         if name.endswith("_grid"):
             continue
         image = Image.open(io.BytesIO(server.fetch(file))).convert("RGB")
-        if name.endswith("_references"):
+        if name in sets:
+            sets[name].append(image)
+        elif name.endswith("_references"):
             shown.references.insert(0, image)
         elif file["type"] == "temp":
-            shown.references.append(image)
+            # Of a training: what the masks leave of its pictures.
+            if not training:
+                shown.references.append(image)
         elif name.endswith(("_concepts_layout", "_overlay", "_cutout", "_heat")):
             shown.layouts.append(image)
         else:
             shown.pictures.append(image)
+    shown.references.extend(image for pictures in sets.values() for image in pictures)
     if any(data["class_type"] == "MagicCorrespondenceMap" for data in prompt.values()):
         # They come reference by reference: those of the first picture are shown.
         return Shown(shown.references, shown.pictures, shown.layouts[:: len(shown.pictures)])
     return shown
+
+
+def _save_training_pictures(prompt: dict[str, Any]) -> None:
+    """Adds what saves the pictures that are learned from."""
+    for node in [n for n, data in prompt.items() if data["class_type"] in _SETS]:
+        name = _SETS[prompt[node]["class_type"]]
+        inputs = {"images": prompt[node]["inputs"]["images"], "filename_prefix": name}
+        prompt[f"save {name}"] = {"class_type": "SaveImage", "inputs": inputs}
 
 
 def _save_references(prompt: dict[str, Any]) -> None:
@@ -207,29 +226,29 @@ Draw = Callable[[Shown], Image.Image]
 # What is drawn from the pictures of each toy workflow.
 DRAWN: dict[str, dict[str, Draw]] = {
     "MagicFace-2-three-concepts": {
-        "MagicFace-SD1.5-three-concepts": lambda shown: labelled(thumbnail(shown), "SD1.5"),
-        "MagicFace-SDXL-three-concepts": lambda shown: labelled(thumbnail(shown), "SDXL"),
+        "MagicFace-SD1.5-three-concepts": lambda shown: labelled(thumbnail(shown), "for SD1.5"),
+        "MagicFace-SDXL-three-concepts": lambda shown: labelled(thumbnail(shown), "for SDXL"),
     },
     "MagicFace-1-one-concept": {
         "MagicFace-SD1.5-mask-by-word-SAM": lambda shown: labelled(
-            mask_from_word(shown), "SD1.5, SAM"
+            mask_from_word(shown), "for SD1.5, SAM"
         ),
         "MagicFace-SD1.5-mask-by-word-SAM3": lambda shown: labelled(
-            mask_from_word(shown), "SD1.5, SAM 3"
+            mask_from_word(shown), "for SD1.5, SAM 3"
         ),
     },
     "MagicStyle-2-step-by-step": {
-        "MagicStyle-SD1.5-style-transfer": lambda shown: labelled(thumbnail(shown), "SD1.5"),
+        "MagicStyle-SD1.5-style-transfer": lambda shown: labelled(thumbnail(shown), "for SD1.5"),
     },
     "MagiCapture-1-learn-person-and-style": {
         "MagiCapture-1-learn-person-and-style": lambda shown: thumbnail(learned(shown)),
         "MagiCapture-SD1.5-1-train": lambda shown: labelled(
-            training_pictures(shown), "SD1.5: train"
+            training_pictures(shown), "for SD1.5: train"
         ),
         "MagiCapture-SD1.5-2-use": lambda shown: labelled(
-            sheet_of(squares(shown.pictures)), "SD1.5: use"
+            sheet_of(squares(shown.pictures)), "for SD1.5: use"
         ),
-        "Portrait-Restore-SD1.5": lambda _: labelled(restored_face(), "SD1.5, GFPGAN"),
+        "Portrait-Restore-SD1.5": lambda _: labelled(restored_face(), "for SD1.5, GFPGAN"),
     },
 }
 
