@@ -61,7 +61,7 @@ HEIGHTS = {
     "MagicSemanticLayout": 346,
     "MagicStyleApply": 364,
     "MagicStyleInvert": 368,
-    "MagicStyleReference": 126,
+    "MagicStyleReference": 150,
     "MagicStyleSampler": 236,
     "MagicToyCapture": 270,
     "MagicToyCheckpoint": 98,
