@@ -62,9 +62,7 @@ def empty_mask(side: int) -> dict[str, Any]:
 @pytest.mark.parametrize("phrase", ["", "  "])
 def test_empty_phrase(server: ComfyServer, prompt: Prompt, phrase: str) -> None:
     the(prompt, "MagicFaceConcept")["inputs"]["phrase"] = phrase
-    assert "MagicFaceConcept: phrase is empty: write the words of the target prompt" in refusal(
-        server, prompt
-    )
+    assert "phrase is empty: write the words of the target prompt" in refusal(server, prompt)
 
 
 def test_start_after_end(server: ComfyServer, prompt: Prompt) -> None:
