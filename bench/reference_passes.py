@@ -48,6 +48,7 @@ from torch import Tensor
 from magicportrait.demo.portraits import Portrait
 from magicportrait.host.sampling.patch import patches_of
 from magicportrait.host.sampling.range import SamplingRange, noise_bands
+from magicportrait.host.systems.magicface import MagicFacePatch
 from magicportrait.magic.feature_fusion import PRESETS
 from magicportrait.magic.reference_passes import SPARSE, BandStarts, NoiseBands, pass_levels
 
@@ -76,6 +77,7 @@ def magic_pictures(
     """With references, by MagicFace Apply with its defaults but for the passes."""
     model, positive, record = apply_concepts(checkpoint, concepts_of(references))
     [(_, _, patch)] = patches_of(model)
+    assert isinstance(patch, MagicFacePatch)
     patched = dataclasses.replace(patch, bands=bands).add_to(checkpoint.model)
     samples = checkpoint.sample(patched, positive, noise, steps, cfg)
     regions = toy.regions(record, samples, list(references))
@@ -195,7 +197,7 @@ def main() -> None:
         "",
         f"What a step costs: ratios to the plain step of a UNet with {scale.channels} channels in"
         f" its first level (SD1.5: {random_sd15.CHANNELS}), {scale.latent * 8} px,"
-        f" {scale.precision}, CFG.",
+        f" {scale.precision}, CFG; processor seconds on CPUs, which others may use as well.",
         "",
     )
     report_cost(report, args.references, scale)
