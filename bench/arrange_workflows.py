@@ -59,7 +59,7 @@ HEIGHTS = {
     "MagicPortraitPaste": 186,
     "MagicPortraitRestore": 236,
     "MagicSemanticLayout": 346,
-    "MagicStyleApply": 364,
+    "MagicStyleApply": 392,
     "MagicStyleInvert": 368,
     "MagicStyleReference": 150,
     "MagicStyleSampler": 236,

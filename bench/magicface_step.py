@@ -39,11 +39,14 @@ from magicportrait.host.sampling.feature_store import FeatureStore
 from magicportrait.host.sampling.references import Reference
 from magicportrait.host.systems.magicface import MagicFacePatch
 from magicportrait.host.text.prompts import TAG, TaggedPrompt
+from magicportrait.magic.reference_passes import SPARSE
 
 CFG = 7.5
 
 
-def with_references(model: Any, latent: int, references: int, keep: bool) -> tuple[Any, list[Any]]:
+def with_references(
+    model: Any, latent: int, references: int, keep: bool, is_sparse: bool = False
+) -> tuple[Any, list[Any]]:
     """The model with a patch whose references are random latents of the side `latent`: no text
     encoder or VAE is needed. And the conditioning that belongs to it."""
     positive = random_sd15.conditioning(1, **{TAG: "bench"})
@@ -78,6 +81,7 @@ def with_references(model: Any, latent: int, references: int, keep: bool) -> tup
         inject_at=0.5,
         semantic_cfg=True,
         kept=FeatureStore() if keep else None,
+        bands=SPARSE if is_sparse else None,
     )
     return patch.add_to(model), positive
 

@@ -32,6 +32,7 @@ from magicportrait.host.sampling.range import SamplingRange
 from magicportrait.host.systems.magicstyle import MagicStylePatch, Style
 from magicportrait.magic.feature_fusion import PRESETS, Fusion, Preset
 from magicportrait.magic.inversion import psnr
+from magicportrait.magic.reference_passes import BandStarts
 
 STEPS = 25
 LOOKS: tuple[Look, ...] = ("sketch", "neon", "pastel")
@@ -169,8 +170,9 @@ def draw(
     preset: Preset,
     layers: str,
     styles: Sequence[Style] | None = None,
+    bands: BandStarts | None = None,
 ) -> Tensor:
-    """1 H W 3."""
+    """1 H W 3. bands: as of MagicStylePatch."""
     model = checkpoint.model
     backbone = backbone_of(model)
     # Features of another set of layers, or of other styles, are not those that are kept.
@@ -185,6 +187,7 @@ def draw(
         fuses_negative=False,
         adain=preset.adain,
         kept=kept,
+        bands=bands,
     )
     noise = model.model.process_latent_out(patch.start_latent())
     samples = resample_with(
@@ -194,12 +197,16 @@ def draw(
 
 
 def measure(
-    checkpoint: toy.Toy, pairs: Sequence[Pair], preset: Preset, layers: str
+    checkpoint: toy.Toy,
+    pairs: Sequence[Pair],
+    preset: Preset,
+    layers: str,
+    bands: BandStarts | None = None,
 ) -> tuple[float, float, float, list[Tensor]]:
-    """(style, structure, PSNR to the content's reconstruction, pictures)."""
+    """(style, structure, PSNR to the content's reconstruction, pictures). bands: as for `draw`."""
     scores, pictures = [], []
     for pair in pairs:
-        picture = draw(checkpoint, pair, preset, layers)
+        picture = draw(checkpoint, pair, preset, layers, None, bands)
         content = reconstruction(checkpoint, pair)
         moved = gram_distance(picture, pair.style_image) / gram_distance(content, pair.style_image)
         scores.append((moved, structure(picture, content), psnr(picture, content, 1.0)))

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,15 +100,16 @@ def add_scale(
 
 
 class StepClock:
-    """A callback of samplers and trainers that looks at the clock."""
+    """A callback of samplers and trainers that looks at the clock. now: in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self._marks: list[float] = []
 
     def __call__(self, *_: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._marks.append(time.perf_counter())
+        self._marks.append(self._now())
 
     @property
     def steps(self) -> list[float]:
@@ -135,12 +137,25 @@ def seconds_a_step(
     start: Tensor,
     cfg: float,
 ) -> float:
-    """The median of all steps of an Euler run but the first. start: a LATENT's samples, noise as
-    they are."""
+    """The median of `seconds_of_steps`."""
+    return statistics.median(seconds_of_steps(model, positive, negative, sigmas, start, cfg))
+
+
+def seconds_of_steps(
+    model: Any,
+    positive: list[Any],
+    negative: list[Any],
+    sigmas: Tensor,
+    start: Tensor,
+    cfg: float,
+    now: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Of all steps of an Euler run but the first. start: a LATENT's samples, noise as they are;
+    now: the clock."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    clock = StepClock()
+    clock = StepClock(now)
     guider.sample(
         torch.zeros_like(start),
         start,
@@ -150,7 +165,7 @@ def seconds_a_step(
         disable_pbar=True,
         seed=0,
     )
-    return statistics.median(clock.steps)
+    return clock.steps
 
 
 def peak_bytes() -> int:

@@ -102,11 +102,13 @@ def apply_concepts(checkpoint: toy.Toy, concepts: Any, **options: Any) -> tuple[
     return model, positive, record
 
 
-def plain_pictures(checkpoint: toy.Toy, noise: Tensor) -> Pictures:
+def plain_pictures(
+    checkpoint: toy.Toy, noise: Tensor, steps: int = 25, cfg: float = 4.0
+) -> Pictures:
     """Without references; their layout tells where things are."""
     phrases = [*PHRASES.values(), *BYSTANDERS]
     model, positive, record = checkpoint.watch(PROMPT, phrases)
-    samples = checkpoint.sample(model, positive, noise)
+    samples = checkpoint.sample(model, positive, noise, steps, cfg)
     return Pictures(
         checkpoint.decode(samples), toy.regions(record, samples, [*CONCEPTS, *BYSTANDERS])
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..magic.reference_passes import SPARSE, BandStarts
 
 Concepts = io.Custom("MAGIC_CONCEPTS")
 Layout = io.Custom("MAGIC_LAYOUT")
@@ -139,6 +141,25 @@ def keep_features_input(tooltip: str) -> io.Input:
     """Whether what references showed is kept for the next run: 'off' or 'memory'."""
     return advanced(
         io.Combo.Input("keep_features", options=["off", "memory"], default="off", tooltip=tooltip)
+    )
+
+
+PASSES: Mapping[str, BandStarts | None] = {"every step": None, "sparse": SPARSE}
+"""The choices of `reference_passes_input`: which noise levels share a reference pass."""
+EVERY_STEP = "every step"
+
+
+def reference_passes_input(tooltip: str) -> io.Input:
+    """How often the model looks at the references. Graphs that were saved without it go on with
+    'every step', whether by the host's page, which fills in the default, or by an API."""
+    return advanced(
+        io.Combo.Input(
+            "reference_passes",
+            options=list(PASSES),
+            optional=True,
+            default=EVERY_STEP,
+            tooltip=tooltip,
+        )
     )
 
 

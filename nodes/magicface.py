@@ -27,6 +27,8 @@ from ..host.text.prompts import tagged_prompt
 from ..magic.concepts import CELLS, Concept
 from ..magic.pictures import mask_batch, picture_batch
 from .declare import (
+    EVERY_STEP,
+    PASSES,
     Concepts,
     ConceptsBefore,
     Layout,
@@ -39,6 +41,7 @@ from .declare import (
     layers_input,
     node_id,
     range_complaint,
+    reference_passes_input,
     schema,
     span_complaint,
     span_inputs,
@@ -478,6 +481,11 @@ class MagicFaceApply(io.ComfyNode):
                     )
                 ),
                 bypass_conditioning(),
+                reference_passes_input(
+                    "How often the model looks at the references, which costs time. 'sparse': in"
+                    " some steps only, most of them where details are drawn; steps between use what"
+                    " was seen last. Of 25 steps 8."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
@@ -519,6 +527,7 @@ class MagicFaceApply(io.ComfyNode):
         keep_features: str,
         mask_cells: Any = "share",
         positive: Any = None,
+        reference_passes: str = EVERY_STEP,
     ) -> io.NodeOutput:
         check_ranges(cls, inject_at=inject_at, ca_scale=ca_scale, noise_seed=noise_seed)
         check_span(cls, start, end)
@@ -558,5 +567,6 @@ class MagicFaceApply(io.ComfyNode):
             noise_seed=noise_seed,
             noise_per_step=reference_noise == "per step",
             kept=FeatureStore() if is_kept else None,
+            bands=PASSES[reference_passes],
         )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)

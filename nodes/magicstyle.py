@@ -17,7 +17,10 @@ from ..host.sampling.range import SamplingRange
 from ..host.systems.magicstyle import MagicStylePatch, Style
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
 from ..magic.pictures import picture_batch
+from ..magic.reference_passes import BandStarts
 from .declare import (
+    EVERY_STEP,
+    PASSES,
     InversionType,
     Styles,
     StylesBefore,
@@ -29,6 +32,7 @@ from .declare import (
     keep_features_input,
     layers_input,
     range_complaint,
+    reference_passes_input,
     schedule_inputs,
     schema,
     span_complaint,
@@ -53,6 +57,7 @@ def _patch(
     layers: str,
     fuses_negative: bool,
     is_kept: bool,
+    bands: BandStarts | None = None,
 ) -> MagicStylePatch:
     """ValueError when content, styles and model do not belong together."""
     content.check_model(model, "the content")
@@ -76,6 +81,7 @@ def _patch(
         fuses_negative=fuses_negative,
         adain=preset.adain,
         kept=FeatureStore() if is_kept else None,
+        bands=bands,
     )
 
 
@@ -308,6 +314,11 @@ class MagicStyleApply(io.ComfyNode):
                     " costs little more than plain sampling. For SD1.5 about 40 MB a picture and"
                     " step in half precision; above 2 GB on disk."
                 ),
+                reference_passes_input(
+                    "How often the model looks at content and styles, which costs time. 'sparse':"
+                    " in some steps only, 2 of 25 with 'balanced'; steps between use what was seen"
+                    " last. On the toy checkpoint structure stays as it is."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
@@ -352,6 +363,7 @@ class MagicStyleApply(io.ComfyNode):
         layers: str,
         fuse_negative: bool,
         keep_features: str,
+        reference_passes: str = EVERY_STEP,
     ) -> io.NodeOutput:
         check_ranges(
             cls,
@@ -368,7 +380,14 @@ class MagicStyleApply(io.ComfyNode):
         own = Preset(Fusion(alpha, beta, keys, style_scale, temperature), adain, start, end)
         values = own if preset == _CUSTOM else PRESETS[preset]
         patch = _patch(
-            model, content, styles, values, layers, fuse_negative, keep_features == "memory"
+            model,
+            content,
+            styles,
+            values,
+            layers,
+            fuse_negative,
+            keep_features == "memory",
+            PASSES[reference_passes],
         )
         latent = model.model.process_latent_out(patch.start_latent())
         return io.NodeOutput(patch.add_to(model), {"samples": latent})

@@ -1,4 +1,5 @@
-"""The features of the step that runs: kept from an earlier run, or seen in a reference pass now."""
+"""The features of the step that runs: seen in a reference pass now or at a noise level near by, or
+kept from an earlier run."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from ...magic.blocks import Block
+from ...magic.reference_passes import NoiseBands, is_served
 from .backbone import Backbone, LayerKey, LayerView
 from .feature_store import FeatureStore
 from .options import ModelOptions
@@ -34,7 +36,10 @@ class StepFeatures(Generic[Entry]):
     """The features of one sampling run, step by step.
 
     guider: the host's; backbone: of the model; blocks: that are looked at; references: the passes
-    of this run; store: what is kept between runs, if anything; gatherer: a new one for each pass.
+    of this run; store: what is kept between runs, if anything; gatherer: a new one for each pass;
+    bands: of noise levels that share a pass, None for one at each level.
+    passes: how many there were; kept: how many were not needed because of the store; calls: of the
+    model.
     """
 
     def __init__(
@@ -45,34 +50,50 @@ class StepFeatures(Generic[Entry]):
         references: ReferencePass,
         store: FeatureStore | None,
         gatherer: Callable[[], Gatherer[Entry]],
+        bands: NoiseBands | None = None,
     ):
         self._guider, self._backbone, self._references = guider, backbone, references
-        self._store, self._gatherer = store, gatherer
+        self._store, self._gatherer, self._bands = store, gatherer, bands
+        self.passes = self.kept = self.calls = 0
         self._layers = {
             (layer.block, place)
             for layer in backbone.layers
             if layer.block in blocks
             for place in range(layer.depth)
         }
-        self._last: tuple[tuple[float, Any], FeatureBank[Entry]] | None = None
+        self._last: tuple[tuple[Any, ...], FeatureBank[Entry]] | None = None
 
     def at(
         self, sigma: float, timestep: Tensor, model_options: ModelOptions, hooks: Any = None
     ) -> FeatureBank[Entry]:
         """The features of a model call. timestep: its sigma for each picture, B; model_options: its
         own, with what other nodes have set; hooks: as for `ReferencePass.run`."""
-        if self._last is not None and self._last[0] == (sigma, hooks):
+        self.calls += 1
+        key = features_key(self._guider, self._backbone, sigma, model_options, hooks)
+        if self._last is not None and self._serves(self._last[0], key):
             return self._last[1]
         # Room for those of this step.
         self._last = None
-        key = features_key(self._guider, self._backbone, sigma, model_options, hooks)
         bank = self._kept(key, timestep)
         if bank is None:
             bank = self._fresh(timestep, model_options, hooks)
+            self.passes += 1
             if self._store:
                 self._store.keep(key, bank)
-        self._last = ((sigma, hooks), bank)
+        else:
+            self.kept += 1
+        self._last = (key, bank)
         return bank
+
+    def _serves(self, seen: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
+        """Whether features with one key do for a model call with another: of a noise level near by,
+        and of all else the same."""
+        return seen[1:] == key[1:] and is_served(seen[0], key[0], self._bands)
+
+    def summary(self) -> str:
+        """A sentence for the log: how often the references were looked at."""
+        kept = f", {self.kept} kept from an earlier run" if self.kept else ""
+        return f"{self.passes} reference passes for {self.calls} model calls{kept}"
 
     def _fresh(
         self, timestep: Tensor, model_options: ModelOptions, hooks: Any

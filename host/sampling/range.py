@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...magic.reference_passes import BandStarts, NoiseBands, Prediction
+
 
 @dataclass(frozen=True)
 class SigmaRange:
@@ -39,3 +41,16 @@ ALL_OF_SAMPLING = SamplingRange()
 def sigma_at(model_sampling: Any, share: float) -> float:
     """The noise level at a share (0..1) of sampling."""
     return float(model_sampling.percent_to_sigma(share))
+
+
+def prediction_of(model_sampling: Any) -> Prediction:
+    """What a model predicts, by the host's object that says what its sigmas mean."""
+    import comfy.model_sampling
+
+    return "flow" if isinstance(model_sampling, comfy.model_sampling.CONST) else "noise"
+
+
+def noise_bands(starts: BandStarts, model_sampling: Any) -> NoiseBands:
+    """The bands of a run, whose model says what shares of sampling are in sigmas."""
+    shares = starts[prediction_of(model_sampling)]
+    return NoiseBands(tuple(sigma_at(model_sampling, share) for share in shares))

@@ -63,9 +63,11 @@ class Renoised:
 def features_key(
     guider: Any, backbone: Backbone, sigma: float, options: ModelOptions, hooks: Any
 ) -> tuple[Any, ...]:
-    """All that the features of a step depend on, beside the references: weights and patches, what
-    sigma means, other nodes' parts, and the hooks of our prompt."""
+    """All that the features of a step depend on, beside the references: the noise level, which
+    comes first, weights and patches, what sigma means, other nodes' parts, and the hooks of our
+    prompt."""
     patcher = guider.model_patcher
+    changes = () if hooks is None else hooks.hooks
     # A bypassed LoRA is injected, and changes no weights.
     injected = (part for name in sorted(patcher.injections) for part in patcher.injections[name])
     return (
@@ -73,7 +75,9 @@ def features_key(
         patcher.patches_uuid,
         patcher.get_model_object("model_sampling"),
         *injected,
-        *(() if hooks is None else hooks.hooks),
+        *changes,
+        # Keyframes give a hook another strength as sampling goes on.
+        *(sigma for hook in changes if not hook.hook_keyframe.is_empty()),
         *backbone.reference_parts(options),
     )
 

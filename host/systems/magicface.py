@@ -1,10 +1,11 @@
-"""MagicFace in a sampling run: references at every step, RSA then RBA in the chosen layers, the
-layout, and semantic guidance (arXiv 2408.07433)."""
+"""MagicFace in a sampling run: references at every noise level or in bands of them, RSA then RBA in
+the chosen layers, the layout, and semantic guidance (arXiv 2408.07433)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ...magic.reference_attention import (
     reference_attention,
     region_attention,
 )
+from ...magic.reference_passes import BandStarts
 from ..layout.patch import LayoutPatch, LayoutRun
 from ..sampling.backbone import LayerKey, LayerView
 from ..sampling.feature_store import FeatureStore
@@ -36,7 +38,7 @@ from ..sampling.observers import (
 )
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingStart
-from ..sampling.range import ALL_OF_SAMPLING, SamplingRange, sigma_at
+from ..sampling.range import ALL_OF_SAMPLING, SamplingRange, noise_bands, sigma_at
 from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.references import Reference
 from ..sampling.rows import SamplingRows
@@ -52,7 +54,8 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     place looks at all (RSA); semantic_cfg: whether every word's region is guided equally strongly;
     noise_seed: which noise the references are seen through; noise_per_step: another one in each
     step, as in the official code; kept: features of earlier runs, None to compute them in each;
-    observers: who sees what the picture looks at.
+    bands: of noise levels that share a reference pass, None for one at each level; observers: who
+    sees what the picture looks at.
     """
 
     layout: LayoutPatch
@@ -64,6 +67,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     noise_seed: int = 0
     noise_per_step: bool = False
     kept: FeatureStore | None = None
+    bands: BandStarts | None = None
     observers: tuple[ReferenceObserver, ...] = ()
 
     @property
@@ -111,6 +115,7 @@ class MagicFaceRun(PatchRun):
             ReferencePass(patch.references, source, backbone, patch.blocks),
             patch.kept,
             functools.partial(_ConceptTokens, self),
+            None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
         )
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
 
@@ -148,6 +153,8 @@ class MagicFaceRun(PatchRun):
         return prediction
 
     def finish(self, samples: Tensor) -> None:
+        if self._features.calls:
+            logging.info("MagicFace: %s", self._features.summary())
         self._layout.finish(samples)
         for observer in self._watching:
             observer.finish(samples)

@@ -3,6 +3,7 @@ attention takes from both (arXiv 2409.08156)."""
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,13 +22,14 @@ from ...magic.feature_fusion import (
     style_shares,
     styled_tokens,
 )
+from ...magic.reference_passes import BandStarts
 from ..inversion.run import Inversion
 from ..sampling.backbone import Backbone, LayerKey, LayerView
 from ..sampling.feature_store import FeatureStore
 from ..sampling.features import FeatureBank, StepFeatures
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
-from ..sampling.range import SamplingRange
+from ..sampling.range import SamplingRange, noise_bands
 from ..sampling.reference_pass import ReferencePass
 from ..sampling.rows import rows_of_roles
 
@@ -79,7 +81,8 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
     fusion: how features are fused; backbone: of the model; blocks: where; range: when;
     fuses_negative: in the unconditional rows too; adain: how far the
     start takes the styles' statistics, 0..1; kept: features of earlier runs, None to compute
-    them in each; name: another one for each patch.
+    them in each; bands: of noise levels that share a reference pass, None for one at each level;
+    name: another one for each patch.
     """
 
     content: Inversion
@@ -91,6 +94,7 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
     fuses_negative: bool
     adain: float
     kept: FeatureStore | None = None
+    bands: BandStarts | None = None
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -166,7 +170,13 @@ class MagicStyleRun(PatchRun):
         pictures += [InvertedPicture(style.inversion, 0) for style in patch.styles]
         references = ReferencePass(pictures, Trajectories(pictures), patch.backbone, patch.blocks)
         self._features: StepFeatures[Features] = StepFeatures(
-            start.guider, patch.backbone, patch.blocks, references, patch.kept, _PictureFeatures
+            start.guider,
+            patch.backbone,
+            patch.blocks,
+            references,
+            patch.kept,
+            _PictureFeatures,
+            None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
         )
         self._rows: frozenset[Any] | None = None
         self._groups: dict[tuple[int, int], list[StyledTokens]] = {}
@@ -194,6 +204,10 @@ class MagicStyleRun(PatchRun):
             lambda view: self._fused(bank, view),
         )
         return executor(x, timestep, options, *args, **kwargs)
+
+    def finish(self, samples: Tensor) -> None:
+        if self._features.calls:
+            logging.info("MagicStyle: %s", self._features.summary())
 
     def release(self) -> None:
         self._features.close()

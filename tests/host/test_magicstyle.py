@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import gc
 import importlib
+import logging
 import weakref
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from magicportrait.host.sampling import feature_store
 from magicportrait.host.sampling.feature_store import FeatureStore
+from magicportrait.host.sampling.range import noise_bands
 from magicportrait.host.systems import magicstyle
 from magicportrait.magic.inversion import psnr
+from magicportrait.magic.reference_passes import SPARSE, pass_levels
 from magicportrait.nodes import magicstyle as nodes
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
@@ -300,6 +303,24 @@ def test_kept_features_give_the_same_picture_without_a_reference_pass(dtype, tol
         passes.clear()
     run(kept, content, cfg=7.0, positive=encode("a hat"))
     assert not passes, "the picture's own prompt and guidance do not matter to the references"
+
+
+def test_sparse_passes_are_those_of_the_bands_and_kept_ones_need_none(passes, caplog):
+    content, styles = inverted(steps=10), style(steps=10)
+    every = run(apply(content=content, styles=styles), content)
+    passes.clear()
+    with caplog.at_level(logging.INFO):
+        sparse = run(apply(content=content, styles=styles, reference_passes="sparse"), content)
+    sampling = parts()[0].get_model_object("model_sampling")
+    levels = pass_levels(content[2].tolist()[:-1], noise_bands(SPARSE, sampling))
+    assert len(passes) == len(levels) < 10
+    assert f"MagicStyle: {len(levels)} reference passes for 10 model calls" in caplog.messages
+    assert not torch.equal(sparse, every)
+    kept = apply(content=content, styles=styles, reference_passes="sparse", keep_features="memory")
+    passes.clear()
+    for expected in (len(levels), 0):
+        assert torch.equal(run(kept, content), sparse) and len(passes) == expected
+        passes.clear()
 
 
 def test_features_above_the_budget_go_to_disk_and_leave_with_the_patch(monkeypatch, passes):
