@@ -24,6 +24,20 @@ def test_the_file_is_what_the_workflow_gives(blueprint):
     )
 
 
+def test_magicface_says_what_it_is_set_up_for_and_what_the_toy_needs():
+    content = read(ROOT / "subgraphs" / "MagicFace.json")
+    [subgraph], [node] = content["definitions"]["subgraphs"], content["nodes"]
+    for text in (subgraph["description"], content["extra"]["BlueprintDescription"]):
+        assert "SD1.5, 512 x 512 in 50 steps" in text and "Toy Checkpoint: 128 x 128" in text
+    values = {inner["type"]: inner.get("widgets_values") for inner in subgraph["nodes"]}
+    size, sampling = values["EmptyLatentImage"], values["KSampler"]
+    defaults = {"width": size[0], "height": size[1], "steps": sampling[2], "cfg": sampling[3]}
+    for slots in (subgraph["inputs"], node["inputs"]):
+        labels = {slot["name"]: slot.get("label", "") for slot in slots}
+        for name, value in defaults.items():
+            assert labels[name].startswith(f"{name} (SD1.5 {value:g}, toy ")
+
+
 def test_a_slot_that_is_not_there_is_named():
     workflow = read(ROOT / "workflows" / f"{BLUEPRINTS[0].workflow}.json")
     workflow["nodes"] = [{**node, "inputs": [], "outputs": []} for node in workflow["nodes"]]
