@@ -6,6 +6,7 @@ const BROWSER = [
   "document",
   "requestAnimationFrame",
   "setInterval",
+  "setTimeout",
   "window",
   "Blob",
   "CustomEvent",

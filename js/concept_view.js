@@ -11,11 +11,13 @@
  */
 
 import { app } from "../../scripts/app.js";
-import { addView, arrange, dataUrl, element } from "./elements.js";
+import { addView, arrange, caption, dataUrl, element } from "./elements.js";
 import { isLinked } from "./graph.js";
 import { inputPictureUrl } from "./server.js";
 
 const PICTURE = "picture";
+/** The host's button beside it. */
+const UPLOAD = "upload";
 const CUSTOM = "custom";
 /**
  * As nodes/magicface.py has them.
@@ -163,11 +165,24 @@ export class ConceptView {
     const value = widgetOf(this.node, PICTURE)?.value;
     const own = typeof value === "string" ? value : "";
     const picture = isLinked(this.node, "image") ? null : own;
+    this.#disablePicture(picture === null);
     if (picture === this.#shown) return;
     this.#shown = picture;
     if (picture) this.#showOwn(picture);
     else if (picture === null && this.run) this.show(this.run);
     else this.content.replaceChildren();
+  }
+
+  /**
+   * A connected image counts, and the picture does not.
+   *
+   * @param {boolean} isDisabled
+   */
+  #disablePicture(isDisabled) {
+    const names = new Set([PICTURE, UPLOAD]);
+    for (const widget of this.node.widgets ?? []) {
+      if (names.has(widget.name)) widget.disabled = isDisabled;
+    }
   }
 
   /**
@@ -186,7 +201,7 @@ export class ConceptView {
       }),
     );
     arrange(this.stage);
-    this.content.replaceChildren(this.stage);
+    this.content.replaceChildren(this.stage, caption("dark: left out by the mask"));
   }
 
   /** @param {string} picture a file of the input folder */

@@ -1,6 +1,8 @@
 /** @import { DomWidget, GraphNode } from "../../scripts/app.js" */
 
 const PICTURES_A_ROW = 4;
+/** What the host adds to the height of a widget. */
+const ROW_GAP = 4;
 
 /**
  * `element("p", { className: "x" }, "text", child)`: an element with properties and children;
@@ -78,6 +80,10 @@ export function addView(node, name, content) {
     getMaxHeight: () => height,
   });
   widget.serialize = false;
+  // A fixed height in both modes. Of a widget that could be laid out higher, Nodes 2.0 makes a row
+  // that takes its part of what is left over in the node, and shows it as a gap below our content.
+  widget.computeSize = () => [0, height - ROW_GAP];
+  widget.computeLayoutSize = undefined;
   new ResizeObserver(() => {
     // A widget that is hidden, as that of a collapsed node, has no height of its own.
     const measured = frame.isConnected && frame.offsetParent ? content.offsetHeight : 0;
@@ -108,6 +114,13 @@ export function arrange(stage) {
   const rows = Math.ceil(count / PICTURES_A_ROW);
   stage.style.setProperty("--magic-columns", String(Math.ceil(count / Math.max(rows, 1)) || 1));
 }
+
+/**
+ * What has to be known of the pictures beside it.
+ *
+ * @param {string} words
+ */
+export const caption = (words) => element("p", { className: "magic-caption" }, words);
 
 /**
  * A picture from base64.

@@ -136,6 +136,15 @@ export const lacksItsPositive = (node) =>
   leadsOn(node, "MODEL") &&
   !leadsOn(node, "positive");
 
+/**
+ * Whether a node is bypassed, and what its positive leads to gets nothing in its place: the host
+ * passes on what is connected to its input of that name.
+ *
+ * @param {GraphNode} node
+ */
+export const passesNoPositive = (node) =>
+  node.mode === BYPASSED && leadsOn(node, "positive") && !isLinked(node, "positive");
+
 // A workflow of another version may put a number into a widget for text.
 const asText = (/** @type {unknown} */ value) => (typeof value === "string" ? value : null);
 

@@ -23,6 +23,7 @@ declare module "*/scripts/app.js" {
     type: string;
     value: unknown;
     hidden?: boolean;
+    disabled?: boolean;
     serialize?: boolean;
     options?: Record<string, unknown>;
     callback?(value: unknown, ...rest: unknown[]): void;
@@ -33,6 +34,8 @@ declare module "*/scripts/app.js" {
     element: HTMLElement;
     /** Pixels around the element. */
     margin: number;
+    /** Without it the widget is as high as computeSize says. */
+    computeLayoutSize?: unknown;
   }
 
   export interface DomWidgetOptions {
@@ -101,6 +104,8 @@ declare module "*/scripts/app.js" {
     detail: string;
     /** Milliseconds; stays until it is closed without. */
     life?: number;
+    /** A CSS class of its element. */
+    styleClass?: string;
   }
 
   export interface Extension {

@@ -7,12 +7,15 @@
  * @import { GraphNode } from "../../scripts/app.js"
  * @import { Place } from "./runs.js"
  *
- * run: the same in all events of one run; sampler: the id of the node that samples; references:
- * JPEGs in base64, phrase is an index.
+ * run: the same in all events of one run; prompt: the host's id of what was queued; sampler: the id
+ * of the node that samples; asked: the steps on its widget where its scheduler makes others of them;
+ * phrases: none of a run without a layout; references: JPEGs in base64, phrase is an index.
  * @typedef {Place & {
  *   run?: string,
+ *   prompt?: string | null,
  *   sampler: string,
  *   steps: number,
+ *   asked?: number | null,
  *   phrases: string[],
  *   references: { phrase: number, image: string }[],
  * }} Beginning
@@ -28,7 +31,7 @@
  * }} Prompt
  */
 
-import { addView, arrange, dataUrl, element, slider } from "./elements.js";
+import { addView, arrange, caption, dataUrl, element, slider } from "./elements.js";
 import { findNode, showsPicturesOf } from "./graph.js";
 import { colourOf } from "./palette.js";
 import { PromptHelp } from "./prompt_helper.js";
@@ -50,8 +53,10 @@ export class LayoutRun {
   #preview = null;
 
   /** @param {Beginning} beginning */
-  constructor({ node, workflow, run, sampler, steps, phrases, references }) {
+  constructor({ node, workflow, run, prompt, sampler, steps, asked, phrases, references }) {
     this.id = run;
+    this.prompt = prompt;
+    this.asked = asked ?? steps;
     this.node = node;
     this.workflow = workflow;
     this.sampler = sampler;
@@ -148,6 +153,11 @@ export class LayoutView {
   show(run) {
     this.run = run;
     const { phrases, references } = run;
+    if (!phrases.length) {
+      const words = element("p", { role: "status" }, "No concepts in this run.");
+      this.content.replaceChildren(this.help.content, words);
+      return;
+    }
     this.legend.replaceChildren(...phrases.map(legendItem));
     this.references.replaceChildren(
       ...references.map(({ phrase, image }) => {
@@ -160,6 +170,7 @@ export class LayoutView {
           title,
         });
       }),
+      ...(references.length ? [caption("dark: outside the mask")] : []),
     );
     this.stage.replaceChildren();
     this.step.input.max = "0";
@@ -170,6 +181,7 @@ export class LayoutView {
       this.legend,
       this.stage,
       this.step.row,
+      ...(run.asked === run.steps ? [] : [caption(stepsSentence(run))]),
       this.opacity.row,
       this.references,
     );
@@ -229,6 +241,10 @@ export class LayoutView {
   }
 }
 
+/** @param {LayoutRun} run */
+const stepsSentence = ({ steps, asked }) =>
+  `The sampler's scheduler makes ${steps} steps of the ${asked} asked for.`;
+
 /**
  * @param {string} phrase
  * @param {number} index
@@ -255,14 +271,17 @@ function figure(index) {
 const imageIn = (place, selector) => place?.querySelector(selector);
 
 /**
- * Pictures of a finished node, for the runs whose sampler made them.
+ * Pictures of a finished node, for the runs whose sampler made them. Those of another prompt, in
+ * which the node with the layout may be bypassed, are another run's.
  *
  * @param {[LayoutRun, LayoutView[]][]} onScreen the runs with their views
  * @param {GraphNode | null} node
  * @param {string[]} urls
+ * @param {string} [prompt] the host's id of what was queued
  */
-export function offerPictures(onScreen, node, urls) {
+export function offerPictures(onScreen, node, urls, prompt) {
   for (const [run, views] of onScreen) {
+    if (run.prompt && prompt && run.prompt !== prompt) continue;
     const [batch] = run.layouts.values();
     const isWhole = batch?.length === urls.length;
     if (!isWhole || !showsPicturesOf(node, findNode(run.sampler))) continue;

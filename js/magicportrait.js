@@ -12,8 +12,8 @@ import { CompareView } from "./compare_view.js";
 import { ConceptView, linkStrengths, offerToMaskEditor } from "./concept_view.js";
 import { CorrespondenceView } from "./correspondence_view.js";
 import { element } from "./elements.js";
-import { UNCONNECTED, stopWaiting, tellFailure, watchQueueing } from "./failures.js";
-import { conceptPhrases, findNode, lacksItsPositive, openNodes, textOf } from "./graph.js";
+import { complaintOf, learnType, stopWaiting, tellFailure, watchQueueing } from "./failures.js";
+import { conceptPhrases, findNode, openNodes, textOf } from "./graph.js";
 import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
 import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
@@ -30,12 +30,12 @@ const PROMPTS = {
   MagicFaceApply: (node, outer) => ({
     phrases: conceptPhrases(node, "concepts", outer),
     prompt: textOf(node, "prompt", outer),
-    complaint: lacksItsPositive(node) ? UNCONNECTED : null,
+    complaint: complaintOf(node),
   }),
   MagicSemanticLayout: (node, outer) => ({
     phrases: splitPhrases(textOf(node, "phrases", outer)),
     prompt: textOf(node, "prompt", outer),
-    complaint: lacksItsPositive(node) ? UNCONNECTED : null,
+    complaint: complaintOf(node),
   }),
 };
 
@@ -204,17 +204,28 @@ function onTraining(state) {
  *   images?: Picture[],
  *   magic_comparison?: Pair[],
  *   magic_taken?: string[],
+ *   magic_no_layout?: boolean[],
  *   magic_exploration?: Exploration[],
  *   magic_correspondence?: unknown,
  * }} Output
  */
 
-/** @param {{ node: string, output: Output | null }} event */
-function onExecuted({ node, output }) {
+/**
+ * @param {{
+ *   node: string,
+ *   output: Output | null,
+ *   prompt_id?: string,
+ *   workflow?: string | null,
+ * }} event workflow: where the server has kept it for a page that is loaded again
+ */
+function onExecuted({ node, output, prompt_id: prompt, workflow }) {
   const pairs = output?.magic_comparison;
   if (pairs) comparisons.viewOf(comparisons.begin({ node, pairs }));
   const pictures = output?.magic_taken;
-  if (pictures) takings.viewOf(takings.begin({ node, pictures }));
+  if (pictures) takings.viewOf(takings.begin({ node, workflow, pictures }));
+  if (output?.magic_no_layout) {
+    onRun({ node, workflow, prompt, sampler: "", steps: 0, phrases: [], references: [] });
+  }
   const [exploration] = output?.magic_exploration ?? [];
   if (exploration) {
     explorations.viewOf(explorations.begin({ ...exploration, node }));
@@ -225,7 +236,7 @@ function onExecuted({ node, output }) {
     if (owner) views.get(owner)?.clear();
   }
   if (output?.images) {
-    offerPictures(layoutsOnScreen(), findNode(node), output.images.map(pictureUrl));
+    offerPictures(layoutsOnScreen(), findNode(node), output.images.map(pictureUrl), prompt);
   }
 }
 
@@ -257,7 +268,9 @@ app.registerExtension({
     document.addEventListener("input", refreshPrompts);
     api.addEventListener("graphChanged", refreshPrompts);
   },
-  beforeRegisterNodeDef(_, { name, input }) {
+  beforeRegisterNodeDef(_, data) {
+    learnType(data);
+    const { name, input } = data;
     // The host puts its button for uploads on required inputs only.
     const picture = input?.optional?.picture;
     if (name !== CONCEPT || !input?.optional || !Array.isArray(picture)) return;

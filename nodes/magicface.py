@@ -12,7 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
-from ..host.page.live_layout import LayoutView
+from ..host.page.live_layout import LayoutView, no_layout_on_page
 from ..host.page.thumbnails import taken_on_page
 from ..host.pictures import concept_folder, own_picture
 from ..host.pictures.own_picture import NO_PICTURE
@@ -535,7 +535,7 @@ class MagicFaceApply(io.ComfyNode):
         if not concepts:
             # There is no layout of nothing: what is connected to it does not run.
             plain = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-            return io.NodeOutput(model, plain, ExecutionBlocker(None))
+            return io.NodeOutput(model, plain, ExecutionBlocker(None), ui=no_layout_on_page())
         backbone = backbone_of(model)
         if any(isinstance(patch, ObservedPatch) for *_, patch in patches_of(model)):
             raise ValueError(

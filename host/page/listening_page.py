@@ -38,6 +38,13 @@ class ListeningPage:
             self.kept.add(self.client, event, payload)
         self.server.send_sync(event, payload, self.client)
 
+    def keep_output(self, node: str, output: dict[str, Any]) -> None:
+        """Keeps what the host sends to the page as a node's output: it sends it once, and a page
+        that is loaded again asks us."""
+        if self.kept is not None:
+            shown = {"node": node, "output": output, "workflow": self.workflow}
+            self.kept.put(self.client, f"{self.workflow} {node}", "executed", shown)
+
 
 def running_server() -> Any:
     """The host's server; None in tests and scripts, which have not imported it."""
@@ -53,6 +60,26 @@ def listening_page() -> ListeningPage | None:
         return None
     kept = server.app.get(_KEPT) if hasattr(server, "app") else None
     return ListeningPage(server, client, _running_workflow(server), kept)
+
+
+def output_on_page(page: ListeningPage, name: str, values: list[Any]) -> dict[str, Any]:
+    """What the page shows on the node that runs, as the host takes it from a node."""
+    from comfy_execution.utils import get_executing_context
+
+    output, context = {name: values}, get_executing_context()
+    if context is not None:
+        page.keep_output(context.node_id, output)
+    return output
+
+
+def running_inputs(server: Any, node: str | None) -> tuple[str, dict[str, Any]]:
+    """The class of a node of the prompt that runs, and its inputs as they were queued; '' and
+    nothing for a node that is not in it."""
+    for _, _, prompt, *_ in server.prompt_queue.currently_running.values():
+        match prompt.get(node) if isinstance(prompt, dict) else None:
+            case {"class_type": str(kind), "inputs": dict(inputs)}:
+                return kind, inputs
+    return "", {}
 
 
 def _running_workflow(server: Any) -> str | None:

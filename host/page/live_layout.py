@@ -12,6 +12,7 @@ import math
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ...magic.concepts import Concept
 from ..layout.record import LayoutStep, LayoutSteps
 from ..pictures.conversion import as_base64
 from ..pictures.palette import PALETTE, PATTERN_SIDE, white_places
-from .listening_page import ListeningPage, listening_page
+from .listening_page import ListeningPage, listening_page, output_on_page, running_inputs
 from .thumbnails import thumbnails
 
 RUN_EVENT, LAYOUT_EVENT = "magicportrait.run", "magicportrait.layout"
@@ -42,6 +43,24 @@ class LayoutView:
         return None if page is None or self.node is None else LiveLayout(page, self, steps)
 
 
+def no_layout_on_page() -> Any:
+    """Tells the page that the node which runs has no layout this time, as the host takes it from a
+    node; None when nobody looks. The one of a run before would else stay."""
+    page = listening_page()
+    return None if page is None else output_on_page(page, "magic_no_layout", [True])
+
+
+def _steps_asked(page: ListeningPage, sampler: str | None) -> int | None:
+    """The steps on the widget of a KSampler, where it may make others of them: `ddim_uniform` goes
+    down the 1000 noise levels in equal strides, and 12 of them need a thirteenth to arrive. None
+    where the two are the same, or what was asked for is not known."""
+    kind, inputs = running_inputs(page.server, sampler)
+    match inputs:
+        case {"steps": int(steps), "scheduler": "ddim_uniform"} if kind == "KSampler":
+            return steps if inputs.get("denoise", 1.0) == 1.0 else None
+    return None
+
+
 class LiveLayout:
     """One sampling run, followed by a page."""
 
@@ -54,6 +73,7 @@ class LiveLayout:
         context = get_executing_context()
         sampler = None if context is None else context.node_id
         self._about = {"node": view.node, "sampler": sampler, "run": uuid.uuid4().hex}
+        prompt = None if context is None else context.prompt_id
         references = [
             {"phrase": i, "image": picture}
             for i, concept in enumerate(view.concepts)
@@ -63,7 +83,9 @@ class LiveLayout:
             RUN_EVENT,
             {
                 **self._about,
+                "prompt": prompt,
                 "steps": steps,
+                "asked": _steps_asked(page, sampler),
                 "phrases": list(view.phrases),
                 "references": references,
             },

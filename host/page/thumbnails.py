@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...magic.concepts import Concept
 from ..pictures.conversion import as_base64, as_image
-from .listening_page import listening_page
+from .listening_page import listening_page, output_on_page
 
 _SIDE = 96
 _SIDE_ON_NODE = 128
@@ -31,7 +31,10 @@ def thumbnails(concept: Concept, side: int = _SIDE) -> list[str]:
 
 def taken_on_page(concept: Concept) -> Any:
     """What a page shows on the concept's node, as the host takes it; None when nobody looks."""
-    return {"magic_taken": thumbnails(concept, _SIDE_ON_NODE)} if listening_page() else None
+    page = listening_page()
+    if page is None:
+        return None
+    return output_on_page(page, "magic_taken", thumbnails(concept, _SIDE_ON_NODE))
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -98,14 +98,19 @@ def close_toasts(page: Page) -> None:
     page.wait_for_timeout(300)
 
 
-def run_of(screen: Frontend, pictures: int, steps: int = 4, done: bool = True) -> str:
-    """A run of the workflow's node with a layout, as if it came from the server. Returns its id."""
+def run_of(
+    screen: Frontend, pictures: int, steps: int = 4, done: bool = True, **details: Any
+) -> str:
+    """A run of the workflow's node with a layout, as if it came from the server. Returns its id.
+    details: of its first event."""
     kinds = [kind for kind in LAYOUTS if screen.page.evaluate(HAS, kind)]
     node = screen.page.evaluate(ID_OF, kinds[0])
     about = {"node": node, "sampler": screen.page.evaluate(ID_OF, "KSampler"), "run": "one"}
     screen.send(
-        "magicportrait.run", {**about, "steps": steps, "phrases": ["hat"], "references": []}
+        "magicportrait.run",
+        {**about, "steps": steps, "phrases": ["hat"], "references": [], **details},
     )
+    about["run"] = details.get("run", about["run"])
     layouts = {str(step): [png((8, 8))] * pictures for step in range(steps)}
     screen.send("magicportrait.layout", {**about, "layouts": layouts, "done": done})
     return str(node)
@@ -223,6 +228,106 @@ def test_our_sentence_stands_in_a_toast_when_a_node_fails(screen: Frontend) -> N
     close_toasts(page)
 
 
+CARD = '[data-testid="error-overlay"]'
+"""The host's own card for errors; older frontends open a dialog, with our sentence in it."""
+
+
+def boxes_meet(first: Locator, second: Locator) -> bool:
+    one, other = first.bounding_box(), second.bounding_box()
+    assert one and other
+    return all(
+        one[at] < other[at] + other[size] and other[at] < one[at] + one[size]
+        for at, size in (("x", "width"), ("y", "height"))
+    )
+
+
+def test_our_sentence_leaves_the_hosts_own_card_in_sight(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    close_toasts(page)
+    screen.send("execution_error", failure(page, "MagicFaceApply", "nodes/magicface.py"))
+
+    notice = toasts(page).filter(has_text="a sentence of ours")
+    notice.wait_for(timeout=30_000)
+    page.locator(CARD).wait_for(timeout=30_000)
+    page.wait_for_timeout(2500)
+
+    assert notice.count() == 1
+    assert not boxes_meet(notice, page.locator(CARD))
+    screen.screenshot("toast_and_card")
+    close_toasts(page)
+
+
+def failure(
+    page: Page, kind: str, path: str, sentence: str = "a sentence of ours"
+) -> dict[str, Any]:
+    """What the host sends of a node that failed in a file of the pack's folder."""
+    return {
+        "prompt_id": "a prompt",
+        "node_id": page.evaluate(ID_OF, kind),
+        "node_type": kind,
+        "executed": [],
+        "exception_message": sentence,
+        "exception_type": "ValueError",
+        "traceback": [
+            '  File "/comfy/execution.py", line 1, in execute\n',
+            f'  File "/comfy/custom_nodes/{PACK_NAME}/host/sampling/patch.py", line 1, in step\n',
+            f'  File "/comfy/custom_nodes/{PACK_NAME}/{path}", line 1, in there\n    raise\n',
+        ],
+        "current_inputs": {},
+        "current_outputs": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "is_ours"),
+    [
+        ("MagicFaceApply", ".venv/lib/torch/functional.py", True),
+        ("KSampler", "host/sampling/patch.py", True),
+        ("KSampler", ".venv/lib/torch/functional.py", False),
+        ("KSampler", ".cache/comfyui/comfy/samplers.py", False),
+    ],
+)
+def test_failures_of_others_are_not_ours_to_tell(
+    screen: Frontend, kind: str, path: str, is_ours: bool
+) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    close_toasts(page)
+    sentence = f"{kind} failed in {path}"
+
+    screen.send("execution_error", failure(page, kind, path, sentence))
+
+    page.wait_for_timeout(1500)
+    assert toasts(page).filter(has_text=sentence).count() == int(is_ours)
+    close_toasts(page)
+
+
+def test_a_bypass_that_passes_no_conditioning_is_warned_about(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    view = screen.view("MagicFaceApply")
+    page.evaluate(MODE, ["MagicFaceApply", 0, BYPASSED])
+
+    view.get_by_role("alert").wait_for()
+    sentence = "MagicFace Apply is bypassed and passes no conditioning on"
+    assert sentence in view.get_by_role("alert").inner_text()
+    close_toasts(page)
+    screen.queue()
+    warning = toasts(page).filter(has_text=sentence)
+    warning.wait_for(timeout=30_000)
+    assert "connect its positive input, or mute the concepts" in warning.inner_text()
+    screen.screenshot("toast_bypass")
+    close_toasts(page)
+
+    plain = page.evaluate(ADD_NODE, "CLIPTextEncode")
+    toy, node = (page.evaluate(ID_OF, kind) for kind in ("MagicToyCheckpoint", "MagicFaceApply"))
+    links = [[toy, "CLIP", plain, "clip"], [plain, "CONDITIONING", node, "positive"]]
+    page.evaluate(CONNECT, links)
+    page.evaluate("() => document.dispatchEvent(new Event('input'))")
+    view.get_by_role("alert").wait_for(state="detached")
+
+
 def test_a_refused_value_is_said_once(screen: Frontend) -> None:
     page = screen.page
     screen.load(workflow_files.read("MagicFace-1-one-concept"))
@@ -299,6 +404,46 @@ def test_muted_and_bypassed_concepts_are_left_out_and_the_rest_runs(screen: Fron
     assert screen.complaints_about_us() == []
 
 
+def test_a_run_without_concepts_shows_no_layout_of_the_run_before(screen: Frontend) -> None:
+    page = screen.page
+    workflow = workflow_files.read("MagicFace-1-one-concept")
+    screen.load(workflow)
+    screen.set_widgets(steps=2, **{"KSampler.seed": seed_of(screen) + 1})
+    view = page.get_by_role("region", name="Layout", exact=True)
+    screen.queue()
+    view.locator(".magic-backdrop").first.wait_for(state="attached", timeout=300_000)
+
+    page.evaluate(MODE, ["MagicFaceConcept", 0, BYPASSED])
+    screen.queue()
+
+    view.get_by_text("No concepts in this run").wait_for(state="attached", timeout=300_000)
+    for left in (".magic-legend", ".magic-stage", ".magic-references", "[aria-label='step']"):
+        assert view.locator(left).count() == 0
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_function(READY, timeout=60_000)
+    screen.load(workflow)
+    view.get_by_text("No concepts in this run").wait_for(state="attached", timeout=30_000)
+    assert screen.complaints_about_us() == []
+
+
+def test_pictures_of_another_prompt_are_not_put_under_a_layout(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    run_of(screen, pictures=1, prompt="with the node")
+    Image.new("RGB", (8, 8)).save(screen.server.input_dir / "done.png")
+    save = page.evaluate(ID_OF, "SaveImage")
+    output = {"images": [{"filename": "done.png", "subfolder": "", "type": "input"}]}
+    event = {"node": save, "display_node": save, "output": output}
+    backdrop = page.locator(".magic-backdrop").first
+
+    screen.send("executed", {**event, "prompt_id": "with the node bypassed"})
+    page.wait_for_timeout(300)
+    assert backdrop.get_attribute("src") is None
+    screen.send("executed", {**event, "prompt_id": "with the node"})
+    page.wait_for_function(FINISHED)
+    assert "done.png" in (backdrop.get_attribute("src") or "")
+
+
 PICTURES = """() => {
     const save = app.graph.nodes.find(node => node.title == 'pictures');
     return app.nodeOutputs[save.id]?.images?.length == 4;
@@ -362,6 +507,50 @@ def test_the_prompt_keeps_its_height_and_the_saved_node_its_size(screen: Fronten
         assert (again["saved"], again["node"]) == (before["saved"], after["node"])
 
 
+def test_a_view_is_as_high_as_what_it_shows(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    references = [{"phrase": 0, "image": png((8, 8))}]
+    run_of(screen, pictures=4, references=references, asked=3, run="high")
+    page.wait_for_timeout(700)
+    screen.screenshot("view_height")
+
+    gap = page.evaluate(GAP_BELOW_VIEW, "MagicFaceApply")
+
+    assert 0 <= gap <= 24
+
+
+GAP_BELOW_VIEW = """type => {
+    const node = app.graph.nodes.find(node => node.type == type);
+    const widget = node.widgets.find(widget => widget.type == 'magicportrait');
+    if (!LiteGraph.vueNodesMode) return node.size[1] - widget.y - widget.element.offsetHeight;
+    const grid = widget.element.closest('[data-testid="node-widgets"]').getBoundingClientRect();
+    return grid.bottom - widget.element.firstChild.getBoundingClientRect().bottom;
+}"""
+
+
+def test_a_layout_says_what_is_dark_and_how_the_steps_are_counted(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    view = screen.view("MagicFaceApply")
+    references = [{"phrase": 0, "image": png((8, 8))}]
+
+    run_of(screen, pictures=1, steps=13, references=references, asked=12, run="thirteen")
+    said = view.locator(".magic-caption").all_inner_texts()
+    assert said == [
+        "The sampler's scheduler makes 13 steps of the 12 asked for.",
+        "dark: outside the mask",
+    ]
+
+    run_of(screen, pictures=1, steps=12, references=references, asked=12, run="twelve")
+    assert view.locator(".magic-caption").all_inner_texts() == ["dark: outside the mask"]
+    concept = page.evaluate(ID_OF, "MagicFaceConcept")
+    output = {"magic_taken": [png((8, 8))]}
+    screen.send("executed", {"node": concept, "display_node": concept, "output": output})
+    taken = screen.view("MagicFaceConcept").locator(".magic-caption")
+    assert taken.inner_text() == "dark: left out by the mask"
+
+
 def test_views_have_no_row_in_the_panel_of_parameters(screen: Frontend) -> None:
     screen.load(workflow_files.read("MagicFace-1-one-concept"))
     assert screen.page.evaluate(
@@ -388,9 +577,11 @@ def test_a_layout_comes_back_after_a_reload_in_mid_run_and_after(screen: Fronten
         # What the page itself brings back of an unsaved workflow is its own business.
         screen.load(workflow)
 
+    taken = page.get_by_role("region", name="What is taken").locator("img")
     reload()
     layouts.first.wait_for(state="attached", timeout=30_000)
     assert layouts.count() == 4
+    assert taken.count() == 3
     view = page.get_by_role("region", name="Layout", exact=True)
     page.wait_for_function(
         "() => document.querySelector('.magic-view [aria-valuetext]')"
@@ -403,6 +594,7 @@ def test_a_layout_comes_back_after_a_reload_in_mid_run_and_after(screen: Fronten
     layouts.first.wait_for(state="attached", timeout=30_000)
     assert view.get_by_label("step").get_attribute("aria-valuetext") == "40 of 40"
     assert view.locator(".magic-references img").count() == 3
+    assert taken.count() == 3
     screen.screenshot("reloaded")
     assert screen.complaints_about_us() == []
 
@@ -500,6 +692,24 @@ def test_the_mask_editor_paints_a_concepts_own_picture(screen: Frontend) -> None
     assert screen.complaints_about_us() == []
 
 
+DISABLED = """name => Boolean(app.graph.nodes.find(node => node.type == 'MagicFaceConcept')
+    .widgets.find(widget => widget.name == name).disabled)"""
+
+
+def test_a_connected_image_disables_the_concepts_own_picture(screen: Frontend) -> None:
+    page = screen.page
+    screen.load(workflow_files.read("MagicFace-1-one-concept"))
+    page.wait_for_timeout(300)
+    assert page.evaluate(DISABLED, "picture") and page.evaluate(DISABLED, "upload")
+    assert not page.evaluate(DISABLED, "phrase")
+
+    page.evaluate(DISCONNECT, ["MagicFaceConcept", "image"])
+    page.evaluate("() => document.dispatchEvent(new Event('input'))")
+    page.wait_for_timeout(300)
+
+    assert not page.evaluate(DISABLED, "picture") and not page.evaluate(DISABLED, "upload")
+
+
 def test_strength_in_words_and_as_a_number_agree(screen: Frontend) -> None:
     page = screen.page
     page.evaluate("() => app.graph.clear()")
@@ -527,6 +737,19 @@ def test_strength_in_words_and_as_a_number_agree(screen: Frontend) -> None:
         "lora training",
         "multi subject",
         "reference",
+        "hat",
+        "scarf",
+        "glasses",
+        "hairstyle",
+        "face swap",
+        "clothes swap",
+        "style transfer",
+        "cartoon",
+        "anime",
+        "face restore",
+        "face crop",
+        "segment",
+        "train lora",
     ],
 )
 def test_what_people_type_finds_a_node(object_info: dict[str, Any], words: str) -> None:
@@ -541,5 +764,13 @@ def test_the_gallery_finds_a_template_by_its_words(screen: Frontend) -> None:
     page.get_by_placeholder("Search ...").first.fill("style transfer")
     page.get_by_test_id("template-workflow-MagicStyle-1-style-transfer").first.wait_for()
     screen.screenshot("gallery")
+    page.get_by_placeholder("Search ...").first.fill("MagicFace")
+    page.get_by_role("combobox").filter(has_text="Relevance").first.click()
+    page.get_by_role("option", name="A", exact=False).filter(has_text="Z").first.click()
+    page.wait_for_timeout(500)
+    named = page.locator("[data-testid^='template-workflow-MagicFace-']").evaluate_all(
+        "cards => cards.map(card => card.dataset.testid)"
+    )
+    assert len(named) > 5 and named == sorted(named), "README names this order"
     page.keyboard.press("Escape")
     assert json.loads(screen.server.get("/workflow_templates"))[PACK_NAME]

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from comfy_execution.utils import CurrentNodeContext
 from PIL import Image
 
 from magicportrait.host.page import listening_page, live_layout
+from magicportrait.host.page.kept_events import KeptEvents
+from magicportrait.host.page.thumbnails import taken_on_page
 from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.nodes.magicface import MagicFaceApply
-from magicportrait.tests.host.sampling import Sampling, apply, parts, watch
+from magicportrait.tests.host.sampling import Sampling, apply, concepts, parts, watch
 
 Events = list[tuple[str, dict[str, Any], str]]
 CLIENT = "a page"
@@ -83,6 +86,66 @@ def test_a_page_gets_every_step_of_the_run(monkeypatch: pytest.MonkeyPatch) -> N
         np.testing.assert_array_equal(
             np.stack([indices(png) for png in pictures]), recorded[step].concepts
         )
+
+
+@pytest.mark.usefixtures("node_seven")
+@pytest.mark.parametrize(
+    ("kind", "changes", "asked"),
+    [
+        ("KSampler", {}, 12),
+        ("KSampler", {"denoise": 0.5}, None),
+        ("KSampler", {"scheduler": "normal"}, None),
+        ("KSampler", {"steps": ["5", 0]}, None),
+        ("KSamplerAdvanced", {}, None),
+    ],
+)
+def test_a_page_is_told_the_steps_that_were_asked_for_where_others_are_made(
+    monkeypatch: pytest.MonkeyPatch, kind: str, changes: dict[str, Any], asked: int | None
+) -> None:
+    server = serve(monkeypatch)
+    inputs = {"steps": 12, "scheduler": "ddim_uniform", "denoise": 1.0, **changes}
+    nodes = {"3": {"class_type": kind, "inputs": inputs}}
+    server.prompt_queue.currently_running = {3: (0, "a prompt", nodes, {}, [])}
+    with CurrentNodeContext("a prompt", "3"):
+        Sampling(steps=13).run(*apply(parts()[0])[:2])
+    _, run, _ = server.events[0]
+    assert (run["steps"], run["asked"], run["prompt"]) == (13, asked, "a prompt")
+
+
+def test_ddim_uniform_makes_thirteen_steps_of_twelve() -> None:
+    import comfy.samplers
+
+    sampling = parts()[0].get_model_object("model_sampling")
+    made = {
+        steps: len(comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)) - 1
+        for steps in (12, 25, 50)
+    }
+    assert made == {12: 13, 25: 25, 50: 50}
+
+
+def test_what_a_node_shows_is_kept_for_a_page_that_is_loaded_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = serve(monkeypatch)
+    kept = KeptEvents()
+    monkeypatch.setattr(server, "app", {listening_page._KEPT: kept}, raising=False)
+    concept, *_ = concepts()
+    with CurrentNodeContext("a prompt", "5:7"):
+        shown = taken_on_page(concept)
+    with CurrentNodeContext("a prompt", "9"):
+        nothing = live_layout.no_layout_on_page()
+
+    assert list(shown) == ["magic_taken"] and nothing == {"magic_no_layout": [True]}
+    place = {"workflow": "a workflow"}
+    assert kept.of(CLIENT) == [
+        ("executed", {"node": "5:7", "output": shown, **place}),
+        ("executed", {"node": "9", "output": nothing, **place}),
+    ]
+
+
+def test_a_node_shows_nothing_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, listens=False)
+    assert live_layout.no_layout_on_page() is None and taken_on_page(concepts()[0]) is None
 
 
 @pytest.mark.usefixtures("node_seven")

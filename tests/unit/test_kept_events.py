@@ -55,6 +55,19 @@ def test_of_a_long_run_every_second_event_goes_but_not_the_ends() -> None:
     assert (values(kept, "a")[0], values(kept, "a")[-1]) == (0, 199)
 
 
+def test_a_nodes_output_takes_the_place_of_its_last_and_pushes_no_run_out() -> None:
+    kept = KeptEvents(runs=2, outputs=2)
+    told(kept, "a", "1", "run")
+    for value, node in enumerate("xyyzz"):
+        kept.put("a", node, "executed", {"value": value})
+    assert values(kept, "a") == ["run", 2, 4]
+    told(kept, "a", "2", "later")
+    told(kept, "a", "3", "last")
+    assert values(kept, "a") == [2, 4, "later", "last"]
+    kept.put("a", "y", "executed", {"value": 5})
+    assert values(kept, "a")[-1] == 5, "in the order in which it was told"
+
+
 def test_all_together_stay_under_their_size() -> None:
     kept = KeptEvents(characters=1000)
     for run in range(5):
