@@ -84,7 +84,18 @@ class MagicFaceConcept(io.ComfyNode):
                 "consistent character",
                 "outfit",
                 "clothes",
+                "clothes swap",
                 "try on",
+                "face swap",
+                "swap face",
+                "faceswap",
+                "reactor",
+                "hat",
+                "scarf",
+                "glasses",
+                "accessory",
+                "hair",
+                "hairstyle",
                 "multi subject",
                 "personalize",
                 "ip adapter",
@@ -96,8 +107,8 @@ class MagicFaceConcept(io.ComfyNode):
                     "image",
                     optional=True,
                     tooltip=(
-                        "The reference, in place of the node's own picture. Any size and aspect; a"
-                        " batch counts as several views of the same thing."
+                        "The reference. When it is connected it counts, and 'picture' does not. Any"
+                        " size and aspect; a batch counts as several views of the same thing."
                     ),
                 ),
                 io.String.Input(
@@ -155,9 +166,9 @@ class MagicFaceConcept(io.ComfyNode):
                     upload=io.UploadType.image,
                     image_folder=io.FolderType.input,
                     tooltip=(
-                        "A reference of the node's own, used when no image is connected. Paint the"
-                        " thing in the Mask Editor; of a cut-out with a transparent ground the rest"
-                        " is taken."
+                        "A reference of the node's own: counts only as long as nothing is connected"
+                        " to 'image'. Paint the thing in the Mask Editor; of a cut-out with a"
+                        " transparent ground the rest is taken."
                     ),
                 ),
                 io.Combo.Input(
@@ -364,7 +375,12 @@ class MagicFaceApply(io.ComfyNode):
                 "consistent character",
                 "outfit",
                 "clothes",
+                "clothes swap",
                 "try on",
+                "face swap",
+                "hat",
+                "scarf",
+                "glasses",
             ],
             inputs=[
                 io.Model.Input(
@@ -398,9 +414,9 @@ class MagicFaceApply(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "When the layout is settled and each region begins to look at its own"
-                        " reference only (RSA to RBA). Earlier: less spill, later: more freedom for"
-                        " the layout. The paper: .42."
+                        "Share of sampling after which every part of the picture looks at its own"
+                        " concept's reference only; before it, at all of them. Earlier: concepts"
+                        " mix less. Later: more freedom for pose and layout. The paper: .42."
                     ),
                 ),
                 io.Boolean.Input(

@@ -408,6 +408,9 @@ class MagicStyleSampler(io.ComfyNode):
                 "style transfer",
                 "stylize",
                 "stylise portrait",
+                "cartoon",
+                "anime",
+                "painting",
                 "image to image style",
             ],
             inputs=[

@@ -28,6 +28,7 @@ class MagicPortraitCrop(io.ComfyNode):
             ),
             search_aliases=[
                 "crop face",
+                "face crop",
                 "crop by mask",
                 "face detailer",
                 "inpaint crop",
