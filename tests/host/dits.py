@@ -141,6 +141,50 @@ _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 FAMILIES = tuple(_SHAPES)
+_SHAPES |= {
+    "anima": (
+        "Anima",
+        {
+            "image_model": "anima",
+            "max_img_h": 240,
+            "max_img_w": 240,
+            "max_frames": 128,
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_spatial": 2,
+            "patch_temporal": 1,
+            "model_channels": 96,
+            "concat_padding_mask": True,
+            "crossattn_emb_channels": 1024,
+            "pos_emb_cls": "rope3d",
+            "pos_emb_learnable": True,
+            "pos_emb_interpolation": "crop",
+            "min_fps": 1,
+            "max_fps": 30,
+            "use_adaln_lora": True,
+            "adaln_lora_dim": 16,
+            "num_blocks": 3,
+            "num_heads": 3,
+            "extra_per_block_abs_pos_emb": False,
+            "rope_h_extrapolation_ratio": 4.0,
+            "rope_w_extrapolation_ratio": 4.0,
+            "rope_t_extrapolation_ratio": 1.0,
+        },
+    ),
+    "ernie": (
+        "ErnieImage",
+        {
+            "image_model": "ernie",
+            "hidden_size": 96,
+            "num_attention_heads": 3,
+            "num_layers": 3,
+            "ffn_hidden_size": 192,
+            "text_in_dim": WIDTH,
+            "rope_axes_dim": (8, 12, 12),
+        },
+    ),
+}
+"""Of these the pack knows no record."""
 
 
 @cache

@@ -7,13 +7,14 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from magicportrait.host.sampling.backbone import LayerView, Watch, backbone_of
+from magicportrait.host.sampling.backbone import LayerView, Watch, backbone_of, unet_of
 from magicportrait.host.sampling.backbone.joint import JointTransformer
 from magicportrait.host.sampling.patch import PatchRun, SamplingPatch, SamplingStart
 from magicportrait.host.sampling.reference_pass import ReferencePass, Renoised
@@ -419,9 +420,23 @@ def test_nothing_is_held_after_a_run():
     assert model.model_options["transformer_options"] == before
 
 
-def test_nodes_go_on_refusing_transformers():
+@pytest.mark.parametrize("family", dits.FAMILIES)
+def test_nodes_take_every_family(family):
+    assert isinstance(backbone_of(dits.random_transformer(family)), JointTransformer)
+
+
+def test_other_transformers_are_refused_with_their_class_and_where_to_read_on():
+    with pytest.raises(ValueError, match=r"^Anima is a kind of model .*docs/model_families\.md"):
+        backbone_of(dits.random_transformer("anima"))
+    with pytest.raises(ValueError, match=r"^ErnieImage .* do not pass the host's transformer opt"):
+        backbone_of(dits.random_transformer("ernie"))
+    page = Path(__file__).resolve().parents[2] / "docs" / "model_families.md"
+    assert "How to add a model family" in page.read_text("utf-8")
+
+
+def test_what_works_on_unets_only_says_so():
     with pytest.raises(ValueError, match=r"needs a UNet model .* got Flux"):
-        backbone_of(dits.random_transformer("flux"))
+        unet_of(dits.random_transformer("flux"))
 
 
 def test_layers_are_named_by_depth_and_kind():

@@ -1,10 +1,12 @@
 """Families of transformers whose text and picture share one attention: a record each.
 
-A new one is a record in `FAMILIES` and a small model of it in tests/host/dits.py.
+A new one is a record in `FAMILIES` and a small model of it in tests/host/dits.py:
+docs/model_families.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,6 +85,16 @@ FAMILIES: tuple[Family, ...] = (
     Family("Krea2", (BlockKind("s", "single", "blocks"),), patch="patch"),
 )
 """All that are known."""
+
+
+OUT_OF_REACH: Mapping[str, str] = {
+    "ErnieImage": (
+        "its layers do not pass the host's transformer options on to attention, so that nothing can"
+        " look into them or change them without replacing its code, which the next ComfyUI would"
+        " break. Use another model"
+    ),
+}
+"""Classes of models that no record can describe, and why."""
 
 
 def family_of(model: ModelPatcher) -> Family | None:
