@@ -128,7 +128,8 @@ class MagicAttentionMap(io.ComfyNode):
     ) -> io.NodeOutput:
         check_span(cls, start, end)
         check_texts(prompt=prompt, phrases=phrases, layers=layers)
-        tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
+        backbone, words = backbone_of(model), split_phrases(phrases)
+        tagged = tagged_prompt(clip, prompt, words, uuid.uuid4().hex, backbone.context)
         if positive is not None:
             # Another node of ours may know this conditioning by its tag: it stays.
             tag = positive[0][1].get(TAG, tagged.tag)
@@ -137,7 +138,6 @@ class MagicAttentionMap(io.ComfyNode):
                 conditioning=[[t, {**options, TAG: tag}] for t, options in positive],
                 tag=tag,
             )
-        backbone = backbone_of(model)
         record = AttentionRecord(tagged.phrases, backbone.pixels)
         patch = AttentionMapPatch(
             prompt=tagged,

@@ -87,8 +87,8 @@ class MagicSemanticLayout(io.ComfyNode):
     ) -> io.NodeOutput:
         check_ranges(cls, ca_scale=ca_scale)
         check_texts(prompt=prompt, phrases=phrases)
-        tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
-        backbone = backbone_of(model)
+        backbone, words = backbone_of(model), split_phrases(phrases)
+        tagged = tagged_prompt(clip, prompt, words, uuid.uuid4().hex, backbone.context)
         record = LayoutRecord(tagged.phrases, backbone.pixels)
         view = LayoutView(node_id(cls), tagged.phrases)
         patch = LayoutPatch(tagged, backbone, ca_scale, record, observers=(view,))

@@ -544,7 +544,7 @@ class MagicFaceApply(io.ComfyNode):
             )
         blocks = backbone.parse_layers(layers)
         phrases = [concept.phrase for concept in concepts]
-        tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex)
+        tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex, backbone.context)
         references = prepare_references(concepts, clip, vae, backbone, mask_cells)
         check_masks(references, concepts, blocks, backbone)
         record = LayoutRecord(tagged.phrases, backbone.pixels)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...magic.phrases import Token, assign_spans
+from .context import ContextTokens, phrase_is_missing
 
 _START, _END = 49406, 49407
 TAG = "magicportrait_prompt"
@@ -18,7 +18,8 @@ class TaggedPrompt:
     """A prompt with its phrases found. conditioning carries `tag`, so that its rows are known again
     among all others of a sampling run.
 
-    spans: for each phrase its token positions.
+    spans: for each phrase its token positions; words: those of all that was written, where the
+    context holds more than that, else None.
     """
 
     text: str
@@ -26,6 +27,7 @@ class TaggedPrompt:
     conditioning: list[Any]
     tag: str
     spans: tuple[tuple[int, ...], ...]
+    words: tuple[int, ...] | None = None
 
 
 def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
@@ -51,9 +53,23 @@ def encode(clip: Any, text: str) -> list[Any]:
     return conditioning
 
 
-def tagged_prompt(clip: Any, text: str, phrases: Sequence[str], tag: str) -> TaggedPrompt:
-    """Encodes a prompt and finds the phrases in it. ValueError, with the words that are there, when
-    one is not."""
+def tagged_prompt(
+    clip: Any, text: str, phrases: Sequence[str], tag: str, context: ContextTokens | None = None
+) -> TaggedPrompt:
+    """Encodes a prompt and finds the phrases in it. context: how the model's context is made of
+    tokens, None for CLIP's chunks. ValueError, with the words that are there, when a phrase is
+    not."""
+    words: tuple[int, ...] | None = None
+    if context is None:
+        spans = _spans_in_chunks(clip, text, phrases)
+    conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encode(clip, text)]
+    if context is not None:
+        found = context.places(clip, text, phrases, conditioning[0][0].shape[1])
+        spans, words = found.spans, found.words
+    return TaggedPrompt(text, tuple(phrases), conditioning, tag, spans, words)
+
+
+def _spans_in_chunks(clip: Any, text: str, phrases: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     stream = tokens_of(clip, text)
     tokens = {
         phrase: [token for _, token in tokens_of(clip, phrase)] for phrase in dict.fromkeys(phrases)
@@ -61,10 +77,5 @@ def tagged_prompt(clip: Any, text: str, phrases: Sequence[str], tag: str) -> Tag
     spans = assign_spans([tokens[phrase] for phrase in phrases], stream)
     for phrase, span in zip(phrases, spans, strict=True):
         if not span:
-            words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
-            raise ValueError(
-                f"phrase '{phrase}' is not in the prompt. Words that are there: {words}. Name the"
-                " concept by some of these, or add it"
-            )
-    conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encode(clip, text)]
-    return TaggedPrompt(text, tuple(phrases), conditioning, tag, tuple(spans))
+            raise phrase_is_missing(phrase, text)
+    return tuple(spans)

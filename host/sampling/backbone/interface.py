@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....magic.blocks import AttentionBlock, Block
 from ....magic.positions import Coordinates
+from ...text.context import ContextTokens
 from ..options import ModelOptions
 
 LayerKey = tuple[Block, int]
@@ -86,6 +87,11 @@ class Backbone(Protocol):
     @property
     def native_side(self) -> int:
         """Side in pixels of the square pictures that the model was trained on."""
+        ...
+
+    @property
+    def context(self) -> ContextTokens | None:
+        """How a prompt's context is made of tokens; None for CLIP's chunks of 77."""
         ...
 
     def parse_layers(self, text: str) -> tuple[Block, ...]:

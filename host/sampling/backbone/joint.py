@@ -17,6 +17,7 @@ from torch import Tensor
 from ....magic.blocks import AttentionBlock, Block, BlockNames, parse_blocks
 from ....magic.layout import column_attention
 from ....magic.positions import Coordinates, Rotary
+from ...text.context import ContextTokens
 from ..attention import biased_attention
 from ..options import ModelOptions
 from ..rows import Chunk, chunks_of
@@ -199,6 +200,11 @@ class JointTransformer:
             patch=patch,
             multiple=(family.multiple and getattr(network, family.multiple, None)) or 1,
         )
+
+    @property
+    def context(self) -> ContextTokens:
+        """By the family's tokenizer."""
+        return ContextTokens(self.family.tokens)
 
     def parse_layers(self, text: str) -> tuple[Block, ...]:
         """Presets: 'early', 'middle', 'late', a third of the depth each; 'all'; the kinds by name,

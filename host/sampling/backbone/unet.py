@@ -44,11 +44,12 @@ PatchFactory = Callable[[Block, AttentionPatch], AttentionPatch]
 
 @dataclass(frozen=True)
 class UNet:
-    """A `Backbone`. layers, native_side: as there."""
+    """A `Backbone`. layers, native_side, context: as there."""
 
     layers: tuple[AttentionBlock, ...]
     native_side: int
     pixels: int = PIXELS
+    context: None = None
 
     @classmethod
     def read(cls, model: ModelPatcher) -> UNet | None:
