@@ -66,7 +66,10 @@ class MagicAttentionMap(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A UNet model, patched or not: SD1.5, SD2.1, SDXL or a fine-tune.",
+                    tooltip=(
+                        "Patched or not: SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2,"
+                        " Qwen-Image, Krea 2, Chroma, or a fine-tune."
+                    ),
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.String.Input(
@@ -83,8 +86,9 @@ class MagicAttentionMap(io.ComfyNode):
                 ),
                 layers_input(
                     "all",
-                    "Which layers count: 'all', 'decoder', 'fine' (its two finest levels: the"
-                    " sharpest maps), or blocks such as 'o6-11,m0,i7-8'.",
+                    "Which layers count: 'all', 'fine' (a UNet's two finest levels: the sharpest"
+                    " maps), 'decoder' of UNets, 'early', 'middle' (where words are bound to"
+                    " places), 'late' of transformers, or blocks such as 'o6-11,m0' or 'd10-18'.",
                 ),
                 *_range_inputs(),
                 io.Conditioning.Input(

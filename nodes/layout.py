@@ -33,7 +33,13 @@ class MagicSemanticLayout(io.ComfyNode):
             ),
             search_aliases=["attention map", "segment", "segmentation", "mask from prompt", "daam"],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2, Qwen-Image, Krea 2,"
+                        " Chroma, or a fine-tune."
+                    ),
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.String.Input(
                     "prompt",

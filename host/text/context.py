@@ -53,7 +53,8 @@ class ContextTokens:
                     f"phrase '{phrase}' is nothing to this model: its text encoder has no tokens"
                     " for these characters. Write it, and the prompt, in English"
                 )
-        return WordPlaces(tuple(spans), prompt.words)
+        words = {*prompt.words, *(position for span in spans for position in span)}
+        return WordPlaces(tuple(spans), tuple(sorted(words)))
 
     def list_of(self, clip: Any, text: str) -> list[Token]:
         """The tokens of a text, template included, without padding at the end."""

@@ -188,7 +188,7 @@ _SHAPES |= {
 
 
 @cache
-def random_transformer(family: str) -> Any:
+def random_transformer(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """MODEL of a family. Skips the test on hosts that are older than it."""
     import comfy.ldm.chroma.model
     import comfy.ldm.flux.model
@@ -208,7 +208,7 @@ def random_transformer(family: str) -> Any:
         shape = {name: value for name, value in shape.items() if name in names}
     parts = {"unet_config": {}, "unet_extra_config": {}}
     config = type(f"Small{base}", (parent,), parts)(dict(shape))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.diffusion_model.named_parameters():
@@ -248,14 +248,16 @@ def sample(
     negative: list[Any],
     cfg: float = 3.0,
     sigmas: Sequence[float] = (0.9, 0.4, 0.0),
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """A picture of a few Euler steps."""
+    """Pictures of a few Euler steps."""
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    if noise is None:
+        noise = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
     return guider.sample(
         noise,
         torch.zeros(*shape),

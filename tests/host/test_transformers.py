@@ -445,7 +445,7 @@ def test_layers_are_named_by_depth_and_kind():
     assert len(known.parse_layers("double")) == 19
     assert [str(b) for b in known.parse_layers("s2-3,d1")] == ["d1", "s2", "s3"]
     layout = [str(block) for block in known.layout_blocks((128, 128))]
-    assert layout == ["d14", "s0", "s4", "s9", "s13", "s18"]
+    assert layout == ["s0", "s5", "s11", "s16", "s21", "s26", "s32", "s37"]
     with pytest.raises(ValueError, match=r"'o3' is not understood.*'d0-3,s0-3'"):
         known.parse_layers("o3")
 

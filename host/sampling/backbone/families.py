@@ -48,7 +48,9 @@ class Family:
     of a picture count from its middle; text_comes_first: a picture's coordinate on axis 0 is the
     padded length of the text plus one; pairing: of rotated channels; index_step: how far apart
     the pictures of a sequence lie on axis 0; tokens: which list of the tokenizer's makes the
-    context, None for its only one; native_side: pixels along a side of what it was trained on.
+    context, None for its only one; heads: attribute that holds how many heads a layer has;
+    guidance: what the model is told while it sees a reference, None when it is told none;
+    native_side: pixels along a side of what it was trained on.
     """
 
     model: str
@@ -63,14 +65,21 @@ class Family:
     pairing: Pairing = "interleaved"
     index_step: float = 1.0
     tokens: str | None = None
+    heads: str = "num_heads"
+    guidance: float | None = None
     native_side: int = 1024
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("Flux", _DOUBLE_SINGLE, tokens="t5xxl"),
+    Family("Flux", _DOUBLE_SINGLE, tokens="t5xxl", guidance=1.0),
     # Its conditioning is padded to 512 tokens.
-    Family("Flux2", _DOUBLE_SINGLE, text_padding="left", index_step=10.0),
-    Family("QwenImage", (BlockKind("d", "double", "transformer_blocks"),), is_centred=True),
+    Family("Flux2", _DOUBLE_SINGLE, text_padding="left", index_step=10.0, guidance=1.0),
+    Family(
+        "QwenImage",
+        (BlockKind("d", "double", "transformer_blocks"),),
+        is_centred=True,
+        heads="transformer_blocks.0.attn.heads",
+    ),
     # Lumina2 and Z-Image, which pads text and picture to 32 tokens each.
     Family(
         "Lumina2",
@@ -80,9 +89,10 @@ FAMILIES: tuple[Family, ...] = (
         text_padding="right",
         multiple="pad_tokens_multiple",
         text_comes_first=True,
+        heads="n_heads",
     ),
     Family("Chroma", _DOUBLE_SINGLE, tokens="t5xxl"),
-    Family("Krea2", (BlockKind("s", "single", "blocks"),), patch="patch"),
+    Family("Krea2", (BlockKind("s", "single", "blocks"),), patch="patch", heads="heads"),
 )
 """All that are known."""
 
