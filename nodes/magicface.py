@@ -379,7 +379,8 @@ class MagicFaceApply(io.ComfyNode):
                     "model",
                     tooltip=(
                         "SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2, Qwen-Image, Krea 2,"
-                        " Chroma, or a fine-tune. LoRAs and other patches may come before or after."
+                        " Chroma, SD3.5, or a fine-tune. LoRAs and other patches may come before or"
+                        " after."
                     ),
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),

@@ -96,7 +96,8 @@ def advise(references: Sequence[Reference], backbone: Backbone, inject_at: float
             strongest,
             ", ".join(f"{level} is {value:g}" for level, value in habits.strengths.items()),
         )
-    if backbone.rotary is not None and inject_at > habits.inject_at:
+    is_transformer = backbone.context is not None
+    if is_transformer and inject_at > habits.inject_at:
         logging.info(
             "MagicFace: inject_at is %g; on this kind of model %g lets less of the references spill"
             " over",

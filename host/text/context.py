@@ -8,12 +8,12 @@ tokens are its own that change when it is exchanged for another.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...magic.phrases import Token, comparable, places_in_text, share_places, words_of
+from .chunks import phrase_is_missing, spans_in_chunks, tokens_of
 
 _OTHERS = ("Q", "Z", "J", "7")
 """What words are exchanged for: the first that is no part of the word."""
@@ -27,19 +27,44 @@ class WordPlaces:
     spans: tuple[tuple[int, ...], ...]
     words: tuple[int, ...]
 
+    def moved(self, by: int) -> WordPlaces:
+        """The same behind `by` other tokens."""
+        spans = tuple(tuple(place + by for place in span) for span in self.spans)
+        return WordPlaces(spans, tuple(place + by for place in self.words))
+
 
 @dataclass(frozen=True)
 class ContextTokens:
     """How the context of a kind of model is made of a prompt.
 
-    tokens: which of the tokenizer's lists it is made of, None for its only one.
+    tokens: which of the tokenizer's lists it is made of, None for its only one; has_clip: whether
+    CLIP's chunks stand before these, each word a second time. Either may be missing, when its text
+    encoder was not loaded.
     """
 
     tokens: str | None = None
+    has_clip: bool = False
 
     def places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         """Where phrases are in the context of `context` tokens. ValueError, with the words that are
         there, when one is not in the prompt, or the text encoder has no tokens for it."""
+        if not self.has_clip:
+            return self._places(clip, text, phrases, context)
+        encoders, chunks = clip.cond_stage_model, 0
+        found: list[WordPlaces] = []
+        if any(getattr(encoders, name, None) is not None for name in ("clip_l", "clip_g")):
+            chunks = sum(len(chunk) for chunk in clip.tokenize(text)["l"])
+            spans = spans_in_chunks(clip, text, phrases)
+            found.append(WordPlaces(spans, tuple(place for place, _ in tokens_of(clip, text))))
+        if getattr(encoders, str(self.tokens), None) is not None:
+            found.append(self._places(clip, text, phrases, context - chunks).moved(chunks))
+        spans = tuple(
+            tuple(place for places in found for place in places.spans[i])
+            for i in range(len(phrases))
+        )
+        return WordPlaces(spans, tuple(place for places in found for place in places.words))
+
+    def _places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         prompt = _Prompt(self, clip, text, context)
         keys = [" ".join(words_of(phrase)).casefold() for phrase in phrases]
         places = {key: prompt.places(key) for key in dict.fromkeys(keys)}
@@ -124,15 +149,6 @@ class _Prompt:
         head = next((i for i in range(most) if own[i] != other[i]), most)
         tail = next((i for i in range(most - head) if own[-1 - i] != other[-1 - i]), most - head)
         return [i - self._first for i in range(head, len(own) - tail) if i >= self._first]
-
-
-def phrase_is_missing(phrase: str, text: str) -> ValueError:
-    """What to say of a phrase that is not in a prompt."""
-    words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
-    return ValueError(
-        f"phrase '{phrase}' is not in the prompt. Words that are there: {words}. Name the concept"
-        " by some of these, or add it"
-    )
 
 
 def _other(phrase: str) -> str:

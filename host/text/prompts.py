@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...magic.phrases import Token, assign_spans
-from .context import ContextTokens, phrase_is_missing
+from .chunks import spans_in_chunks
+from .context import ContextTokens
 
-_START, _END = 49406, 49407
 TAG = "magicportrait_prompt"
 
 
@@ -30,24 +29,6 @@ class TaggedPrompt:
     words: tuple[int, ...] | None = None
 
 
-def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
-    """The words' tokens of `text` as (position in the conditioning, token)."""
-    tokenised = clip.tokenize(text)
-    # SDXL's two encoders share vocabulary and positions: either list will do.
-    chunks = tokenised["l"] if "l" in tokenised else next(iter(tokenised.values()))
-    stream: list[tuple[int, Token]] = []
-    offset = 0
-    for chunk in chunks:
-        for position, (token, *_) in enumerate(chunk):
-            is_id = isinstance(token, int)
-            if is_id and token == _END:
-                break
-            if not (is_id and token == _START):
-                stream.append((offset + position, token))
-        offset += len(chunk)
-    return stream
-
-
 def encode(clip: Any, text: str) -> list[Any]:
     conditioning: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return conditioning
@@ -61,21 +42,9 @@ def tagged_prompt(
     not."""
     words: tuple[int, ...] | None = None
     if context is None:
-        spans = _spans_in_chunks(clip, text, phrases)
+        spans = spans_in_chunks(clip, text, phrases)
     conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encode(clip, text)]
     if context is not None:
         found = context.places(clip, text, phrases, conditioning[0][0].shape[1])
         spans, words = found.spans, found.words
     return TaggedPrompt(text, tuple(phrases), conditioning, tag, spans, words)
-
-
-def _spans_in_chunks(clip: Any, text: str, phrases: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    stream = tokens_of(clip, text)
-    tokens = {
-        phrase: [token for _, token in tokens_of(clip, phrase)] for phrase in dict.fromkeys(phrases)
-    }
-    spans = assign_spans([tokens[phrase] for phrase in phrases], stream)
-    for phrase, span in zip(phrases, spans, strict=True):
-        if not span:
-            raise phrase_is_missing(phrase, text)
-    return tuple(spans)

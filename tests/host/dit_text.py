@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from magicportrait.tests.host.dits import WIDTH
 
-ENCODERS = ("flux", "flux2", "klein", "qwen", "zimage", "lumina2", "chroma", "krea2")
+ENCODERS = ("flux", "flux2", "klein", "qwen", "zimage", "lumina2", "chroma", "sd3", "krea2")
 """Klein is a Flux.2 with another text encoder."""
 _CLIP_L = {
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "hidden_size": WIDTH,
     "num_attention_heads": 2,
     "intermediate_size": WIDTH,
@@ -55,6 +55,14 @@ class _NoPictures(nn.Module):
 
     def __init__(self, *_: Any, **__: Any):
         super().__init__()
+
+
+class _WithoutPadding:
+    """SD3 pads what CLIP gives to the width of T5 at its own size."""
+
+    def encode_token_weights(self, tokens: Any) -> Any:
+        with mock.patch("torch.nn.functional.pad", lambda x, *_: x):
+            return super().encode_token_weights(tokens)  # type: ignore[misc]
 
 
 @cache
@@ -96,6 +104,7 @@ def _parts(encoder: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     import importlib
 
     name = {"klein": "flux", "flux2": "flux", "qwen": "qwen_image", "zimage": "z_image"}
+    name["sd3"] = "sd3_clip"
     module_name = f"comfy.text_encoders.{name.get(encoder, encoder)}"
     if encoder == "chroma":
         module_name = "comfy.text_encoders.pixart_t5"
@@ -106,6 +115,11 @@ def _parts(encoder: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     options: dict[str, Any] = {
         "flux": {"clip_l_model_config": _CLIP_L, "t5xxl_model_config": _T5},
         "chroma": {"t5xxl_model_config": _T5},
+        "sd3": {
+            "clip_l_model_config": {**_CLIP_L, "hidden_size": WIDTH // 2},
+            "clip_g_model_config": {**_CLIP_L, "hidden_size": WIDTH // 2, "hidden_act": "gelu"},
+            "t5xxl_model_config": _T5,
+        },
         "klein": {"qwen3_4b_model_config": _llama(WIDTH // 3, 28)},
         "flux2": {"mistral3_24b_model_config": _llama(WIDTH // 3, 31)},
         "qwen": {"qwen25_7b_model_config": _llama(WIDTH, 2)},
@@ -131,6 +145,7 @@ def _classes(encoder: str, target: Any) -> tuple[Any, Any]:
     tokenizer, model = {
         "flux": ("FluxTokenizer", "flux_clip"),
         "chroma": ("PixArtTokenizer", "pixart_te"),
+        "sd3": ("SD3Tokenizer", "sd3_clip"),
         "klein": ("KleinTokenizer", "klein_te"),
         "flux2": ("Flux2Tokenizer", "flux2_te"),
         "qwen": ("QwenImageTokenizer", "te"),
@@ -138,7 +153,10 @@ def _classes(encoder: str, target: Any) -> tuple[Any, Any]:
         "lumina2": ("LuminaTokenizer", "te"),
         "krea2": ("Krea2Tokenizer", "te"),
     }[encoder]
-    return getattr(target, tokenizer), getattr(target, model)()
+    network = getattr(target, model)()
+    if encoder == "sd3":
+        network = type("SmallSD3ClipModel", (_WithoutPadding, network), {})
+    return getattr(target, tokenizer), network
 
 
 def _tekken(folder: Path) -> Tensor:

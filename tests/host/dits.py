@@ -4,7 +4,7 @@ size they are gigabytes."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -123,6 +123,27 @@ _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "n_layers": 2,
         },
     ),
+    "sd3": (
+        "SD3",
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "depth": 2,
+            "num_blocks": 3,
+            "input_size": None,
+            "adm_in_channels": WIDTH,
+            "qk_norm": "rms",
+            "num_patches": 32 * 32,
+            "pos_embed_max_size": 32,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": WIDTH, "out_features": 128},
+            },
+            # As in SD3.5 medium: a second attention of the picture by itself.
+            "x_block_self_attn_layers": [0, 1],
+        },
+    ),
     "krea2": (
         "Krea2",
         {
@@ -232,6 +253,15 @@ def latent_shape(family: str, batch: int = 1, size: tuple[int, int] = (16, 16)) 
     if family == "flux2":
         return (batch, 128, size[0] // 2, size[1] // 2)
     return (batch, 16, 1, *size) if family in ("qwen", "krea2") else (batch, 16, *size)
+
+
+def heads_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """q, k and v of a call of the host's attention, B H N D, however the class hands them over."""
+    if kwargs.get("skip_reshape"):
+        return tuple(args[:3])
+    heads = args[3] if len(args) > 3 else kwargs["heads"]
+    split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in args[:3])
+    return tuple(x.transpose(1, 2) for x in split)
 
 
 def conditioning(tokens: int, seed: int) -> list[Any]:

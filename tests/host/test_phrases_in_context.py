@@ -19,7 +19,7 @@ PROMPT = "a man with a green hat and a white scarf"
 
 
 def kind(encoder: str) -> ContextTokens:
-    return ContextTokens("t5xxl" if encoder in T5 else None)
+    return ContextTokens("t5xxl" if encoder in (*T5, "sd3") else None, encoder == "sd3")
 
 
 def context_of(encoder: str, text: str) -> torch.Tensor:
@@ -51,7 +51,11 @@ def spelt(encoder: str, text: str, *phrases: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+LISTS = tuple(encoder for encoder in ENCODERS if encoder != "sd3")
+"""Those with one list of tokens."""
+
+
+@pytest.mark.parametrize("encoder", LISTS)
 @pytest.mark.parametrize(
     ("text", "phrases", "expected"),
     [
@@ -77,7 +81,7 @@ def test_phrases_are_found_where_they_stand(encoder, text, phrases, expected):
     assert found == expected
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", LISTS)
 def test_weights_are_no_words(encoder):
     text = "a man with a (green hat:1.3) and a (white:0.8) scarf"
     found = spelt(encoder, text, "green hat", "white scarf")
@@ -117,7 +121,7 @@ def test_a_phrase_that_is_not_there_is_an_error_with_the_words_that_are(encoder)
         places(encoder, "a man, hats", "hat")
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", LISTS)
 def test_words_are_what_was_written(encoder):
     found = places(encoder, PROMPT, "a man", "scarf")
     assert found.words == tuple(range(found.words[0], found.words[-1] + 1))
@@ -136,3 +140,29 @@ def test_a_wrong_text_encoder_is_told():
     clip: Any = random_clip_of("zimage")
     with pytest.raises(ValueError, match="has no 't5xxl', which this model reads"):
         tagged_prompt(clip, PROMPT, ["hat"], "tag", ContextTokens("t5xxl"))
+
+
+def test_sd3_has_every_word_of_clip_and_of_t5():
+    text = "a man, " + "portrait, " * 45 + "with a (green hat:1.2)"
+    clip = random_clip_of("sd3")
+    found = places("sd3", text, "green hat", "man")
+    lists = clip.tokenize(text)
+    ids = [token for name in ("l", "t5xxl") for chunk in lists[name] for token, *_ in chunk]
+    assert context_of("sd3", text).shape[1] == len(ids) == 154 + len(lists["t5xxl"][0])
+    hat = [ids[place] for place in found.spans[0]]
+    words = {"l": clip.tokenizer.clip_l, "t5xxl": clip.tokenizer.t5xxl}
+    assert [words["l"].inv_vocab[token] for token in hat[:2]] == ["green</w>", "hat</w>"]
+    spelt = "".join(words["t5xxl"].inv_vocab[token] for token in hat[2:])
+    assert spelt.replace("\u2581", " ") == " green hat"
+    assert len(found.spans[1]) == 2 and set(found.spans[0]) < set(found.words)
+
+
+@pytest.mark.parametrize(("missing", "first"), [("t5xxl", 0), ("clip", 77)])
+def test_sd3_without_one_of_its_text_encoders_has_the_other_ones_words(missing, first, monkeypatch):
+    clip = random_clip_of("sd3")
+    whole = places("sd3", PROMPT, "scarf").spans[0]
+    for name in ("clip_l", "clip_g") if missing == "clip" else ("t5xxl",):
+        monkeypatch.setitem(clip.cond_stage_model._modules, name, None)
+    assert context_of("sd3", PROMPT).shape[1] == 77
+    own = [place for place in whole if (place < 77) == (missing == "t5xxl")]
+    assert places("sd3", PROMPT, "scarf").spans[0] == tuple(place - first for place in own)

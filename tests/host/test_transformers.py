@@ -135,9 +135,7 @@ class Oracle:
 
     def __call__(self, func, *args, **kwargs):
         out = func(*args, **kwargs)
-        options, (q, k, v) = kwargs["transformer_options"], args[:3]
-        if not kwargs.get("skip_reshape"):
-            q, k, v = (x.unflatten(-1, (args[3], -1)).transpose(1, 2) for x in (q, k, v))
+        options, (q, k, v) = kwargs["transformer_options"], dits.heads_apart(args, kwargs)
         if q.shape[2] < self.text + self.tokens:
             return out
         # Every model call goes through all of them, in order.
@@ -351,7 +349,7 @@ def test_maps_are_those_of_the_joint_softmax_renormalised(family):
     assert (image - places).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("family", dits.FAMILIES)
+@pytest.mark.parametrize("family", [name for name in dits.FAMILIES if name != "sd3"])
 def test_a_reference_pass_sees_the_picture_where_the_model_places_it(family, monkeypatch):
     from comfy.ldm.flux.layers import EmbedND
 

@@ -40,22 +40,23 @@ class Family:
     """What tells one family of transformers from another.
 
     model: its class in the host's model_base; kinds: its blocks, in forward order; embedder:
-    attribute of the network that holds dims and theta of the rotary axes; patch: attribute that
-    holds the side of a token in latent pixels; order: of the tokens in a joint attention, with the
-    pictures of an edit model ('references') behind the one that is made; text_padding: on which
-    side of a prompt's tokens the model or its conditioning puts others; multiple: attribute that
-    holds to a multiple of what text and picture are padded, or None; is_centred: rows and columns
-    of a picture count from its middle; text_comes_first: a picture's coordinate on axis 0 is the
-    padded length of the text plus one; pairing: of rotated channels; index_step: how far apart
-    the pictures of a sequence lie on axis 0; tokens: which list of the tokenizer's makes the
-    context, None for its only one; heads: attribute that holds how many heads a layer has;
-    guidance: what the model is told while it sees a reference, None when it is told none;
-    native_side: pixels along a side of what it was trained on.
+    attribute of the network that holds dims and theta of the rotary axes, None for models that turn
+    nothing by position; patch: attribute that holds the side of a token in latent pixels; order: of
+    the tokens in a joint attention, with the pictures of an edit model ('references') behind the
+    one that is made; text_padding: on which side of a prompt's tokens the model or its conditioning
+    puts others; multiple: attribute that holds to a multiple of what text and picture are padded,
+    or None; is_centred: rows and columns of a picture count from its middle; text_comes_first: a
+    picture's coordinate on axis 0 is the padded length of the text plus one; pairing: of rotated
+    channels; index_step: how far apart the pictures of a sequence lie on axis 0; tokens: which list
+    of the tokenizer's makes the context, None for its only one; has_clip: whether CLIP's chunks
+    come before these; heads: attribute that holds how many heads a layer has; guidance: what the
+    model is told while it sees a reference, None when it is told none; native_side: pixels along a
+    side of what it was trained on.
     """
 
     model: str
     kinds: tuple[BlockKind, ...]
-    embedder: str = "pe_embedder"
+    embedder: str | None = "pe_embedder"
     patch: str = "patch_size"
     order: Order = "text, picture, references"
     text_padding: Padding = "none"
@@ -65,6 +66,7 @@ class Family:
     pairing: Pairing = "interleaved"
     index_step: float = 1.0
     tokens: str | None = None
+    has_clip: bool = False
     heads: str = "num_heads"
     guidance: float | None = None
     native_side: int = 1024
@@ -90,6 +92,14 @@ FAMILIES: tuple[Family, ...] = (
         multiple="pad_tokens_multiple",
         text_comes_first=True,
         heads="n_heads",
+    ),
+    # Learned positions; its layers say neither what they are nor which.
+    Family(
+        "SD3",
+        (BlockKind("d", "double", "joint_blocks"),),
+        embedder=None,
+        tokens="t5xxl",
+        has_clip=True,
     ),
     Family("Chroma", _DOUBLE_SINGLE, tokens="t5xxl"),
     Family("Krea2", (BlockKind("s", "single", "blocks"),), patch="patch", heads="heads"),

@@ -173,7 +173,7 @@ class JointTransformer:
     layers: tuple[AttentionBlock, ...]
     pixels: int
     native_side: int
-    rotary: Rotary
+    rotary: Rotary | None
     patch: int
     multiple: int = 1
     feature_bytes: int = 0
@@ -192,11 +192,14 @@ class JointTransformer:
         if family.multiple and not hasattr(network, family.multiple):
             # An older host's class, which lays its tokens out in another way.
             return None
-        embedder, patch = getattr(network, family.embedder), int(getattr(network, family.patch))
-        rotary = Rotary.of(embedder.axes_dim, embedder.theta, family.pairing)
+        rotary, patch = None, int(getattr(network, family.patch))
+        if family.embedder is not None:
+            embedder = getattr(network, family.embedder)
+            rotary = Rotary.of(embedder.axes_dim, embedder.theta, family.pairing)
         heads = int(comfy.utils.get_attr(network, family.heads))
         # Asked of the class: the host's instances answer every unknown name, with a warning.
         config = type(model.model.model_config)
+        width = int(network.hidden_size) if rotary is None else heads * rotary.head
         return cls(
             family=family,
             layers=tuple(
@@ -209,8 +212,10 @@ class JointTransformer:
             rotary=rotary,
             patch=patch,
             multiple=(family.multiple and getattr(network, family.multiple, None)) or 1,
-            feature_bytes=2 * heads * rotary.head * _element_size(model),
-            context=ContextTokens(getattr(config, "context_tokens", family.tokens)),
+            feature_bytes=2 * width * _element_size(model),
+            context=ContextTokens(
+                getattr(config, "context_tokens", family.tokens), family.has_clip
+            ),
         )
 
     @property
@@ -394,8 +399,9 @@ class JointTransformer:
         if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
             return None
         if not rest.get("skip_reshape"):
-            # Qwen-Image of older hosts: B N C.
-            q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+            # B N C; SD3 has v as B N H D.
+            split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+            q, k, v = (x.transpose(1, 2) for x in split)
         if q.shape[:3] != k.shape[:3]:
             return None
         sequence = self._sequence(call, q.shape[2], options)
