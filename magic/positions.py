@@ -144,8 +144,8 @@ class ReferencePlace:
     references before it, where nothing overlaps; 'index', at its own rows and columns of another
     picture of the sequence, as edit models are trained; 'attenuated', at its own rows and columns,
     but told by slow pairs only (Untwisting RoPE, arXiv 2602.05013); 'region', so that the box of
-    its mask lies on the box of the concept's region. All of them move it to the picture's own index
-    first, which depends on the length of the text in some models.
+    its mask lies on the box of the concept's region (both `box_of_most`). All of them move it to
+    the picture's own index first, which depends on the length of the text in some models.
     columns_before: of tokens, of the references that already lie aside; number: how many references
     come before it; index_step: how far apart a model has the pictures of a sequence (Flux.2: 10);
     mask_box: in tokens of the reference; region_box: in tokens of the picture; without one of the

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...magic.boxes import Box, box_of_mask
+from ...magic.boxes import Box, box_of_most
 from ...magic.positions import Coordinates, Placement, ReferencePlace, Turn, turned
 from ...magic.reference_attention import ReferenceTokens
 from ..sampling.backbone import Backbone, LayerView
@@ -58,7 +58,7 @@ class PlacedReferences:
         """T D/2, or B T D/2 where the pictures of the batch differ."""
         if self._placement != "region" or owners is None:
             return self._angles_for(None, concept, picture, downscale)
-        boxes = [box_of_mask((owner == concept).float()) for owner in owners]
+        boxes = [box_of_most((owner == concept).float()) for owner in owners]
         each = {
             box: self._angles_for(box, concept, picture, downscale) for box in dict.fromkeys(boxes)
         }
@@ -98,7 +98,7 @@ class PlacedReferences:
 
 
 def _box_of_cells(index: Tensor, grid: tuple[int, int]) -> Box | None:
-    """The box around some cells of a grid."""
+    """The box around most of some cells of a grid."""
     cells = torch.zeros(grid[0] * grid[1])
     cells[index.cpu()] = 1
-    return box_of_mask(cells.view(grid))
+    return box_of_most(cells.view(grid))

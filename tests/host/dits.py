@@ -208,11 +208,24 @@ _SHAPES |= {
 """Of these the pack knows no record."""
 
 
+def known_here(family: str, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a shape this host's class knows."""
+    import comfy.ldm.chroma.model
+    import comfy.ldm.flux.model
+
+    classes = {
+        "flux": comfy.ldm.flux.model.FluxParams,
+        "chroma": comfy.ldm.chroma.model.ChromaParams,
+    }
+    if family not in classes:
+        return dict(shape)
+    names = {"image_model", *(field.name for field in dataclasses.fields(classes[family]))}
+    return {name: value for name, value in shape.items() if name in names}
+
+
 @cache
 def random_transformer(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """MODEL of a family. Skips the test on hosts that are older than it."""
-    import comfy.ldm.chroma.model
-    import comfy.ldm.flux.model
     import comfy.model_patcher
     import comfy.supported_models
 
@@ -222,11 +235,7 @@ def random_transformer(family: str, dtype: torch.dtype = torch.float32) -> Any:
         pytest.skip(f"this host has no {base}")
     if family == "lumina2" and not hasattr(comfy.supported_models, "ZImage"):
         pytest.skip("this host's Lumina2 lays its tokens out in another way")
-    if family in ("flux", "chroma"):
-        module = getattr(comfy.ldm, family).model
-        fields = dataclasses.fields(getattr(module, f"{base}Params"))
-        names = {"image_model", *(field.name for field in fields)}
-        shape = {name: value for name, value in shape.items() if name in names}
+    shape = known_here(family, shape)
     parts = {"unet_config": {}, "unet_extra_config": {}}
     config = type(f"Small{base}", (parent,), parts)(dict(shape))
     config.set_inference_dtype(dtype, None)

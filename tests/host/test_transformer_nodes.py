@@ -429,3 +429,84 @@ def test_nothing_is_left_after_a_run_or_a_cancel(family, monkeypatch):
     assert models.state_of(model) == before
     gc.collect()
     assert kept and not any(ref() is not None for ref in kept)
+
+
+REAL = {
+    "flux": (
+        "Flux",
+        {
+            "image_model": "flux",
+            "in_channels": 16,
+            "out_channels": 16,
+            "vec_in_dim": 768,
+            "context_in_dim": 4096,
+            "hidden_size": 3072,
+            "mlp_ratio": 4.0,
+            "num_heads": 24,
+            "depth": 19,
+            "depth_single_blocks": 38,
+            "axes_dim": [16, 56, 56],
+            "theta": 10000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "guidance_embed": True,
+            "txt_ids_dims": [],
+        },
+        38 * 3072,
+    ),
+    "zimage": (
+        "ZImage",
+        {
+            "image_model": "lumina2",
+            "patch_size": 2,
+            "in_channels": 16,
+            "qk_norm": True,
+            "cap_feat_dim": 2560,
+            "dim": 3840,
+            "n_layers": 30,
+            "n_refiner_layers": 2,
+            "n_heads": 30,
+            "n_kv_heads": 30,
+            "axes_dims": [32, 48, 48],
+            "axes_lens": [1536, 512, 512],
+            "rope_theta": 256.0,
+            "ffn_dim_multiplier": 8 / 3,
+            "multiple_of": 256,
+            "z_image_modulation": True,
+            "time_scale": 1000.0,
+            "pad_tokens_multiple": 32,
+        },
+        20 * 3840,
+    ),
+}
+"""The host's class, the shape of the published model, and layers x width of 'fine'."""
+
+
+@pytest.mark.parametrize("family", REAL)
+def test_what_a_reference_takes_at_the_published_size(family):
+    """Without weights: on no device."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    from magicportrait.host.sampling.backbone import backbone_of
+    from magicportrait.host.sampling.reference_memory import feature_bytes
+    from magicportrait.host.sampling.references import Reference
+
+    name, shape, size = REAL[family]
+    if (parent := getattr(comfy.supported_models, name, None)) is None:
+        pytest.skip(f"this host has no {name}")
+    parts = {"unet_config": {}, "unet_extra_config": {}}
+    config = type("Real", (parent,), parts)(dits.known_here(family, shape))
+    config.set_inference_dtype(torch.bfloat16, None)
+    nowhere = torch.device("meta")
+    model = config.get_model({}, device=nowhere)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=nowhere, offload_device=nowhere)
+    backbone = backbone_of(patcher)
+    reference = Reference(0, torch.zeros(1, 16, 128, 128), None, 1.0, [])
+    # 1024 px: 64 x 64 tokens, a key and a value, two bytes each.
+    expected = 64 * 64 * size * 2 * 2
+    assert feature_bytes([reference], backbone, backbone.parse_layers("fine")) == expected
+    half = torch.zeros(64, 64)
+    half[:32] = 1
+    masked = dataclasses.replace(reference, mask=half)
+    assert feature_bytes([masked], backbone, backbone.parse_layers("fine")) == expected // 2
