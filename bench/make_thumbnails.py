@@ -232,9 +232,7 @@ DRAWN: dict[str, dict[str, Draw]] = {
         "MagicFace-Qwen-Image-three-concepts": lambda shown: labelled(
             thumbnail(shown), "for Qwen-Image"
         ),
-        "MagicFace-Z-Image-three-concepts": lambda shown: labelled(
-            thumbnail(shown), "for Z-Image"
-        ),
+        "MagicFace-Z-Image-three-concepts": lambda shown: labelled(thumbnail(shown), "for Z-Image"),
     },
     "MagicFace-1-one-concept": {
         "MagicFace-SD1.5-mask-by-word-SAM": lambda shown: labelled(
