@@ -27,8 +27,12 @@ OTHER_COLOURS = ("#3f789e", "#88a", "#8aa")
 HEIGHTS = {
     "BasicScheduler": 118,
     "CLIPTextEncode": 130,
+    "CLIPLoader": 154,
     "CheckpointLoaderSimple": 130,
+    "ConditioningZeroOut": 54,
+    "DualCLIPLoader": 214,
     "EmptyLatentImage": 118,
+    "EmptySD3LatentImage": 118,
     "ImageScale": 146,
     "ImageStitch": 150,
     "InvertMask": 34,
@@ -68,6 +72,7 @@ HEIGHTS = {
     "MagicToyPortrait": 210,
     "MaskComposite": 138,
     "MaskPreview": 260,
+    "ModelSamplingAuraFlow": 86,
     "PreviewAny": 170,
     "PreviewImage": 266,
     "SAM3_Detect": 218,
@@ -75,9 +80,11 @@ HEIGHTS = {
     "SaveImage": 340,
     "SaveLoRA": 122,
     "SolidMask": 118,
+    "UNETLoader": 130,
     "UpscaleModelLoader": 90,
     "VAEDecode": 54,
     "VAEEncode": 54,
+    "VAELoader": 106,
 }
 """What a node of a type needs at least, without its title: in pixels, at the width that it has
 here. Loaders have room for what the page says when their file is missing."""
@@ -110,6 +117,7 @@ Groups = dict[str, tuple[Column, ...]]
 _MEASURED = 300
 """How much MagicStyle Invert grows when it measures and shows its reconstruction."""
 _OWN_REFERENCES = (Column(270, (3,)), Column(270, (5,)), Column(270, (7,)))
+_WITH_MODELS = (Column(270, (3, 8)), Column(270, (5, 17)), Column(270, (7, 18)))
 _TOY_REFERENCES = (Column(256, (2, 3)), Column(256, (4, 5)), Column(256, (6, 7)))
 
 LAYOUTS: dict[str, Groups] = {
@@ -145,6 +153,21 @@ LAYOUTS: dict[str, Groups] = {
     "MagicFace-SDXL-three-concepts": {
         "references": _OWN_REFERENCES,
         "sampling": (Column(430, (8, 9)), Column(300, (10, 11, 12))),
+        "result": (Column(400, (13, 14, 15, 16)),),
+    },
+    "MagicFace-Flux-three-concepts": {
+        "references and models": _WITH_MODELS,
+        "sampling": (Column(430, (9,)), Column(300, (10, 11, 12))),
+        "result": (Column(400, (13, 14, 15, 16)),),
+    },
+    "MagicFace-Qwen-Image-three-concepts": {
+        "references and models": _WITH_MODELS,
+        "sampling": (Column(430, (9,)), Column(300, (19, 10, 11, 12))),
+        "result": (Column(400, (13, 14, 15, 16)),),
+    },
+    "MagicFace-Z-Image-three-concepts": {
+        "references and models": _WITH_MODELS,
+        "sampling": (Column(430, (9,)), Column(300, (19, 10, 11, 12))),
         "result": (Column(400, (13, 14, 15, 16)),),
     },
     "MagicFace-SD1.5-mask-by-word-SAM": {

@@ -228,6 +228,11 @@ DRAWN: dict[str, dict[str, Draw]] = {
     "MagicFace-2-three-concepts": {
         "MagicFace-SD1.5-three-concepts": lambda shown: labelled(thumbnail(shown), "for SD1.5"),
         "MagicFace-SDXL-three-concepts": lambda shown: labelled(thumbnail(shown), "for SDXL"),
+        "MagicFace-Flux-three-concepts": lambda shown: labelled(thumbnail(shown), "for Flux"),
+        "MagicFace-Qwen-Image-three-concepts": lambda shown: labelled(
+            thumbnail(shown), "for Qwen-Image"
+        ),
+        "MagicFace-Z-Image-three-concepts": lambda shown: labelled(thumbnail(shown), "for Z-Image"),
     },
     "MagicFace-1-one-concept": {
         "MagicFace-SD1.5-mask-by-word-SAM": lambda shown: labelled(

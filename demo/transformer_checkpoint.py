@@ -49,6 +49,8 @@ def build_model(state: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
         latent_format: Any = comfy.latent_formats.SD15
         supported_inference_dtypes = [*checkpoint.HALF_OR_FULL]
         native_side = IMAGE_SIDE
+        # Its context is CLIP's, where other models of this class have T5's.
+        context_tokens = "l"
 
     config: Any = ToyFlux
     return checkpoint.in_a_patcher(config(host_config()), in_host_names(state), disable_dynamic)

@@ -105,6 +105,35 @@ def box_of_mask(mask: Tensor) -> Box | None:
     return Box.between(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
 
 
+def box_of_most(mask: Tensor, share: float = 0.9) -> Box | None:
+    """The box between whose left and right, and whose top and bottom, lies a share (below 1) of a
+    mask's mass (H W, not negative): single cells far from the rest do not stretch it.
+
+    Of a filled rectangle it is the same part on every side. In pixels that need not be whole; None
+    when nothing is there.
+    """
+    sides = [_stretch_of_most(mask.sum(axis).double(), share) for axis in (0, 1)]
+    if not all(sides):
+        return None
+    (left, right), (top, bottom) = (side for side in sides if side)
+    return Box.between(left, top, right, bottom)
+
+
+def _stretch_of_most(mass: Tensor, share: float) -> tuple[float, float] | None:
+    """Where a line's mass (N) reaches (1 - share) / 2 of itself, and where all but that."""
+    total = float(mass.sum())
+    if total <= 0:
+        return None
+    passed = (mass.cumsum(0) / total).tolist()
+
+    def place(part: float) -> float:
+        cell = next(i for i, reached in enumerate(passed) if reached >= part - 1e-12)
+        before = passed[cell - 1] if cell else 0.0
+        return cell + (part - before) / (passed[cell] - before)
+
+    return place((1 - share) / 2), place((1 + share) / 2)
+
+
 def choose(boxes: Sequence[Box], which: str, index: int) -> list[Box]:
     """Some of the boxes, left to right. which: 'all', 'largest', or 'index' (counted from 0; none
     where there are not so many)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,11 @@ _LONGEST = 32
 tokens enough."""
 
 
+Level = Literal["subtle", "normal", "strong"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""How much is copied, in words."""
+
+
 @dataclass(frozen=True, eq=False)
 class Concept:
     """One concept of a MagicFace picture.
@@ -26,7 +31,8 @@ class Concept:
     references of the same thing; mask: B H W or 1 H W in 0..1, None for the whole image; prompt:
     what the references show, empty for the phrase; strength: added to the logits of the reference's
     tokens (natural log: 3 multiplies the odds by 20); target_region: 1 H W in 0..1, where the
-    concept goes, or B H W for a batch of B pictures, None for automatic.
+    concept goes, or B H W for a batch of B pictures, None for automatic; level: a strength in
+    words, which the kind of model turns into a number and which counts in place of `strength`.
     """
 
     phrase: str
@@ -35,6 +41,7 @@ class Concept:
     prompt: str
     strength: float
     target_region: Tensor | None = None
+    level: Level | None = None
 
     def __post_init__(self) -> None:
         if not self.phrase.strip():

@@ -6,6 +6,7 @@ MagicFace (arXiv 2408.07433), section 3.3; constants as in the official code.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,12 @@ class SemanticLayout:
         for i, span in sorted(enumerate(spans), key=lambda item: len(item[1])):
             out[torch.isin(self.regions, torch.tensor(span, device=out.device))] = i
         return out
+
+    def renamed(self, positions: Sequence[int]) -> SemanticLayout:
+        """The same in the positions of a longer prompt: token i of this one is positions[i]
+        there."""
+        names = torch.tensor([*positions, -1], device=self.regions.device)
+        return dataclasses.replace(self, regions=names[self.regions])
 
 
 def joined(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,7 +33,8 @@ _Comparable = tuple[Any, ...]
 """Tokens by what they are equal by: ids as they are, vectors by their bytes."""
 
 
-def _comparable(tokens: Sequence[Token]) -> _Comparable:
+def comparable(tokens: Sequence[Token]) -> _Comparable:
+    """Tokens as they can be compared."""
     return tuple(
         (tuple(token.shape), token.cpu().contiguous().float().numpy().tobytes())
         if isinstance(token, torch.Tensor)
@@ -47,7 +49,7 @@ def occurrences(
     """Where `phrase` stands in `prompt`: for each time the positions of its tokens. `prompt`:
     (position, token), without special tokens."""
     positions = [position for position, _ in prompt]
-    return _places(_comparable(phrase), _comparable([token for _, token in prompt]), positions)
+    return _places(comparable(phrase), comparable([token for _, token in prompt]), positions)
 
 
 def _places(
@@ -74,10 +76,20 @@ def assign_spans(
     one.
     """
     positions = [position for position, _ in prompt]
-    tokens = _comparable([token for _, token in prompt])
-    keys = [_comparable(phrase) for phrase in phrases]
-    places = {key: _places(key, tokens, positions) for key in dict.fromkeys(keys)}
-    own: dict[_Comparable, list[tuple[int, ...]]] = {}
+    tokens = comparable([token for _, token in prompt])
+    keys = [comparable(phrase) for phrase in phrases]
+    return share_places(keys, {key: _places(key, tokens, positions) for key in dict.fromkeys(keys)})
+
+
+_Key = TypeVar("_Key", bound=Collection[Any])
+
+
+def share_places(
+    keys: Sequence[_Key], places: Mapping[_Key, Sequence[tuple[int, ...]]]
+) -> list[tuple[int, ...]]:
+    """As `assign_spans`, once it is known where every phrase stands. keys: the phrases, tokens or
+    characters; places: for each the positions of its tokens, each time that it stands there."""
+    own: dict[_Key, Sequence[tuple[int, ...]]] = {}
     for key, stands in places.items():
         of_longer = {
             position
@@ -88,7 +100,7 @@ def assign_spans(
         }
         own[key] = [place for place in stands if of_longer.isdisjoint(place)] or stands
     counts = Counter(keys)
-    place_of: Counter[_Comparable] = Counter()
+    place_of: Counter[_Key] = Counter()
     spans: list[tuple[int, ...]] = []
     for key in keys:
         mine = own[key]
@@ -97,3 +109,50 @@ def assign_spans(
             place_of[key] += 1
         spans.append(tuple(dict.fromkeys(position for place in mine for position in place)))
     return spans
+
+
+_WEIGHT = r":\s*-?\d*\.?\d+\s*(?=\))"
+_BETWEEN_WORDS = rf"(?:\s|[()]|{_WEIGHT})+"
+"""What may stand between two words of a phrase: '(red:1.3) hat'."""
+
+
+def words_of(phrase: str) -> list[str]:
+    """The words of a phrase, without the marks of weights."""
+    return [word for word in re.split(_BETWEEN_WORDS, phrase) if word]
+
+
+def places_in_text(words: Sequence[str], text: str) -> list[list[tuple[int, int]]]:
+    """Where a phrase stands in a text, in any case: for each time the first character and the one
+    past the last of each of its words.
+
+    A word is no part of another ('hat' is not in 'that'), but in scripts that put no spaces between
+    words, such as Chinese, it may stand anywhere.
+    """
+    if not words:
+        return []
+    pattern = _BETWEEN_WORDS.join(f"({re.escape(word)})" for word in words)
+    return [
+        [match.span(i) for i in range(1, len(words) + 1)]
+        for match in re.finditer(pattern, text, re.IGNORECASE)
+        if not _is_inside_a_word(text, *match.span())
+    ]
+
+
+def _is_inside_a_word(text: str, start: int, end: int) -> bool:
+    return any(
+        0 < edge < len(text) and all(_has_spaced_words(c) for c in text[edge - 1 : edge + 1])
+        for edge in (start, end)
+    )
+
+
+def _has_spaced_words(character: str) -> bool:
+    """Whether a character is of a word in a script that puts spaces between words, or whose words
+    are not extended by particles, as Korean ones are."""
+    if not (character.isalnum() or character == "_"):
+        return False
+    name = unicodedata.name(character, "")
+    return not name.startswith(_UNSPACED)
+
+
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
+"""How the Unicode names of characters of such scripts begin."""

@@ -78,14 +78,26 @@ class Rotary:
         return positions.to("cpu", torch.float64) @ self.frequencies
 
 
-def turned(x: Tensor, angles: Tensor, pairing: Pairing, heads: int = 1) -> Tensor:
-    """Turns the pairs of all heads. x: ... N C with C = heads * D; angles: N D/2 (or any shape that
-    broadcasts with ... N D/2) -> ... N C in x's dtype, computed in float32."""
+class Turn(NamedTuple):
+    """By what pairs are turned: cos and sin of their angles, ... N D/2, float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def by(cls, angles: Tensor, device: torch.device | None = None) -> Turn:
+        """angles: ... N D/2, radians; device: where keys are turned."""
+        # Sines of large angles lose their digits in float32.
+        exact = angles.double()
+        return cls(*(part.to(device, torch.float32) for part in (exact.cos(), exact.sin())))
+
+
+def turned(x: Tensor, turn: Turn | Tensor, pairing: Pairing, heads: int = 1) -> Tensor:
+    """Turns the pairs of all heads. x: ... N C with C = heads * D; turn: N D/2 (or any shape that
+    broadcasts with ... N D/2), or the angles -> ... N C in x's dtype, computed in float32."""
+    turn = Turn.by(turn, x.device) if isinstance(turn, Tensor) else turn
     split = x.float().unflatten(-1, (heads, -1))  # ... N H D
-    # Sines of large angles lose their digits in float32.
-    cos, sin = (
-        f(angles.double()).to(x.device, torch.float32).unsqueeze(-2) for f in (torch.cos, torch.sin)
-    )  # ... N 1 D/2
+    cos, sin = turn.cos.unsqueeze(-2), turn.sin.unsqueeze(-2)  # ... N 1 D/2
     if pairing == "halves":
         a, b = split.chunk(2, dim=-1)
         pairs = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
@@ -132,8 +144,8 @@ class ReferencePlace:
     references before it, where nothing overlaps; 'index', at its own rows and columns of another
     picture of the sequence, as edit models are trained; 'attenuated', at its own rows and columns,
     but told by slow pairs only (Untwisting RoPE, arXiv 2602.05013); 'region', so that the box of
-    its mask lies on the box of the concept's region. All of them move it to the picture's own index
-    first, which depends on the length of the text in some models.
+    its mask lies on the box of the concept's region (both `box_of_most`). All of them move it to
+    the picture's own index first, which depends on the length of the text in some models.
     columns_before: of tokens, of the references that already lie aside; number: how many references
     come before it; index_step: how far apart a model has the pictures of a sequence (Flux.2: 10);
     mask_box: in tokens of the reference; region_box: in tokens of the picture; without one of the

@@ -7,6 +7,7 @@ or None, added to the logits of every query and head.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,12 +20,16 @@ Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 @dataclass(frozen=True)
 class ReferenceTokens:
-    """The visible tokens of one concept's references in one layer. k, v: T C; bias: T, strength +
-    log of the mask's coverage."""
+    """The visible tokens of one concept's references in one layer. k, v: T C; k may be B T C, where
+    they lie elsewhere for each picture; bias: T, strength + log of the mask's coverage."""
 
     k: Tensor
     v: Tensor
     bias: Tensor
+
+    def of(self, image: int) -> ReferenceTokens:
+        """As one picture of the batch meets them: k T C."""
+        return self if self.k.ndim == 2 else dataclasses.replace(self, k=self.k[image])
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,8 @@ def region_attention(
         if region.concept is None:
             out[one, region.index] = attend(queries, k[one], v[one], None)
         else:
-            out[one, region.index] = _attend_with(
-                queries, k[one], v[one], [references[region.concept]], attend
-            )
+            own = [references[region.concept].of(region.image)]
+            out[one, region.index] = _attend_with(queries, k[one], v[one], own, attend)
     return out
 
 

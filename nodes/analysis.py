@@ -66,7 +66,10 @@ class MagicAttentionMap(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A UNet model, patched or not: SD1.5, SD2.1, SDXL or a fine-tune.",
+                    tooltip=(
+                        "Patched or not: SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2,"
+                        " Qwen-Image, Krea 2, Chroma, SD3.5, or a fine-tune."
+                    ),
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.String.Input(
@@ -83,8 +86,9 @@ class MagicAttentionMap(io.ComfyNode):
                 ),
                 layers_input(
                     "all",
-                    "Which layers count: 'all', 'decoder', 'fine' (its two finest levels: the"
-                    " sharpest maps), or blocks such as 'o6-11,m0,i7-8'.",
+                    "Which layers count: 'all', 'fine' (a UNet's two finest levels: the sharpest"
+                    " maps), 'decoder' of UNets, 'early', 'middle' (where words are bound to"
+                    " places), 'late' of transformers, or blocks such as 'o6-11,m0' or 'd10-18'.",
                 ),
                 *_range_inputs(),
                 io.Conditioning.Input(
@@ -128,7 +132,8 @@ class MagicAttentionMap(io.ComfyNode):
     ) -> io.NodeOutput:
         check_span(cls, start, end)
         check_texts(prompt=prompt, phrases=phrases, layers=layers)
-        tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
+        backbone, words = backbone_of(model), split_phrases(phrases)
+        tagged = tagged_prompt(clip, prompt, words, uuid.uuid4().hex, backbone.context)
         if positive is not None:
             # Another node of ours may know this conditioning by its tag: it stays.
             tag = positive[0][1].get(TAG, tagged.tag)
@@ -137,7 +142,6 @@ class MagicAttentionMap(io.ComfyNode):
                 conditioning=[[t, {**options, TAG: tag}] for t, options in positive],
                 tag=tag,
             )
-        backbone = backbone_of(model)
         record = AttentionRecord(tagged.phrases, backbone.pixels)
         patch = AttentionMapPatch(
             prompt=tagged,

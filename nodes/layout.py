@@ -33,7 +33,13 @@ class MagicSemanticLayout(io.ComfyNode):
             ),
             search_aliases=["attention map", "segment", "segmentation", "mask from prompt", "daam"],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2.1, SDXL or a fine-tune."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2, Qwen-Image, Krea 2,"
+                        " Chroma, SD3.5, or a fine-tune."
+                    ),
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.String.Input(
                     "prompt",
@@ -87,8 +93,8 @@ class MagicSemanticLayout(io.ComfyNode):
     ) -> io.NodeOutput:
         check_ranges(cls, ca_scale=ca_scale)
         check_texts(prompt=prompt, phrases=phrases)
-        tagged = tagged_prompt(clip, prompt, split_phrases(phrases), uuid.uuid4().hex)
-        backbone = backbone_of(model)
+        backbone, words = backbone_of(model), split_phrases(phrases)
+        tagged = tagged_prompt(clip, prompt, words, uuid.uuid4().hex, backbone.context)
         record = LayoutRecord(tagged.phrases, backbone.pixels)
         view = LayoutView(node_id(cls), tagged.phrases)
         patch = LayoutPatch(tagged, backbone, ca_scale, record, observers=(view,))

@@ -21,11 +21,17 @@ from ..host.sampling.feature_store import FeatureStore
 from ..host.sampling.observers import ObservedPatch
 from ..host.sampling.patch import patches_of
 from ..host.sampling.range import SamplingRange
-from ..host.sampling.references import check_masks, prepare_references
+from ..host.sampling.references import (
+    advise,
+    check_latents,
+    check_masks,
+    prepare_references,
+)
 from ..host.systems.magicface import MagicFacePatch
 from ..host.text.prompts import tagged_prompt
-from ..magic.concepts import CELLS, Concept
+from ..magic.concepts import CELLS, LEVELS, Concept
 from ..magic.pictures import mask_batch, picture_batch
+from ..magic.positions import PLACEMENTS
 from .declare import (
     EVERY_STEP,
     PASSES,
@@ -56,7 +62,6 @@ from .inputs import (
 )
 
 DEFAULT_STRENGTH = 3.0
-STRENGTHS = {"subtle": 2.0, "normal": DEFAULT_STRENGTH, "strong": 4.0}
 CUSTOM_STRENGTH = "custom"
 _NOT_CONNECTED = object()
 """What an input has that the host does not name: None stands for one that is linked."""
@@ -127,7 +132,8 @@ class MagicFaceConcept(io.ComfyNode):
                     step=0.1,
                     tooltip=(
                         "How much more the picture looks at this reference: added to the attention"
-                        " logits. 1.2 to 4 works; 0 is neutral, higher copies more."
+                        " logits. 1.2 to 4 works on UNets, .5 to 2 on transformers; 0 is neutral,"
+                        " higher copies more."
                     ),
                 ),
                 io.Mask.Input(
@@ -173,12 +179,13 @@ class MagicFaceConcept(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preset",
-                    options=[CUSTOM_STRENGTH, *STRENGTHS],
+                    options=[CUSTOM_STRENGTH, *(str(level) for level in LEVELS)],
                     optional=True,
                     default=CUSTOM_STRENGTH,
                     tooltip=(
-                        "How much is copied, in words: subtle is a strength of 2, normal 3, strong"
-                        " 4. 'custom' takes the number of strength."
+                        "How much is copied, in words that fit every model: subtle, normal and"
+                        " strong are a strength of 2, 3, 4 on UNets and of .5, 1, 2 on transformers"
+                        " (Flux, Z-Image, ...). 'custom' takes the number of strength."
                     ),
                 ),
                 invert_input("the mask"),
@@ -239,8 +246,8 @@ class MagicFaceConcept(io.ComfyNode):
                 covered, owner, "paint over the part of the image to take", invert
             )
         region = None if target_region is None else mask_batch(target_region, "target_region")
-        logits = STRENGTHS.get(preset, strength)
-        concept = Concept(phrase, image, covered, reference_prompt.strip(), logits, region)
+        level, prompt = next((at for at in LEVELS if at == preset), None), reference_prompt.strip()
+        concept = Concept(phrase, image, covered, prompt, strength, region, level)
         return io.NodeOutput((*concepts, concept), ui=taken_on_page(concept))
 
 
@@ -357,7 +364,8 @@ class MagicFaceApply(io.ComfyNode):
             category="MagicPortrait/MagicFace",
             description=(
                 "Makes a model draw the concepts of the reference images. Connect MODEL and"
-                " CONDITIONING to any sampler. SD1.5, SD2.1, SDXL."
+                " CONDITIONING to any sampler. SD1.5, SD2.1, SDXL; Flux, Z-Image, Qwen-Image and"
+                " other transformers."
             ),
             search_aliases=[
                 "face",
@@ -386,8 +394,9 @@ class MagicFaceApply(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip=(
-                        "A UNet model: SD1.5, SD2.1, SDXL or a fine-tune. LoRAs and other patches"
-                        " may come before or after."
+                        "SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2, Qwen-Image, Krea 2,"
+                        " Chroma, SD3.5, or a fine-tune. LoRAs and other patches may come before or"
+                        " after."
                     ),
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
@@ -416,7 +425,8 @@ class MagicFaceApply(io.ComfyNode):
                     tooltip=(
                         "Share of sampling after which every part of the picture looks at its own"
                         " concept's reference only; before it, at all of them. Earlier: concepts"
-                        " mix less. Later: more freedom for pose and layout. The paper: .42."
+                        " mix less. Later: more freedom for pose and layout. The paper: .42; on"
+                        " transformers 0 is best."
                     ),
                 ),
                 io.Boolean.Input(
@@ -435,9 +445,11 @@ class MagicFaceApply(io.ComfyNode):
                 ),
                 layers_input(
                     "fine",
-                    "Where references act: 'fine' (the two finest levels of the decoder, the"
-                    " paper's choice), 'decoder', 'all' (changes more of the rest of the picture),"
-                    " or blocks such as 'o6-11,m0,i7-8'.",
+                    "Where references act: 'fine' (what suits the model: a UNet's two finest levels"
+                    " of the decoder, Flux's single blocks, the last two thirds of other"
+                    " transformers), 'all' (changes more of the rest of the picture), 'decoder' of"
+                    " UNets, 'early', 'middle', 'late' of transformers, or blocks such as"
+                    " 'o6-11,m0,i7-8' or 'd10-18,s0-37'.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -502,6 +514,20 @@ class MagicFaceApply(io.ComfyNode):
                     " some steps only, most of them where details are drawn; steps between use what"
                     " was seen last. Of 25 steps 8."
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "positions",
+                        options=[str(name) for name in PLACEMENTS],
+                        optional=True,
+                        default="region",
+                        tooltip=(
+                            "Transformers only: where a reference lies to the picture. 'region':"
+                            " its mask on the place of the concept. 'same': where it is in its own"
+                            " image. 'aside': next to the picture. 'index': as another picture."
+                            " 'attenuated': content counts more than place."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
@@ -544,6 +570,7 @@ class MagicFaceApply(io.ComfyNode):
         mask_cells: Any = "share",
         positive: Any = None,
         reference_passes: str = EVERY_STEP,
+        positions: Any = "region",
     ) -> io.NodeOutput:
         check_ranges(cls, inject_at=inject_at, ca_scale=ca_scale, noise_seed=noise_seed)
         check_span(cls, start, end)
@@ -560,9 +587,11 @@ class MagicFaceApply(io.ComfyNode):
             )
         blocks = backbone.parse_layers(layers)
         phrases = [concept.phrase for concept in concepts]
-        tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex)
+        tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex, backbone.context)
         references = prepare_references(concepts, clip, vae, backbone, mask_cells)
+        check_latents(references, model.get_model_object("latent_format").latent_channels)
         check_masks(references, concepts, blocks, backbone)
+        advise(references, backbone, inject_at)
         record = LayoutRecord(tagged.phrases, backbone.pixels)
         layout = LayoutPatch(
             prompt=tagged,
@@ -584,5 +613,6 @@ class MagicFaceApply(io.ComfyNode):
             noise_per_step=reference_noise == "per step",
             kept=FeatureStore() if is_kept else None,
             bands=PASSES[reference_passes],
+            placement=positions,
         )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..host.inversion.cache import invert_cached
 from ..host.inversion.inputs import empty_conditioning, encoded_picture, sigmas_of
 from ..host.inversion.run import Inversion, Recipe, resample_with
-from ..host.sampling.backbone import backbone_of
+from ..host.sampling.backbone import unet_of
 from ..host.sampling.feature_store import FeatureStore
 from ..host.sampling.range import SamplingRange
 from ..host.systems.magicstyle import MagicStylePatch, Style
@@ -70,7 +70,7 @@ def _patch(
                 f"{name} holds {style.inversion.batch} pictures: invert one at a time and chain"
                 " MagicStyle Reference nodes"
             )
-    backbone = backbone_of(model)
+    backbone = unet_of(model)
     return MagicStylePatch(
         content=content,
         styles=styles,
@@ -473,7 +473,7 @@ class MagicStyleSampler(io.ComfyNode):
                 " (ImageFromBatch), or chain a MagicStyle Reference for each into MagicStyle Apply"
             )
         # A wrong name is an error before the inversions.
-        backbone_of(model).parse_layers(layers)
+        unet_of(model).parse_layers(layers)
         empty = empty_conditioning(model, clip)
         conds = {"positive": empty, "negative": empty}
         sigmas, recipe = sigmas_of(model, scheduler, steps), Recipe("fixed-point", 2, 1e-4, 1.0)

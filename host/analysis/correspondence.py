@@ -138,7 +138,8 @@ class CorrespondenceRun:
         cells = self._watch.cells(self._picture, view.grid).to(view.q.device)
         self._images, self._layers = view.q.shape[0], self._layers + 1
         for image, concepts, places in queries_by_concepts(view, cells):
-            queries, bank = view.q[image, cells[places]], [view.bank[c] for c in concepts]
+            queries = view.q[image, cells[places]]
+            bank = [view.bank[concept].of(image) for concept in concepts]
             sums = reference_shares(queries, view.k[image], bank, view.heads)
             for concept, shares in zip(concepts, sums, strict=True):
                 self._add(image, concept, shares / len(cells), view.downscale)

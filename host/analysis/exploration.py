@@ -196,7 +196,8 @@ class ExplorationRun:
         sums.layers += 1
         for image, concepts, places in queries_by_concepts(view, cells):
             if image < self._pictures:
-                queries, bank = view.q[image, cells[places]], [view.bank[c] for c in concepts]
+                queries = view.q[image, cells[places]]
+                bank = [view.bank[concept].of(image) for concept in concepts]
                 each = query_shares(queries, view.k[image], bank, view.heads)
                 for concept, shares in zip(concepts, each, strict=True):
                     self._add(sums, image, places, concept, shares, scale)

@@ -55,7 +55,7 @@ class LayoutRun(PatchRun):
         self._check_targets()
         self._roles = roles_of(start.guider, patch.prompt.tag)
         self._rows: SamplingRows | None = None
-        self.tracker = LayoutTracker(patch.backbone, patch.prompt.spans, patch.ca_scale)
+        self.tracker = LayoutTracker(patch.backbone, patch.prompt, patch.ca_scale)
         before = patch.record.run_that_made(start.latent)
         self._before = before if before and start.goes_on_from(before.last_sigma) else None
         self._first_step = self._before.total if self._before else 0
@@ -72,6 +72,11 @@ class LayoutRun(PatchRun):
                     f"'{phrase}' has {len(target)} target regions for a batch of {pictures}: give"
                     " one for all pictures, or one for each"
                 )
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a layout from the start, of the run that this one goes on from."""
+        return self._before is not None
 
     @property
     def rows(self) -> SamplingRows:

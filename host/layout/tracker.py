@@ -14,6 +14,7 @@ from ...magic.layout import SemanticLayout
 from ..sampling.backbone import Backbone, LayerView, Watch
 from ..sampling.options import ModelOptions
 from ..sampling.rows import SamplingRows
+from ..text.prompts import TaggedPrompt
 
 
 @dataclass
@@ -52,11 +53,17 @@ class LayoutTracker:
     """The layouts of one sampling run. `latest` holds, by the id of the cond, what the last
     measured model call showed.
 
-    spans: for each phrase its token positions; ca_scale: as for `semantic_layout`.
+    prompt: with its phrases; ca_scale: as for `semantic_layout`.
     """
 
-    def __init__(self, backbone: Backbone, spans: Sequence[Sequence[int]], ca_scale: float):
-        self._backbone, self._spans, self._ca_scale = backbone, spans, ca_scale
+    def __init__(self, backbone: Backbone, prompt: TaggedPrompt, ca_scale: float):
+        self._backbone, self._ca_scale = backbone, ca_scale
+        # What is no word (templates, padding) owns nothing.
+        self._words, spans = prompt.words, prompt.spans
+        if self._words is not None:
+            column = {position: i for i, position in enumerate(self._words)}
+            spans = tuple(tuple(column[position] for position in span) for span in spans)
+        self._spans = spans
         self._layers = {layer.block: layer for layer in backbone.layers}
         self._rows = SamplingRows()
         self._latent_size = (0, 0)
@@ -104,7 +111,7 @@ class LayoutTracker:
             blocks,
             rows.ours | negative,
             shape[0],
-            image=self._look_at_image,
+            image=self._look_at_image if self._backbone.spreads_words else None,
             text=self._look_at_text,
         )
         return self._backbone.with_watch(model_options, watch)
@@ -125,7 +132,8 @@ class LayoutTracker:
                 foreground = self._foregrounds.get(areas.get(cond))
                 if foreground is None or foreground.shape[0] != maps.shape[0]:
                     foreground = maths.is_described_by_phrases(maps, self._spans)
-                latest[cond] = maths.semantic_layout(maps, foreground, self._spans, self._ca_scale)
+                layout = maths.semantic_layout(maps, foreground, self._spans, self._ca_scale)
+                latest[cond] = layout if self._words is None else layout.renamed(self._words)
         self.latest = latest or self.latest
         return bool(latest)
 
@@ -145,14 +153,19 @@ class LayoutTracker:
         if (measurement := self._measurement_of(view)) is None:
             return
         measurement.layers.add((view.cond, view.layer[0]))
-        within = measurement.self_attention.pop(view.cond)
+        within = measurement.self_attention.pop(view.cond, None)
         length = self._rows.lengths.get(view.cond, view.k.shape[1])
         cross = self._backbone.text_attention(view, length)
         if view.cond in self._rows.ours:
-            maps = maths.token_maps(maths.propagate(within, cross), view.grid, self._size)
+            if self._words is not None:
+                cross = cross[..., list(self._words)]
+            spread = cross if within is None else maths.propagate(within, cross)
+            maps = maths.token_maps(spread, view.grid, self._size)
             measurement.tokens.setdefault(view.cond, _Mean()).add(maps)
         else:
             background = self._backbone.background_columns(cross.shape[-1])
-            columns = maths.propagate(within, maths.foreground_columns(cross, background))
+            columns = maths.foreground_columns(cross, background)
+            if within is not None:
+                columns = maths.propagate(within, columns)
             foreground = maths.token_maps(columns, view.grid, self._size)
             measurement.foreground.setdefault(view.cond, _Mean()).add(foreground)

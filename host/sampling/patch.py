@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Predict = Callable[..., Tensor]
 """The next wrapper around a model call, in the end the host's: (x, timestep, options, ...)."""
 _Self = TypeVar("_Self")
+_COMPILED = "torch.compile"
+"""The host's key of what compiles a model."""
 _CALLS_TO_WAIT = 3
 """Step caches leave out a call now and then, never so many from the start."""
 
@@ -185,7 +187,8 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
             is_masked=denoise_mask is not None,
             sigmas=tuple(sigmas.tolist()),
         )
-        _refuse_context_windows(guider.model_options)
+        _refuse_what_cannot_be_seen(guider)
+        _refuse_frames(start.shape)
         run = self.open_run(start)
         try:
             options = guider.model_options.setdefault("transformer_options", {})
@@ -206,11 +209,37 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
             run.close()
 
 
-def _refuse_context_windows(options: ModelOptions) -> None:
-    if options.get("context_handler") is not None:
+def _refuse_what_cannot_be_seen(guider: Any) -> None:
+    """ValueError for nodes of the host's that run the model where our layers cannot follow."""
+    import comfy.patcher_extension as extension
+
+    if guider.model_options.get("context_handler") is not None:
         raise ValueError(
             "context windows show the model a part of the batch or picture at a time, and"
             " MagicPortrait's nodes need all of it at once: remove the Context Windows node"
+        )
+    wrappers = guider.model_patcher.wrappers.get(extension.WrappersMP.APPLY_MODEL, {})
+    if _COMPILED in wrappers:
+        raise ValueError(
+            "a compiled model (TorchCompileModel and the like) goes on with the attention of its"
+            " first call, and MagicPortrait's nodes change it in every step: remove the node that"
+            " compiles"
+        )
+    get_additional = getattr(guider.model_patcher, "get_additional_models_with_key", None)
+    if get_additional is not None and get_additional("multigpu"):
+        raise ValueError(
+            "a model on several GPUs draws the positive and the negative prompt at once in threads"
+            " of their own, and MagicPortrait's nodes see one call after another: remove the node"
+            " that spreads it over GPUs"
+        )
+
+
+def _refuse_frames(shape: Sequence[int]) -> None:
+    """ValueError for videos: a picture of a model of videos has a time of one."""
+    if len(shape) == 5 and shape[2] != 1:
+        raise ValueError(
+            f"the latent has {shape[2]} frames: MagicPortrait's nodes take pictures only, a latent"
+            " with one frame"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +51,10 @@ def prepare_references(
     for index, concept in enumerate(concepts):
         prompt = concept.prompt or concept.phrase
         if prompt not in conditionings:
-            conditionings[prompt] = encode(clip, prompt)
+            conditionings[prompt] = _guided(encode(clip, prompt), backbone.habits.guidance)
+        level, strength = concept.level, concept.strength
+        if level is not None:
+            strength = backbone.habits.strengths[level]
         for i, image in enumerate(concept.images):
             mask = (
                 None
@@ -59,9 +63,47 @@ def prepare_references(
             )
             latent = vae.encode(_fitted(image[None, ..., :3], backbone))
             references.append(
-                Reference(index, latent, mask, concept.strength, conditionings[prompt], cells)
+                Reference(index, latent, mask, strength, conditionings[prompt], cells)
             )
     return references
+
+
+def _guided(conditioning: list[Any], guidance: float | None) -> list[Any]:
+    """A conditioning that says how strongly it guides, to models that are told."""
+    if guidance is None:
+        return conditioning
+    return [[tensor, {**options, "guidance": guidance}] for tensor, options in conditioning]
+
+
+def check_latents(references: Sequence[Reference], channels: int) -> None:
+    """ValueError when the VAE is of another model. channels: of the model's latents."""
+    for reference in references:
+        if reference.latent.shape[1] != channels:
+            raise ValueError(
+                f"the VAE makes latents of {reference.latent.shape[1]} channels, the model has"
+                f" {channels}: connect the VAE of the model"
+            )
+
+
+def advise(references: Sequence[Reference], backbone: Backbone, inject_at: float) -> None:
+    """Says in the log when settings are far from what is usual on this kind of model."""
+    habits = backbone.habits
+    strongest = max((reference.strength for reference in references), default=0.0)
+    if strongest > 1.5 * habits.strengths["strong"]:
+        logging.warning(
+            "MagicFace: a strength of %g is much for this kind of model: %s. The preset 'normal' of"
+            " MagicFace Concept fits every model",
+            strongest,
+            ", ".join(f"{level} is {value:g}" for level, value in habits.strengths.items()),
+        )
+    is_transformer = backbone.context is not None
+    if is_transformer and inject_at > habits.inject_at:
+        logging.info(
+            "MagicFace: inject_at is %g; on this kind of model %g lets less of the references spill"
+            " over",
+            inject_at,
+            habits.inject_at,
+        )
 
 
 def _fitted(image: Tensor, backbone: Backbone) -> Tensor:  # 1 H W 3

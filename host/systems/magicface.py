@@ -17,6 +17,7 @@ from torch import Tensor
 from ...magic.blocks import Block
 from ...magic.guidance import guide_by_region
 from ...magic.layout import SemanticLayout, area_cells
+from ...magic.positions import Placement
 from ...magic.reference_attention import (
     ReferenceTokens,
     RegionTokens,
@@ -39,9 +40,16 @@ from ..sampling.observers import (
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingStart
 from ..sampling.range import ALL_OF_SAMPLING, SamplingRange, noise_bands, sigma_at
+from ..sampling.reference_memory import (
+    check_kept_room,
+    feature_bytes,
+    gigabytes,
+    make_room,
+)
 from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.references import Reference
 from ..sampling.rows import SamplingRows
+from .placement import PlacedReferences
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,8 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     noise_seed: which noise the references are seen through; noise_per_step: another one in each
     step, as in the official code; kept: features of earlier runs, None to compute them in each;
     bands: of noise levels that share a reference pass, None for one at each level; observers: who
-    sees what the picture looks at.
+    sees what the picture looks at; placement: where the references' keys lie, in models that turn
+    them by position.
     """
 
     layout: LayoutPatch
@@ -69,6 +78,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     kept: FeatureStore | None = None
     bands: BandStarts | None = None
     observers: tuple[ReferenceObserver, ...] = ()
+    placement: Placement = "region"
 
     @property
     def key(self) -> str:
@@ -90,6 +100,11 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
         """Of the layers in which references act."""
         layers = self.layout.backbone.layers
         return {layer.downscale for layer in layers if layer.block in self.blocks}
+
+    @property
+    def places_by_layout(self) -> bool:
+        """Whether keys go where the layout has their concept."""
+        return self.layout.backbone.rotary is not None and self.placement == "region"
 
     def open_run(self, start: SamplingStart) -> MagicFaceRun:
         return MagicFaceRun(self, start)
@@ -118,6 +133,38 @@ class MagicFaceRun(PatchRun):
             None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
         )
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
+        self._bytes = feature_bytes(patch.references, backbone, patch.blocks)
+        self._has_room = False
+        if patch.kept is not None:
+            check_kept_room(self._bytes, start.steps)
+        self._report()
+
+    def _report(self) -> None:
+        """Says in the log what will happen in which step."""
+        sigmas, patch = self._start.sigmas[:-1], self._patch
+        acting = [i for i, sigma in enumerate(sigmas, 1) if self._range.covers(sigma)]
+        by_region = [
+            i for i in acting if sigmas[i - 1] < self._inject and not self._has_no_layout(i)
+        ]
+        logging.info(
+            "MagicFace: %d references in %d of %d layers%s; steps %s of %d look at all of them"
+            " (RSA), steps %s at their region's own (RBA)%s",
+            len(patch.references),
+            len(patch.blocks),
+            len(patch.layout.backbone.layers),
+            f", {gigabytes(self._bytes)} a step" if self._bytes else "",
+            _stretches([i for i in acting if i not in by_region]),
+            len(sigmas),
+            _stretches(by_region),
+            "; CFG is 1: semantic_cfg idles" if patch.semantic_cfg and not self._guides else "",
+        )
+
+    def _has_no_layout(self, step: int) -> bool:
+        """Whether a step, from 1, comes before there is a layout: the first, unless all regions are
+        painted or the run goes on from another."""
+        targets = self._patch.layout.targets
+        is_painted = bool(targets) and all(target is not None for target in targets)
+        return step == 1 and not is_painted and not self._layout.goes_on
 
     def predict(
         self,
@@ -137,6 +184,9 @@ class MagicFaceRun(PatchRun):
         is_acting = is_acting and bool(rows.active(sigma))
         if is_acting:
             self.expected += 1
+            if not self._has_room:
+                make_room(self._bytes, self._start.guider, x.device)
+                self._has_room = True
             hooks = rows.hooks_at(sigma)
             bank = self._features.at(sigma, timestep, model_options, hooks)
             rule = self._rule(sigma, rows, bank, x.shape)
@@ -193,11 +243,9 @@ class MagicFaceRun(PatchRun):
     ) -> _ReferenceRule:
         # Finishing this call's measurement replaces the layouts in mid-call.
         layouts = {cond: self._layout.tracker.layout_of(cond) for cond in rows.ours}
-        call = _Call(sigma, self._start.step_at(sigma), shape[0], (shape[-2], shape[-1]))
-        is_by_region = sigma < self._inject
-        return _ReferenceRule(
-            self._patch, rows, layouts if is_by_region else None, bank, call, self._watching
-        )
+        step, size = self._start.step_at(sigma), (shape[-2], shape[-1])
+        call = _Call(sigma, step, shape[0], size, sigma < self._inject)
+        return _ReferenceRule(self._patch, rows, layouts, bank, call, self._watching)
 
     @property
     def _guides(self) -> bool:
@@ -208,9 +256,9 @@ class MagicFaceRun(PatchRun):
         return self._patch.semantic_cfg and not is_one
 
     def _is_measured(self, sigma: float) -> bool:
-        """RBA needs the layout of the call before it, guidance that of its own call, and the user
-        the last one."""
-        if self._guides:
+        """RBA and the placement of keys need the layout of the call before it, guidance that of its
+        own call, and the user the last one."""
+        if self._guides or self._patch.places_by_layout:
             return True
         step, last = self._start.step_at(sigma), self._start.steps - 1
         following = self._start.sigmas[min(step + 1, self._start.steps)]
@@ -223,7 +271,9 @@ class MagicFaceRun(PatchRun):
         guides = self._guides and arguments.get("uncond") is not None
         if not guides or layout is None or layout.regions.shape[0] != cond.shape[0]:
             return denoised
-        return guide_by_region(denoised, cond, arguments["uncond_denoised"], layout)
+        # Some latents have a time, of one.
+        flat = (x.flatten(1, -3) for x in (denoised, cond, arguments["uncond_denoised"]))
+        return guide_by_region(*flat, layout).view_as(denoised)
 
 
 class _ConceptTokens:
@@ -250,18 +300,19 @@ class _ConceptTokens:
 @dataclass(frozen=True)
 class _Call:
     """One model call. sigma: its noise level; step: of the run; batch: pictures; latent_size: rows
-    and columns."""
+    and columns; is_by_region: whether each place looks at its own concept only (RBA)."""
 
     sigma: float
     step: int
     batch: int
     latent_size: tuple[int, int]
+    is_by_region: bool
 
 
 class _ReferenceRule:
     """Reference attention in one model call.
 
-    layouts: by the id of each of our conds, as the call before has left them (RBA), None for RSA.
+    layouts: by the id of each of our conds, as the call before has left them.
     has_acted: whether a layer was drawn by it.
     """
 
@@ -269,7 +320,7 @@ class _ReferenceRule:
         self,
         patch: MagicFacePatch,
         rows: SamplingRows,
-        layouts: Mapping[Any, SemanticLayout | None] | None,
+        layouts: Mapping[Any, SemanticLayout | None],
         bank: FeatureBank[ReferenceTokens],
         call: _Call,
         observers: Sequence[ReferenceRunObserver],
@@ -279,13 +330,17 @@ class _ReferenceRule:
         self.has_acted = False
         layers = patch.layout.backbone.layers
         self._downscales = {layer.block: layer.downscale for layer in layers}
+        self._owners: dict[tuple[Any, tuple[int, int]], Tensor] = {}
         self._regions: dict[tuple[Any, tuple[int, int]], list[RegionTokens]] = {}
+        self._placed = PlacedReferences(patch.placement, patch.layout.backbone, patch.references)
 
     def attend(self, view: LayerView) -> Tensor:
         """The `Rule` of the chosen layers."""
         self.has_acted = True
-        references = _weighed(self._bank[view.layer], view)
-        regions = self._regions_of(view)
+        self._check_size(view)
+        downscale, owners = self._downscales[view.layer[0]], self._owners_of(view)
+        bank = self._placed.moved(self._bank[view.layer], view, downscale, owners)
+        references, regions = _weighed(bank, view), self._regions_of(view, owners)
         if regions is None:
             out = reference_attention(view.q, view.k, view.v, references, view.attend)
         else:
@@ -313,10 +368,9 @@ class _ReferenceRule:
             regions=regions,
         )
 
-    def _regions_of(self, view: LayerView) -> list[RegionTokens] | None:
-        """Whose each token is; None as long as that is not to matter, or not known."""
-        area, size = self._rows.areas.get(view.cond), self._call.latent_size
-        if area is None and view.latent_size != size:
+    def _check_size(self, view: LayerView) -> None:
+        size = self._call.latent_size
+        if view.cond not in self._rows.areas and view.latent_size != size:
             pixels = self._patch.pixels
             part, whole = (
                 f"{columns * pixels}x{rows * pixels}" for rows, columns in (view.latent_size, size)
@@ -326,22 +380,46 @@ class _ReferenceRule:
                 " tiles (Tiled Diffusion, MultiDiffusion), and MagicFace needs all of it at once."
                 " Remove it"
             )
-        if self._layouts is None:
+
+    def _owners_of(self, view: LayerView) -> Tensor | None:
+        """The concept at each token, B rows columns; None where that is not known, or not to
+        matter."""
+        if not (self._call.is_by_region or self._patch.places_by_layout):
             return None
         layout, targets = self._layouts[view.cond], self._patch.layout.targets
         if layout is not None and layout.regions.shape[0] != self._call.batch:
             layout = None
         if layout is None and any(target is None for target in targets):
             return None
-        if (view.cond, view.grid) not in self._regions:
-            if area is not None:
+        if (view.cond, view.grid) not in self._owners:
+            if (area := self._rows.areas.get(view.cond)) is not None:
+                size = self._call.latent_size
                 targets = tuple(t if t is None else _cut(t, area, size) for t in targets)
             spans = self._patch.layout.prompt.spans
             owners = None if layout is None else layout.concepts(spans)
-            self._regions[view.cond, view.grid] = group_tokens(
-                place_concepts(owners, targets, self._call.batch, view.grid)
+            self._owners[view.cond, view.grid] = place_concepts(
+                owners, targets, self._call.batch, view.grid
             )
+        return self._owners[view.cond, view.grid]
+
+    def _regions_of(self, view: LayerView, owners: Tensor | None) -> list[RegionTokens] | None:
+        """Whose each token is; None as long as that is not to matter, or not known."""
+        if owners is None or not self._call.is_by_region:
+            return None
+        if (view.cond, view.grid) not in self._regions:
+            self._regions[view.cond, view.grid] = group_tokens(owners)
         return self._regions[view.cond, view.grid]
+
+
+def _stretches(steps: Sequence[int]) -> str:
+    """Steps as people write them: '1-3, 7'."""
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and parts[-1][-1] == step - 1:
+            parts[-1][-1] = step
+        else:
+            parts.append([step, step])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts) or "none"
 
 
 def _weighed(references: Sequence[ReferenceTokens], view: LayerView) -> Sequence[ReferenceTokens]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...magic.phrases import Token, assign_spans
+from .chunks import spans_in_chunks
+from .context import ContextTokens
 
-_START, _END = 49406, 49407
 TAG = "magicportrait_prompt"
 
 
@@ -18,7 +17,8 @@ class TaggedPrompt:
     """A prompt with its phrases found. conditioning carries `tag`, so that its rows are known again
     among all others of a sampling run.
 
-    spans: for each phrase its token positions.
+    spans: for each phrase its token positions; words: those of all that was written, where the
+    context holds more than that, else None.
     """
 
     text: str
@@ -26,24 +26,7 @@ class TaggedPrompt:
     conditioning: list[Any]
     tag: str
     spans: tuple[tuple[int, ...], ...]
-
-
-def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
-    """The words' tokens of `text` as (position in the conditioning, token)."""
-    tokenised = clip.tokenize(text)
-    # SDXL's two encoders share vocabulary and positions: either list will do.
-    chunks = tokenised["l"] if "l" in tokenised else next(iter(tokenised.values()))
-    stream: list[tuple[int, Token]] = []
-    offset = 0
-    for chunk in chunks:
-        for position, (token, *_) in enumerate(chunk):
-            is_id = isinstance(token, int)
-            if is_id and token == _END:
-                break
-            if not (is_id and token == _START):
-                stream.append((offset + position, token))
-        offset += len(chunk)
-    return stream
+    words: tuple[int, ...] | None = None
 
 
 def encode(clip: Any, text: str) -> list[Any]:
@@ -51,20 +34,17 @@ def encode(clip: Any, text: str) -> list[Any]:
     return conditioning
 
 
-def tagged_prompt(clip: Any, text: str, phrases: Sequence[str], tag: str) -> TaggedPrompt:
-    """Encodes a prompt and finds the phrases in it. ValueError, with the words that are there, when
-    one is not."""
-    stream = tokens_of(clip, text)
-    tokens = {
-        phrase: [token for _, token in tokens_of(clip, phrase)] for phrase in dict.fromkeys(phrases)
-    }
-    spans = assign_spans([tokens[phrase] for phrase in phrases], stream)
-    for phrase, span in zip(phrases, spans, strict=True):
-        if not span:
-            words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
-            raise ValueError(
-                f"phrase '{phrase}' is not in the prompt. Words that are there: {words}. Name the"
-                " concept by some of these, or add it"
-            )
+def tagged_prompt(
+    clip: Any, text: str, phrases: Sequence[str], tag: str, context: ContextTokens | None = None
+) -> TaggedPrompt:
+    """Encodes a prompt and finds the phrases in it. context: how the model's context is made of
+    tokens, None for CLIP's chunks. ValueError, with the words that are there, when a phrase is
+    not."""
+    words: tuple[int, ...] | None = None
+    if context is None:
+        spans = spans_in_chunks(clip, text, phrases)
     conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encode(clip, text)]
-    return TaggedPrompt(text, tuple(phrases), conditioning, tag, tuple(spans))
+    if context is not None:
+        found = context.places(clip, text, phrases, conditioning[0][0].shape[1])
+        spans, words = found.spans, found.words
+    return TaggedPrompt(text, tuple(phrases), conditioning, tag, spans, words)

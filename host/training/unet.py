@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...magic import capture_losses
 from ...magic.blocks import AttentionBlock, Block
-from ..sampling.backbone import backbone_of
+from ..sampling.backbone import unet_of
 from ..sampling.backbone.unet import CHANNELS, PIXELS, attention_patches, token_grid
 from ..sampling.options import AttentionOptions, AttentionPatch
 from .lora import LoraLinear, patched_weights
@@ -53,7 +53,7 @@ class TrainableUNet:
         self, model: Any, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
     ):
         self._host = model.model
-        backbone = backbone_of(model)
+        backbone = unet_of(model)
         self.native_side = backbone.native_side
         self._blocks = backbone.layers
         self.process_in: Callable[[Tensor], Tensor] = model.model.process_latent_in

@@ -12,7 +12,9 @@ Prompt = dict[str, Any]
 
 FOLDER = ROOT / "workflows"
 ALL = sorted(path.stem for path in FOLDER.glob("*.json"))
-NEED_FILES = [name for name in ALL if "SD1.5" in name or "SDXL" in name]
+OF_USERS = ("SD1.5", "SDXL", "Flux", "Qwen-Image", "Z-Image")
+"""In the names of workflows that need files which cannot come with the pack."""
+NEED_FILES = [name for name in ALL if any(model in name for model in OF_USERS)]
 QUICK_TRAINING = {"inversion_steps": 2, "lora_steps": 3, "preview_every": 5, "versions": 1}
 TOY = [name for name in ALL if name not in NEED_FILES]
 STEPPING = ("KSampler", "MagicStyleInvert", "MagicStyleSampler")

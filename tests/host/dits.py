@@ -4,7 +4,7 @@ size they are gigabytes."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -123,6 +123,27 @@ _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "n_layers": 2,
         },
     ),
+    "sd3": (
+        "SD3",
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "depth": 2,
+            "num_blocks": 3,
+            "input_size": None,
+            "adm_in_channels": WIDTH,
+            "qk_norm": "rms",
+            "num_patches": 32 * 32,
+            "pos_embed_max_size": 32,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": WIDTH, "out_features": 128},
+            },
+            # As in SD3.5 medium: a second attention of the picture by itself.
+            "x_block_self_attn_layers": [0, 1],
+        },
+    ),
     "krea2": (
         "Krea2",
         {
@@ -141,13 +162,70 @@ _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 FAMILIES = tuple(_SHAPES)
+_SHAPES |= {
+    "anima": (
+        "Anima",
+        {
+            "image_model": "anima",
+            "max_img_h": 240,
+            "max_img_w": 240,
+            "max_frames": 128,
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_spatial": 2,
+            "patch_temporal": 1,
+            "model_channels": 96,
+            "concat_padding_mask": True,
+            "crossattn_emb_channels": 1024,
+            "pos_emb_cls": "rope3d",
+            "pos_emb_learnable": True,
+            "pos_emb_interpolation": "crop",
+            "min_fps": 1,
+            "max_fps": 30,
+            "use_adaln_lora": True,
+            "adaln_lora_dim": 16,
+            "num_blocks": 3,
+            "num_heads": 3,
+            "extra_per_block_abs_pos_emb": False,
+            "rope_h_extrapolation_ratio": 4.0,
+            "rope_w_extrapolation_ratio": 4.0,
+            "rope_t_extrapolation_ratio": 1.0,
+        },
+    ),
+    "ernie": (
+        "ErnieImage",
+        {
+            "image_model": "ernie",
+            "hidden_size": 96,
+            "num_attention_heads": 3,
+            "num_layers": 3,
+            "ffn_hidden_size": 192,
+            "text_in_dim": WIDTH,
+            "rope_axes_dim": (8, 12, 12),
+        },
+    ),
+}
+"""Of these the pack knows no record."""
+
+
+def known_here(family: str, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a shape this host's class knows."""
+    import comfy.ldm.chroma.model
+    import comfy.ldm.flux.model
+
+    classes = {
+        "flux": comfy.ldm.flux.model.FluxParams,
+        "chroma": comfy.ldm.chroma.model.ChromaParams,
+    }
+    if family not in classes:
+        return dict(shape)
+    names = {"image_model", *(field.name for field in dataclasses.fields(classes[family]))}
+    return {name: value for name, value in shape.items() if name in names}
 
 
 @cache
-def random_transformer(family: str) -> Any:
+def random_transformer(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """MODEL of a family. Skips the test on hosts that are older than it."""
-    import comfy.ldm.chroma.model
-    import comfy.ldm.flux.model
     import comfy.model_patcher
     import comfy.supported_models
 
@@ -157,14 +235,10 @@ def random_transformer(family: str) -> Any:
         pytest.skip(f"this host has no {base}")
     if family == "lumina2" and not hasattr(comfy.supported_models, "ZImage"):
         pytest.skip("this host's Lumina2 lays its tokens out in another way")
-    if family in ("flux", "chroma"):
-        module = getattr(comfy.ldm, family).model
-        fields = dataclasses.fields(getattr(module, f"{base}Params"))
-        names = {"image_model", *(field.name for field in fields)}
-        shape = {name: value for name, value in shape.items() if name in names}
+    shape = known_here(family, shape)
     parts = {"unet_config": {}, "unet_extra_config": {}}
     config = type(f"Small{base}", (parent,), parts)(dict(shape))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.diffusion_model.named_parameters():
@@ -190,6 +264,15 @@ def latent_shape(family: str, batch: int = 1, size: tuple[int, int] = (16, 16)) 
     return (batch, 16, 1, *size) if family in ("qwen", "krea2") else (batch, 16, *size)
 
 
+def heads_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """q, k and v of a call of the host's attention, B H N D, however the class hands them over."""
+    if kwargs.get("skip_reshape"):
+        return tuple(args[:3])
+    heads = args[3] if len(args) > 3 else kwargs["heads"]
+    split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in args[:3])
+    return tuple(x.transpose(1, 2) for x in split)
+
+
 def conditioning(tokens: int, seed: int) -> list[Any]:
     """A prompt of so many tokens."""
     generator = torch.Generator().manual_seed(seed)
@@ -204,14 +287,16 @@ def sample(
     negative: list[Any],
     cfg: float = 3.0,
     sigmas: Sequence[float] = (0.9, 0.4, 0.0),
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """A picture of a few Euler steps."""
+    """Pictures of a few Euler steps."""
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    if noise is None:
+        noise = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
     return guider.sample(
         noise,
         torch.zeros(*shape),

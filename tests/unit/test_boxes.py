@@ -9,6 +9,7 @@ from magicportrait.magic.boxes import (
     FACE_AREAS,
     Box,
     box_of_mask,
+    box_of_most,
     choose,
     parse_boxes,
     parse_points,
@@ -93,3 +94,22 @@ def test_the_box_of_a_mask_is_that_of_what_is_above_one_half():
     assert box_of_mask(mask) == Box.between(3, 2, 9, 5)
     assert Box.between(3, 2, 9, 5).pixels == (slice(2, 5), slice(3, 9))
     assert box_of_mask(mask * 0.5) is None
+
+
+def test_the_box_of_most_is_the_same_part_of_every_rectangle() -> None:
+    mask = torch.zeros(20, 30)
+    mask[4:14, 10:20] = 1
+    box = box_of_most(mask, 0.8)
+    assert box is not None
+    assert [round(side, 6) for side in box.corners] == [11, 5, 19, 13]
+    assert box_of_most(torch.zeros(3, 3)) is None
+
+
+def test_a_single_cell_far_away_does_not_stretch_the_box_of_most() -> None:
+    mask = torch.zeros(20, 30)
+    mask[4:14, 10:20] = 1
+    alone = box_of_most(mask)
+    mask[19, 29] = 1
+    box = box_of_most(mask)
+    assert alone is not None and box is not None
+    assert all(abs(a - b) < 0.2 for a, b in zip(alone.corners, box.corners, strict=True))

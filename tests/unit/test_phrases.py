@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicportrait.magic.phrases import Token, assign_spans, occurrences, split_phrases
+from magicportrait.magic.phrases import (
+    Token,
+    assign_spans,
+    occurrences,
+    places_in_text,
+    share_places,
+    split_phrases,
+    words_of,
+)
 
 
 def prompt_of(*tokens: Token, first: int = 1) -> list[tuple[int, Token]]:
@@ -116,3 +124,34 @@ def test_a_phrase_keeps_its_inner_blanks_and_signs() -> None:
 def test_no_phrase_at_all_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="phrases is empty: write words of the prompt"):
         split_phrases(text)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "text", "expected"),
+    [
+        ("hat", "a hat, that hat", ["hat", "hat"]),
+        ("hat", "that chats of hats", []),
+        ("Red Hat", "a red  hat", ["red", "hat"]),
+        ("red hat", "a (red:1.3) hat and a ((red hat):.8)", ["red", "hat", "red", "hat"]),
+        ("(red hat:1.2)", "a red hat", ["red", "hat"]),
+        ("hat", "(hat:1.2)", ["hat"]),
+        ("f(x)", "an f(x)", ["f", "x"]),
+        ("3:4", "a 3:4 portrait", ["3:4"]),
+        ("帽子", "一个戴红帽子的人，帽子", ["帽子", "帽子"]),
+        ("hat", "戴hat的人", ["hat"]),
+        ("모자", "빨간 모자를 쓴", ["모자"]),
+        ("шляпа", "шляпами, шляпа", ["шляпа"]),
+        ("", "a hat", []),
+    ],
+)
+def test_a_phrase_stands_in_a_text_as_whole_words(
+    phrase: str, text: str, expected: list[str]
+) -> None:
+    found = places_in_text(words_of(phrase), text)
+    assert [text[start:end] for words in found for start, end in words] == expected
+
+
+def test_places_are_shared_out_by_length_of_any_kind_of_key() -> None:
+    places = {"hat": [(3,), (5,)], "red hat": [(2, 3)]}
+    assert share_places(["hat", "red hat"], places) == [(5,), (2, 3)]
+    assert share_places(["hat", "hat"], {"hat": [(3,), (5,)]}) == [(3,), (5,)]

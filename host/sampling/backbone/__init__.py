@@ -4,21 +4,54 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .families import OUT_OF_REACH, family_of
 from .interface import Backbone, LayerKey, LayerView, Look, Rule, Watch
+from .joint import JointTransformer
 from .unet import UNet
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-__all__ = ["Backbone", "LayerKey", "LayerView", "Look", "Rule", "Watch", "backbone_of"]
+__all__ = [
+    "Backbone",
+    "LayerKey",
+    "LayerView",
+    "Look",
+    "Rule",
+    "Watch",
+    "backbone_of",
+    "unet_of",
+]
+_PAGE = "docs/model_families.md in this pack's folder, 'How to add a model family'"
 
 
 def backbone_of(model: ModelPatcher) -> Backbone:
     """What a MODEL is. ValueError, with its class, for a kind that the pack does not know."""
+    known: Backbone | None = UNet.read(model) or JointTransformer.read(model)
+    if known is not None:
+        return known
+    name = type(model.model).__name__
+    if name in OUT_OF_REACH:
+        raise ValueError(f"{name} is a model that this pack cannot work with: {OUT_OF_REACH[name]}")
+    if family_of(model) is not None:
+        raise ValueError(
+            f"this ComfyUI is older than the {name} that this pack knows: update ComfyUI, or use"
+            " another model"
+        )
+    raise ValueError(
+        f"{name} is a kind of model that this pack does not know: use a UNet (SD1.5, SD2.1, SDXL)"
+        f" or one of the transformers that the README lists. {_PAGE} says how to teach it another"
+    )
+
+
+def unet_of(model: ModelPatcher) -> UNet:
+    """The UNet of a MODEL. ValueError, with its class, when it has none: for what works on UNets
+    only."""
     if (unet := UNet.read(model)) is not None:
         return unet
     raise ValueError(
         f"this needs a UNet model (SD1.5, SD2.1, SDXL or a fine-tune of one), got"
-        f" {type(model.model).__name__}: models built from a single transformer (Flux, SD3, ...)"
-        " have no such attention layers"
+        f" {type(model.model).__name__}. Of models built from a single transformer (Flux, Z-Image,"
+        " ...) the pack takes some in MagicFace Apply, Semantic Layout, Attention Map and"
+        " Correspondence only"
     )

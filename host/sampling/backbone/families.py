@@ -1,10 +1,12 @@
 """Families of transformers whose text and picture share one attention: a record each.
 
-A new one is a record in `FAMILIES` and a small model of it in tests/host/dits.py.
+A new one is a record in `FAMILIES` and a small model of it in tests/host/dits.py:
+docs/model_families.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,20 +40,23 @@ class Family:
     """What tells one family of transformers from another.
 
     model: its class in the host's model_base; kinds: its blocks, in forward order; embedder:
-    attribute of the network that holds dims and theta of the rotary axes; patch: attribute that
-    holds the side of a token in latent pixels; order: of the tokens in a joint attention, with the
-    pictures of an edit model ('references') behind the one that is made; text_padding: on which
-    side of a prompt's tokens the model or its conditioning puts others; multiple: attribute that
-    holds to a multiple of what text and picture are padded, or None; is_centred: rows and columns
-    of a picture count from its middle; text_comes_first: a picture's coordinate on axis 0 is the
-    padded length of the text plus one; pairing: of rotated channels; index_step: how far apart
-    the pictures of a sequence lie on axis 0; tokens: which list of the tokenizer's makes the
-    context, None for its only one; native_side: pixels along a side of what it was trained on.
+    attribute of the network that holds dims and theta of the rotary axes, None for models that turn
+    nothing by position; patch: attribute that holds the side of a token in latent pixels; order: of
+    the tokens in a joint attention, with the pictures of an edit model ('references') behind the
+    one that is made; text_padding: on which side of a prompt's tokens the model or its conditioning
+    puts others; multiple: attribute that holds to a multiple of what text and picture are padded,
+    or None; is_centred: rows and columns of a picture count from its middle; text_comes_first: a
+    picture's coordinate on axis 0 is the padded length of the text plus one; pairing: of rotated
+    channels; index_step: how far apart the pictures of a sequence lie on axis 0; tokens: which list
+    of the tokenizer's makes the context, None for its only one; has_clip: whether CLIP's chunks
+    come before these; heads: attribute that holds how many heads a layer has; guidance: what the
+    model is told while it sees a reference, None when it is told none; native_side: pixels along a
+    side of what it was trained on.
     """
 
     model: str
     kinds: tuple[BlockKind, ...]
-    embedder: str = "pe_embedder"
+    embedder: str | None = "pe_embedder"
     patch: str = "patch_size"
     order: Order = "text, picture, references"
     text_padding: Padding = "none"
@@ -61,14 +66,22 @@ class Family:
     pairing: Pairing = "interleaved"
     index_step: float = 1.0
     tokens: str | None = None
+    has_clip: bool = False
+    heads: str = "num_heads"
+    guidance: float | None = None
     native_side: int = 1024
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("Flux", _DOUBLE_SINGLE, tokens="t5xxl"),
+    Family("Flux", _DOUBLE_SINGLE, tokens="t5xxl", guidance=1.0),
     # Its conditioning is padded to 512 tokens.
-    Family("Flux2", _DOUBLE_SINGLE, text_padding="left", index_step=10.0),
-    Family("QwenImage", (BlockKind("d", "double", "transformer_blocks"),), is_centred=True),
+    Family("Flux2", _DOUBLE_SINGLE, text_padding="left", index_step=10.0, guidance=1.0),
+    Family(
+        "QwenImage",
+        (BlockKind("d", "double", "transformer_blocks"),),
+        is_centred=True,
+        heads="transformer_blocks.0.attn.heads",
+    ),
     # Lumina2 and Z-Image, which pads text and picture to 32 tokens each.
     Family(
         "Lumina2",
@@ -78,11 +91,30 @@ FAMILIES: tuple[Family, ...] = (
         text_padding="right",
         multiple="pad_tokens_multiple",
         text_comes_first=True,
+        heads="n_heads",
+    ),
+    # Learned positions; its layers say neither what they are nor which.
+    Family(
+        "SD3",
+        (BlockKind("d", "double", "joint_blocks"),),
+        embedder=None,
+        tokens="t5xxl",
+        has_clip=True,
     ),
     Family("Chroma", _DOUBLE_SINGLE, tokens="t5xxl"),
-    Family("Krea2", (BlockKind("s", "single", "blocks"),), patch="patch"),
+    Family("Krea2", (BlockKind("s", "single", "blocks"),), patch="patch", heads="heads"),
 )
 """All that are known."""
+
+
+OUT_OF_REACH: Mapping[str, str] = {
+    "ErnieImage": (
+        "its layers do not pass the host's transformer options on to attention, so that nothing can"
+        " look into them or change them without replacing its code, which the next ComfyUI would"
+        " break. Use another model"
+    ),
+}
+"""Classes of models that no record can describe, and why."""
 
 
 def family_of(model: ModelPatcher) -> Family | None:

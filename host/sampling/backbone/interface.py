@@ -6,14 +6,16 @@ call them with what a layer sees of one prompt. How the host's hooks look is its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ....magic.blocks import AttentionBlock, Block
-from ....magic.positions import Coordinates
+from ....magic.concepts import Level
+from ....magic.positions import Coordinates, Rotary
+from ...text.context import ContextTokens
 from ..options import ModelOptions
 
 LayerKey = tuple[Block, int]
@@ -70,6 +72,20 @@ class Watch:
     text: Look | None = None
 
 
+@dataclass(frozen=True)
+class ReferenceHabits:
+    """What is usual with references on a kind of model, from ablations.
+
+    strengths: in numbers what users say in words; inject_at: the share of sampling from which each
+    region had best look at its own reference only; guidance: at which models that are told it see a
+    reference, None for those that are not.
+    """
+
+    strengths: Mapping[Level, float]
+    inject_at: float
+    guidance: float | None = None
+
+
 class Backbone(Protocol):
     """A kind of model as one MODEL has it."""
 
@@ -86,6 +102,36 @@ class Backbone(Protocol):
     @property
     def native_side(self) -> int:
         """Side in pixels of the square pictures that the model was trained on."""
+        ...
+
+    @property
+    def habits(self) -> ReferenceHabits:
+        """What is usual with references."""
+        ...
+
+    @property
+    def rotary(self) -> Rotary | None:
+        """How queries and keys are turned by position; None where they are not."""
+        ...
+
+    @property
+    def index_step(self) -> float:
+        """How far apart the pictures of a sequence lie on axis 0 of a position."""
+        ...
+
+    def coordinates(self, latent_size: tuple[int, int], tokens: int) -> Coordinates | None:
+        """Where the tokens of a picture of rows, columns lie under a prompt of so many tokens; None
+        where positions do not matter."""
+        ...
+
+    @property
+    def feature_bytes(self) -> int:
+        """What the key and the value of one token take in one layer."""
+        ...
+
+    @property
+    def context(self) -> ContextTokens | None:
+        """How a prompt's context is made of tokens; None for CLIP's chunks of 77."""
         ...
 
     def parse_layers(self, text: str) -> tuple[Block, ...]:
@@ -125,6 +171,12 @@ class Backbone(Protocol):
 
     def reference_parts(self, options: ModelOptions) -> Sequence[Any]:
         """What `reference_options` keeps of other nodes': features depend on it."""
+        ...
+
+    @property
+    def spreads_words(self) -> bool:
+        """Whether the layout is better when what words own is carried on to the places that look at
+        these (`image_attention`)."""
         ...
 
     def image_attention(self, view: LayerView) -> Tensor:

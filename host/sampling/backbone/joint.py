@@ -7,7 +7,7 @@ all layers. Whoever stood there before is called for all that is not ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from ....magic.blocks import AttentionBlock, Block, BlockNames, parse_blocks
+from ....magic.concepts import Level
 from ....magic.layout import column_attention
 from ....magic.positions import Coordinates, Rotary
+from ...text.context import ContextTokens
 from ..attention import biased_attention
 from ..options import ModelOptions
 from ..rows import Chunk, chunks_of
 from .families import Family, family_of
-from .interface import LayerView, Look, Rule, Watch
+from .interface import LayerView, Look, ReferenceHabits, Rule, Watch
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -31,7 +33,8 @@ Attention = Callable[..., Tensor]
 _ARGUMENTS = ("q", "k", "v", "heads", "mask")
 _OVERRIDE = "optimized_attention_override"
 _CALL = "magicportrait_call"
-_LAYOUT_LAYERS = 6
+_STRENGTHS: Mapping[Level, float] = {"subtle": 0.5, "normal": 1.0, "strong": 2.0}
+_LAYOUT_LAYERS = 8
 """From so many the layout is read, at even distances: neighbours say the same."""
 
 
@@ -170,13 +173,18 @@ class JointTransformer:
     layers: tuple[AttentionBlock, ...]
     pixels: int
     native_side: int
-    rotary: Rotary
+    rotary: Rotary | None
     patch: int
     multiple: int = 1
+    feature_bytes: int = 0
+    context: ContextTokens = field(default_factory=ContextTokens)
+    spreads_words: bool = False
 
     @classmethod
     def read(cls, model: ModelPatcher) -> JointTransformer | None:
         """The transformer of a MODEL; None when it is of no family that we know."""
+        import comfy.utils
+
         family = family_of(model)
         if family is None:
             return None
@@ -184,8 +192,14 @@ class JointTransformer:
         if family.multiple and not hasattr(network, family.multiple):
             # An older host's class, which lays its tokens out in another way.
             return None
-        embedder, patch = getattr(network, family.embedder), int(getattr(network, family.patch))
-        own = getattr(type(model.model.model_config), "native_side", None)
+        rotary, patch = None, int(getattr(network, family.patch))
+        if family.embedder is not None:
+            embedder = getattr(network, family.embedder)
+            rotary = Rotary.of(embedder.axes_dim, embedder.theta, family.pairing)
+        heads = int(comfy.utils.get_attr(network, family.heads))
+        # Asked of the class: the host's instances answer every unknown name, with a warning.
+        config = type(model.model.model_config)
+        width = int(network.hidden_size) if rotary is None else heads * rotary.head
         return cls(
             family=family,
             layers=tuple(
@@ -194,15 +208,36 @@ class JointTransformer:
                 for index in range(len(getattr(network, kind.attribute)))
             ),
             pixels=int(getattr(model.model.latent_format, "spacial_downscale_ratio", 8)),
-            native_side=int(own or family.native_side),
-            rotary=Rotary.of(embedder.axes_dim, embedder.theta, family.pairing),
+            native_side=int(getattr(config, "native_side", family.native_side)),
+            rotary=rotary,
             patch=patch,
             multiple=(family.multiple and getattr(network, family.multiple, None)) or 1,
+            feature_bytes=2 * width * _element_size(model),
+            context=ContextTokens(
+                getattr(config, "context_tokens", family.tokens), family.has_clip
+            ),
         )
 
+    @property
+    def habits(self) -> ReferenceHabits:
+        """Joint attention has fewer keys that compete with a reference's than a UNet's layers have
+        steps: what a UNet needs is far too strong."""
+        return ReferenceHabits(_STRENGTHS, 0.0, self.family.guidance)
+
+    @property
+    def index_step(self) -> float:
+        """Of the family."""
+        return self.family.index_step
+
+    def coordinates(self, latent_size: tuple[int, int], tokens: int) -> Coordinates:
+        """By the family's rule."""
+        index = self._padded(tokens) + 1 if self.family.text_comes_first else 0
+        return Coordinates(self._grid(latent_size), float(index), self.family.is_centred)
+
     def parse_layers(self, text: str) -> tuple[Block, ...]:
-        """Presets: 'early', 'middle', 'late', a third of the depth each; 'all'; the kinds by name,
-        where there are two."""
+        """Presets: 'fine', what references had best act in: the last two thirds of the depth, where
+        places have been settled (Flux.1: its single blocks); 'early', 'middle', 'late', a third
+        each; 'all'; the kinds by name, where there are two."""
         return parse_blocks(text, [layer.block for layer in self.layers], self._names)
 
     @cached_property
@@ -210,6 +245,7 @@ class JointTransformer:
         blocks = tuple(layer.block for layer in self.layers)
         first, second = len(blocks) // 3, len(blocks) * 2 // 3
         presets = {
+            "fine": blocks[first:],
             "early": blocks[: max(1, first)],
             "middle": blocks[first : max(first + 1, second)],
             "late": blocks[second:],
@@ -218,14 +254,14 @@ class JointTransformer:
         if len(self.family.kinds) > 1:
             for kind in self.family.kinds:
                 presets[kind.name] = tuple(b for b in blocks if b.kind == kind.letter)
+            presets["fine"] = presets[self.family.kinds[-1].name]
         letters = "".join(kind.letter for kind in self.family.kinds)
         return BlockNames(letters, presets, ",".join(f"{letter}0-3" for letter in letters))
 
     def layout_blocks(self, latent_size: tuple[int, int]) -> tuple[Block, ...]:
-        """From a quarter of the depth to two thirds, where words are bound to places
-        (ConceptAttention, ReFlex)."""
+        """From the last two thirds of the depth: docs/model_families.md has what was measured."""
         depth = len(self.layers)
-        first, last = depth // 4, max(depth // 4, depth * 2 // 3 - 1)
+        first, last = depth // 3, depth - 1
         count = min(_LAYOUT_LAYERS, last - first + 1)
         places = {round(first + i * (last - first) / max(1, count - 1)) for i in range(count)}
         return tuple(self.layers[place].block for place in sorted(places))
@@ -321,10 +357,7 @@ class JointTransformer:
 
     def _coordinates(self, attention: _JointAttention) -> Coordinates:
         """Where the picture's tokens lie."""
-        text = attention.sequence.text
-        index = text.stop - text.start + 1 if self.family.text_comes_first else 0
-        grid = self._grid(attention.call.latent_size)
-        return Coordinates(grid, float(index), self.family.is_centred)
+        return self.coordinates(attention.call.latent_size, attention.call.context)
 
     def _grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of tokens: what is odd is padded."""
@@ -366,8 +399,9 @@ class JointTransformer:
         if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
             return None
         if not rest.get("skip_reshape"):
-            # Qwen-Image of older hosts: B N C.
-            q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+            # B N C; SD3 has v as B N H D.
+            split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+            q, k, v = (x.transpose(1, 2) for x in split)
         if q.shape[:3] != k.shape[:3]:
             return None
         sequence = self._sequence(call, q.shape[2], options)
@@ -437,6 +471,12 @@ def _tell_call(
     call = _Call((x.shape[-2], x.shape[-1]), 0 if c_crossattn is None else c_crossattn.shape[1])
     options = {**(transformer_options or {}), _CALL: call}
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _element_size(model: ModelPatcher) -> int:
+    """Bytes of a number that the model computes with."""
+    kind = getattr(model.model, "get_dtype_inference", model.model.get_dtype)()
+    return int(torch.empty(0, dtype=kind).element_size())
 
 
 def _joined_heads(x: Tensor) -> Tensor:

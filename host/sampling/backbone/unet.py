@@ -20,7 +20,7 @@ from ....magic.layout import head_mean_attention, layout_downscales
 from ..attention import biased_attention
 from ..options import AttentionOptions, AttentionPatch, ModelOptions
 from ..rows import Chunk, chunks_of, coupled_chunks_of
-from .interface import LayerView, Look, Rule, Watch
+from .interface import LayerView, Look, ReferenceHabits, Rule, Watch
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -37,6 +37,8 @@ _LETTERS = {stage: letter for letter, stage in _STAGES.items()}
 _KEPT_PATCHES = ("input_", "output_")
 """Patches of these kinds act in a reference pass too, such as FreeU's."""
 
+HABITS = ReferenceHabits({"subtle": 2.0, "normal": 3.0, "strong": 4.0}, inject_at=0.2)
+
 Attention = Literal["attn1", "attn2"]
 ChunkReader = Callable[[AttentionOptions, int, int], list[Chunk]]
 PatchFactory = Callable[[Block, AttentionPatch], AttentionPatch]
@@ -44,11 +46,20 @@ PatchFactory = Callable[[Block, AttentionPatch], AttentionPatch]
 
 @dataclass(frozen=True)
 class UNet:
-    """A `Backbone`. layers, native_side: as there."""
+    """A `Backbone`. layers, native_side and all others: as there."""
 
     layers: tuple[AttentionBlock, ...]
     native_side: int
     pixels: int = PIXELS
+    feature_bytes: int = 0
+    context: None = None
+    rotary: None = None
+    index_step: float = 0.0
+    spreads_words: bool = True
+    habits: ReferenceHabits = HABITS
+
+    def coordinates(self, latent_size: tuple[int, int], tokens: int) -> None:
+        """Positions do not matter."""
 
     @classmethod
     def read(cls, model: ModelPatcher) -> UNet | None:

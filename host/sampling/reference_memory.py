@@ -1,0 +1,76 @@
+"""What the keys and values of references take, and whether there is room for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...magic.blocks import Block
+from .backbone import Backbone
+from .feature_store import DEFAULT_BUDGET
+from .references import Reference
+
+_MARGIN = 1.1
+"""While they are gathered and turned, some are there twice."""
+
+
+def feature_bytes(
+    references: Sequence[Reference], backbone: Backbone, blocks: Collection[Block]
+) -> int:
+    """Bytes of the keys and values of one step: of all tokens that the masks leave, in all layers.
+    0 for models of which that is not known."""
+    total = 0
+    for layer in backbone.layers:
+        if layer.block in blocks and backbone.feature_bytes:
+            for reference in references:
+                rows, columns = reference.latent.shape[-2:]
+                grid = (-(-rows // layer.downscale), -(-columns // layer.downscale))
+                total += len(reference.visible_tokens(grid)[0]) * layer.depth
+    return total * backbone.feature_bytes
+
+
+def check_kept_room(size: int, steps: int) -> None:
+    """ValueError when what is kept of all steps fits neither into the store nor on the disk."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    room = DEFAULT_BUDGET + shutil.disk_usage(folder).free
+    if size * steps > room:
+        raise ValueError(
+            f"keep_features: the references take {gigabytes(size)} a step,"
+            f" {gigabytes(size * steps)} in {steps} steps, and there is room for {gigabytes(room)}."
+            " Turn keep_features off, or take fewer layers"
+        )
+
+
+def make_room(size: int, guider: Any, device: torch.device) -> None:
+    """Lets the host unload what this sampling does not need. ValueError when that is not enough for
+    `size` bytes of references."""
+    import comfy.model_management as management
+
+    needed = size * _MARGIN
+    if needed <= management.get_free_memory(device):
+        return
+    used = [guider.model_patcher, *(getattr(guider, "loaded_models", None) or ())]
+    kept = [
+        loaded
+        for loaded in management.current_loaded_models
+        if any(loaded.model is model for model in used)
+    ]
+    management.free_memory(needed, device, keep_loaded=kept)
+    free = management.get_free_memory(device)
+    if needed > free:
+        raise ValueError(
+            f"the references take {gigabytes(needed)} in each step, and {gigabytes(free)} are free."
+            " Take fewer layers (such as 'late'), tighter masks or smaller reference images"
+        )
+
+
+def gigabytes(size: float) -> str:
+    """A size as people read it."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

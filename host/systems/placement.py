@@ -1,0 +1,104 @@
+"""Where the keys of references lie to the picture's queries, in models that turn both by
+position."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...magic.boxes import Box, box_of_most
+from ...magic.positions import Coordinates, Placement, ReferencePlace, Turn, turned
+from ...magic.reference_attention import ReferenceTokens
+from ..sampling.backbone import Backbone, LayerView
+from ..sampling.references import Reference, places_of_concept
+
+
+class PlacedReferences:
+    """The references of one model call, moved to where a placement puts them.
+
+    Layers have the same positions: what turns a concept's keys is made once.
+    """
+
+    def __init__(self, placement: Placement, backbone: Backbone, references: Sequence[Reference]):
+        self._placement, self._backbone, self._references = placement, backbone, references
+        self._turns: dict[tuple[Any, tuple[int, int]], Sequence[Turn]] = {}
+
+    def moved(
+        self,
+        bank: Sequence[ReferenceTokens],
+        view: LayerView,
+        downscale: int,
+        owners: Tensor | None,
+    ) -> Sequence[ReferenceTokens]:
+        """A layer's references, concept by concept, as `view` is to meet them. downscale: side of
+        its tokens in latent pixels; owners: the concept at each of its places, B rows columns, None
+        where it is not known yet."""
+        rotary = self._backbone.rotary
+        if rotary is None or view.coordinates is None:
+            return bank
+        key = (view.cond, view.grid)
+        if key not in self._turns:
+            device = view.k.device
+            self._turns[key] = [
+                Turn.by(self._angles(concept, view.coordinates, downscale, owners), device)
+                for concept in range(len(bank))
+            ]
+        return [
+            dataclasses.replace(tokens, k=turned(tokens.k, turn, rotary.pairing, view.heads))
+            for tokens, turn in zip(bank, self._turns[key], strict=True)
+        ]
+
+    def _angles(
+        self, concept: int, picture: Coordinates, downscale: int, owners: Tensor | None
+    ) -> Tensor:
+        """T D/2, or B T D/2 where the pictures of the batch differ."""
+        if self._placement != "region" or owners is None:
+            return self._angles_for(None, concept, picture, downscale)
+        boxes = [box_of_most((owner == concept).float()) for owner in owners]
+        each = {
+            box: self._angles_for(box, concept, picture, downscale) for box in dict.fromkeys(boxes)
+        }
+        return each[boxes[0]] if len(each) == 1 else torch.stack([each[box] for box in boxes])
+
+    def _angles_for(
+        self, region: Box | None, concept: int, picture: Coordinates, downscale: int
+    ) -> Tensor:
+        rotary = self._backbone.rotary
+        assert rotary is not None
+        before, parts = self._columns_before(downscale), []
+        for i, index, grid in places_of_concept(self._references, concept, downscale):
+            reference = self._references[i]
+            own = self._backbone.coordinates(
+                (reference.latent.shape[-2], reference.latent.shape[-1]),
+                reference.conditioning[0][0].shape[1],
+            )
+            assert own is not None
+            place = ReferencePlace(
+                self._placement,
+                columns_before=before[i],
+                number=i,
+                index_step=self._backbone.index_step,
+                mask_box=_box_of_cells(index, grid),
+                region_box=region,
+            )
+            parts.append(place.angles(rotary, own, picture)[index])
+        return torch.cat(parts)
+
+    def _columns_before(self, downscale: int) -> Mapping[int, int]:
+        """Columns of tokens of the references that come before each."""
+        before, total = {}, 0
+        for i, reference in enumerate(self._references):
+            before[i] = total
+            total += -(-reference.latent.shape[-1] // downscale)
+        return before
+
+
+def _box_of_cells(index: Tensor, grid: tuple[int, int]) -> Box | None:
+    """The box around most of some cells of a grid."""
+    cells = torch.zeros(grid[0] * grid[1])
+    cells[index.cpu()] = 1
+    return box_of_most(cells.view(grid))

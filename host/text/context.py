@@ -1,0 +1,161 @@
+"""Where the words of a prompt are in the context that a transformer is given.
+
+Its tokenizers cut words by what stands around them (' hat' is another token than 'hat', characters
+of a Chinese phrase go together with their neighbours), put templates around the prompt and pad it,
+and its text encoders cut some of that off again. So a word is not looked for by its own tokens:
+tokens are its own that change when it is exchanged for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...magic.phrases import Token, comparable, places_in_text, share_places, words_of
+from .chunks import phrase_is_missing, spans_in_chunks, tokens_of
+
+_OTHERS = ("Q", "Z", "J", "7")
+"""What words are exchanged for: the first that is no part of the word."""
+
+
+@dataclass(frozen=True)
+class WordPlaces:
+    """Positions in the context. spans: for each phrase those of its tokens; words: of everything
+    that the user wrote, without template, padding, start and end."""
+
+    spans: tuple[tuple[int, ...], ...]
+    words: tuple[int, ...]
+
+    def moved(self, by: int) -> WordPlaces:
+        """The same behind `by` other tokens."""
+        spans = tuple(tuple(place + by for place in span) for span in self.spans)
+        return WordPlaces(spans, tuple(place + by for place in self.words))
+
+
+@dataclass(frozen=True)
+class ContextTokens:
+    """How the context of a kind of model is made of a prompt.
+
+    tokens: which of the tokenizer's lists it is made of, None for its only one; has_clip: whether
+    CLIP's chunks stand before these, each word a second time. Either may be missing, when its text
+    encoder was not loaded.
+    """
+
+    tokens: str | None = None
+    has_clip: bool = False
+
+    def places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
+        """Where phrases are in the context of `context` tokens. ValueError, with the words that are
+        there, when one is not in the prompt, or the text encoder has no tokens for it."""
+        if not self.has_clip:
+            return self._places(clip, text, phrases, context)
+        encoders, chunks = clip.cond_stage_model, 0
+        found: list[WordPlaces] = []
+        if any(getattr(encoders, name, None) is not None for name in ("clip_l", "clip_g")):
+            chunks = sum(len(chunk) for chunk in clip.tokenize(text)["l"])
+            spans = spans_in_chunks(clip, text, phrases)
+            found.append(WordPlaces(spans, tuple(place for place, _ in tokens_of(clip, text))))
+        if getattr(encoders, str(self.tokens), None) is not None:
+            found.append(self._places(clip, text, phrases, context - chunks).moved(chunks))
+        spans = tuple(
+            tuple(place for places in found for place in places.spans[i])
+            for i in range(len(phrases))
+        )
+        return WordPlaces(spans, tuple(place for places in found for place in places.words))
+
+    def _places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
+        prompt = _Prompt(self, clip, text, context)
+        keys = [" ".join(words_of(phrase)).casefold() for phrase in phrases]
+        places = {key: prompt.places(key) for key in dict.fromkeys(keys)}
+        for phrase, key in zip(phrases, keys, strict=True):
+            if not places[key]:
+                raise phrase_is_missing(phrase, text)
+        spans = share_places(keys, places)
+        for phrase, span in zip(phrases, spans, strict=True):
+            if not span or prompt.is_unknown(span):
+                raise ValueError(
+                    f"phrase '{phrase}' is nothing to this model: its text encoder has no tokens"
+                    " for these characters. Write it, and the prompt, in English"
+                )
+        words = {*prompt.words, *(position for span in spans for position in span)}
+        return WordPlaces(tuple(spans), tuple(sorted(words)))
+
+    def list_of(self, clip: Any, text: str) -> list[Token]:
+        """The tokens of a text, template included, without padding at the end."""
+        lists: dict[str, Any] = clip.tokenize(text)
+        name = self.tokens or next(iter(lists))
+        if name not in lists:
+            raise ValueError(
+                f"the text encoder that is connected has no '{name}', which this model reads: load"
+                " the one of the model (for Flux: DualCLIPLoader, type flux)"
+            )
+        tokens = [token for chunk in lists[name] for token, *_ in chunk]
+        pad = getattr(_tokenizer(clip, name), "pad_token", None)
+        while tokens and isinstance(tokens[-1], int) and tokens[-1] == pad:
+            tokens.pop()
+        return tokens
+
+    def length(self, clip: Any, text: str) -> int:
+        """How many tokens there are, padding included."""
+        lists: dict[str, Any] = clip.tokenize(text)
+        return sum(len(chunk) for chunk in lists[self.tokens or next(iter(lists))])
+
+
+class _Prompt:
+    """A prompt and its tokens. context: how many of them the model is given."""
+
+    def __init__(self, kind: ContextTokens, clip: Any, text: str, context: int):
+        self._kind, self._clip, self._text = kind, clip, text
+        self._tokens = comparable(kind.list_of(clip, text))
+        # Encoders that cut off the head of their template.
+        self._first = max(0, kind.length(clip, text) - context)
+        name = kind.tokens or next(iter(clip.tokenize(text)))
+        inner = getattr(_tokenizer(clip, name), "tokenizer", None)
+        self._unknown = getattr(inner, "unk_token_id", None)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """Positions of all that was written."""
+        return tuple(self._changed(""))
+
+    def places(self, phrase: str) -> list[tuple[int, ...]]:
+        """Positions of a phrase's tokens, each time that it stands in the prompt."""
+        return [
+            tuple(
+                sorted(
+                    {
+                        position
+                        for start, end in words
+                        for position in self._changed(
+                            f"{self._text[:start]}{_other(phrase)}{self._text[end:]}"
+                        )
+                    }
+                )
+            )
+            for words in places_in_text(phrase.split(), self._text)
+        ]
+
+    def is_unknown(self, span: Sequence[int]) -> bool:
+        """Whether the tokenizer knows nothing of these tokens."""
+        return self._unknown is not None and all(
+            self._tokens[position + self._first] == self._unknown for position in span
+        )
+
+    def _changed(self, text: str) -> list[int]:
+        """Positions of the tokens that are others in another text."""
+        own, other = self._tokens, comparable(self._kind.list_of(self._clip, text))
+        most = min(len(own), len(other))
+        head = next((i for i in range(most) if own[i] != other[i]), most)
+        tail = next((i for i in range(most - head) if own[-1 - i] != other[-1 - i]), most - head)
+        return [i - self._first for i in range(head, len(own) - tail) if i >= self._first]
+
+
+def _other(phrase: str) -> str:
+    return next((other for other in _OTHERS if other.casefold() not in phrase), _OTHERS[0])
+
+
+def _tokenizer(clip: Any, name: str) -> Any:
+    """The host's tokenizer that makes a list."""
+    owner = clip.tokenizer
+    return getattr(owner, name, None) or getattr(owner, getattr(owner, "clip", ""), None)
