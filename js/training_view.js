@@ -209,10 +209,7 @@ export class TrainingView {
     const draw = (/** @type {number[]} */ values) =>
       points.map(({ step }, i) => place(step, values[i]));
     const trend = smoothed(losses);
-    this.curve.replaceChildren(
-      line("magic-loss", draw(losses)),
-      line("magic-trend", draw(trend)),
-    );
+    this.curve.replaceChildren(line("magic-loss", draw(losses)), line("magic-trend", draw(trend)));
     const lowest = trend.reduce((a, b) => Math.min(a, b), Infinity);
     const [from, to, least] = [trend[0], trend.at(-1), lowest].map((loss) => loss?.toPrecision(3));
     const label = losses.length ? `Loss from ${from} to ${to}, lowest ${least}` : "No loss yet";
