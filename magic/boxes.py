@@ -124,7 +124,7 @@ def _stretch_of_most(mass: Tensor, share: float) -> tuple[float, float] | None:
     total = float(mass.sum())
     if total <= 0:
         return None
-    passed = (mass.cumsum(0) / total).tolist()
+    passed: list[float] = (mass.cumsum(0) / total).tolist()
 
     def place(part: float) -> float:
         cell = next(i for i, reached in enumerate(passed) if reached >= part - 1e-12)

@@ -272,8 +272,10 @@ class MagicFaceRun(PatchRun):
         if not guides or layout is None or layout.regions.shape[0] != cond.shape[0]:
             return denoised
         # Some latents have a time, of one.
-        flat = (x.flatten(1, -3) for x in (denoised, cond, arguments["uncond_denoised"]))
-        return guide_by_region(*flat, layout).view_as(denoised)
+        guided, cond, uncond = (
+            x.flatten(1, -3) for x in (denoised, cond, arguments["uncond_denoised"])
+        )
+        return guide_by_region(guided, cond, uncond, layout).view_as(denoised)
 
 
 class _ConceptTokens:

@@ -199,7 +199,7 @@ class JointTransformer:
         heads = int(comfy.utils.get_attr(network, family.heads))
         # Asked of the class: the host's instances answer every unknown name, with a warning.
         config = type(model.model.model_config)
-        width = int(network.hidden_size) if rotary is None else heads * rotary.head
+        width = heads * rotary.head if rotary is not None else int(str(network.hidden_size))
         return cls(
             family=family,
             layers=tuple(
