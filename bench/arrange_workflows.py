@@ -53,7 +53,7 @@ HEIGHTS = {
     "MagicCorrespondenceMap": 146,
     "MagicEmbeddingLoad": 150,
     "MagicEmbeddingSave": 94,
-    "MagicFaceApply": 556,
+    "MagicFaceApply": 604,
     "MagicFaceConcept": 316,
     "MagicIdentityLoader": 86,
     "MagicLayoutMasks": 146,
