@@ -95,7 +95,7 @@ GROWTH = {
     "MagiCaptureTrain": 426,
     "MagicCorrespondenceMap": 470,
     "MagicFaceApply": 330,
-    "MagicFaceConcept": 240,
+    "MagicFaceConcept": 268,
     "MagicSemanticLayout": 244,
 }
 """How much a node grows by what the page shows on it."""
