@@ -195,8 +195,10 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
             kind = extension.WrappersMP.PREDICT_NOISE
             extension.add_wrapper_with_key(kind, self.key, run.predict_noise, options)
             try:
+                # The host's uni_pc writes into the sigmas that it gets, which may be a node's
+                # output.
                 samples: Tensor = executor(
-                    noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs
+                    noise, latent_image, sampler, sigmas.clone(), denoise_mask, *args, **kwargs
                 )
             finally:
                 # Another wrapper may sample again with the same options.

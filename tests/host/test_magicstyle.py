@@ -597,6 +597,21 @@ def test_other_sigmas_are_refused_before_sampling(model_calls):
     assert not model_calls
 
 
+@pytest.mark.parametrize("is_patched", [True, False], ids=["patched", "plain"])
+def test_a_sampler_that_writes_into_the_sigmas_spoils_no_later_run(is_patched):
+    """The host's uni_pc does, and a graph holds the SIGMAS of MagicStyle Invert for later runs. A
+    MODEL without our patch it may well spoil: then the last sigma still passes for 0."""
+    import comfy.samplers
+
+    sigmas, patched = inverted()[2].clone(), apply()
+    model, noise = patched if is_patched else (parts()[0], inverted()[1])
+    uni_pc = comfy.samplers.sampler_object("uni_pc")
+    sample(model, noise, sigmas, uni_pc, inverted()[4])
+    assert torch.equal(sigmas, inverted()[2]) == is_patched
+    out = sample(*patched, sigmas, inverted()[3], inverted()[4])
+    close(out, run(patched))
+
+
 def test_a_second_sampler_goes_on_where_the_first_ended():
     patched, noise = apply()
     import comfy.samplers
