@@ -29,7 +29,8 @@ from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
 from magicportrait.tests.host.inverting import invert, latent, sample
 from magicportrait.tests.host.models import call_node, state_of
-from magicportrait.tests.host.sampling import encode, parts
+from magicportrait.tests.host.sampling import apply as with_face
+from magicportrait.tests.host.sampling import encode, parts, watch
 
 FP32 = torch.float32
 LARGE = (16, 16)
@@ -555,6 +556,29 @@ def test_two_of_them_on_one_model():
     second, _ = apply(first, styles=style(60), start=0.5, end=1.0)
     samples = run((second, noise))
     assert samples.isfinite().all() and not torch.equal(samples, run((first, noise)))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("other", [with_face, watch], ids=["MagicFace", "Semantic Layout"])
+def test_magicface_and_the_layout_get_along_in_either_order(other, cfg):
+    """They look at the picture's own attention in the layers that MagicStyle draws."""
+    content, styles, results = inverted(size=LARGE), style(size=LARGE), []
+    for is_first in (True, False):
+        if is_first:
+            patched, noise = apply(None, content, styles, fuse_negative=True)
+            patched, positive, record = other(patched)
+        else:
+            patched, positive, record = other(parts()[0])
+            patched, noise = apply(patched, content, styles, fuse_negative=True)
+        samples = run((patched, noise), content, positive=positive, cfg=cfg)
+        results.append((samples, record.run_of(samples).steps))
+    (samples, layouts), (again, found) = results
+    assert torch.equal(samples, again) and sorted(layouts) == sorted(found) == [0, 1, 2]
+    for number, step in layouts.items():
+        assert (step.concepts == found[number].concepts).all()
+        assert (step.phrase_maps == found[number].phrase_maps).all()
+    plain, positive, _ = other(parts()[0])
+    assert not torch.equal(samples, run((plain, noise), content, positive=positive, cfg=cfg))
 
 
 def test_it_works_with_samplers_that_call_between_the_sigmas(passes):
