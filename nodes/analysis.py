@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from ..host.analysis.attention_maps import AttentionMapPatch, AttentionRecord
 from ..host.analysis.correspondence import Correspondence, CorrespondenceRecord, watched_model
 from ..host.page.correspondence_view import view_data
+from ..host.page.notices import notice
 from ..host.sampling.backbone import backbone_of
 from ..host.sampling.range import SamplingRange
 from ..host.text.prompts import TAG, tagged_prompt
@@ -220,7 +221,7 @@ class MagicAttentionHeatmap(io.ComfyNode):
         check_ranges(cls, strength=strength)
         latent = latent_batch(samples, "samples")
         image = None if image is None else pictures_of(image, latent, "image")
-        maps = attention.run_of(latent).maps.float()
+        maps = attention.run_of(latent, notice).maps.float()
         size = attention.picture_size(latent.shape) if image is None else tuple(image.shape[1:3])
         enlarged = F.interpolate(maps, size=size, mode="bicubic", align_corners=False).clamp(min=0)
         base = (
@@ -406,7 +407,7 @@ class MagicCorrespondenceMap(io.ComfyNode):
         check_ranges(cls, strength=strength)
         latent = latent_batch(samples, "samples")
         image = None if image is None else picture_batch(image, "image")[..., :3]
-        run = correspondence.run_of(latent)
+        run = correspondence.run_of(latent, notice)
         if image is not None and len(image) != len(latent):
             raise ValueError(
                 f"image has {len(image)} pictures, but the run had {len(latent)}: connect the"

@@ -12,6 +12,7 @@ from ..host.layout.masks import layout_masks, overlay
 from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
 from ..host.page.live_layout import LayoutView
+from ..host.page.notices import notice
 from ..host.sampling.backbone import backbone_of
 from ..host.text.prompts import tagged_prompt
 from ..magic.phrases import split_phrases
@@ -173,7 +174,7 @@ class MagicLayoutMasks(io.ComfyNode):
         check_ranges(cls, step=step)
         latent = latent_batch(samples, "samples")
         image = None if image is None else pictures_of(image, latent, "image")
-        steps = layout.run_of(latent).steps
+        steps = layout.run_of(latent, notice).steps
         nearest = max(steps) if step < 0 else min(steps, key=lambda number: abs(number - step))
         size = (
             layout.picture_size(latent.shape) if image is None else (image.shape[1], image.shape[2])

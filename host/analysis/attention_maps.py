@@ -74,6 +74,7 @@ class AttentionMapRun(PatchRun):
     def __init__(self, patch: AttentionMapPatch, start: SamplingStart):
         self._patch, self._guider = patch, start.guider
         self._last_sigma = start.sigmas[-1]
+        self._start = start.latent
         before = patch.record.run_that_made(start.latent)
         self._before = before if before and start.goes_on_from(before.last_sigma) else None
         self._roles = roles_of(start.guider, patch.prompt.tag)
@@ -120,13 +121,15 @@ class AttentionMapRun(PatchRun):
             total = self._before.maps.float() * self._before.count
             maps = total if maps is None else maps.cpu().float() + total
             count += self._before.count
+        run = None
         if maps is not None:
             mean = (maps / count).to("cpu", torch.float16)
-            self._patch.record.store(samples, AttentionMaps(mean, count, self._last_sigma))
+            run = AttentionMaps(mean, count, self._last_sigma)
+        self._patch.record.store(samples, run, self._start)
 
     def release(self) -> None:
         self._total = self._rows = self._before = None
-        del self._guider
+        del self._guider, self._start
 
     def _add(self, view: LayerView, length: int) -> None:
         shares = self._patch.backbone.text_attention(view, length)

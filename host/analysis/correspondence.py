@@ -126,6 +126,7 @@ class CorrespondenceRun:
         self._layers = 0
         self._images = 0
         self._last_sigma = start.sigmas[-1]
+        self._start = start.latent
         before = watch.record.run_that_made(start.latent)
         self._before = before if before and start.goes_on_from(before.last_sigma) else None
 
@@ -155,8 +156,7 @@ class CorrespondenceRun:
             self._shares[key] = self._shares[key] + own.sum() if key in self._shares else own.sum()
 
     def finish(self, samples: Tensor) -> None:
-        if (result := self.result()) is not None:
-            self._watch.record.store(samples, result)
+        self._watch.record.store(samples, self.result(), self._start)
 
     def result(self) -> Correspondence | None:
         """None when nothing was watched."""

@@ -141,11 +141,12 @@ class LayoutRun(PatchRun):
             observer.show(step, self.steps[step])
 
     def finish(self, samples: Tensor) -> None:
+        run = None
         if self.steps:
             latest = [self.tracker.latest.get(cond) for cond in self.rows.lengths]
             total, last_sigma = self._first_step + self._start.steps, self._start.sigmas[-1]
             run = LayoutOfRun(self.steps, total, last_sigma, latest if last_sigma > 0 else ())
-            self._patch.record.store(samples, run)
+        self._patch.record.store(samples, run, self._start.latent)
 
     def release(self) -> None:
         for observer in self._observers:

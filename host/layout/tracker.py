@@ -154,6 +154,12 @@ class LayoutTracker:
             return
         measurement.layers.add((view.cond, view.layer[0]))
         within = measurement.self_attention.pop(view.cond, None)
+        if within is None and self._backbone.spreads_words:
+            raise ValueError(
+                f"layer {view.layer[0]}: another node draws the picture's attention here without"
+                " calling what stood there, so that the layout cannot be measured: remove that"
+                " node, or this one"
+            )
         length = self._rows.lengths.get(view.cond, view.k.shape[1])
         cross = self._backbone.text_attention(view, length)
         if view.cond in self._rows.ours:

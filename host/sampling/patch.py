@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -146,7 +146,13 @@ Run = TypeVar("Run", bound=PatchRun)
 
 
 class SamplingPatch(_Shared, ABC, Generic[Run]):
-    """What a node puts on a MODEL."""
+    """What a node puts on a MODEL.
+
+    gives_way: its rule draws rows that other patches of ours draw or watch, and would hide the
+    layers from them: whatever the order of the nodes, it is asked after them.
+    """
+
+    gives_way: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -162,7 +168,10 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
         import comfy.patcher_extension as extension
 
         patched = model.clone()
-        patched.add_wrapper_with_key(extension.WrappersMP.OUTER_SAMPLE, self.key, self.outer_sample)
+        kind = extension.WrappersMP.OUTER_SAMPLE
+        patched.add_wrapper_with_key(kind, self.key, self.outer_sample)
+        if self.gives_way:
+            _put_last_before_others(patched.wrappers[kind])
         return patched
 
     def outer_sample(
@@ -195,8 +204,10 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
             kind = extension.WrappersMP.PREDICT_NOISE
             extension.add_wrapper_with_key(kind, self.key, run.predict_noise, options)
             try:
+                # The host's uni_pc writes into the sigmas that it gets, which may be a node's
+                # output.
                 samples: Tensor = executor(
-                    noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs
+                    noise, latent_image, sampler, sigmas.clone(), denoise_mask, *args, **kwargs
                 )
             finally:
                 # Another wrapper may sample again with the same options.
@@ -207,6 +218,21 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
             return samples
         finally:
             run.close()
+
+
+def _put_last_before_others(wrappers: dict[str, list[Any]]) -> None:
+    """Moves the last key before the first of our patches that do not give way. What is wrapped
+    around the model first changes its layers first, and is what the next one finds in them."""
+    *before, _ = wrappers
+    others = [
+        any(isinstance(patch, SamplingPatch) and not patch.gives_way for patch in patches)
+        for patches in (
+            [getattr(wrapper, "__self__", None) for wrapper in wrappers[key]] for key in before
+        )
+    ]
+    if any(others):
+        for key in before[others.index(True) :]:
+            wrappers[key] = wrappers.pop(key)
 
 
 def _refuse_what_cannot_be_seen(guider: Any) -> None:

@@ -85,6 +85,7 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
     name: another one for each patch.
     """
 
+    gives_way = True
     content: Inversion
     styles: tuple[Style, ...]
     fusion: Fusion

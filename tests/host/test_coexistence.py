@@ -139,6 +139,23 @@ def test_another_attention_patch_keeps_the_rows_that_are_not_ours():
     assert seen and all(chunks == [1] and rows == 2 for chunks, rows in seen)
 
 
+def test_a_node_that_hides_the_attention_from_the_layout_is_refused():
+    """One that replaces it for a model call, when everything of ours stands in its place."""
+    import comfy.patcher_extension as extension
+
+    def hide(executor, model, conds, x, sigma, model_options):
+        own = model_options["transformer_options"]
+        slots = dict.fromkeys((("output", block) for block in range(12)), lambda q, k, v, _: v)
+        replaced = {**own["patches_replace"], "attn1": slots}
+        options = {**model_options, "transformer_options": {**own, "patches_replace": replaced}}
+        return executor(model, conds, x, sigma, options)
+
+    patched, positive, _ = watch(parts()[0])
+    patched.add_wrapper_with_key(extension.WrappersMP.CALC_COND_BATCH, "test", hide)
+    with pytest.raises(ValueError, match="another node draws the picture's attention here"):
+        Sampling(steps=1).run(patched, positive)
+
+
 def test_attention_patch_of_a_single_transformer_block():
     calls: list[int] = []
 

@@ -213,7 +213,7 @@ def test_nothing_of_the_run_is_held(monkeypatch, is_cancelled):
 def test_a_run_can_be_asked_for_as_long_as_its_record_lives(shown):
     record, _, key = shown
     assert answer(key, EVERYWHERE)[0] == 200
-    kept = weakref.ref(record.run_of(torch.zeros(2)).exploration)
+    kept = weakref.ref(record.run_of(torch.ones(2)).exploration)
     record._runs.clear()
     gc.collect()
     assert kept() is None
@@ -241,7 +241,7 @@ def test_the_page_is_told_what_it_can_ask_for(shown):
 
 def test_an_answer_is_transparent_pictures_and_numbers(shown):
     record, data, key = shown
-    most = record.run_of(torch.zeros(2)).exploration
+    most = record.run_of(torch.ones(2)).exploration
     x, y = data["place"]
     status, found = answer(key, {**EVERYWHERE, "x": str(x), "y": str(y)})
     expected = most.look(0, x, y, 1, FINE)
@@ -284,5 +284,5 @@ def test_the_picture_must_be_that_of_the_run(shown):
     record, *_ = shown
     with pytest.raises(ValueError, match="image has 1 pictures, but the run had 2"):
         MagicCorrespondenceMap.execute(
-            record, {"samples": torch.zeros(2, 4, 16, 16)}, 0.8, (), torch.rand(1, 128, 128, 3)
+            record, {"samples": torch.ones(2, 4, 16, 16)}, 0.8, (), torch.rand(1, 128, 128, 3)
         )

@@ -18,9 +18,19 @@ from magicportrait.host.sampling.feature_store import FeatureStore
 from magicportrait.host.sampling.references import prepare_references
 from magicportrait.host.systems import magicface
 from magicportrait.magic.concepts import Concept
+from magicportrait.nodes import layout as layout_nodes
 from magicportrait.nodes import magicface as nodes
+from magicportrait.nodes.analysis import MagicAttentionMap
 from magicportrait.tests.host.models import call_node, state_of, structure_of
-from magicportrait.tests.host.sampling import Sampling, apply, concepts, encode, parts, watch
+from magicportrait.tests.host.sampling import (
+    PROMPT,
+    Sampling,
+    apply,
+    concepts,
+    encode,
+    parts,
+    watch,
+)
 
 
 def test_three_runs_leave_the_upstream_model_as_it_was():
@@ -263,6 +273,73 @@ def test_layout_of_the_right_run_is_found():
     assert record.run_of(second * 2) is record.run_of(second), (
         "a changed latent falls back to the last run"
     )
+
+
+def attention(model: Any) -> tuple[Any, Any, Any]:
+    return MagicAttentionMap.execute(
+        model, parts()[1], PROMPT, "hat, scarf", layers="all", start=0.0, end=1.0
+    ).args
+
+
+@pytest.mark.parametrize("make", [apply, watch, attention], ids=["face", "layout", "attention"])
+def test_a_latent_that_no_run_has_made_shows_no_other_runs_layout(make, caplog):
+    """A sampler with denoise 0 hands on what it got; one in whose steps our prompt never acts makes
+    a picture of which nothing was seen."""
+    import nodes as core
+
+    patched, positive, record = make(parts()[0])
+    blank = torch.zeros(1, 4, 16, 16)
+    with pytest.raises(ValueError, match=r"is empty: the MODEL .* has not been sampled"):
+        record.run_of(blank)
+    started = torch.ones(1, 4, 16, 16)
+    options = {"seed": 1, "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+
+    def ksampler(latent: torch.Tensor, positive: Any, denoise: float) -> torch.Tensor:
+        [out] = core.KSampler().sample(
+            patched,
+            positive=positive,
+            negative=encode("blurry"),
+            latent_image={"samples": latent},
+            denoise=denoise,
+            **options,
+        )
+        return out["samples"]
+
+    samples = ksampler(started, positive, 1.0)
+    found = record.run_of(samples)
+    for unsampled in (started, blank, ksampler(started, positive, 0.0)):
+        with pytest.raises(ValueError, match=r"nothing was sampled with .* to make this"):
+            record.run_of(unsampled)
+    said: list[str] = []
+    assert record.run_of(samples * 2, said.append) is found
+    assert len(said) == 1 and "of its last run is shown" in said[0]
+    assert record.run_of(samples * 2) is found and said[0] in caplog.text
+
+    # The first of the two steps is at the start of sampling, the second at its end.
+    between = core.ConditioningSetTimestepRange().set_range(positive, 0.4, 0.6)[0]
+    other = ksampler(blank, between + encode("a man"), 1.0)
+    for unseen in (other, other * 2):
+        with pytest.raises(ValueError, match="acts in no step of it that is looked at"):
+            record.run_of(unseen)
+    assert record.run_of(samples) is found
+
+
+def test_a_layout_of_another_latent_is_noticed_on_the_node(monkeypatch):
+    patched, positive, record = watch(parts()[0])
+    samples = Sampling(steps=2).run(patched, positive)
+    said: list[str] = []
+    monkeypatch.setattr(layout_nodes, "notice", said.append)
+    for latent, notices in ((samples, 0), (samples * 2, 1)):
+        layout_nodes.MagicLayoutMasks.execute(record, {"samples": latent}, -1)
+        assert len(said) == notices
+
+
+def test_a_sampler_without_a_step_keeps_the_layout_of_the_latent_that_it_hands_on():
+    patched, positive, record = watch(parts()[0])
+    samples = Sampling(steps=2).run(patched, positive)
+    found = record.run_of(samples)
+    record.store(samples, None, samples)
+    assert record.run_of(samples) is found
 
 
 def test_target_region_replaces_the_measured_one():

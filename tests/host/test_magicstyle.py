@@ -29,7 +29,8 @@ from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
 from magicportrait.tests.host.inverting import invert, latent, sample
 from magicportrait.tests.host.models import call_node, state_of
-from magicportrait.tests.host.sampling import encode, parts
+from magicportrait.tests.host.sampling import apply as with_face
+from magicportrait.tests.host.sampling import encode, parts, watch
 
 FP32 = torch.float32
 LARGE = (16, 16)
@@ -557,6 +558,29 @@ def test_two_of_them_on_one_model():
     assert samples.isfinite().all() and not torch.equal(samples, run((first, noise)))
 
 
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("other", [with_face, watch], ids=["MagicFace", "Semantic Layout"])
+def test_magicface_and_the_layout_get_along_in_either_order(other, cfg):
+    """They look at the picture's own attention in the layers that MagicStyle draws."""
+    content, styles, results = inverted(size=LARGE), style(size=LARGE), []
+    for is_first in (True, False):
+        if is_first:
+            patched, noise = apply(None, content, styles, fuse_negative=True)
+            patched, positive, record = other(patched)
+        else:
+            patched, positive, record = other(parts()[0])
+            patched, noise = apply(patched, content, styles, fuse_negative=True)
+        samples = run((patched, noise), content, positive=positive, cfg=cfg)
+        results.append((samples, record.run_of(samples).steps))
+    (samples, layouts), (again, found) = results
+    assert torch.equal(samples, again) and sorted(layouts) == sorted(found) == [0, 1, 2]
+    for number, step in layouts.items():
+        assert (step.concepts == found[number].concepts).all()
+        assert (step.phrase_maps == found[number].phrase_maps).all()
+    plain, positive, _ = other(parts()[0])
+    assert not torch.equal(samples, run((plain, noise), content, positive=positive, cfg=cfg))
+
+
 def test_it_works_with_samplers_that_call_between_the_sigmas(passes):
     import comfy.samplers
 
@@ -595,6 +619,21 @@ def test_other_sigmas_are_refused_before_sampling(model_calls):
     with pytest.raises(ValueError, match=r"starts at sigma .* connect all of the SIGMAS"):
         sample(patched, noise, sigmas[1:], inverted()[3], inverted()[4])
     assert not model_calls
+
+
+@pytest.mark.parametrize("is_patched", [True, False], ids=["patched", "plain"])
+def test_a_sampler_that_writes_into_the_sigmas_spoils_no_later_run(is_patched):
+    """The host's uni_pc does, and a graph holds the SIGMAS of MagicStyle Invert for later runs. A
+    MODEL without our patch it may well spoil: then the last sigma still passes for 0."""
+    import comfy.samplers
+
+    sigmas, patched = inverted()[2].clone(), apply()
+    model, noise = patched if is_patched else (parts()[0], inverted()[1])
+    uni_pc = comfy.samplers.sampler_object("uni_pc")
+    sample(model, noise, sigmas, uni_pc, inverted()[4])
+    assert torch.equal(sigmas, inverted()[2]) == is_patched
+    out = sample(*patched, sigmas, inverted()[3], inverted()[4])
+    close(out, run(patched))
 
 
 def test_a_second_sampler_goes_on_where_the_first_ended():
