@@ -91,6 +91,42 @@ def test_a_picture_that_is_not_there_is_named_before_the_run(
         concept(picture=picture)
 
 
+def _unreadable(inputs: Path, kind: str) -> str:
+    """Makes a file, or a folder, that is no picture; its name."""
+    path = inputs / f"{kind}.png"
+    whole = (inputs / "photo.png").read_bytes()
+    contents = {
+        "empty": b"",
+        "tensors": b"\x08\0\0\0\0\0\0\0{}      ",
+        "cut": whole[: whole.index(b"IDAT") + 6],
+    }
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(contents[kind])
+    return path.name
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty", "tensors", "cut"])
+def test_what_is_no_picture_is_named(inputs: Path, kind: str) -> None:
+    name = _unreadable(inputs, kind)
+    sentence = f"picture '{name}' cannot be read as a picture: choose or upload another"
+    with pytest.raises(ValueError) as refusal:
+        concept(picture=name)
+    assert str(refusal.value) == sentence
+    MagicFaceConcept.fingerprint_inputs(picture=name)
+    if kind == "folder":
+        assert str(MagicFaceConcept.validate_inputs(phrase="hat", picture=name)) == sentence
+
+
+def test_a_picture_of_one_pixel_is_read_or_named(inputs: Path) -> None:
+    Image.new("L", (1, 1)).save(inputs / "one.png")
+    try:
+        assert concept(picture="one.png").images.shape == (1, 1, 1, 3)
+    except ValueError as refusal:
+        assert "picture 'one.png' cannot be read as a picture" in str(refusal)
+
+
 def test_what_is_linked_is_not_complained_about(inputs: Path) -> None:
     assert MagicFaceConcept.validate_inputs(phrase=None, image=None) is True
     assert MagicFaceConcept.validate_inputs(phrase="hat", picture=None) is True
