@@ -222,6 +222,15 @@ def test_without_a_negative_guidance_is_away_from_the_empty_prompt():
     assert torch.equal(default, empty) and not torch.equal(default, plain)
 
 
+@pytest.mark.parametrize("name", ["positive", "negative"])
+def test_a_prompt_with_numbers_that_are_none_is_refused_before_the_inversion(name):
+    model, clip, _ = parts()
+    tokens = clip.tokenize("a (hat:nan)")
+    broken = clip.encode_from_tokens_scheduled(tokens)
+    with pytest.raises(ValueError, match=rf"^{name} has numbers that are none"):
+        invert(model, **{name: broken})
+
+
 def test_without_a_text_encoder_the_conditioning_is_zero():
     model = parts()[0]
     inversion, *_, positive, _ = invert(model, clip=None, measure=False)
