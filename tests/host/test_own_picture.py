@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from magicportrait.host.sampling.backbone import backbone_of
+from magicportrait.host.sampling.references import prepare_references
 from magicportrait.magic.concepts import Concept
 from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.tests.host.sampling import parts
 
 
 @pytest.fixture
@@ -137,4 +140,6 @@ def test_what_is_linked_is_not_complained_about(inputs: Path) -> None:
 )
 def test_a_word_for_the_strength_counts_before_the_number(preset: str, strength: float) -> None:
     made = concept(image=torch.zeros(1, 4, 4, 3), strength=1.7, preset=preset)
-    assert made.strength == strength
+    model, clip, vae = parts()
+    [reference] = prepare_references([made], clip, vae, backbone_of(model))
+    assert reference.strength == strength
