@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_ITEM = re.compile(r"([a-z])(\d+)(?:-(\d+))?")
+from .messages import shown
+
+_ITEM = re.compile(r"([a-z])(\d{1,18})(?:-(\d{1,18}))?")
 
 
 class Block(NamedTuple):
@@ -63,14 +65,19 @@ def parse_blocks(text: str, blocks: Sequence[Block], names: BlockNames) -> tuple
         if match is None or match[1] not in names.kinds:
             presets = ", ".join(f"'{preset}'" for preset in names.presets)
             raise ValueError(
-                f"layers: '{item}' is not understood: expected {presets} or blocks such as"
+                f"layers: '{shown(item)}' is not understood: expected {presets} or blocks such as"
                 f" '{names.example}'"
             )
         first, last = int(match[2]), int(match[3] or match[2])
+        if first > last:
+            raise ValueError(
+                f"layers: '{shown(item)}' goes backwards: write the smaller number first, as in"
+                f" '{names.example}'"
+            )
         part = {b for b in blocks if b.kind == match[1] and first <= b.index <= last}
         if not part:
             raise ValueError(
-                f"layers: '{item}' has no self-attention in this model: it has"
+                f"layers: '{shown(item)}' has no self-attention in this model: it has"
                 f" {format_blocks(blocks)}"
             )
         named |= part

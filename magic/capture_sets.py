@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from .messages import shown
 from .pictures import as_rgb, check_aspect, check_painted
 
 PERSON, STYLE = "{person}", "{style}"
@@ -112,13 +113,14 @@ def check_unused(placeholder: str, class_word: str, templates: Sequence[str]) ->
     advice = "take a word that prompts do not use, such as '<anna>'"
     if word.search(class_word):
         raise ValueError(
-            f"placeholder '{placeholder}' is in the class word '{class_word}', which every template"
-            f" puts beside it: {advice}"
+            f"placeholder '{placeholder}' is in the class word '{shown(class_word)}', which every"
+            f" template puts beside it: {advice}"
         )
     for template in templates:
         if word.search(template.replace(PERSON, "").replace(STYLE, "")):
             raise ValueError(
-                f"placeholder '{placeholder}' is a word of the template '{template}': {advice}"
+                f"placeholder '{placeholder}' is a word of the template '{shown(template)}':"
+                f" {advice}"
             )
 
 
@@ -126,8 +128,8 @@ def check_placeholder(placeholder: str) -> None:
     """ValueError unless it is one word without the signs that prompts use."""
     if not _PLACEHOLDER.fullmatch(placeholder):
         raise ValueError(
-            f"placeholder '{placeholder}' must be one word without spaces, commas, colons and"
-            " brackets, such as '<anna>'"
+            f"placeholder '{shown(placeholder)}' must be one word without spaces, commas, colons"
+            " and brackets, such as '<anna>'"
         )
 
 
@@ -140,7 +142,9 @@ def check_templates(templates: Sequence[str], slots: Sequence[str]) -> None:
     for template in templates:
         for slot in slots:
             if template.count(slot) != 1:
-                raise ValueError(f"template '{template}' must have {slot} in it exactly once")
+                raise ValueError(
+                    f"template '{shown(template)}' must have {slot} in it exactly once"
+                )
 
 
 def capture_pictures(

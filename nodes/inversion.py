@@ -18,6 +18,7 @@ from ..host.inversion.inputs import (
     sigmas_of,
 )
 from ..host.inversion.run import METHODS, Inversion, Recipe, sampler_for, start_latent
+from ..host.text.prompts import check_conditioning
 from ..magic.inversion import psnr
 from ..magic.pictures import picture_batch
 from .declare import (
@@ -298,6 +299,8 @@ class MagicStyleInvert(io.ComfyNode):
         if negative is None:
             negative = empty_conditioning(model, clip)
         conds = {"positive": positive, "negative": negative}
+        for name, conditioning in conds.items():
+            check_conditioning(conditioning, name)
         levels = sigmas_of(model, scheduler, steps) if sigmas is None else checked_sigmas(sigmas)
         recipe = Recipe(method, iterations, tolerance, cfg)
         inversion, is_cached = invert_cached(

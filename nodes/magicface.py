@@ -28,8 +28,9 @@ from ..host.sampling.references import (
     prepare_references,
 )
 from ..host.systems.magicface import MagicFacePatch
-from ..host.text.prompts import tagged_prompt
+from ..host.text.prompts import encode, tagged_prompt
 from ..magic.concepts import CELLS, LEVELS, Concept
+from ..magic.messages import shown
 from ..magic.pictures import mask_batch, picture_batch
 from ..magic.positions import PLACEMENTS
 from .declare import (
@@ -239,9 +240,9 @@ class MagicFaceConcept(io.ComfyNode):
         if image is None:
             image, painted = own_picture.read(picture)
             covered = painted if mask is None else mask
-        image = picture_batch(image, f"image of concept '{phrase}'")
+        image = picture_batch(image, f"image of concept '{shown(phrase)}'")
         if covered is not None:
-            owner = f"mask of concept '{phrase}'"
+            owner = f"mask of concept '{shown(phrase)}'"
             covered = painted_mask(
                 covered, owner, "paint over the part of the image to take", invert
             )
@@ -341,7 +342,7 @@ class MagicFaceConceptFolder(io.ComfyNode):
         read = concept_folder.read_folder(folder, DEFAULT_STRENGTH)
         for concept in read.concepts:
             if concept.mask is not None:
-                warn_of_border(concept.mask, f"mask of concept '{concept.phrase}'")
+                warn_of_border(concept.mask, f"mask of concept '{shown(concept.phrase)}'")
         config = read.config
         settings = {**defaults_of(MagicFaceApply), **(config.settings if config else {})}
         report = [*read.report, *(config.requests if config else ())]
@@ -577,7 +578,7 @@ class MagicFaceApply(io.ComfyNode):
         check_texts(prompt=prompt, layers=layers)
         if not concepts:
             # There is no layout of nothing: what is connected to it does not run.
-            plain = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+            plain = encode(clip, prompt)
             return io.NodeOutput(model, plain, ExecutionBlocker(None), ui=no_layout_on_page())
         backbone = backbone_of(model)
         if any(isinstance(patch, ObservedPatch) for *_, patch in patches_of(model)):

@@ -122,9 +122,7 @@ def read_inversion(path: Path) -> Inversion:
         raise UnreadableInversion(f"{path.name} cannot be read: {error.strerror}") from error
     # What safetensors reads, torch may not know.
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise UnreadableInversion(
-            f"{path.name} is damaged or no safetensors file: {error}"
-        ) from error
+        raise UnreadableInversion(f"{path.name} is damaged or no safetensors file") from error
     if metadata.get("checksum") != _checksum(metadata["header"], tensors):
         raise UnreadableInversion(f"{path.name} was changed after it was written")
     # What follows only a file can break that somebody made to look like one.

@@ -92,15 +92,22 @@ class UnreadableModel(ValueError):
 @contextlib.contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
     """UnreadableModel, with the name and what was expected, for whatever a library says of a file
-    or folder that it cannot use."""
+    or folder that it cannot use. The reason of a ValueError, which is said to people, is kept;
+    torch's words are not: they advise an unsafe way to read the file."""
     try:
         yield
+    except ValueError as error:
+        raise _unreadable(path, what, str(error)) from error
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UnreadableModel(
-            f"{path.name} cannot be read as {what} ({reason[:_REASON]}): fetch it again, or take"
-            " another"
-        ) from error
+        raise _unreadable(path, what, getattr(error, "strerror", None) or "") from error
+
+
+def _unreadable(path: Path, what: str, reason: str = "") -> UnreadableModel:
+    first = next(iter(reason.strip().splitlines()), "")[:_REASON]
+    because = f" ({first})" if first else ""
+    return UnreadableModel(
+        f"{path.name} cannot be read as {what}{because}: fetch it again, or take another"
+    )
 
 
 def roots(folder: ModelFolder) -> list[Path]:
@@ -162,8 +169,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
     refused. UnreadableModel when it is none."""
     import comfy.utils
 
-    with reading(path, "a file of tensors"):
+    try:
         state = comfy.utils.load_torch_file(str(path), safe_load=True)
+    except Exception as error:
+        raise _unreadable(path, "a file of tensors") from error
     if not isinstance(state, dict):
         raise UnreadableModel(
             f"{path.name} holds a {type(state).__name__}, a table of tensors was expected"

@@ -46,6 +46,20 @@ def read_mask(path: Path) -> Tensor:
     return _levels(image, "L")[None, ..., 0] if opacity is None else 1 - opacity[None]
 
 
+def is_whole(path: Path) -> bool:
+    """Whether PIL reads the first picture of a file to its end. True also for kinds that it does
+    not know: those are the host's matter."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return True
+    # Each kind of file has its own ways to fail.
+    except Exception:
+        return False
+    return True
+
+
 def _levels(image: Image.Image, mode: str) -> Tensor:
     """The colours (mode 'RGB', H W 3) or the brightness ('L', H W 3 of one value) in 0..1."""
     if image.mode in ("RGB", "RGBA"):

@@ -197,6 +197,7 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
             sigmas=tuple(sigmas.tolist()),
         )
         _refuse_what_cannot_be_seen(guider)
+        _refuse_nothing(start.shape)
         _refuse_frames(start.shape)
         run = self.open_run(start)
         try:
@@ -257,6 +258,14 @@ def _refuse_what_cannot_be_seen(guider: Any) -> None:
             "a model on several GPUs draws the positive and the negative prompt at once in threads"
             " of their own, and MagicPortrait's nodes see one call after another: remove the node"
             " that spreads it over GPUs"
+        )
+
+
+def _refuse_nothing(shape: Sequence[int]) -> None:
+    if shape[0] == 0:
+        raise ValueError(
+            "the latent has no pictures: connect one with a batch of one or more, such as Empty"
+            " Latent Image"
         )
 
 

@@ -6,9 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ...magic.messages import shown
 from ...magic.phrases import Token, assign_spans
 
 _START, _END = 49406, 49407
+_WRITTEN_END = "<|endoftext|>"
+"""What CLIP's tokenizer takes for _END when somebody writes it."""
 
 
 def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
@@ -39,14 +42,16 @@ def spans_in_chunks(clip: Any, text: str, phrases: Sequence[str]) -> tuple[tuple
     spans = assign_spans([tokens[phrase] for phrase in phrases], stream)
     for phrase, span in zip(phrases, spans, strict=True):
         if not span:
-            raise phrase_is_missing(phrase, text)
+            read, end, _ = text.partition(_WRITTEN_END)
+            hint = f". What stands behind {end} is not read: take that out" if end else ""
+            raise phrase_is_missing(phrase, read, hint)
     return tuple(spans)
 
 
-def phrase_is_missing(phrase: str, text: str) -> ValueError:
-    """What to say of a phrase that is not in a prompt."""
+def phrase_is_missing(phrase: str, text: str, hint: str = "") -> ValueError:
+    """What to say of a phrase that is not in a prompt. hint: said at the end."""
     words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
     return ValueError(
-        f"phrase '{phrase}' is not in the prompt. Words that are there: {words}. Name the concept"
-        " by some of these, or add it"
+        f"phrase '{shown(phrase)}' is not in the prompt. Words that are there: {shown(words)}. Name"
+        f" the concept by some of these, or add it{hint}"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...magic.messages import shown
+
 NAMES = ("clip_l", "clip_g", "clip_h")
 """The host's names of the text encoders of SD1.5 (l), SDXL (l, g) and SD2.1 (h)."""
 _WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
@@ -40,7 +42,7 @@ def word_ids(tokenizer: Any, encoder: str, text: str) -> list[int]:
     """The tokens of some words without start and end. ValueError when there are none."""
     ids: list[int] = encoder_tokenizers(tokenizer)[encoder].tokenizer(text)["input_ids"][1:-1]
     if not ids:
-        raise ValueError(f"'{text}' has no word that the text encoder knows")
+        raise ValueError(f"'{shown(text)}' has no word that the text encoder knows")
     return ids
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...magic.messages import shown
 from ...magic.phrases import Token, comparable, places_in_text, share_places, words_of
 from .chunks import phrase_is_missing, spans_in_chunks, tokens_of
 
@@ -75,8 +76,8 @@ class ContextTokens:
         for phrase, span in zip(phrases, spans, strict=True):
             if not span or prompt.is_unknown(span):
                 raise ValueError(
-                    f"phrase '{phrase}' is nothing to this model: its text encoder has no tokens"
-                    " for these characters. Write it, and the prompt, in English"
+                    f"phrase '{shown(phrase)}' is nothing to this model: its text encoder has no"
+                    " tokens for these characters. Write it, and the prompt, in English"
                 )
         words = {*prompt.words, *(position for span in spans for position in span)}
         return WordPlaces(tuple(spans), tuple(sorted(words)))

@@ -64,7 +64,9 @@ def load_embedding(name: str, placeholder: str) -> Embedding:
             _check_shapes(name, shapes)
             vectors = {key: file.get_tensor(key).float() for key in shapes}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"embedding '{name}' cannot be read ({error}): fetch it again") from error
+        raise ValueError(
+            f"embedding '{name}' cannot be read as a safetensors file: fetch it again"
+        ) from error
     vectors = {key: tensor.reshape(-1, tensor.shape[-1]) for key, tensor in vectors.items()}
     if broken := [key for key, tensor in vectors.items() if not tensor.isfinite().all()]:
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from ...magic.capture_sets import check_placeholder, word_key, word_pattern
+from ...magic.messages import shown
 from .clip import chunks_of, encoder_tokenizers, word_width
 
 _STAND_INS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
@@ -91,8 +92,8 @@ class LearnedWordsTokenizer:
             chunk, *more = chunks_of(tokens, encoder)
             if more or any(weight != 1 or isinstance(token, Tensor) for token, weight in chunk):
                 raise ValueError(
-                    f"training prompt '{text}' must fit into 77 tokens and have no weights or"
-                    " embeddings: shorten the template"
+                    f"training prompt '{shown(text)}' must fit into 77 tokens and have no weights"
+                    " or embeddings: shorten the template"
                 )
             rows = {token: -1 - i for i, token in enumerate(vectors)}
             ids[encoder] = [rows.get(token, token) for token, _ in chunk]

@@ -150,10 +150,11 @@ def read_checkpoint(path: Path, fingerprint: str) -> TrainingState:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"checkpoint {path} cannot be read ({reason}): remove it to start anew"
-        ) from error
+        # torch's own words are not for people: they advise an unsafe way to read the file.
+        reason = "is no checkpoint of MagiCapture or is damaged"
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"cannot be read ({error.strerror})"
+        raise ValueError(f"checkpoint {path} {reason}: remove it to start anew") from error
     with damage_named(path):
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, a table was expected")

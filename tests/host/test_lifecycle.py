@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import importlib
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from magicportrait.magic.concepts import Concept
 from magicportrait.nodes import layout as layout_nodes
 from magicportrait.nodes import magicface as nodes
 from magicportrait.nodes.analysis import MagicAttentionMap
+from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.tests.host.models import call_node, state_of, structure_of
 from magicportrait.tests.host.sampling import (
     PROMPT,
@@ -263,6 +267,52 @@ def test_conditioning_from_elsewhere_is_refused_before_sampling():
     patched, *_ = apply(parts()[0])
     with pytest.raises(ValueError, match="connect the CONDITIONING output"):
         Sampling().run(patched, encode("a man"))
+
+
+def test_a_latent_of_no_pictures_is_refused():
+    for patched, positive, _ in (apply(parts()[0]), watch(parts()[0])):
+        with pytest.raises(ValueError, match=r"^the latent has no pictures: connect one"):
+            Sampling().run(patched, positive, torch.zeros(0, 4, 16, 16))
+
+
+@pytest.mark.parametrize("weight", ["inf", "-inf", "nan", "1e30"])
+def test_a_weight_of_which_no_model_makes_a_picture_is_named(weight):
+    shown = re.escape(f"gives a word the weight {float(weight):g}, of which no model")
+    sentence = rf"^prompt '.*\(hat:{weight}\).*' {shown}"
+    with pytest.raises(ValueError, match=sentence):
+        apply(parts()[0], prompt=f"a man wearing a (hat:{weight}) and a scarf")
+    with pytest.raises(ValueError, match=sentence):
+        MagicSemanticLayout.execute(*parts()[:2], f"a man in a (hat:{weight})", "hat", 0.6)
+    [concept] = concepts(1)
+    reference = dataclasses.replace(concept, prompt=f"a (hat:{weight})")
+    with pytest.raises(ValueError, match=sentence):
+        apply(parts()[0], chained=(reference,))
+    with pytest.raises(ValueError, match=sentence):
+        inputs = {**defaults_of(nodes.MagicFaceApply), "prompt": f"a (hat:{weight})"}
+        nodes.MagicFaceApply.execute(*parts(), (), **inputs)
+
+
+@pytest.mark.parametrize("weight", ["1.2", "-1", "100", "0"])
+def test_weights_that_models_can_take_stay(weight):
+    _, positive, _ = apply(parts()[0], prompt=f"a man wearing a (hat:{weight}) and a scarf")
+    assert positive[0][0].isfinite().all()
+
+
+def test_a_phrase_behind_a_written_end_is_explained():
+    prompt = "a man <|endoftext|> hat"
+    with pytest.raises(ValueError) as refusal:
+        apply(parts()[0], chained=tuple(concepts(1)), prompt=prompt)
+    assert "Words that are there: a, man. Name" in str(refusal.value)
+    assert str(refusal.value).endswith("behind <|endoftext|> is not read: take that out")
+
+
+def test_long_texts_are_cut_in_messages():
+    [concept] = concepts(1)
+    words = " ".join(f"word{number}" for number in range(500))
+    long = dataclasses.replace(concept, phrase="h" * 5000)
+    with pytest.raises(ValueError, match=rf"^phrase '{'h' * 200}\.\.\.' is not") as refusal:
+        apply(parts()[0], chained=(long,), prompt=words)
+    assert len(str(refusal.value)) < 600
 
 
 def test_layout_of_the_right_run_is_found():

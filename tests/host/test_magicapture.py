@@ -369,14 +369,32 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         file.read(training(rank=3).fingerprint)
 
 
-def test_a_checkpoint_that_was_cut_off_says_what_to_do(tmp_path):
-    run = training()
-    step(run)
+@pytest.mark.parametrize("damage", ["cut", "empty", "a picture", "a pickle", "a folder"])
+def test_a_checkpoint_that_is_none_says_what_to_do_in_our_words(tmp_path, damage):
     file = CheckpointFile(tmp_path / "state.pt", 1)
-    file.write(run.state())
-    file.path.write_bytes(file.path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"state\.pt cannot be read .* remove it to start anew"):
-        file.read(run.fingerprint)
+    if damage == "a folder":
+        file.path.mkdir()
+    elif damage == "a pickle":
+        torch.save({"fingerprint": TrainingProblem()}, file.path)
+    else:
+        torch.save({"fingerprint": "0" * 999}, file.path)
+        whole = file.path.read_bytes()
+        contents = {
+            "cut": whole[:1000],
+            "empty": b"",
+            "a picture": b"\x89PNG\r\n\x1a\n" + b"x" * 99,
+        }
+        file.path.write_bytes(contents[damage])
+    reason = "is no checkpoint of MagiCapture or is damaged"
+    if damage == "a folder":
+        reason = "cannot be read (Is a directory)"
+    with pytest.raises(ValueError) as refusal:
+        file.read("0")
+    assert str(refusal.value) == f"checkpoint {file.path} {reason}: remove it to start anew"
+
+
+class TrainingProblem:
+    """What weights_only does not read."""
 
 
 def test_the_decoder_takes_weights_only(monkeypatch):

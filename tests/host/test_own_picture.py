@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from magicportrait.host.sampling.backbone import backbone_of
+from magicportrait.host.sampling.references import prepare_references
 from magicportrait.magic.concepts import Concept
 from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.tests.host.sampling import parts
 
 
 @pytest.fixture
@@ -91,6 +94,42 @@ def test_a_picture_that_is_not_there_is_named_before_the_run(
         concept(picture=picture)
 
 
+def _unreadable(inputs: Path, kind: str) -> str:
+    """Makes a file, or a folder, that is no picture; its name."""
+    path = inputs / f"{kind}.png"
+    whole = (inputs / "photo.png").read_bytes()
+    contents = {
+        "empty": b"",
+        "tensors": b"\x08\0\0\0\0\0\0\0{}      ",
+        "cut": whole[: whole.index(b"IDAT") + 6],
+    }
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(contents[kind])
+    return path.name
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty", "tensors", "cut"])
+def test_what_is_no_picture_is_named(inputs: Path, kind: str) -> None:
+    name = _unreadable(inputs, kind)
+    sentence = f"picture '{name}' cannot be read as a picture: choose or upload another"
+    with pytest.raises(ValueError) as refusal:
+        concept(picture=name)
+    assert str(refusal.value) == sentence
+    MagicFaceConcept.fingerprint_inputs(picture=name)
+    if kind == "folder":
+        assert str(MagicFaceConcept.validate_inputs(phrase="hat", picture=name)) == sentence
+
+
+def test_a_picture_of_one_pixel_is_read_or_named(inputs: Path) -> None:
+    Image.new("L", (1, 1)).save(inputs / "one.png")
+    try:
+        assert concept(picture="one.png").images.shape == (1, 1, 1, 3)
+    except ValueError as refusal:
+        assert "picture 'one.png' cannot be read as a picture" in str(refusal)
+
+
 def test_what_is_linked_is_not_complained_about(inputs: Path) -> None:
     assert MagicFaceConcept.validate_inputs(phrase=None, image=None) is True
     assert MagicFaceConcept.validate_inputs(phrase="hat", picture=None) is True
@@ -101,4 +140,6 @@ def test_what_is_linked_is_not_complained_about(inputs: Path) -> None:
 )
 def test_a_word_for_the_strength_counts_before_the_number(preset: str, strength: float) -> None:
     made = concept(image=torch.zeros(1, 4, 4, 3), strength=1.7, preset=preset)
-    assert made.strength == strength
+    model, clip, vae = parts()
+    [reference] = prepare_references([made], clip, vae, backbone_of(model))
+    assert reference.strength == strength

@@ -59,6 +59,18 @@ def test_what_a_text_names(text: str, expected: list[str]) -> None:
     assert parsed(text) == expected
 
 
+def test_a_range_that_goes_backwards_is_named() -> None:
+    with pytest.raises(ValueError, match="'o11-6' goes backwards: write the smaller number first"):
+        parse("m0,o11-6", SD15)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "o" + "9" * 3000])
+def test_a_long_text_is_cut_in_messages(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{text[:200]}\.\.\.' ") as refusal:
+        parse(text, SD15)
+    assert len(str(refusal.value)) < 400
+
+
 def test_fine_is_the_two_finest_levels_of_the_decoder_of_any_model() -> None:
     assert parsed("fine", SDXL) == names("o", 0, 5)
     deep = [attention("o", 0, 8), attention("o", 1, 4), attention("o", 2, 2), attention("i", 0, 1)]
@@ -81,7 +93,7 @@ def test_what_is_not_understood_is_named(text: str) -> None:
     assert any(f"layers: '{part}' is not" in str(caught.value) for part in text.split(","))
 
 
-@pytest.mark.parametrize("text", ["i3", "m1", "o0-2", "o11-6", "o12", "o6,i99"])
+@pytest.mark.parametrize("text", ["i3", "m1", "o0-2", "o12", "o6,i99"])
 def test_a_block_without_attention_is_named_with_those_that_have_it(text: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse(text, SD15)
