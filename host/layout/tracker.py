@@ -160,18 +160,19 @@ class LayoutTracker:
                 " calling what stood there, so that the layout cannot be measured: remove that"
                 " node, or this one"
             )
+
+        def spread(columns: Tensor) -> Tensor:
+            return columns if within is None else maths.propagate(within, columns)
+
         length = self._rows.lengths.get(view.cond, view.k.shape[1])
         cross = self._backbone.text_attention(view, length)
         if view.cond in self._rows.ours:
             if self._words is not None:
                 cross = cross[..., list(self._words)]
-            spread = cross if within is None else maths.propagate(within, cross)
-            maps = maths.token_maps(spread, view.grid, self._size)
+            maps = maths.token_maps(spread(cross), view.grid, self._size)
             measurement.tokens.setdefault(view.cond, _Mean()).add(maps)
         else:
             background = self._backbone.background_columns(cross.shape[-1])
-            columns = maths.foreground_columns(cross, background)
-            if within is not None:
-                columns = maths.propagate(within, columns)
+            columns = spread(maths.foreground_columns(cross, background))
             foreground = maths.token_maps(columns, view.grid, self._size)
             measurement.foreground.setdefault(view.cond, _Mean()).add(foreground)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,19 @@ def feature_bytes(
 ) -> int:
     """Bytes of the keys and values of one step: of all tokens that the masks leave, in all layers.
     0 for models of which that is not known."""
-    total = 0
+    if not backbone.feature_bytes:
+        return 0
+    # All layers of a transformer have the same tokens.
+    layers: Counter[int] = Counter()
     for layer in backbone.layers:
-        if layer.block in blocks and backbone.feature_bytes:
-            for reference in references:
-                rows, columns = reference.latent.shape[-2:]
-                grid = (-(-rows // layer.downscale), -(-columns // layer.downscale))
-                total += len(reference.visible_tokens(grid)[0]) * layer.depth
-    return total * backbone.feature_bytes
+        if layer.block in blocks:
+            layers[layer.downscale] += layer.depth
+    tokens = sum(
+        len(reference.visible_tokens(reference.grid(downscale))[0]) * count
+        for downscale, count in layers.items()
+        for reference in references
+    )
+    return tokens * backbone.feature_bytes
 
 
 def check_kept_room(size: int, steps: int) -> None:

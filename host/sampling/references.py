@@ -36,6 +36,12 @@ class Reference:
     conditioning: list[Any]
     cells: Cells = "share"
 
+    def grid(self, downscale: int) -> tuple[int, int]:
+        """Rows and columns of its tokens in layers whose tokens have sides of `downscale` latent
+        pixels."""
+        rows, columns = self.latent.shape[-2:]
+        return -(-rows // downscale), -(-columns // downscale)
+
     def visible_tokens(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """As `magic.concepts.visible_tokens`, by its own mask."""
         return visible_tokens(self.mask, grid, self.cells)
@@ -126,9 +132,8 @@ def check_masks(
 ) -> None:
     """ValueError when a mask leaves nothing of a reference in one of the layers."""
     for reference in references:
-        height, width = reference.latent.shape[-2:]
         for downscale in {layer.downscale for layer in backbone.layers if layer.block in blocks}:
-            grid = (-(-height // downscale), -(-width // downscale))
+            grid = reference.grid(downscale)
             if len(reference.visible_tokens(grid)[0]) == 0:
                 phrase = concepts[reference.concept].phrase
                 raise ValueError(
@@ -156,8 +161,7 @@ def places_of_concept(
     places = []
     # References run in batches: their tokens come in the order of these.
     for i in (i for group in alike(references) for i in group if references[i].concept == concept):
-        height, width = references[i].latent.shape[-2:]
-        grid = (-(-height // downscale), -(-width // downscale))
+        grid = references[i].grid(downscale)
         places.append((i, references[i].visible_tokens(grid)[0], grid))
     return places
 

@@ -76,12 +76,10 @@ class RunRecord(ABC, Generic[_Result]):
         key = _key_of(latent)
         for pictures, run in reversed(self._runs.items()):
             if set(key) <= set(pictures):
-                seen = self._seen(run)
-                return (
-                    seen
-                    if pictures == key
-                    else self.pick(seen, [pictures.index(picture) for picture in key])
-                )
+                result = self._result_of(run)
+                if pictures == key:
+                    return result
+                return self.pick(result, [pictures.index(picture) for picture in key])
         if all(run is None for run in self._runs.values()):
             raise ValueError(
                 f"the {self.what} is empty: the MODEL that came with it has not been sampled, or in"
@@ -94,7 +92,7 @@ class RunRecord(ABC, Generic[_Result]):
                 " LATENT of a sampler that has run"
             )
         pictures, run = next(reversed(self._runs.items()))
-        seen = self._seen(run)
+        result = self._result_of(run)
         if len(pictures) != len(key):
             raise ValueError(
                 f"the latent holds {len(key)} pictures that are of none of the last runs, and the"
@@ -105,9 +103,9 @@ class RunRecord(ABC, Generic[_Result]):
             f"this latent is none that the sampler made: the {self.what} of its last run is shown,"
             " which is right if that run's latent was changed afterwards (enlarged, encoded anew)"
         )
-        return seen
+        return result
 
-    def _seen(self, run: _Result | None) -> _Result:
+    def _result_of(self, run: _Result | None) -> _Result:
         if run is None:
             raise ValueError(
                 f"nothing was sampled with this {self.what} in the run that made this latent: its"

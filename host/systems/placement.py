@@ -93,7 +93,7 @@ class PlacedReferences:
         before, total = {}, 0
         for i, reference in enumerate(self._references):
             before[i] = total
-            total += -(-reference.latent.shape[-1] // downscale)
+            total += reference.grid(downscale)[1]
         return before
 
 

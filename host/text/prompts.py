@@ -92,6 +92,6 @@ def tagged_prompt(
         spans = spans_in_chunks(clip, text, phrases)
     conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encode(clip, text)]
     if context is not None:
-        found = context.places(clip, text, phrases, conditioning[0][0].shape[1])
-        spans, words = found.spans, found.words
+        places = context.places(clip, text, phrases, conditioning[0][0].shape[1])
+        spans, words = places.spans, places.words
     return TaggedPrompt(text, tuple(phrases), conditioning, tag, spans, words)

@@ -356,14 +356,14 @@ def test_a_latent_that_no_run_has_made_shows_no_other_runs_layout(make, caplog):
         return out["samples"]
 
     samples = ksampler(started, positive, 1.0)
-    found = record.run_of(samples)
+    layout = record.run_of(samples)
     for unsampled in (started, blank, ksampler(started, positive, 0.0)):
         with pytest.raises(ValueError, match=r"nothing was sampled with .* to make this"):
             record.run_of(unsampled)
     said: list[str] = []
-    assert record.run_of(samples * 2, said.append) is found
+    assert record.run_of(samples * 2, said.append) is layout
     assert len(said) == 1 and "of its last run is shown" in said[0]
-    assert record.run_of(samples * 2) is found and said[0] in caplog.text
+    assert record.run_of(samples * 2) is layout and said[0] in caplog.text
 
     # The first of the two steps is at the start of sampling, the second at its end.
     between = core.ConditioningSetTimestepRange().set_range(positive, 0.4, 0.6)[0]
@@ -371,7 +371,7 @@ def test_a_latent_that_no_run_has_made_shows_no_other_runs_layout(make, caplog):
     for unseen in (other, other * 2):
         with pytest.raises(ValueError, match="acts in no step of it that is looked at"):
             record.run_of(unseen)
-    assert record.run_of(samples) is found
+    assert record.run_of(samples) is layout
 
 
 def test_a_layout_of_another_latent_is_noticed_on_the_node(monkeypatch):
@@ -387,9 +387,9 @@ def test_a_layout_of_another_latent_is_noticed_on_the_node(monkeypatch):
 def test_a_sampler_without_a_step_keeps_the_layout_of_the_latent_that_it_hands_on():
     patched, positive, record = watch(parts()[0])
     samples = Sampling(steps=2).run(patched, positive)
-    found = record.run_of(samples)
+    layout = record.run_of(samples)
     record.store(samples, None, samples)
-    assert record.run_of(samples) is found
+    assert record.run_of(samples) is layout
 
 
 def test_target_region_replaces_the_measured_one():

@@ -199,7 +199,11 @@ class JointTransformer:
         heads = int(comfy.utils.get_attr(network, family.heads))
         # Asked of the class: the host's instances answer every unknown name, with a warning.
         config = type(model.model.model_config)
-        width = heads * rotary.head if rotary is not None else int(str(network.hidden_size))
+        hidden = (
+            heads * rotary.head
+            if rotary is not None
+            else int(comfy.utils.get_attr(network, "hidden_size"))
+        )
         return cls(
             family=family,
             layers=tuple(
@@ -212,7 +216,7 @@ class JointTransformer:
             rotary=rotary,
             patch=patch,
             multiple=(family.multiple and getattr(network, family.multiple, None)) or 1,
-            feature_bytes=2 * width * _element_size(model),
+            feature_bytes=2 * hidden * _element_size(model),
             context=ContextTokens(
                 getattr(config, "context_tokens", family.tokens), family.has_clip
             ),
