@@ -6,7 +6,6 @@ model draws of the prompt alone, and below it the same seed with MagicFace.
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from devkit.workflow_format import to_api_prompt
 
 from . import in_process  # noqa: F401 (before what follows)
 from .command_line import bench_parser
-from .server import pack_server
+from .server import fetch_picture, pack_server
 
 # ruff: isort: split
 from magicportrait.host.pictures.captions import Lettering
@@ -35,7 +34,7 @@ Tiles = list[Image.Image]
 def saved(client: Client, prompt: dict[str, Any], prefix: str) -> Tiles:
     """The pictures that a run saves under a name."""
     files = [f for f in run_prompt(client, prompt) if f["filename"].startswith(prefix)]
-    return [Image.open(io.BytesIO(client.fetch(file))).convert("RGB") for file in files]
+    return [fetch_picture(client, file) for file in files]
 
 
 def nodes_of(prompt: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def prompt_of(prompt: dict[str, Any], node: str) -> dict[str, Any]:
 def sheet(
     references: dict[str, Image.Image], plain: Tiles, magic: Tiles, prompt: str
 ) -> Image.Image:
-    """The picture; words: of the prompt."""
+    """References on the left, the two rows of results on the right; prompt: of both."""
     left = len(references) * (REFERENCE + GAP) - GAP + BETWEEN
     width = left + len(magic) * (TILE + GAP) - GAP
     height = 2 * (LINE + TILE) + 2 * GAP

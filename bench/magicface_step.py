@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import statistics
 import sys
 from typing import Any
 
@@ -26,7 +27,7 @@ from .step_cost import (
     peak_bytes,
     print_figures,
     sampling_sigmas,
-    seconds_a_step,
+    seconds_of_steps,
 )
 
 # ruff: isort: split
@@ -95,7 +96,7 @@ def measure(references: int, mode: str, scale: Scale) -> Cost:
 
     def seconds_of(model: Any, positive: list[Any]) -> float:
         start = noise_latent(model, sigmas[0], scale.latent)
-        return seconds_a_step(model, positive, negative, sigmas, start, CFG)
+        return statistics.median(seconds_of_steps(model, positive, negative, sigmas, start, CFG))
 
     magic, positive = model, plain_positive
     if mode != "plain":

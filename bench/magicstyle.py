@@ -30,7 +30,7 @@ from .step_cost import (
     peak_bytes,
     print_figures,
     sampling_sigmas,
-    seconds_a_step,
+    seconds_of_steps,
 )
 
 # ruff: isort: split
@@ -69,7 +69,7 @@ def measure(mode: str, scale: Scale) -> Cost:
 
     def seconds_of(model: Any, start: Tensor) -> float:
         negative = random_sd15.conditioning(2)
-        return seconds_a_step(model, positive, negative, sigmas, start, 1.0)
+        return statistics.median(seconds_of_steps(model, positive, negative, sigmas, start, 1.0))
 
     # In the same process: how fast a machine is changes with what else it does.
     start = noise_latent(model, sigmas[0], latent)

@@ -8,7 +8,6 @@ for models that cannot come with the pack show what they do with the toy, and sa
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from devkit.workflow_format import to_api_prompt
 
 from . import in_process  # noqa: F401 (before what follows)
 from .command_line import bench_parser
-from .server import pack_server
+from .server import fetch_picture, pack_server
 
 # ruff: isort: split
 from magicportrait.demo import portraits
@@ -71,7 +70,7 @@ def results(server: Client, workflow: dict[str, Any]) -> Shown:
         name = file["filename"].rsplit("_", 2)[0]
         if name.endswith("_grid"):
             continue
-        image = Image.open(io.BytesIO(server.fetch(file))).convert("RGB")
+        image = fetch_picture(server, file)
         if name in sets:
             sets[name].append(image)
         elif name.endswith("_references"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import aiohttp
+from PIL import Image
 
-from devkit.client import Client, finish
+from devkit.client import Client, Picture, finish
 from devkit.comfyui import find_comfyui
 from devkit.environment import needs_cpu_flag
 from devkit.pack import ROOT
@@ -23,6 +25,11 @@ def pack_server(base: Path, comfyui: Path | None = None, pack: Path = ROOT) -> S
     python = Path(sys.executable)
     host = find_comfyui(comfyui)
     return Server(host, python, base, cpu=needs_cpu_flag(python), pack=pack)
+
+
+def fetch_picture(client: Client, file: Picture) -> Image.Image:
+    """A picture that a run has made, as RGB."""
+    return Image.open(io.BytesIO(client.fetch(file))).convert("RGB")
 
 
 def upload_folder(client: Client, folder: Path, remote: str) -> None:

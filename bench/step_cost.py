@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -127,18 +126,6 @@ def noise_latent(model: Any, sigma: Tensor, side: int) -> Tensor:
     """A LATENT's samples that are noise of the first sigma of a run: 1 4 side side."""
     samples: Tensor = model.model.process_latent_out(torch.randn(1, 4, side, side) * sigma)
     return samples
-
-
-def seconds_a_step(
-    model: Any,
-    positive: list[Any],
-    negative: list[Any],
-    sigmas: Tensor,
-    start: Tensor,
-    cfg: float,
-) -> float:
-    """The median of `seconds_of_steps`."""
-    return statistics.median(seconds_of_steps(model, positive, negative, sigmas, start, cfg))
 
 
 def seconds_of_steps(
