@@ -41,7 +41,7 @@ def toy_workflows(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.glob("*.json"))
-        if "SD1.5" not in path.stem and "SDXL" not in path.stem
+        if '"MagicToyCheckpoint"' in path.read_text(encoding="utf-8")
     ]
 
 
