@@ -37,7 +37,7 @@ from .declare import (
     span_complaint,
     span_inputs,
 )
-from .inputs import check_ranges, check_span, check_texts, pictures_of
+from .inputs import Node, check_ranges, check_span, check_texts, pictures_of
 
 _FRONTEND_SIDE = 32
 
@@ -51,7 +51,7 @@ def _range_inputs() -> list[io.Input]:
     )
 
 
-class MagicAttentionMap(io.ComfyNode):
+class MagicAttentionMap(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -154,7 +154,7 @@ class MagicAttentionMap(io.ComfyNode):
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)
 
 
-class MagicAttentionHeatmap(io.ComfyNode):
+class MagicAttentionHeatmap(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -239,7 +239,7 @@ class MagicAttentionHeatmap(io.ComfyNode):
         )
 
 
-class MagicCorrespondence(io.ComfyNode):
+class MagicCorrespondence(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -334,7 +334,7 @@ class MagicCorrespondence(io.ComfyNode):
         return io.NodeOutput(*outputs)
 
 
-class MagicCorrespondenceMap(io.ComfyNode):
+class MagicCorrespondenceMap(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

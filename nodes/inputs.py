@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +13,93 @@ from comfy_api.latest import io
 from ..host.page.notices import notice
 from ..magic.pictures import check_painted, covers_border, mask_batch, picture_batch
 from .declare import advanced, range_complaint, span_complaint
+
+TO_CONNECT: Mapping[str, str] = {
+    "MODEL": "the MODEL of Load Checkpoint, or of another node",
+    "CLIP": "the CLIP of Load Checkpoint, or of another node",
+    "VAE": "the VAE of Load Checkpoint, or Load VAE",
+    "CLIP_VISION": "Load CLIP Vision",
+    "UPSCALE_MODEL": "Load Upscale Model",
+    "LORA_MODEL": "the lora of MagiCapture Train",
+    "IMAGE": "Load Image, or VAE Decode",
+    "MASK": "the MASK of Load Image, or of Concept Mask",
+    "LATENT": "the LATENT of a sampler, or VAE Encode",
+    "CONDITIONING": "CLIP Text Encode",
+    "SIGMAS": "the SIGMAS of MagicStyle Invert, or of a scheduler node",
+    "BOUNDING_BOX": "the boxes of Concept Mask",
+    "BBOX": "the boxes of a face detector",
+    "MAGIC_CONCEPTS": "MagicFace Concept",
+    "MAGIC_LAYOUT": "the layout of MagicFace Apply, or of Semantic Layout",
+    "MAGIC_INVERSION": "the inversion of MagicStyle Invert",
+    "MAGIC_STYLES": "MagicStyle Reference",
+    "MAGIC_CROP": "the crop of Portrait Crop",
+    "MAGIC_IDENTITY": "Load Identity Network",
+    "MAGIC_ATTENTION": "the attention of Attention Map",
+    "MAGIC_CORRESPONDENCE": "the correspondence of Correspondence",
+    "MAGIC_SUBJECT": "MagiCapture Subject",
+    "MAGIC_STYLE": "MagiCapture Style",
+    "MAGIC_EMBEDDINGS": "the embeddings of MagiCapture Train, or Load Embedding",
+}
+"""What gives a value of each type that no widget can: the sockets of this pack's nodes."""
+_OF_TEXT_AND_NUMBERS = {"BOUNDING_BOX", "BBOX"}
+"""Types of which a prompt may hold the value itself."""
+
+
+class Node(io.ComfyNode):
+    """A node of this pack. Before `execute` runs, what stands in a socket where only a link can is
+    refused: a prompt that was written by hand may have a text or a number there."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls).get("execute")
+        # The host runs a copy of the class, with the same methods.
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):
+            cls.execute = _after_sockets(own.__func__)  # type: ignore[method-assign]
+
+
+def _after_sockets(execute: Callable[..., io.NodeOutput]) -> Any:
+    signature = inspect.signature(execute)
+    open_sockets = {name: parameter.default for name, parameter in signature.parameters.items()}
+
+    @functools.wraps(execute)
+    def checked(cls: type[Node], *args: Any, **named: Any) -> io.NodeOutput:
+        values = {**signature.bind(cls, *args, **named).arguments, **named}
+        schema = cls.define_schema()
+        for name, kinds in _sockets(schema):
+            # What an open socket gives may be given as well.
+            value = values.get(name, open_sockets.get(name))
+            if value is not open_sockets.get(name):
+                items = value if schema.is_input_list and isinstance(value, list) else [value]
+                for item in items:
+                    refuse(_socket_complaint(name, kinds, item))
+        return execute(cls, *args, **named)
+
+    return classmethod(checked)
+
+
+def _sockets(schema: io.Schema) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The inputs of a node that have no widget, each with the types that it takes."""
+    for item in schema.inputs or ():
+        kinds = tuple(item.get_io_type().split(","))  # type: ignore[no-untyped-call]
+        if kinds[0] in TO_CONNECT:
+            yield item.id, kinds
+
+
+def _socket_complaint(name: str, kinds: Sequence[str], value: object) -> str | None:
+    is_own = bool(_OF_TEXT_AND_NUMBERS.intersection(kinds)) and isinstance(value, (list, dict))
+    if is_own or not _is_written(value):
+        return None
+    what = "empty" if value is None else f"{value!r:.40}"
+    return f"{name} is {what}, {kinds[0]} is expected: connect {TO_CONNECT[kinds[0]]}"
+
+
+def _is_written(value: object) -> bool:
+    """Whether text and numbers are all that a value is made of, as what a prompt holds itself."""
+    if isinstance(value, dict):
+        return all(_is_written(part) for part in value.values())
+    if isinstance(value, list):
+        return all(_is_written(part) for part in value)
+    return value is None or isinstance(value, (str, int, float))
 
 
 def refuse(complaint: str | None) -> None:

@@ -30,7 +30,7 @@ from .declare import (
     schedule_inputs,
     schema,
 )
-from .inputs import check_ranges, check_texts
+from .inputs import Node, check_ranges, check_texts
 
 _NO_FILE = "(no inversions saved yet)"
 _NAME = "inversion"
@@ -107,7 +107,7 @@ def _cropped(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return image[:, top : top + like.shape[1], left : left + like.shape[2], :3]
 
 
-class MagicStyleInvert(io.ComfyNode):
+class MagicStyleInvert(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -322,7 +322,7 @@ class MagicStyleInvert(io.ComfyNode):
         )
 
 
-class MagicInversionSave(io.ComfyNode):
+class MagicInversionSave(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -351,7 +351,7 @@ class MagicInversionSave(io.ComfyNode):
         return io.NodeOutput(inversion_files.save_inversion(inversion, name.strip() or _NAME))
 
 
-class MagicInversionLoad(io.ComfyNode):
+class MagicInversionLoad(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

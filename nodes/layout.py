@@ -18,10 +18,10 @@ from ..host.text.prompts import tagged_prompt
 from ..magic.phrases import split_phrases
 from ..magic.pictures import latent_batch
 from .declare import Layout, advanced, bypass_conditioning, node_id, schema
-from .inputs import check_ranges, check_texts, pictures_of
+from .inputs import Node, check_ranges, check_texts, pictures_of
 
 
-class MagicSemanticLayout(io.ComfyNode):
+class MagicSemanticLayout(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -102,7 +102,7 @@ class MagicSemanticLayout(io.ComfyNode):
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)
 
 
-class MagicLayoutMasks(io.ComfyNode):
+class MagicLayoutMasks(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

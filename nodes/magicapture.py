@@ -50,7 +50,7 @@ from .declare import (
     range_complaint,
     schema,
 )
-from .inputs import check_ranges, check_texts, invert_input, inverted, warn_of_border
+from .inputs import Node, check_ranges, check_texts, invert_input, inverted, warn_of_border
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
@@ -218,7 +218,7 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-class MagiCaptureSubject(io.ComfyNode):
+class MagiCaptureSubject(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -273,7 +273,7 @@ class MagiCaptureSubject(io.ComfyNode):
         return io.NodeOutput(subject, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
 
 
-class MagiCaptureStyle(io.ComfyNode):
+class MagiCaptureStyle(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -335,7 +335,7 @@ class MagiCaptureStyle(io.ComfyNode):
         return io.NodeOutput(style, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
 
 
-class MagicIdentityLoader(io.ComfyNode):
+class MagicIdentityLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -385,7 +385,7 @@ class MagicIdentityLoader(io.ComfyNode):
         return io.NodeOutput(load_identity(file))
 
 
-class MagiCaptureTrain(io.ComfyNode):
+class MagiCaptureTrain(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         default = CaptureSettings()
@@ -778,7 +778,7 @@ def _checkpoint(fingerprint: str, every: int) -> CheckpointFile | None:
     return CheckpointFile(folder / f"{fingerprint}.pt", every)
 
 
-class MagiCaptureApply(io.ComfyNode):
+class MagiCaptureApply(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -858,7 +858,7 @@ class MagiCaptureApply(io.ComfyNode):
         return io.NodeOutput(model, clip)
 
 
-class MagicEmbeddingSave(io.ComfyNode):
+class MagicEmbeddingSave(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -905,7 +905,7 @@ class MagicEmbeddingSave(io.ComfyNode):
         return io.NodeOutput("\n".join(f"embedding:{path.stem}" for path in paths))
 
 
-class MagicEmbeddingLoad(io.ComfyNode):
+class MagicEmbeddingLoad(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         import folder_paths

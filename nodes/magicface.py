@@ -54,6 +54,7 @@ from .declare import (
     span_inputs,
 )
 from .inputs import (
+    Node,
     check_ranges,
     check_span,
     check_texts,
@@ -69,7 +70,7 @@ _NOT_CONNECTED = object()
 _CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
 
 
-class MagicFaceConcept(io.ComfyNode):
+class MagicFaceConcept(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -252,7 +253,7 @@ class MagicFaceConcept(io.ComfyNode):
         return io.NodeOutput((*concepts, concept), ui=taken_on_page(concept))
 
 
-class MagicFaceConceptFolder(io.ComfyNode):
+class MagicFaceConceptFolder(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         folders = concept_folder.list_folders()
@@ -356,7 +357,7 @@ class MagicFaceConceptFolder(io.ComfyNode):
         )
 
 
-class MagicFaceApply(io.ComfyNode):
+class MagicFaceApply(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

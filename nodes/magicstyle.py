@@ -38,7 +38,7 @@ from .declare import (
     span_complaint,
     span_inputs,
 )
-from .inputs import check_ranges, check_texts, invert_input, painted_mask, refuse
+from .inputs import Node, check_ranges, check_texts, invert_input, painted_mask, refuse
 
 _CUSTOM = "custom"
 _LAYERS_TOOLTIP = (
@@ -101,7 +101,7 @@ def _preset_complaint(
     return None
 
 
-class MagicStyleReference(io.ComfyNode):
+class MagicStyleReference(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -167,7 +167,7 @@ class MagicStyleReference(io.ComfyNode):
         return io.NodeOutput((*styles, Style(inversion, weight, masks[0])))
 
 
-class MagicStyleApply(io.ComfyNode):
+class MagicStyleApply(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         default = PRESETS["balanced"]
@@ -393,7 +393,7 @@ class MagicStyleApply(io.ComfyNode):
         return io.NodeOutput(patch.add_to(model), {"samples": latent})
 
 
-class MagicStyleSampler(io.ComfyNode):
+class MagicStyleSampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

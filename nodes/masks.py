@@ -33,14 +33,14 @@ from .declare import (
     range_complaint,
     schema,
 )
-from .inputs import check_ranges, check_texts, refuse
+from .inputs import Node, check_ranges, check_texts, refuse
 
 NO_SAM = "none (rectangles and ellipses)"
 NO_MODEL = "none"
 TARGETS = ("text", "points", "face")
 
 
-class MagicConceptMask(io.ComfyNode):
+class MagicConceptMask(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -318,7 +318,7 @@ def _complaint(
     return None
 
 
-class MagicMaskRefine(io.ComfyNode):
+class MagicMaskRefine(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -18,12 +18,12 @@ from ..host.pictures.compare_grid import CompareGrid
 from ..host.pictures.host_boxes import from_host_boxes
 from ..magic.pictures import picture_batch
 from .declare import Boxes, IdentityType, advanced, link_only, schema
-from .inputs import check_ranges, check_texts
+from .inputs import Node, check_ranges, check_texts
 
 _GRID_ROWS = 8
 
 
-class MagicPortraitMetrics(io.ComfyNode):
+class MagicPortraitMetrics(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -198,7 +198,7 @@ def _save(table: MetricTable, labels: list[str], prefix: str) -> None:
     )
 
 
-class MagicCompareGrid(io.ComfyNode):
+class MagicCompareGrid(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         rows = [

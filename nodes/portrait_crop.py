@@ -10,12 +10,12 @@ from ..host.page.notices import notice
 from ..magic.pictures import check_aspect, differ_in_aspect, mask_batch, picture_batch
 from ..magic.portrait_crop import Crop, crop_box, cut, paste, resize, working_size
 from .declare import CropType, advanced, schema
-from .inputs import check_ranges, invert_input, inverted, painted_mask
+from .inputs import Node, check_ranges, invert_input, inverted, painted_mask
 
 _WHAT_TO_CUT = "paint over the part of the picture to cut out, or connect a face mask"
 
 
-class MagicPortraitCrop(io.ComfyNode):
+class MagicPortraitCrop(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -117,7 +117,7 @@ class MagicPortraitCrop(io.ComfyNode):
         )
 
 
-class MagicPortraitPaste(io.ComfyNode):
+class MagicPortraitPaste(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

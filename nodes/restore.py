@@ -14,10 +14,10 @@ from ..host.pictures.mask_parts import boxes_of_parts
 from ..magic.boxes import Box
 from ..magic.pictures import check_aspect, mask_batch, picture_batch
 from .declare import Boxes, advanced, schema
-from .inputs import check_ranges, invert_input, inverted, warn_of_border
+from .inputs import Node, check_ranges, invert_input, inverted, warn_of_border
 
 
-class MagicPortraitRestore(io.ComfyNode):
+class MagicPortraitRestore(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

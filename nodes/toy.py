@@ -9,12 +9,12 @@ from comfy_api.latest import io
 
 from ..demo import captures, checkpoint, portraits
 from .declare import schema
-from .inputs import check_ranges
+from .inputs import Node, check_ranges
 
 _AS_DRAWN = "by seed"
 
 
-class MagicToyCheckpoint(io.ComfyNode):
+class MagicToyCheckpoint(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -44,7 +44,7 @@ class MagicToyCheckpoint(io.ComfyNode):
         return io.NodeOutput(*checkpoint.load())
 
 
-class MagicToyPortrait(io.ComfyNode):
+class MagicToyPortrait(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -125,7 +125,7 @@ def _portrait_with(
         attempt += 1
 
 
-class MagicToyCapture(io.ComfyNode):
+class MagicToyCapture(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -92,6 +92,49 @@ def test_what_cannot_be_is_refused_before_anything_else(node, name, values):
         assert re.search("expected|no numbers|no pictures", str(refusal.value)), what
 
 
+WRITTEN: dict[str, Any] = {
+    "text": "abc",
+    "number": 5,
+    "yes": True,
+    "list": [1.0, "abc"],
+    "fields": {"samples": [[0.5]]},
+    "-": None,
+}
+"""What a prompt that was written by hand may have in place of a link."""
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SOCKETS = [
+    pytest.param(node, item, id=f"{node.__name__}-{item.id}")
+    for node in NODES
+    for item in node.define_schema().inputs or ()
+    if item.get_io_type() not in WIDGETS
+]
+
+
+@pytest.mark.parametrize(("node", "socket"), SOCKETS)
+def test_what_is_written_into_a_socket_is_refused_with_what_to_connect(node, socket):
+    kind = socket.get_io_type().split(",")[0]
+    for what, value in WRITTEN.items():
+        # Boxes are what a prompt may hold itself, and an open socket holds nothing.
+        is_box = "BOUNDING_BOX" in socket.get_io_type() and isinstance(value, (list, dict))
+        if is_box or (value is None and socket.optional):
+            continue
+        inputs = {**good_inputs(node), socket.id: value}
+        if node.define_schema().is_input_list:
+            inputs = {name: [each] for name, each in inputs.items()}
+        with pytest.raises(
+            ValueError, match=f"^{socket.id} is .*, {kind} is expected: connect .*"
+        ) as refusal:
+            node.execute(**inputs)
+        place = refusal.traceback[-1].frame.f_globals["__name__"]
+        assert place.startswith("magicportrait."), f"{what}: another library's words"
+
+
+def test_the_host_runs_nodes_that_look_at_their_sockets():
+    copy = MagicFaceConcept.PREPARE_CLASS_CLONE({})
+    with pytest.raises(ValueError, match="image is 'abc', IMAGE is expected: connect Load Image"):
+        copy.EXECUTE_NORMALIZED(**{**good_inputs(MagicFaceConcept), "image": "abc"})
+
+
 MASKED = {
     MagicFaceConcept: "mask",
     MagicStyleReference: "mask",
