@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...magic.pictures import latent_batch, picture_batch
 from ..text.prompts import encode
+from .run import passes_for_0
 
 _SHOWN_SIGMAS = 8
 _SMALLEST_SIDE = 64
@@ -94,8 +95,11 @@ def sigmas_of(model: Any, scheduler: str, steps: int) -> Tensor:
 
 
 def checked_sigmas(sigmas: Tensor) -> Tensor:
-    """Noise levels in float. ValueError when they do not fall to 0 in two steps or more."""
+    """Noise levels in float, to 0 where a sampler wrote what it takes for 0. ValueError when they
+    do not fall to 0 in two steps or more."""
     levels = sigmas.float()
+    if levels.ndim == 1 and len(levels) and passes_for_0(float(levels[-1])):
+        levels = torch.cat((levels[:-1], levels.new_zeros(1)))
     if (
         levels.ndim != 1
         or len(levels) < 3

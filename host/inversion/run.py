@@ -20,6 +20,11 @@ _WRITTEN_FOR_0 = 1e-3
 """The host's uni_pc writes this into SIGMAS that end with 0, and what holds them keeps it."""
 
 
+def passes_for_0(sigma: float) -> bool:
+    """Whether a last sigma is what a sampler wrote where 0 stood."""
+    return abs(sigma - _WRITTEN_FOR_0) <= 1e-6
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to invert.
@@ -84,7 +89,7 @@ class Inversion:
     def check_sigmas(self, sigmas: Sequence[float], name: str) -> None:
         """ValueError when a sampling run uses sigmas that the inversion does not have."""
         own = self.sigmas.tolist()
-        ends_at_0 = abs(sigmas[-1] - _WRITTEN_FOR_0) <= 1e-6
+        ends_at_0 = passes_for_0(sigmas[-1])
         if not all(
             any(abs(sigma - other) <= 1e-4 * max(1.0, other) for other in own)
             for sigma in (sigmas[:-1] if ends_at_0 else sigmas)

@@ -201,6 +201,21 @@ def test_samplers_that_write_into_their_sigmas_leave_the_inversion_alone():
     assert inversion.sigmas[-1] == 0
 
 
+def test_sigmas_that_a_sampler_wrote_into_are_read_as_they_were():
+    """A graph holds the output of a scheduler node, and what uni_pc wrote into it stays there."""
+    import comfy.samplers
+
+    model = parts()[0]
+    levels = LOW.clone()
+    _, noise, _, _, positive, _ = invert(model, measure=False, sigmas=levels)
+    sample(model, noise, levels, comfy.samplers.sampler_object("uni_pc"), positive)
+    spoiled = levels.clone()
+    assert spoiled[-1] > 0
+    again = invert(model, measure=False, sigmas=levels)[0]
+    assert torch.equal(again.sigmas, LOW)
+    assert torch.equal(levels, spoiled), "an input is nobody's to write into"
+
+
 def test_a_cfg_that_a_node_sets_brings_the_negative_into_the_key():
     import comfy_extras.nodes_custom_sampler as samplers
 
