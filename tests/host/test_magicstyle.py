@@ -241,6 +241,28 @@ def test_the_single_node_is_the_graph():
     assert torch.equal(picture, vae.decode(latent["samples"]))
 
 
+@pytest.mark.parametrize("method", ["NoPreviews", "Latent2RGB"])
+def test_one_node_shows_the_hosts_previews_if_they_are_on(method, monkeypatch):
+    import comfy.utils
+    import latent_preview
+
+    shown: list[Any] = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda *progress, **_: shown.append(progress)
+    )
+    methods = latent_preview.LatentPreviewMethod
+    monkeypatch.setattr(latent_preview.args, "preview_method", methods[method])
+    model, clip, vae = parts()
+    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    options = {**defaults_of(MagicStyleSampler), "steps": 2, "cache_mb": 0}
+    MagicStyleSampler.execute(
+        model=model, vae=vae, content=picture, style=picture, clip=clip, **options
+    )
+    # Two inversions of two steps, and the sampling.
+    assert [progress[:2] for progress in shown] == [(1, 2), (2, 2)] * 3
+    assert [progress[2] is not None for progress in shown] == [method != "NoPreviews"] * 6
+
+
 # Guidance
 
 
