@@ -30,11 +30,8 @@ from .declare import (
     Correspondences,
     advanced,
     as_text,
-    complain,
     layers_input,
-    range_complaint,
     schema,
-    span_complaint,
     span_inputs,
 )
 from .inputs import Node, check_ranges, check_span, check_texts, pictures_of
@@ -114,10 +111,6 @@ class MagicAttentionMap(Node):
                 ),
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, start: object = None, end: object = None) -> bool | str:
-        return complain(range_complaint(cls, start=start, end=end) or span_complaint(start, end))
 
     @classmethod
     def execute(
@@ -292,14 +285,12 @@ class MagicCorrespondence(Node):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, points: object = None, start: object = None, end: object = None
-    ) -> bool | str:
+    def validate_inputs(cls, points: object = None) -> bool | str:
         try:
             parse_points(as_text(points) or "")
         except ValueError as error:
-            return complain(str(error))
-        return complain(range_complaint(cls, start=start, end=end) or span_complaint(start, end))
+            return str(error)
+        return True
 
     @classmethod
     def execute(

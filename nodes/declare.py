@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..magic.reference_passes import SPARSE, BandStarts
 
@@ -42,7 +41,12 @@ class _Least(float):
 
 
 def schema(**fields: Any) -> io.Schema:
-    """A node's schema, of which the host refuses numbers that are none or out of their range."""
+    """A node's schema, of which the host refuses numbers that are none or out of their range.
+
+    It leaves out the inputs that a node's `validate_inputs` names, and repeats what that answers
+    at every one of them. So that function is for a complaint about one input, and names no other
+    that could get it; what is wrong with several together, `execute` says.
+    """
     for item in fields.get("inputs", ()):
         if isinstance(item, io.Float.Input) and item.min is not None:
             item.min = _Least(item.min)
@@ -163,31 +167,22 @@ def reference_passes_input(tooltip: str) -> io.Input:
     )
 
 
-def as_number(value: object) -> float | None:
-    """A number as validate_inputs gets it: None for an input that is linked or missing, and for
-    what is no number, which the host refuses itself."""
-    return value if isinstance(value, (int, float)) else None
-
-
 def as_text(value: object) -> str | None:
     """A text as validate_inputs gets it: None for an input that is linked or missing, and for what
     is no text, which the host refuses itself."""
     return value if isinstance(value, str) else None
 
 
-def span_complaint(start: object, end: object) -> str | None:
-    """None when nothing is wrong, or not known yet."""
-    first, last = as_number(start), as_number(end)
-    if first is None or last is None or first <= last:
-        return None
-    return f"start ({first}) is after end ({last})"
+def span_complaint(start: float, end: float) -> str | None:
+    """None when nothing is wrong."""
+    return None if start <= end else f"start ({start}) is after end ({end})"
 
 
 def choice_complaint(name: str, value: object, options: Iterable[str]) -> str | None:
-    """What is wrong with the choice of an input that validate_inputs names: the host leaves it to
-    the node. None when nothing is wrong, or not known yet."""
+    """What is wrong with a choice that may come from another node, which the host does not look
+    at. None when nothing is wrong."""
     choices = tuple(options)
-    if value is None or (isinstance(value, str) and value in choices):
+    if isinstance(value, str) and value in choices:
         return None
     return f"{name}: {value!r:.40} is not one of {', '.join(choices)}"
 
@@ -205,37 +200,11 @@ def bypass_conditioning() -> io.Input:
     )
 
 
-def complain(complaint: str | None) -> bool | str:
-    """The answer of a validate_inputs: True when nothing is wrong, else the complaint, which the
-    host shows once beside its own about the node. An exception would hide those."""
-    return True if complaint is None else _SaidOnce(complaint)
-
-
-class _SaidOnce(str):
-    """A sentence that the host shows once. It repeats what a validate_inputs returns for every
-    input that the function names, but leaves out an ExecutionBlocker: the sentence passes for one
-    as soon as it was said."""
-
-    _was_said = False
-
-    def __str__(self) -> str:
-        self._was_said = True
-        return str.__str__(self)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return ExecutionBlocker if self._was_said else _SaidOnce
-
-
 def range_complaint(node: type[io.ComfyNode], **values: object) -> str | None:
     """What is wrong with numbers that the node's schema does not allow, None when all are allowed.
-    For validate_inputs: the host leaves the ranges of the inputs that it names to it. None stands
-    for an input that is linked or missing; what is no number, the host refuses itself.
-    """
+    For `execute`: the host looks at widgets only, not at what comes from other nodes."""
     declared: dict[str, Any] = {item.id: item for item in node.define_schema().inputs}
     for name, value in values.items():
-        if value is None:
-            continue
         if not isinstance(value, (int, float)):
             return f"{name} is {value!r:.40}, a number is expected"
         low, high = declared[name].min, declared[name].max

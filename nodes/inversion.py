@@ -26,7 +26,6 @@ from .declare import (
     SamplerType,
     advanced,
     cache_input,
-    complain,
     schedule_inputs,
     schema,
 )
@@ -392,7 +391,7 @@ class MagicInversionLoad(Node):
             if file is not None:
                 inversion_files.path_of(str(file))
         except ValueError as error:
-            return complain(str(error))
+            return str(error)
         return True
 
     @classmethod

@@ -29,25 +29,18 @@ from ..host.training.settings import (
     precision_for,
 )
 from ..magic.capture_sets import (
-    PERSON,
-    STYLE,
     CapturePicture,
     StyleSet,
     Subject,
     capture_pictures,
     check_placeholder,
-    check_templates,
-    check_unused,
 )
 from ..magic.pictures import mask_batch, picture_batch
 from .declare import (
     IdentityType,
     advanced,
-    as_number,
     as_text,
-    complain,
     numbers_of,
-    range_complaint,
     schema,
 )
 from .inputs import Node, check_ranges, check_texts, invert_input, inverted, warn_of_border
@@ -192,21 +185,15 @@ def _fingerprint(folder: Any, linked: Any) -> str:
     return capture_folder.state_of(name) + ("" if has_masks else detectors_state())
 
 
-def _check(
-    placeholder: object, class_word: object, templates: object, slots: tuple[str, ...]
-) -> bool | str:
-    """Of what is known before the execution, for validate_inputs."""
-    word, text = as_text(_first(placeholder)), as_text(_first(templates))
-    person = as_text(_first(class_word))
-    lines = None if text is None else _lines(text)
+def _check(placeholder: object) -> bool | str:
+    """The form of the word, for validate_inputs. What it says beside the other words is checked
+    where they are put together."""
+    word = as_text(_first(placeholder))
     try:
         if word is not None:
             check_placeholder(word.strip())
-            check_unused(word.strip(), "" if person is None else _class_word(person), lines or ())
-        if lines is not None:
-            check_templates(lines, slots)
     except ValueError as error:
-        return complain(str(error))
+        return str(error)
     return True
 
 
@@ -237,10 +224,8 @@ class MagiCaptureSubject(Node):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, placeholder: object = None, class_word: object = None, templates: object = None
-    ) -> bool | str:
-        return _check(placeholder, class_word, templates, (PERSON,))
+    def validate_inputs(cls, placeholder: object = None) -> bool | str:
+        return _check(placeholder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any = None, **linked: Any) -> str:
@@ -299,10 +284,8 @@ class MagiCaptureStyle(Node):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, placeholder: object = None, class_word: object = None, templates: object = None
-    ) -> bool | str:
-        return _check(placeholder, class_word, templates, (PERSON, STYLE))
+    def validate_inputs(cls, placeholder: object = None) -> bool | str:
+        return _check(placeholder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any = None, **linked: Any) -> str:
@@ -697,17 +680,6 @@ class MagiCaptureTrain(Node):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, inversion_steps: object = None, lora_steps: object = None
-    ) -> bool | str:
-        steps = as_number(inversion_steps), as_number(lora_steps)
-        is_nothing = None not in steps and not any(steps)
-        return complain(
-            range_complaint(cls, inversion_steps=inversion_steps, lora_steps=lora_steps)
-            or ("no steps: give at least one phase some" if is_nothing else None)
-        )
-
-    @classmethod
     def execute(
         cls,
         model: Any,
@@ -732,6 +704,8 @@ class MagiCaptureTrain(Node):
             resolution=resolution,
             **numbers,
         )
+        if not (numbers["inversion_steps"] or numbers["lora_steps"]):
+            raise ValueError("no steps: give inversion_steps or lora_steps some")
         capture = CaptureSettings(
             precision=precision_for(precision),
             composed=composed_prompts,

@@ -40,17 +40,13 @@ from .declare import (
     ConceptsBefore,
     Layout,
     advanced,
-    as_text,
     bypass_conditioning,
-    complain,
     defaults_of,
     keep_features_input,
     layers_input,
     node_id,
-    range_complaint,
     reference_passes_input,
     schema,
-    span_complaint,
     span_inputs,
 )
 from .inputs import (
@@ -203,18 +199,11 @@ class MagicFaceConcept(Node):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, phrase: object = None, image: Any = _NOT_CONNECTED, picture: Any = NO_PICTURE
-    ) -> bool | str:
-        words = as_text(phrase)
-        if words is not None and not words.strip():
-            return complain(
-                "phrase is empty: write the words of the target prompt that name this concept, such"
-                " as 'hat'"
-            )
-        if image is None or picture is None:
+    def validate_inputs(cls, image: Any = _NOT_CONNECTED, picture: Any = NO_PICTURE) -> bool | str:
+        # Where an image is linked, None stands for it, and the picture does not count.
+        if image is not _NOT_CONNECTED or picture is None:
             return True
-        return complain(own_picture.complaint_about(picture))
+        return own_picture.complaint_about(picture) or True
 
     @classmethod
     def fingerprint_inputs(cls, picture: Any = NO_PICTURE, image: Any = None, **_: Any) -> str:
@@ -238,6 +227,11 @@ class MagicFaceConcept(Node):
         check_ranges(cls, strength=strength)
         check_texts(phrase=phrase, reference_prompt=reference_prompt)
         phrase, covered = phrase.strip(), mask
+        if not phrase:
+            raise ValueError(
+                "phrase is empty: write the words of the target prompt that name this concept, such"
+                " as 'hat'"
+            )
         if image is None:
             image, painted = own_picture.read(picture)
             covered = painted if mask is None else mask
@@ -332,7 +326,7 @@ class MagicFaceConceptFolder(Node):
     @classmethod
     def validate_inputs(cls, folder: object = None) -> bool | str:
         is_known = folder is None or concept_folder.is_listed(str(folder))
-        return complain(None if is_known else concept_folder.missing_message(str(folder)))
+        return True if is_known else concept_folder.missing_message(str(folder))
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any = None, **_: Any) -> str:
@@ -546,10 +540,6 @@ class MagicFaceApply(Node):
             ],
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(cls, start: object = None, end: object = None) -> bool | str:
-        return complain(range_complaint(cls, start=start, end=end) or span_complaint(start, end))
 
     @classmethod
     def execute(

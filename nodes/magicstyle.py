@@ -25,13 +25,10 @@ from .declare import (
     Styles,
     StylesBefore,
     advanced,
-    as_number,
     cache_input,
     choice_complaint,
-    complain,
     keep_features_input,
     layers_input,
-    range_complaint,
     reference_passes_input,
     schedule_inputs,
     schema,
@@ -86,9 +83,9 @@ def _patch(
 
 
 def _preset_complaint(
-    preset: object, start: object, end: object, alpha: object, beta: object
+    preset: str, start: float, end: float, alpha: float, beta: float
 ) -> str | None:
-    """What is wrong with the choice and its values; None when nothing is, or not known yet."""
+    """What is wrong with the choice and its values; None when nothing is."""
     if complaint := choice_complaint("preset", preset, [*PRESETS, _CUSTOM]):
         return complaint
     if preset in PRESETS:
@@ -96,7 +93,7 @@ def _preset_complaint(
         return None
     if complaint := span_complaint(start, end):
         return complaint
-    if (as_number(alpha) or 0) + (as_number(beta) or 0) > 1.0001:
+    if alpha + beta > 1.0001:
         return f"alpha ({alpha}) and beta ({beta}) add up to more than 1"
     return None
 
@@ -329,20 +326,6 @@ class MagicStyleApply(Node):
                     ),
                 ),
             ],
-        )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        preset: object = None,
-        start: object = None,
-        end: object = None,
-        alpha: object = None,
-        beta: object = None,
-    ) -> bool | str:
-        return complain(
-            range_complaint(cls, start=start, end=end, alpha=alpha, beta=beta)
-            or _preset_complaint(preset, start, end, alpha, beta)
         )
 
     @classmethod

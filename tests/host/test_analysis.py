@@ -282,8 +282,9 @@ def test_bad_input_is_refused_before_sampling():
         watch(face, "")
     with pytest.raises(ValueError, match="the mask is empty"):
         watch(face, mask=torch.zeros(1, 8, 8))
-    assert "is not understood" in MagicCorrespondence.validate_inputs("here", 0.0, 1.0)
-    assert "is after end" in MagicAttentionMap.validate_inputs(0.9, 0.1)
+    assert "is not understood" in str(MagicCorrespondence.validate_inputs("here"))
+    with pytest.raises(ValueError, match=r"start \(0.9\) is after end \(0.1\)"):
+        MagicAttentionMap.execute(model, parts()[1], PROMPT, "hat", "all", 0.9, 0.1)
     steps: list[int] = []
     patched, _ = watch(face, "500,20")
     with pytest.raises(ValueError, match="point 500,20 is outside the picture, which is 128x128"):

@@ -745,21 +745,15 @@ def test_what_does_not_belong_together_is_refused_by_the_node(styles, options, m
 
 
 def test_values_that_contradict_each_other_are_refused_where_they_count():
-    check = MagicStyleApply.validate_inputs
-    assert check(preset="custom", start=0.2, end=0.8, alpha=0.8, beta=0.2) is True
-    assert "is after end" in str(check(preset="custom", start=0.9, end=0.8, alpha=0.8, beta=0.2))
-    assert "add up to more than 1" in str(
-        check(preset="custom", start=0.0, end=1.0, alpha=0.8, beta=0.3)
-    )
-    assert check(preset="gentle", start=0.9, end=0.8, alpha=0.8, beta=0.3) is True, (
-        "a preset has values of its own"
-    )
-    assert check(preset=None, start=None, end=None, alpha=None, beta=None) is True, (
-        "linked inputs are not known yet"
-    )
-    assert "'weird' is not one of" in str(
-        check(preset="weird", start=0.0, end=1.0, alpha=0.8, beta=0.2)
-    )
+    apply(preset="custom", start=0.2, end=0.8, alpha=0.8, beta=0.2)
+    with pytest.raises(ValueError, match=r"start \(0.9\) is after end \(0.8\)"):
+        apply(preset="custom", start=0.9, end=0.8, alpha=0.8, beta=0.2)
+    with pytest.raises(ValueError, match=r"alpha \(0.8\) and beta \(0.3\) add up to more than 1"):
+        apply(preset="custom", start=0.0, end=1.0, alpha=0.8, beta=0.3)
+    # A preset has values of its own.
+    apply(preset="gentle", start=0.9, end=0.8, alpha=0.8, beta=0.3)
+    with pytest.raises(ValueError, match="preset: 'weird' is not one of"):
+        apply(preset="weird")
 
 
 def test_several_styles_for_the_sampler_are_refused_before_any_model_call(model_calls):

@@ -38,7 +38,6 @@ DEFAULTS = {
     "not_points": "",
     "box": "",
 }
-CHECKED = ("target", "text", "sam", "detector", "face_model", "points", "not_points", "box")
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +85,6 @@ def pictures(count: int = 1, height: int = 70, width: int = 50) -> torch.Tensor:
 
 def masked(image: torch.Tensor, boxes: object = None, **options: object) -> tuple:
     return MagicConceptMask.execute(image, **{**DEFAULTS, **options}, boxes=boxes).args
-
-
-def verdict(**options: object) -> bool | str:
-    return MagicConceptMask.validate_inputs(
-        **{name: {**DEFAULTS, **options}[name] for name in CHECKED}
-    )
 
 
 # ---- words ----
@@ -418,9 +411,6 @@ def test_every_backend_missing(no_models):
     ):
         with pytest.raises(ValueError) as refused:
             masked(image, **options)
-        assert str(verdict(**options)) == str(refused.value), (
-            "the same message before the execution"
-        )
         for word in (*words, str(no_models)):
             assert word in str(refused.value)
 
@@ -592,11 +582,6 @@ def test_boxes_of_odd_detectors_are_read():
     assert box == Box(1, 2, 3, 4)
     assert from_host_boxes((1, 2, 3, 4), 2) == ((box,), (box,))
     assert from_host_boxes([[(1, 2, 3, 4)], []], 2) == ((box,), ())
-
-
-def test_what_is_missing_in_the_prompt_is_left_to_the_host():
-    assert MagicConceptMask.validate_inputs() is True
-    assert MagicConceptMask.validate_inputs(target="text", sam=NO_SAM) is True
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_picture_that_is_not_there_is_named_before_the_run(
     inputs: Path, picture: Any, complaint: str
 ) -> None:
     Image.new("RGB", (8, 8)).save(inputs.parent / "inputs.png")
-    assert complaint in str(MagicFaceConcept.validate_inputs(phrase="hat", picture=picture))
+    assert complaint in str(MagicFaceConcept.validate_inputs(picture=picture))
     with pytest.raises(ValueError, match=complaint):
         concept(picture=picture)
 
@@ -119,7 +119,7 @@ def test_what_is_no_picture_is_named(inputs: Path, kind: str) -> None:
     assert str(refusal.value) == sentence
     MagicFaceConcept.fingerprint_inputs(picture=name)
     if kind == "folder":
-        assert str(MagicFaceConcept.validate_inputs(phrase="hat", picture=name)) == sentence
+        assert MagicFaceConcept.validate_inputs(picture=name) == sentence
 
 
 def test_a_picture_of_one_pixel_is_read_or_named(inputs: Path) -> None:
@@ -131,8 +131,14 @@ def test_a_picture_of_one_pixel_is_read_or_named(inputs: Path) -> None:
 
 
 def test_what_is_linked_is_not_complained_about(inputs: Path) -> None:
-    assert MagicFaceConcept.validate_inputs(phrase=None, image=None) is True
-    assert MagicFaceConcept.validate_inputs(phrase="hat", picture=None) is True
+    assert MagicFaceConcept.validate_inputs(image=None) is True
+    assert MagicFaceConcept.validate_inputs(picture=None) is True
+
+
+@pytest.mark.parametrize("phrase", ["", "  "])
+def test_an_empty_phrase_is_refused(inputs: Path, phrase: str) -> None:
+    with pytest.raises(ValueError, match="phrase is empty: write the words of the target prompt"):
+        concept(picture="photo.png", phrase=phrase)
 
 
 @pytest.mark.parametrize(

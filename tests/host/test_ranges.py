@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 from typing import Any
 
 import pytest
 
 from magicportrait.nodes import NODES
+from magicportrait.nodes.analysis import MagicCorrespondence
 from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.inversion import MagicInversionLoad
+from magicportrait.nodes.magicapture import MagiCaptureStyle, MagiCaptureSubject
+from magicportrait.nodes.magicface import MagicFaceConcept, MagicFaceConceptFolder
 from magicportrait.nodes.magicstyle import MagicStyleApply
+from magicportrait.nodes.masks import MagicConceptMask
 
+NEVER_AT = {
+    # It has nothing to say where an image is.
+    MagicFaceConcept: {"image"},
+    # It keeps the host from saying something.
+    MagicConceptMask: {"sam", "detector", "face_model"},
+}
+"""Inputs that a validate_inputs names and that no complaint of its is said at."""
 NUMBERS = [
     (node, item)
     for node in NODES
@@ -20,9 +33,12 @@ NUMBERS = [
 ]
 
 
-def complaints(monkeypatch: pytest.MonkeyPatch, node: Any, **changes: Any) -> list[str]:
-    """What ComfyUI says about a node on its own with its widgets untouched but for `changes`, links
-    that are missing left out."""
+def complaints(
+    monkeypatch: pytest.MonkeyPatch, node: Any, has_image: bool = True, **changes: Any
+) -> list[tuple[str, str]]:
+    """What ComfyUI says about a node on its own with its widgets untouched but for `changes`: the
+    input at which it says so, and the sentence. has_image: an image is linked to an optional
+    one."""
     import execution
 
     import nodes as core
@@ -37,21 +53,23 @@ def complaints(monkeypatch: pytest.MonkeyPatch, node: Any, **changes: Any) -> li
             "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0},
         },
     }
-    if any(item.id == "image" and item.optional for item in schema.inputs):
+    if has_image and any(item.id == "image" and item.optional for item in schema.inputs):
         # A node that may have a picture of its own complains when it has none.
         prompt["1"]["inputs"]["image"] = ["2", 0]
     _, errors, _ = asyncio.run(execution.validate_inputs("prompt", prompt, "1", {}))
     return [
-        error["details"].partition(" - ")[2]
-        if error["type"] == "custom_validation_failed"
-        else f"{error['extra_info'].get('input_name')}: {error['message']}, {error['details']}"
+        (
+            error["extra_info"]["input_name"],
+            error["details"].partition(" - ")[2]
+            if error["type"] == "custom_validation_failed"
+            else error["message"],
+        )
         for error in errors
     ]
 
 
-def about(name: str, said: list[str]) -> list[str]:
-    """Those that begin with the input that they are about, as ours do too."""
-    return [text for text in said if text.split(maxsplit=1)[0].rstrip(":") == name]
+def about(name: str, said: list[tuple[str, str]]) -> list[str]:
+    return [text for place, text in said if place == name]
 
 
 @pytest.mark.parametrize(
@@ -76,15 +94,38 @@ def test_what_is_no_number_is_refused(node, item, monkeypatch):
         assert about(item.id, complaints(monkeypatch, node, **{item.id: value})), value
 
 
-def test_the_complaint_says_once_what_is_expected(monkeypatch):
-    said = complaints(monkeypatch, MagicStyleApply, alpha=-3.0)
-    assert about("alpha", said) == ["alpha is -3, expected 0 to 1"]
-    said = complaints(monkeypatch, MagicStyleApply, alpha=math.nan)
-    assert about("alpha", said) == ["alpha is nan, expected 0 to 1"]
+@pytest.mark.parametrize(
+    ("node", "name", "value", "sentence"),
+    [
+        (MagicStyleApply, "alpha", -3.0, "Value -3.0 smaller than min of 0.0"),
+        (MagicFaceConcept, "picture", "gone.png", "picture 'gone.png' is not in ComfyUI's input"),
+        (MagicFaceConceptFolder, "folder", "gone", "concept folder 'gone' is not there"),
+        (MagicInversionLoad, "file", "gone.safetensors", "file 'gone.safetensors' is not there"),
+        (MagiCaptureSubject, "placeholder", "two words", "'two words' must be one word"),
+        (MagiCaptureStyle, "placeholder", "a,b", "'a,b' must be one word"),
+        (MagicCorrespondence, "points", "here", "is not understood"),
+    ],
+)
+def test_a_complaint_is_said_once_and_at_its_input(node, name, value, sentence, monkeypatch):
+    said = complaints(monkeypatch, node, has_image=False, **{name: value})
+    [text] = [text for _, text in said if sentence in text]
+    assert (name, text) in said
+
+
+def test_no_complaint_can_be_said_at_the_wrong_input():
+    """The host repeats what validate_inputs answers at every input that it names."""
+    for node in NODES:
+        if "validate_inputs" in vars(node):
+            named = set(inspect.signature(node.validate_inputs).parameters)
+            assert len(named - NEVER_AT.get(node, set())) <= 1, node.__name__
+
+
+def test_a_picture_of_its_own_does_not_count_beside_a_linked_one(monkeypatch):
+    said = complaints(monkeypatch, MagicFaceConcept, picture="gone.png")
+    assert not about("picture", said) and not about("image", said)
 
 
 def test_the_host_s_own_complaints_stand_beside_ours(monkeypatch):
-    said = complaints(monkeypatch, MagicStyleApply, alpha=-3.0, temperature=-3.0)
-    assert about("alpha", said) == ["alpha is -3, expected 0 to 1"]
-    assert len(about("temperature", said)) == 1
+    said = complaints(monkeypatch, MagicInversionLoad, file="gone.safetensors")
+    assert len(about("file", said)) == 1
     assert len(about("model", said)) == 1, "a link that is missing"
