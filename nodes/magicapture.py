@@ -340,7 +340,7 @@ class MagicIdentityLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicIdentityLoader",
-            display_name="Load Identity Network (MagicPortrait)",
+            display_name="Load Identity Network",
             category=CATEGORY,
             description=(
                 "A network that tells faces apart, for the identity loss: ArcFace or AdaFace"
@@ -863,7 +863,7 @@ class MagicEmbeddingSave(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicEmbeddingSave",
-            display_name="Save Embedding (MagicPortrait)",
+            display_name="Save Embedding",
             category=CATEGORY,
             description=(
                 "Writes each learned word as a safetensors file into the embeddings folder, where"
@@ -917,7 +917,7 @@ class MagicEmbeddingLoad(io.ComfyNode):
         ]
         return schema(
             node_id="MagicEmbeddingLoad",
-            display_name="Load Embedding (MagicPortrait)",
+            display_name="Load Embedding",
             category=CATEGORY,
             description=(
                 "Reads a learned word from the embeddings folder, to be used under its placeholder"

@@ -45,7 +45,7 @@ class MagicConceptMask(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicConceptMask",
-            display_name="Concept Mask (MagicPortrait)",
+            display_name="Concept Mask",
             category="MagicPortrait/masks",
             description=(
                 "Masks a thing in a picture: named in words (Grounding DINO and SAM), pointed at"
@@ -323,7 +323,7 @@ class MagicMaskRefine(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicMaskRefine",
-            display_name="Refine Mask (MagicPortrait)",
+            display_name="Refine Mask",
             category="MagicPortrait/masks",
             description=(
                 "Cuts, cleans, grows and softens masks, in this order: threshold, largest part,"
