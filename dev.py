@@ -18,6 +18,8 @@ from devkit.pack import ROOT, DevError, run_command
 def demo(options: argparse.Namespace) -> int:
     if not options.workflow.is_file():
         raise DevError(f"cannot read {options.workflow}: there is no such file")
+    if not (options.pack / "__init__.py").is_file():
+        raise DevError(f"{options.pack} is not this pack: there is no __init__.py in it")
     return run_on_host(
         options,
         "devkit.demo",
@@ -25,6 +27,8 @@ def demo(options: argparse.Namespace) -> int:
         str(options.workflow.resolve()),
         "--output",
         str(options.output.resolve()),
+        "--pack",
+        str(options.pack.resolve()),
     )
 
 
@@ -79,6 +83,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
     )
     command.add_argument("--output", type=Path, default=ROOT / "output", metavar="DIR")
+    command.add_argument(
+        "--pack",
+        type=Path,
+        default=ROOT,
+        metavar="DIR",
+        help="what ComfyUI gets; default: this folder, else an unpacked archive of it",
+    )
     command.set_defaults(run=demo)
     summary = "start ComfyUI with this pack for the browser"
     command = commands.add_parser(

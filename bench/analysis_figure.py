@@ -1,4 +1,4 @@
-"""Draws the README's picture of the analysis nodes, on the toy checkpoint: `python -m
+"""Draws the picture of docs/looking_inside.md, on the toy checkpoint: `python -m
 bench.analysis_figure`
 
 A row of where the picture paid attention to each phrase, then a row for each of three places of it:

@@ -32,6 +32,7 @@ LANES = 3
 
 HOST_HARDLY_MATTERS = (
     "test_analysis.py",
+    "test_archive.py",
     "test_benches.py",
     "test_captions.py",
     "test_capture_checkpoints.py",

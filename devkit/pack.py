@@ -28,6 +28,23 @@ class DevError(Exception):
     """Something the user can act on: printed without a traceback."""
 
 
+def packed_files() -> list[str]:
+    """What the registry gets, as paths in this folder: the tracked files that .comfyignore leaves,
+    in git's order. DevError where this is no checkout of git."""
+    every = ("git", "-C", str(ROOT), "-c", "core.quotePath=off", "ls-files", "--cached")
+    try:
+        tracked, ignored = (
+            subprocess.run(
+                [*every, *options], check=True, capture_output=True, encoding="utf-8"
+            ).stdout.splitlines()
+            for options in ((), ("--ignored", "--exclude-from=.comfyignore"))
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise DevError(f"git does not list the files of {ROOT}: {error}") from error
+    left_out = set(ignored)
+    return [file for file in tracked if file not in left_out]
+
+
 def load_pack() -> None:
     """Makes this folder importable as the package `magicportrait`, whatever it is called: for tests
     and benchmarks."""

@@ -53,7 +53,7 @@ class MagicAttentionMap(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicAttentionMap",
-            display_name="Attention Map (MagicPortrait)",
+            display_name="Attention Map",
             category="MagicPortrait/analysis",
             description=(
                 "Watches how much each place of the picture looks at a phrase of the prompt,"
@@ -152,7 +152,7 @@ class MagicAttentionHeatmap(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicAttentionHeatmap",
-            display_name="Attention Heatmap (MagicPortrait)",
+            display_name="Attention Heatmap",
             category="MagicPortrait/analysis",
             description=(
                 "The attention that a finished picture paid to each phrase: as colours over the"
@@ -237,7 +237,7 @@ class MagicCorrespondence(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicCorrespondence",
-            display_name="Correspondence (MagicPortrait)",
+            display_name="Correspondence",
             category="MagicPortrait/analysis",
             description=(
                 "Watches where in the references a place of the new picture looks. Put it between"
@@ -330,7 +330,7 @@ class MagicCorrespondenceMap(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicCorrespondenceMap",
-            display_name="Correspondence Map (MagicPortrait)",
+            display_name="Correspondence Map",
             category="MagicPortrait/analysis",
             description=(
                 "Where in each reference the watched place looked: colours over the reference, and"

@@ -26,7 +26,7 @@ class MagicSemanticLayout(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicSemanticLayout",
-            display_name="Semantic Layout (MagicPortrait)",
+            display_name="Semantic Layout",
             category="MagicPortrait/layout",
             description=(
                 "Watches where the words of a prompt end up in the picture, without changing it. "
@@ -107,7 +107,7 @@ class MagicLayoutMasks(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicLayoutMasks",
-            display_name="Layout Masks (MagicPortrait)",
+            display_name="Layout Masks",
             category="MagicPortrait/layout",
             description=(
                 "The layout of a finished picture as masks, one for each phrase, and as a coloured"

@@ -323,7 +323,7 @@ class MagicIdentityLoader(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicIdentityLoader",
-            display_name="Load Identity Network (MagicPortrait)",
+            display_name="Load Identity Network",
             category=CATEGORY,
             description=(
                 "A network that tells faces apart, for the identity loss: ArcFace or AdaFace"
@@ -837,7 +837,7 @@ class MagicEmbeddingSave(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicEmbeddingSave",
-            display_name="Save Embedding (MagicPortrait)",
+            display_name="Save Embedding",
             category=CATEGORY,
             description=(
                 "Writes each learned word as a safetensors file into the embeddings folder, where"
@@ -891,7 +891,7 @@ class MagicEmbeddingLoad(Node):
         ]
         return schema(
             node_id="MagicEmbeddingLoad",
-            display_name="Load Embedding (MagicPortrait)",
+            display_name="Load Embedding",
             category=CATEGORY,
             description=(
                 "Reads a learned word from the embeddings folder, to be used under its placeholder"

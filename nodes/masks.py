@@ -42,7 +42,7 @@ class MagicConceptMask(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicConceptMask",
-            display_name="Concept Mask (MagicPortrait)",
+            display_name="Concept Mask",
             category="MagicPortrait/masks",
             description=(
                 "Masks a thing in a picture: named in words (Grounding DINO and SAM), pointed at"
@@ -308,7 +308,7 @@ class MagicMaskRefine(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicMaskRefine",
-            display_name="Refine Mask (MagicPortrait)",
+            display_name="Refine Mask",
             category="MagicPortrait/masks",
             description=(
                 "Cuts, cleans, grows and softens masks, in this order: threshold, largest part,"

@@ -28,7 +28,7 @@ class MagicPortraitMetrics(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicPortraitMetrics",
-            display_name="Portrait Metrics (MagicPortrait)",
+            display_name="Portrait Metrics",
             category="MagicPortrait/evaluation",
             description=(
                 "The numbers of the papers: identity (CSIM), CLIP-I, CLIP-T, DINO, LPIPS, style"
@@ -211,7 +211,7 @@ class MagicCompareGrid(Node):
         ]
         return schema(
             node_id="MagicCompareGrid",
-            display_name="Compare Grid (MagicPortrait)",
+            display_name="Compare Grid",
             category="MagicPortrait/evaluation",
             description=(
                 "Batches as rows of one picture, with captions: methods against seeds, references"

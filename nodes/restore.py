@@ -22,7 +22,7 @@ class MagicPortraitRestore(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicPortraitRestore",
-            display_name="Portrait Restore (MagicPortrait)",
+            display_name="Portrait Restore",
             category="MagicPortrait/restore",
             description=(
                 "Restores faces with GFPGAN, RestoreFormer or (with spandrel_extra_arches of"

@@ -19,7 +19,7 @@ class MagicToyCheckpoint(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicToyCheckpoint",
-            display_name="Toy Checkpoint (MagicPortrait)",
+            display_name="Toy Checkpoint",
             category="MagicPortrait/toy",
             description=(
                 "A tiny Stable-Diffusion-shaped model that comes with this pack: 128 px cartoon"
@@ -49,7 +49,7 @@ class MagicToyPortrait(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicToyPortrait",
-            display_name="Toy Portrait (MagicPortrait)",
+            display_name="Toy Portrait",
             category="MagicPortrait/toy",
             description=(
                 "Draws a portrait from a seed, with an exact mask of one of its parts: a reference"
@@ -130,7 +130,7 @@ class MagicToyCapture(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MagicToyCapture",
-            display_name="Toy Subject and Style (MagicPortrait)",
+            display_name="Toy Subject and Style",
             category="MagicPortrait/toy",
             description=(
                 "Pictures to train MagiCapture with, drawn on the fly: one person in several poses,"

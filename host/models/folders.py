@@ -71,7 +71,7 @@ METRICS = ModelFolder(
     TENSORS,
     "networks for metrics: transformers folders of CLIP and DINO, an aesthetic head, AlexNet for"
     " LPIPS",
-    "the table of metrics in this pack's README",
+    "the table in docs/measuring.md of this pack's folder",
     places=("metrics",),
 )
 IDENTITIES = ModelFolder(

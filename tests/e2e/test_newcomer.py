@@ -778,6 +778,6 @@ def test_the_gallery_finds_a_template_by_its_words(screen: Frontend) -> None:
     named = page.locator("[data-testid^='template-workflow-MagicFace-']").evaluate_all(
         "cards => cards.map(card => card.dataset.testid)"
     )
-    assert len(named) > 5 and named == sorted(named), "README names this order"
+    assert len(named) > 5 and named == sorted(named), "docs/magicface.md names this order"
     page.keyboard.press("Escape")
     assert json.loads(screen.server.get("/workflow_templates"))[PACK_NAME]

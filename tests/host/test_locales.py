@@ -106,6 +106,13 @@ def test_nothing_reads_as_syntax(language: str) -> None:
     assert [key for key, text in flat(read(language)).items() if SYNTAX.search(text)] == []
 
 
+@pytest.mark.parametrize("language", ["en", *TRANSLATED])
+def test_no_node_has_the_name_of_the_pack_behind_its_own(language: str) -> None:
+    """The page shows it as a badge."""
+    names = [words["display_name"] for words in read(language).values()]
+    assert [name for name in names if "MagicPortrait" in name] == []
+
+
 def test_nodes_are_found_by_the_words_people_type() -> None:
     aliases = {
         alias
