@@ -10,6 +10,7 @@ below the table.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,13 +40,11 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def read_pictures(paths: Iterable[Path]) -> Tensor:
-    """B H W 3 in 0..1, all scaled to the size of the first."""
+    """B H W 3 in 0..1, all scaled to the size of the first. ValueError names a file that is not
+    there or no whole picture."""
     images: list[Tensor] = []
     for path in paths:
-        pixels = (
-            np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), np.float32) / 255
-        )
-        image = torch.from_numpy(pixels)[None]
+        image = torch.from_numpy(_pixels(path))[None]
         if images and image.shape != images[0].shape:
             size = images[0].shape[1:3]
             image = (
@@ -55,6 +54,19 @@ def read_pictures(paths: Iterable[Path]) -> Tensor:
             )
         images.append(image)
     return torch.cat(images)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """H W 3 in 0..1."""
+    try:
+        with Image.open(path) as file:
+            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"), np.float32) / 255
+    # What Pillow raises of damaged files, depending on their kind.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ValueError(
+            f"{path} cannot be read as a picture ({error}): take it out, or put a whole one in its"
+            " place"
+        ) from error
 
 
 def use_models(folder: Path) -> None:

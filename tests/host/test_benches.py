@@ -7,8 +7,9 @@ import importlib
 
 import pytest
 import torch
+from PIL import Image
 
-from bench import magicapture_effect, magicapture_step, magicface_step, magicstyle
+from bench import magicapture_effect, magicapture_step, magicface_step, magicstyle, metrics
 from bench.step_cost import Scale, figures_alone
 from devkit.pack import ROOT
 from magicportrait.host.training.settings import CaptureSettings
@@ -34,6 +35,19 @@ def test_every_bench_explains_itself(name, monkeypatch, capsys):
 def test_every_module_is_named_in_the_readme_of_its_folder():
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert [path.stem for path in FOLDER.glob("*.py") if f"`{path.stem}`" not in readme] == []
+
+
+@pytest.mark.parametrize("kind", ["cut", "text", "missing"])
+def test_a_picture_that_cannot_be_read_is_named(kind, tmp_path):
+    path = tmp_path / f"{kind}.png"
+    Image.new("RGB", (8, 8)).save(path)
+    if kind == "missing":
+        path.unlink()
+    else:
+        whole = path.read_bytes()
+        path.write_bytes(b"no picture" if kind == "text" else whole[: whole.index(b"IDAT") + 6])
+    with pytest.raises(ValueError, match=rf"{kind}\.png cannot be read as a picture .*: take it"):
+        metrics.read_pictures([path])
 
 
 def test_a_figure_of_a_process_that_failed_says_why():
