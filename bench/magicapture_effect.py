@@ -27,7 +27,7 @@ from . import toy
 from .command_line import bench_parser, parse_with_quick
 from .core_trainer import train_core_lora
 from .report import RESULTS, Report, table_head, table_row
-from .sheets import contact_sheet
+from .sheets import labelled_sheet
 
 # ruff: isort: split
 import comfy.sd
@@ -395,7 +395,23 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
                     )[0, 0]
                     row.append(over_picture(unit_range(mean), image, strength=0.85))
             rows.append(row)
-    contact_sheet(rows, path)
+    attention_sheet(rows, path)
+
+
+def attention_sheet(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
+    """rows: as `attention_figure` makes them."""
+    looks = (
+        f"{word} word, {when} LoRA" for when in ("before", "after") for word in ("subject", "style")
+    )
+    labelled_sheet(rows, path, column_captions=["picture", *looks])
+
+
+def pair_sheet(pairs: Sequence[Sequence[Tensor]], methods: Sequence[str], path: Path) -> None:
+    """pairs: for each the subject, the style, the truth and a picture of each method. A column for
+    each pair."""
+    captions = ["subject", "style", "truth"]
+    captions += ["MagiCapture" if method == "full" else method for method in methods]
+    labelled_sheet([*zip(*pairs, strict=True)], path, captions)
 
 
 @torch.inference_mode()
@@ -481,7 +497,7 @@ def main() -> None:
                     *first,
                 ]
             )
-            contact_sheet(rows, args.figure)
+            pair_sheet(rows, methods, args.figure)
     report = Report(
         "magicapture_effect",
         "MagiCapture on the toy checkpoint",

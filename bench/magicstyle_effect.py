@@ -16,7 +16,7 @@ from pathlib import Path
 from . import toy
 from .command_line import bench_parser, parse_with_quick
 from .report import Report
-from .sheets import contact_sheet
+from .sheets import labelled_sheet
 
 # ruff: isort: split
 import torch
@@ -37,8 +37,14 @@ from magicportrait.magic.reference_passes import BandStarts
 STEPS = 25
 LOOKS: tuple[Look, ...] = ("sketch", "neon", "pastel")
 """Of the style pictures, in turn."""
-SHOWN = 8
+SHOWN = 6
 """Pairs in the figure."""
+
+
+def preset_sheet(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
+    """rows: portraits, styles, and what each preset makes of them."""
+    captions = ["portrait", "style", "gentle", "balanced", "strong"]
+    labelled_sheet([row[:SHOWN] for row in rows], path, captions)
 
 
 def in_all_steps(fusion: Fusion, adain: float = 0.0, start: float = 0.0) -> Preset:
@@ -281,7 +287,7 @@ def main() -> None:
         rows = [[pair.content_image[0] for pair in pairs], [pair.style_image[0] for pair in pairs]]
         names = [name for name in pictures if name.endswith(("(gentle)", "(balanced)", "(strong)"))]
         rows += [pictures[name] for name in names]
-        contact_sheet([row[:SHOWN] for row in rows], args.figure)
+        preset_sheet(rows, args.figure)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from magicportrait.host.pictures.compare_grid import CompareGrid
 from magicportrait.host.pictures.conversion import as_image
 
 
@@ -25,6 +26,26 @@ def contact_sheet(rows: Sequence[Sequence[Tensor]], path: Path, gap: int = 2) ->
             sheet[y * (height + gap) :, x * (width + gap) :][:height, :width] = image
     path.parent.mkdir(parents=True, exist_ok=True)
     as_image(sheet).save(path)
+
+
+def labelled_sheet(
+    rows: Sequence[Sequence[Tensor]],
+    path: Path,
+    row_captions: Sequence[str] = (),
+    column_captions: Sequence[str] = (),
+) -> None:
+    """Writes pictures of one size (H W 3 in 0..1) in rows as one file, in that size, with what
+    they are beside the rows and above the columns. The letters can be read where a page shows the
+    sheet 400 pixels wide."""
+    cell = max(rows[0][0].shape[:2])
+    columns = max(map(len, rows))
+    # Captions may be as wide as a picture.
+    width = (columns + bool(row_captions)) * cell
+    grid = CompareGrid(
+        rows, row_captions, column_captions, cell=cell, font=max(16, round(width * 9 / 400))
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    as_image(grid.draw()[0]).save(path)
 
 
 def picture_row(images: Sequence[Tensor], height: int, gap: int = 6) -> Image.Image:

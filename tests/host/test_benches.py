@@ -9,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import magicapture_effect, magicapture_step, magicface_step, magicstyle, metrics
+from bench import (
+    magicapture_effect,
+    magicapture_step,
+    magicface_step,
+    magicstyle,
+    metrics,
+    sheets,
+)
 from bench.step_cost import Scale, figures_alone
 from devkit.pack import ROOT
 from magicportrait.host.training.settings import CaptureSettings
@@ -91,3 +98,16 @@ def test_results_of_magicapture_outlive_a_new_setting_and_no_changed_one():
     assert first not in {effect.fingerprint(other) for other in others}
     names = {field.name for field in dataclasses.fields(CaptureSettings)}
     assert names >= effect.FIRST_SETTINGS, "a setting was renamed: its results are others"
+
+
+def test_a_sheet_says_what_its_pictures_are(tmp_path):
+    rows = [[torch.full((16, 16, 3), (row + column) / 4) for column in range(3)] for row in (0, 1)]
+    sheets.labelled_sheet(rows, tmp_path / "bare.png")
+    sheets.labelled_sheet(rows, tmp_path / "sheet.png", ["I", "II"], ["a", "b", "c"])
+    bare, sheet = (Image.open(tmp_path / f"{name}.png") for name in ("bare", "sheet"))
+    beside, above = sheet.width - bare.width, sheet.height - bare.height
+    assert beside > 0 and above > 0
+    same = sheet.crop((beside, above, *sheet.size))
+    assert same.tobytes() == bare.crop((0, 0, *same.size)).tobytes(), "the pictures as they are"
+    strip, corner = sheet.crop((0, above, beside, sheet.height)), sheet.crop((0, 0, beside, above))
+    assert strip.getcolors() != corner.getcolors(), "letters beside the rows"
