@@ -29,6 +29,7 @@ from torch import Tensor
 from magicportrait.demo import portraits
 from magicportrait.host.faces.restoration import SMALLEST_FACE, restore_face
 from magicportrait.host.inversion.run import resample_with
+from magicportrait.host.pictures.compare_grid import CompareGrid
 from magicportrait.host.pictures.mask_parts import boxes_of_parts
 from magicportrait.host.training.pictures import masked_previews
 from magicportrait.magic.capture_sets import capture_pictures
@@ -73,11 +74,17 @@ def concept(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def magicface(checkpoint: toy.Toy) -> list[Tensor]:
-    references, noise = reference_sets()[0], checkpoint.noise([0, 1])
+    references, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
     sources = [toy.picture(portraits.render(references[part]))[0] for part in CONCEPTS]
     plain = plain_pictures(checkpoint, noise)
     magic = magic_pictures(checkpoint, noise, references)
-    return [*sources, *plain.images, *magic.images]
+    grid = CompareGrid(
+        [sources, [*plain.images], [*magic.images]],
+        ["references", "prompt alone", "with MagicFace"],
+        cell=HEIGHT,
+        font=22,
+    )
+    return [grid.draw()[0]]
 
 
 def layout(checkpoint: toy.Toy) -> list[Tensor]:
