@@ -18,8 +18,10 @@ PATH = checkpoint.PATH.with_name("magic_toy_transformer.safetensors")
 IMAGE_SIDE = 256
 
 
-def load(path: Path = PATH) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE, as a checkpoint loader returns them."""
+def load(path: Path | None = None) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE, as a checkpoint loader returns them; from PATH unless another is
+    given."""
+    path = path or PATH
     parts = checkpoint.read_parts(path)
     model = build_model(parts["transformer"])
     # Newer hosts copy a model by loading it again: for training and for a second device.

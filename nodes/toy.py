@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy_api.latest import io
 
-from ..demo import captures, checkpoint, portraits
+from ..demo import captures, checkpoint, portraits, transformer_checkpoint
 from .declare import schema
 from .inputs import Node, check_ranges
 
 _AS_DRAWN = "by seed"
+_MODELS: dict[str, Callable[[], tuple[Any, Any, Any]]] = {
+    "unet": checkpoint.load,
+    "transformer": transformer_checkpoint.load,
+}
 
 
 class MagicToyCheckpoint(Node):
@@ -22,15 +28,30 @@ class MagicToyCheckpoint(Node):
             display_name="Toy Checkpoint",
             category="MagicPortrait/toy",
             description=(
-                "A tiny Stable-Diffusion-shaped model that comes with this pack: 128 px cartoon"
-                " portraits, seconds on any CPU. Prompts: 'a smiling woman with red hair wearing a"
+                "Tiny models that come with this pack, a UNet and a transformer: cartoon portraits,"
+                " seconds on any CPU. Prompts: 'a smiling woman with red hair wearing a"
                 " blue striped top hat, glasses and a green scarf, pink background, sketch style'."
             ),
             search_aliases=["demo model", "test checkpoint", "magic portrait"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(_MODELS),
+                    default="unet",
+                    optional=True,
+                    tooltip=(
+                        "'unet': in the shape of Stable Diffusion 1, 128 px. 'transformer': in the"
+                        " shape of Flux, 256 px; it also draws two people side by side."
+                    ),
+                ),
+            ],
             outputs=[
                 io.Model.Output(
                     display_name="MODEL",
-                    tooltip="The UNet: 4x16x16 latents, eps prediction, best at CFG 3 to 5.",
+                    tooltip=(
+                        "The UNet (4x16x16 latents, eps prediction) or the transformer (4x32x32"
+                        " latents, flow matching): best at CFG 3 to 5."
+                    ),
                 ),
                 io.Clip.Output(
                     display_name="CLIP", tooltip="A small text encoder behind the SD1 tokenizer."
@@ -40,8 +61,8 @@ class MagicToyCheckpoint(Node):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*checkpoint.load())
+    def execute(cls, model: str = "unet") -> io.NodeOutput:
+        return io.NodeOutput(*_MODELS[model]())
 
 
 class MagicToyPortrait(Node):

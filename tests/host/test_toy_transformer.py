@@ -42,6 +42,7 @@ from magicportrait.demo.transformer import (
     ToyTransformer,
     text_attention,
 )
+from magicportrait.nodes.toy import MagicToyCheckpoint
 
 EVERYTHING = frozenset({*PARTS, "skin"})
 PROMPT = (
@@ -373,3 +374,14 @@ def test_the_export_holds_the_averaged_weights_in_the_shipped_form(
     assert set(parts) == {"transformer", "text", "autoencoder"}
     for name, value in parts["transformer"].items():
         assert torch.equal(value, average[f"transformer.{name}"].half())
+
+
+def test_the_node_loads_either_model_and_the_unet_when_nothing_is_said(
+    written: tuple[Path, ToyTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer_checkpoint, "PATH", written[0])
+    networks = [
+        type(MagicToyCheckpoint.execute(*inputs).args[0].model.diffusion_model).__name__
+        for inputs in ((), ("unet",), ("transformer",))
+    ]
+    assert networks == ["UNetModel", "UNetModel", "Flux"]
