@@ -68,7 +68,7 @@ HEIGHTS = {
     "MagicStyleReference": 150,
     "MagicStyleSampler": 236,
     "MagicToyCapture": 270,
-    "MagicToyCheckpoint": 98,
+    "MagicToyCheckpoint": 126,
     "MagicToyPortrait": 210,
     "MaskComposite": 138,
     "MaskPreview": 260,
@@ -144,6 +144,11 @@ LAYOUTS: dict[str, Groups] = {
         ),
         "sampling": (Column(380, (16, 15)), Column(270, (17, 18, 19))),
         "result": (Column(290, (20, 21, 22, 23)), Column(330, (24, 25), {25: 480})),
+    },
+    "MagicFace-5-on-a-transformer": {
+        "references": _TOY_REFERENCES,
+        "sampling": (Column(430, (11, 12)), Column(300, (13, 14, 15))),
+        "result": (Column(400, (16, 17, 18, 19)),),
     },
     "MagicFace-SD1.5-three-concepts": {
         "references": _OWN_REFERENCES,

@@ -1,4 +1,5 @@
-"""What MagicFace does, in numbers, on the toy checkpoint: `python -m bench.magicface_effect`
+"""What MagicFace does, in numbers, on a toy: `python -m bench.magicface_effect`, or with
+`--model transformer`.
 
 Four sets of references, eight pictures each, 25 steps, CFG 4. Error: colour distance of the part to
 its reference, divided by that of the plain picture (0: the reference's colour, 1: as if there were
@@ -33,7 +34,9 @@ import torch
 from magicportrait.demo.portraits import Portrait, render
 from magicportrait.nodes.magicface import DEFAULT_STRENGTH
 
-SETTINGS: list[tuple[str, float, dict[str, Any]]] = [
+Setting = tuple[str, float, dict[str, Any]]
+"""Name in the table, strength of the references, inputs of MagicFace Apply."""
+UNET: list[Setting] = [
     ("default", DEFAULT_STRENGTH, {}),
     ("RSA only", DEFAULT_STRENGTH, {"inject_at": 1.0}),
     ("RSA only, strength 3.5", 3.5, {"inject_at": 1.0}),
@@ -49,7 +52,29 @@ SETTINGS: list[tuple[str, float, dict[str, Any]]] = [
     ("layers decoder", DEFAULT_STRENGTH, {"layers": "decoder"}),
     ("layers all", DEFAULT_STRENGTH, {"layers": "all"}),
 ]
-"""Name in the table, strength of the references, inputs of MagicFace Apply."""
+TRANSFORMER: list[Setting] = [
+    (name, strength, {"inject_at": 0.0, **options})
+    for name, strength, options in (
+        ("default", 1.0, {}),
+        ("RSA only, strength 0", 0.0, {"inject_at": 1.0}),
+        ("RSA only", 1.0, {"inject_at": 1.0}),
+        ("RSA only, strength 2", 2.0, {"inject_at": 1.0}),
+        ("positions same", 1.0, {"positions": "same"}),
+        ("positions index", 1.0, {"positions": "index"}),
+        ("positions aside", 1.0, {"positions": "aside"}),
+        ("positions attenuated", 1.0, {"positions": "attenuated"}),
+        ("layers all", 1.0, {"layers": "all"}),
+        ("double blocks", 1.0, {"layers": "d0-1"}),
+        ("single blocks", 1.0, {"layers": "s0-5"}),
+        ("strength 0", 0.0, {}),
+        ("strength .5", 0.5, {}),
+        ("strength 2", 2.0, {}),
+        ("strength 2, positions same", 2.0, {"positions": "same"}),
+        ("strength 3, inject_at .2 (a UNet's)", 3.0, {"inject_at": 0.2}),
+        ("inject_at .2", 1.0, {"inject_at": 0.2}),
+        ("without semantic CFG", 1.0, {"semantic_cfg": False}),
+    )
+]
 
 
 def score(
@@ -79,8 +104,8 @@ def score(
 
 
 def less_spill(rows: Mapping[str, list[float]]) -> list[str]:
-    """The paper's ablation: what regions spare, at the error that RSA alone reaches with more
-    strength (linear between the rows). rows: the table's numbers by the names of SETTINGS."""
+    """The paper's ablation: what regions spare, at the error that RSA alone reaches with another
+    strength (linear between the rows). rows: the table's numbers by the names of the settings."""
     alone = [cells for name, cells in rows.items() if name.startswith("RSA only")]
     if "default" not in rows or len(alone) < 2:
         return []
@@ -104,15 +129,24 @@ def less_spill(rows: Mapping[str, list[float]]) -> list[str]:
     ]
 
 
-def write_figure(checkpoint: toy.Toy, sets: list[dict[str, Portrait]], path: Path) -> None:
+def write_figure(
+    checkpoint: toy.Toy,
+    sets: list[dict[str, Portrait]],
+    path: Path,
+    strength: float,
+    options: dict[str, Any],
+) -> None:
     noise = checkpoint.noise(range(3))
     plain = plain_pictures(checkpoint, noise)
     rows = []
     for references in sets:
-        magic = magic_pictures(checkpoint, noise, references)
+        magic = magic_pictures(checkpoint, noise, references, strength, **options)
         rows.append(
             [
-                *(toy.picture(render(portrait))[0] for portrait in references.values()),
+                *(
+                    toy.picture(render(portrait, checkpoint.side))[0]
+                    for portrait in references.values()
+                ),
                 *plain.images,
                 *magic.images,
             ]
@@ -123,28 +157,35 @@ def write_figure(checkpoint: toy.Toy, sets: list[dict[str, Portrait]], path: Pat
 @torch.inference_mode()
 def main() -> None:
     parser = bench_parser(__doc__)
+    parser.add_argument("--model", choices=("unet", "transformer"), default="unet")
     parser.add_argument("--only", nargs="*", help="only these settings, by name; nothing is kept")
     parser.add_argument("--seeds", type=int, default=8, help="pictures for each set of references")
+    parser.add_argument("--sets", type=int, default=4, help="only the first so many sets")
     parser.add_argument(
         "--figure",
         type=Path,
         help="only write the figure: references, plain pictures, the same with MagicFace",
     )
     args = parse_with_quick(parser, seeds=1, only=["default"])
-    checkpoint, sets = toy.Toy.load(), reference_sets()
+    sets = reference_sets()[: args.sets]
+    if args.model == "unet":
+        checkpoint, settings, suffix = toy.Toy.load(), UNET, ""
+    else:
+        checkpoint, settings, suffix = toy.Toy.load_transformer(), TRANSFORMER, "_transformer"
     if args.figure:
-        write_figure(checkpoint, sets, args.figure)
+        write_figure(checkpoint, sets, args.figure, *settings[0][1:])
         return
     noise = checkpoint.noise(range(args.seeds))
     plain = plain_pictures(checkpoint, noise)
     report = Report(
-        "magicface_effect",
-        "MagicFace on the toy checkpoint",
-        f"`python -m bench.magicface_effect`, 4 reference sets x {args.seeds} seeds",
+        f"magicface_effect{suffix}",
+        f"MagicFace on the {args.model} toy",
+        f"`python -m bench.magicface_effect{' --model transformer' if suffix else ''}`,"
+        f" {len(sets)} reference sets x {args.seeds} seeds",
     )
     report.begin_table("", "1 concept: error", "elsewhere", "3 concepts: error", "elsewhere")
     rows: dict[str, list[float]] = {}
-    for name, strength, options in SETTINGS:
+    for name, strength, options in settings:
         if args.only and name not in args.only:
             continue
         rows[name] = []
@@ -157,7 +198,7 @@ def main() -> None:
             rows[name] += [sum(values) / len(values) for values in zip(*scores, strict=True)]
         report.add_row(name, *(f"{cell:.3f}" for cell in rows[name]))
     report.write("", *less_spill(rows))
-    report.finish(kept=not args.quick and not args.only)
+    report.finish(kept=not args.quick and not args.only and len(sets) == 4)
 
 
 if __name__ == "__main__":

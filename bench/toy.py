@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magicportrait.demo import checkpoint, face_network, portraits
+from magicportrait.demo import checkpoint, face_network, portraits, transformer_checkpoint
 from magicportrait.demo.dataset import HELD_OUT_SEEDS
 from magicportrait.demo.portraits import Portrait, Rendering
 from magicportrait.host.faces.identity import Identity
@@ -23,24 +23,35 @@ from magicportrait.host.layout.record import LayoutRecord
 from magicportrait.nodes.layout import MagicSemanticLayout
 
 SIDE = checkpoint.IMAGE_SIDE
-"""Of the checkpoint's pictures, in pixels."""
-LATENT_SIDE = SIDE // 8
+"""Of the UNet's pictures, in pixels."""
+LATENT_PIXELS = 8
+"""Pixels along the side of a latent pixel."""
 
 
 @dataclass(frozen=True)
 class Toy:
-    """The shipped checkpoint.
+    """A shipped checkpoint.
 
     model: MODEL; clip: CLIP; vae: VAE, as the host's nodes pass them on.
+    side: of its pictures, in pixels.
+    scheduler: the host's schedule that takes equal steps of it.
     """
 
     model: Any
     clip: Any
     vae: Any
+    side: int = SIDE
+    scheduler: str = "ddim_uniform"
 
     @classmethod
     def load(cls) -> Toy:
+        """The UNet."""
         return cls(*checkpoint.load())
+
+    @classmethod
+    def load_transformer(cls) -> Toy:
+        loaded = transformer_checkpoint.load()
+        return cls(*loaded, side=transformer_checkpoint.IMAGE_SIDE, scheduler="simple")
 
     def encode_text(self, text: str) -> list[Any]:
         """CONDITIONING of a prompt."""
@@ -59,32 +70,28 @@ class Toy:
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """A latent of noise for each seed: B 4 h w."""
+        size = (1, 4, self.side // LATENT_PIXELS, self.side // LATENT_PIXELS)
         return torch.cat(
-            [
-                torch.randn(
-                    1, 4, LATENT_SIDE, LATENT_SIDE, generator=torch.Generator().manual_seed(seed)
-                )
-                for seed in seeds
-            ]
+            [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
 
     def sigmas(self, steps: int) -> Tensor:
         """Those of the uniform schedule, the last one 0: steps + 1."""
         sampling = self.model.get_model_object("model_sampling")
-        return comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
+        return comfy.samplers.calculate_sigmas(sampling, self.scheduler, steps)
 
     def sample(
         self, model: Any, positive: Any, noise: Tensor, steps: int = 25, cfg: float = 4.0
     ) -> Tensor:
         """B 4 h w, by a model that is this one with patches. The negative prompt is empty."""
-        # Euler over the uniform schedule is DDIM with eta 0.
+        # Euler over the uniform schedule of an eps model is DDIM with eta 0.
         samples: Tensor = comfy.sample.sample(
             model,
             noise,
             steps,
             cfg,
             "euler",
-            "ddim_uniform",
+            self.scheduler,
             positive,
             self.encode_text(""),
             torch.zeros_like(noise),
@@ -156,19 +163,20 @@ def owned_cells(record: LayoutRecord, samples: Tensor) -> Tensor:
 
 def regions(record: LayoutRecord, samples: Tensor, phrases: Sequence[str]) -> dict[str, Tensor]:
     """Where each phrase is in the layout of a run's last step, at picture size: B H W, bool."""
-    cells = _enlarged(owned_cells(record, samples))
+    cells = _enlarged(owned_cells(record, samples), samples)
     return {phrase: cells == i for i, phrase in enumerate(phrases)}
 
 
 def foreground(record: LayoutRecord, samples: Tensor) -> Tensor:
     """The same for the layout's foreground: B H W, bool."""
     steps = record.run_of(samples).steps
-    return _enlarged(torch.from_numpy(steps[max(steps)].foreground)) > 0
+    return _enlarged(torch.from_numpy(steps[max(steps)].foreground), samples) > 0
 
 
-def _enlarged(cells: Tensor) -> Tensor:
-    """B rows columns -> B H W."""
-    return F.interpolate(cells[:, None].float(), size=(SIDE, SIDE), mode="nearest")[:, 0]
+def _enlarged(cells: Tensor, samples: Tensor) -> Tensor:
+    """B rows columns, and B 4 h w -> B H W of its picture."""
+    size = [length * LATENT_PIXELS for length in samples.shape[-2:]]
+    return F.interpolate(cells[:, None].float(), size=size, mode="nearest")[:, 0]
 
 
 def mean_colour(image: Tensor, mask: Tensor) -> Tensor:

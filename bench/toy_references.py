@@ -76,11 +76,13 @@ def concepts_of(
     references: Mapping[str, Portrait],
     strength: float = DEFAULT_STRENGTH,
     prompt: str = "a {gender} wearing a {part}",
+    side: int = toy.SIDE,
 ) -> Any:
-    """The MAGIC_CONCEPTS of a set of references. prompt: of each reference picture."""
+    """The MAGIC_CONCEPTS of a set of references. prompt: of each reference picture; side: its size
+    in pixels."""
     concepts: Any = ()
     for part, portrait in references.items():
-        rendering = render(portrait)
+        rendering = render(portrait, side)
         [concepts] = MagicFaceConcept.execute(
             toy.picture(rendering),
             part,
@@ -123,7 +125,7 @@ def magic_pictures(
 ) -> Pictures:
     """With references. options: of MagicFace Apply, where not its defaults."""
     model, positive, record = apply_concepts(
-        checkpoint, concepts_of(references, strength), **options
+        checkpoint, concepts_of(references, strength, side=checkpoint.side), **options
     )
     samples = checkpoint.sample(model, positive, noise)
     return Pictures(checkpoint.decode(samples), toy.regions(record, samples, list(references)))
