@@ -4,12 +4,14 @@
 Four sets of references, eight pictures each, 25 steps, CFG 4. Error: colour distance of the part to
 its reference, divided by that of the plain picture (0: the reference's colour, 1: as if there were
 no reference). Elsewhere: how much the colours of the other parts (hair, face, background) change.
-The prompt asks for other colours than the references have, so what is measured comes from the
+Patterns: the share of patterned references whose pattern the part has too (three concepts). The
+prompt asks for other colours than the references have, so what is measured comes from the
 references alone.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from . import toy
 from .command_line import bench_parser, parse_with_quick
 from .report import Report
 from .sheets import contact_sheet
+from .toy_patterns import pattern_of
 from .toy_references import (
     BYSTANDERS,
     CONCEPTS,
@@ -103,6 +106,22 @@ def score(
     return error.item(), torch.stack(elsewhere).mean().item()
 
 
+def right_patterns(pictures: Pictures, references: Mapping[str, Portrait]) -> float:
+    """The share of parts whose cloth has the pattern of its reference, of those that have one."""
+    right = [
+        pattern_of(image, region) == garment.pattern
+        for part, portrait in references.items()
+        if (garment := getattr(portrait, part)).pattern != "plain"
+        for image, region in zip(pictures.images, pictures.regions[part], strict=True)
+    ]
+    return sum(right) / len(right) if right else float("nan")
+
+
+def mean_patterns(shares: list[float]) -> float:
+    """Over the sets that have patterned cloth."""
+    return statistics.fmean(share for share in shares if share == share)
+
+
 def less_spill(rows: Mapping[str, list[float]]) -> list[str]:
     """The paper's ablation: what regions spare, at the error that RSA alone reaches with another
     strength (linear between the rows). rows: the table's numbers by the names of the settings."""
@@ -183,20 +202,26 @@ def main() -> None:
         f"`python -m bench.magicface_effect{' --model transformer' if suffix else ''}`,"
         f" {len(sets)} reference sets x {args.seeds} seeds",
     )
-    report.begin_table("", "1 concept: error", "elsewhere", "3 concepts: error", "elsewhere")
+    report.begin_table(
+        "", "1 concept: error", "elsewhere", "3 concepts: error", "elsewhere", "patterns"
+    )
+    share = mean_patterns([right_patterns(plain, references) for references in sets])
+    report.add_row("without references", "1", "0", "1", "0", f"{share:.2f}")
     rows: dict[str, list[float]] = {}
     for name, strength, options in settings:
         if args.only and name not in args.only:
             continue
         rows[name] = []
         for parts in (("hat",), CONCEPTS):
-            scores = []
+            scores, patterns = [], []
             for portraits in sets:
                 references = {part: portraits[part] for part in parts}
                 magic = magic_pictures(checkpoint, noise, references, strength, **options)
                 scores.append(score(plain, magic, references))
+                patterns.append(right_patterns(magic, references))
             rows[name] += [sum(values) / len(values) for values in zip(*scores, strict=True)]
-        report.add_row(name, *(f"{cell:.3f}" for cell in rows[name]))
+        share = mean_patterns(patterns)
+        report.add_row(name, *(f"{cell:.3f}" for cell in rows[name]), f"{share:.2f}")
     report.write("", *less_spill(rows))
     report.finish(kept=not args.quick and not args.only and len(sets) == 4)
 

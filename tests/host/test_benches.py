@@ -16,9 +16,12 @@ from bench import (
     magicstyle,
     metrics,
     sheets,
+    toy,
 )
 from bench.step_cost import Scale, figures_alone
+from bench.toy_patterns import pattern_of
 from devkit.pack import ROOT
+from magicportrait.demo.portraits import PATTERNS, render
 from magicportrait.host.training.settings import CaptureSettings
 
 FOLDER = ROOT / "bench"
@@ -77,6 +80,25 @@ def test_a_step_of_magicstyle_can_be_measured(mode):
 @pytest.mark.parametrize("mode", magicapture_step.MODES)
 def test_a_step_of_magicapture_can_be_measured(mode):
     assert all(figure > 0 for figure in magicapture_step.measure(mode, TINY, 1))
+
+
+def test_patterns_are_read_from_pictures():
+    right, cloths = dict.fromkeys(PATTERNS, 0), 0
+    for portrait in toy.held_out(10, lambda portrait: bool(portrait.hat and portrait.scarf)):
+        cloths += 3
+        for pattern in PATTERNS:
+            parts = {
+                part: dataclasses.replace(getattr(portrait, part), pattern=pattern)
+                for part in ("hat", "scarf", "shirt")
+            }
+            rendering = render(dataclasses.replace(portrait, **parts), 256)
+            for part in parts:
+                seen = pattern_of(
+                    toy.picture(rendering)[0], toy.part_mask(rendering, part)[0] > 0.5
+                )
+                right[pattern] += seen == pattern
+    # By chance a quarter. A brim is a stripe, and a beanie may show no whole dot.
+    assert all(count >= 0.7 * cloths for count in right.values()), right
 
 
 @dataclasses.dataclass(frozen=True)
