@@ -2,11 +2,12 @@
 
 One safetensors file: 'unet.*' and 'text.*' with the host's key names, 'text.token_embedding'
 holding only the rows 'text.token_ids' (its row 0 stands for every other word), and 'autoencoder.*'
-in the narrow form of `autoencoder.py`.
+in the narrow form of `autoencoder.py`. Matrices may be whole numbers with a scale for each row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ PATH = Path(__file__).parent / "checkpoint" / "magic_toy.safetensors"
 IMAGE_SIDE = 128
 HALF_OR_FULL = (torch.float16, torch.bfloat16, torch.float32)
 """What the toys can compute in; the host chooses by device."""
+_SCALE = "/scale"
+"""Behind the name of a matrix of bytes: the name of its rows' scales."""
 
 
 def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
@@ -33,33 +36,47 @@ def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
             " train it (python -m demo.train --help)"
         )
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(path).items():
+    tensors = load_file(path)
+    for key, tensor in tensors.items():
+        if key.endswith(_SCALE):
+            continue
         part, _, name = key.partition(".")
+        if key + _SCALE in tensors:
+            tensor = (tensor.float() * tensors[key + _SCALE][:, None]).half()
         parts.setdefault(part, {})[name] = tensor
     return parts
 
 
 def write_parts(
-    parts: dict[str, dict[str, Tensor]], metadata: dict[str, str], path: Path = PATH
+    parts: dict[str, dict[str, Tensor]],
+    metadata: dict[str, str],
+    path: Path = PATH,
+    byte_parts: Collection[str] = (),
 ) -> None:
-    """Writes the checkpoint in half precision (token ids stay whole numbers)."""
+    """Writes the checkpoint in half precision (token ids stay whole numbers). byte_parts: the parts
+    whose matrices take a byte a weight."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(exist_ok=True)
-    tensors = {
-        f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()
-    }
-    save_file(
-        {
-            key: tensor.half().contiguous() if tensor.is_floating_point() else tensor
-            for key, tensor in tensors.items()
-        },
-        path,
-        metadata,
-    )
+    tensors: dict[str, Tensor] = {}
+    for part, state in parts.items():
+        for name, tensor in state.items():
+            key = f"{part}.{name}"
+            if part in byte_parts and tensor.ndim == 2:
+                tensors[key], tensors[key + _SCALE] = _as_bytes(tensor)
+            else:
+                tensors[key] = tensor.half().contiguous() if tensor.is_floating_point() else tensor
+    save_file(tensors, path, metadata)
     # safetensors writes files for their owner only; a pack is often installed by one user and run
     # by another.
     path.chmod(0o644)
+
+
+def _as_bytes(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127, and what each row's are multiplied by. matrix: R C."""
+    scale = (matrix.float().abs().amax(1) / 127).clamp(min=1e-12)
+    numbers = (matrix.float() / scale[:, None]).round().clamp(-127, 127)
+    return numbers.to(torch.int8), scale
 
 
 def load(path: Path = PATH) -> tuple[Any, Any, Any]:

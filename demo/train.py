@@ -19,6 +19,7 @@ The transformer toy, on the shipped autoencoder:
     transformer-sheet   samples of its averaged weights, to look at
     transformer-quality their binding and layout on held-out pictures (64 of each kind, or --count)
     transformer-export  writes demo/checkpoint/magic_toy_transformer.safetensors
+    transformer-restore the other way round: a starting point from the shipped weights
 
 Everything lies in demo/training/ (not committed) and is small enough to copy to a GPU machine and
 go on there. Of the transformer, transformer_average.safetensors is enough to train on.
@@ -49,6 +50,7 @@ OTHER_STAGES = (
     "transformer-sheet",
     "transformer-quality",
     "transformer-export",
+    "transformer-restore",
 )
 TRAININGS: dict[str, Callable[[Run], None]] = {
     "autoencoder": train_unet.train_autoencoder,
@@ -100,6 +102,8 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
         train_transformer.measure(device, min(args.count, 64))
     elif stage == "transformer-export":
         train_transformer.export()
+    elif stage == "transformer-restore":
+        train_transformer.restore()
     else:
         run = Run(
             device,

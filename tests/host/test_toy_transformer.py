@@ -373,7 +373,21 @@ def test_the_export_holds_the_averaged_weights_in_the_shipped_form(
     parts, average = read_parts(path), checkpoint_of(folder)["average"]
     assert set(parts) == {"transformer", "text", "autoencoder"}
     for name, value in parts["transformer"].items():
-        assert torch.equal(value, average[f"transformer.{name}"].half())
+        before = average[f"transformer.{name}"]
+        # Matrices are kept as bytes with a scale for each row: half of one of 127 steps.
+        off = before.abs().amax(-1, keepdim=True) / 127 * 0.52 if before.ndim == 2 else 0
+        assert (
+            (value.float() - before.half().float()).abs() <= off + 1e-3 * before.abs() + 1e-7
+        ).all()
+    # It is enough to go on from where everything else is gone.
+    train_transformer.WEIGHTS.unlink()
+    train_transformer.restore()
+    model = ToyTransformer(TransformerCaptions().token_ids)
+    assert train_transformer.initial_weights(model, train_transformer.WEIGHTS) == 2
+    assert all(
+        torch.equal(parts["transformer"][name].float(), value)
+        for name, value in model.transformer.state_dict().items()
+    )
 
 
 def test_the_node_loads_either_model_and_the_unet_when_nothing_is_said(
