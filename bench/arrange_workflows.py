@@ -219,9 +219,9 @@ LAYOUTS: dict[str, Groups] = {
     },
     "MagicStyle-4-how-much-style": {
         "pictures": (Column(260, (2, 3, 4, 5)),),
-        "inversion": (Column(290, (6, 8, 9, 7)),),
+        "inversion": (Column(290, (6, 8, 9)),),
         "sampling": (
-            Column(262, (10, 11, 12)),
+            Column(262, (7, 10, 11, 12)),
             Column(262, (13, 14, 15)),
             Column(262, (17, 18, 19)),
             Column(262, (21, 22, 23)),
