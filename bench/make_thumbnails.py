@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ INSET, BORDER, GAP = 100, 3, 8
 LABEL_SIZE, LABEL_PADDING = 26, 8
 LABEL_COLOURS = ((32, 32, 36), (255, 255, 255))
 MASK_COLOUR = (230, 159, 0)
+REGION_COLOURS = ((230, 159, 0), (0, 114, 178))
 SMALL_FACE = 36
 """Pixels that a face has before it is restored."""
 WORKFLOWS = ROOT / "workflows"
@@ -206,6 +207,27 @@ def restored_face() -> Image.Image:
     return sheet
 
 
+def two_regions() -> Image.Image:
+    """Two people, each alone; both in one picture, and whose each place of it is."""
+    scene = portraits.sample_scene(12, "cartoon")
+    alone = [
+        replace(person, pose=portraits.sample_portrait(1).pose)
+        for person in (scene.left, scene.right)
+    ]
+    drawn = portraits.render_scene(scene, SIDE // 2)
+    regions = drawn.image.copy()
+    for person, colour in enumerate(REGION_COLOURS):
+        parts = [
+            mask
+            for (owner, part), mask in drawn.masks.items()
+            if owner == person and part != "background"
+        ]
+        mask = np.sum(parts, axis=0)[..., None]
+        regions = regions * (1 - 0.6 * mask) + 0.6 * mask * np.asarray(colour) / 255
+    tiles = [portraits.render(person, SIDE // 2).image for person in alone]
+    return sheet_of([_as_picture(array) for array in (*tiles, drawn.image, regions)])
+
+
 def _as_picture(image: Any) -> Image.Image:  # H W 3 in 0..1
     return Image.fromarray((image * 255).round().astype(np.uint8))
 
@@ -256,6 +278,11 @@ DRAWN: dict[str, dict[str, Draw]] = {
     },
 }
 
+# Of models that do what no toy does: drawn by the renderer of the toy world.
+RENDERED: dict[str, Callable[[], Image.Image]] = {
+    "MagicFace-Qwen-Image-Edit-regions": lambda: labelled(two_regions(), "for Qwen-Image-Edit"),
+}
+
 
 def main() -> None:
     parser = bench_parser(__doc__)
@@ -264,8 +291,14 @@ def main() -> None:
     options = parser.parse_args()
     own = {path.stem for path in WORKFLOWS.glob("*.json")}
     own -= {name for several in DRAWN.values() for name in several} - DRAWN.keys()
+    names = set(options.names or own)
+    for name in sorted(names & RENDERED.keys()):
+        RENDERED[name]().save(WORKFLOWS / f"{name}.jpg", quality=86)
+        print(f"wrote workflows/{name}.jpg")
+    if not (of_toy := names - RENDERED.keys()):
+        return
     with pack_server(CACHE / "comfyui", options.comfyui) as server:
-        for name in sorted(options.names or own):
+        for name in sorted(of_toy):
             workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
             shown = results(server, workflow)
             for target, draw in {name: thumbnail, **DRAWN.get(name, {})}.items():

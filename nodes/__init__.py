@@ -13,6 +13,7 @@ from .analysis import (
     MagicCorrespondence,
     MagicCorrespondenceMap,
 )
+from .edit import MagicEditReference, MagicEditRegions
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicapture import (
@@ -36,6 +37,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicFaceConcept,
     MagicFaceConceptFolder,
     MagicFaceApply,
+    MagicEditReference,
+    MagicEditRegions,
     MagicSemanticLayout,
     MagicLayoutMasks,
     MagicStyleInvert,

@@ -19,6 +19,8 @@ Styles = io.Custom("MAGIC_STYLES")
 # this input is none of those.
 ConceptsBefore = io.Custom("MAGIC_CONCEPTS,MAGIC_CONCEPTS_BEFORE")
 StylesBefore = io.Custom("MAGIC_STYLES,MAGIC_STYLES_BEFORE")
+EditReferences = io.Custom("MAGIC_EDIT_REFERENCES")
+EditReferencesBefore = io.Custom("MAGIC_EDIT_REFERENCES,MAGIC_EDIT_REFERENCES_BEFORE")
 CropType = io.Custom("MAGIC_CROP")
 IdentityType = io.Custom("MAGIC_IDENTITY")
 Attention = io.Custom("MAGIC_ATTENTION")

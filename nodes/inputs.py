@@ -29,6 +29,7 @@ TO_CONNECT: Mapping[str, str] = {
     "BOUNDING_BOX": "the boxes of Concept Mask",
     "BBOX": "the boxes of a face detector",
     "MAGIC_CONCEPTS": "MagicFace Concept",
+    "MAGIC_EDIT_REFERENCES": "Edit Reference",
     "MAGIC_LAYOUT": "the layout of MagicFace Apply, or of Semantic Layout",
     "MAGIC_INVERSION": "the inversion of MagicStyle Invert",
     "MAGIC_STYLES": "MagicStyle Reference",

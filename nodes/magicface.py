@@ -3,6 +3,7 @@ training."""
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..host.page.live_layout import LayoutView, no_layout_on_page
 from ..host.page.thumbnails import taken_on_page
 from ..host.pictures import concept_folder, own_picture
 from ..host.pictures.own_picture import NO_PICTURE
-from ..host.sampling.backbone import backbone_of
+from ..host.sampling.backbone import Backbone, backbone_of, edit_model_of
 from ..host.sampling.feature_store import FeatureStore
 from ..host.sampling.observers import ObservedPatch
 from ..host.sampling.patch import patches_of
@@ -27,8 +28,9 @@ from ..host.sampling.references import (
     check_masks,
     prepare_references,
 )
+from ..host.systems.edit_regions import EditRegionsPatch, GivenPictures
 from ..host.systems.magicface import MagicFacePatch
-from ..host.text.prompts import encode, tagged_prompt
+from ..host.text.prompts import TaggedPrompt, encode, tagged_prompt, with_reference_latents
 from ..magic.concepts import CELLS, LEVELS, Concept
 from ..magic.messages import shown
 from ..magic.pictures import mask_batch, picture_batch
@@ -61,6 +63,7 @@ from .inputs import (
 
 DEFAULT_STRENGTH = 3.0
 CUSTOM_STRENGTH = "custom"
+REFERENCE_PASS, IN_THE_SEQUENCE = "reference pass", "in the sequence"
 _NOT_CONNECTED = object()
 """What an input has that the host does not name: None stands for one that is linked."""
 _CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
@@ -524,6 +527,20 @@ class MagicFaceApply(Node):
                         ),
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "references",
+                        options=[REFERENCE_PASS, IN_THE_SEQUENCE],
+                        optional=True,
+                        default=REFERENCE_PASS,
+                        tooltip=(
+                            "'reference pass': on every model. 'in the sequence': edit models"
+                            " (Kontext, Flux.2, Qwen-Image-Edit, Krea 2 edit) are given the"
+                            " pictures as they were trained, without a pass; strength 0 is then as"
+                            " trained, 'fine' all layers."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
@@ -563,6 +580,7 @@ class MagicFaceApply(Node):
         positive: Any = None,
         reference_passes: str = EVERY_STEP,
         positions: Any = "region",
+        references: str = REFERENCE_PASS,
     ) -> io.NodeOutput:
         check_ranges(cls, inject_at=inject_at, ca_scale=ca_scale, noise_seed=noise_seed)
         check_span(cls, start, end)
@@ -577,26 +595,30 @@ class MagicFaceApply(Node):
                 "this MODEL comes from a MagicFace Apply already: chain all MagicFace Concept nodes"
                 " into one MagicFace Apply"
             )
+        ca_scale = ca_scale or (_CA_SCALE_ONE if len(concepts) == 1 else _CA_SCALE_SEVERAL)
+        if references == IN_THE_SEQUENCE:
+            given = dataclasses.replace(
+                cls._in_the_sequence(
+                    model, clip, vae, concepts, prompt, mask_cells, layers, ca_scale
+                ),
+                range=SamplingRange(start, end),
+                inject_at=inject_at,
+            )
+            prompted = given.layout.prompt.conditioning
+            return io.NodeOutput(given.add_to(model), prompted, given.layout.record)
         blocks = backbone.parse_layers(layers)
         phrases = [concept.phrase for concept in concepts]
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex, backbone.context)
-        references = prepare_references(concepts, clip, vae, backbone, mask_cells)
-        check_latents(references, model.get_model_object("latent_format").latent_channels)
-        check_masks(references, concepts, blocks, backbone)
-        advise(references, backbone, inject_at)
-        record = LayoutRecord(tagged.phrases, backbone.pixels)
-        layout = LayoutPatch(
-            prompt=tagged,
-            backbone=backbone,
-            ca_scale=ca_scale or (_CA_SCALE_ONE if len(concepts) == 1 else _CA_SCALE_SEVERAL),
-            record=record,
-            targets=tuple(concept.target_region for concept in concepts),
-            observers=(LayoutView(node_id(cls), tagged.phrases, concepts),),
-        )
+        prepared = prepare_references(concepts, clip, vae, backbone, mask_cells)
+        channels = model.get_model_object("latent_format").latent_channels
+        check_latents((reference.latent for reference in prepared), channels)
+        check_masks(prepared, concepts, blocks, backbone)
+        advise(prepared, backbone, inject_at)
+        layout = cls._layout(tagged, concepts, backbone, ca_scale)
         is_kept = keep_features == "memory" and reference_noise == "fixed"
         patch = MagicFacePatch(
             layout=layout,
-            references=tuple(references),
+            references=tuple(prepared),
             blocks=blocks,
             range=SamplingRange(start, end),
             inject_at=inject_at,
@@ -607,4 +629,57 @@ class MagicFaceApply(Node):
             bands=PASSES[reference_passes],
             placement=positions,
         )
-        return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)
+        return io.NodeOutput(patch.add_to(model), tagged.conditioning, layout.record)
+
+    @classmethod
+    def _layout(
+        cls,
+        tagged: TaggedPrompt,
+        concepts: tuple[Concept, ...],
+        backbone: Backbone,
+        ca_scale: float,
+    ) -> LayoutPatch:
+        """What is measured, and shown on the node."""
+        return LayoutPatch(
+            prompt=tagged,
+            backbone=backbone,
+            ca_scale=ca_scale,
+            record=LayoutRecord(tagged.phrases, backbone.pixels),
+            targets=tuple(concept.target_region for concept in concepts),
+            observers=(LayoutView(node_id(cls), tagged.phrases, concepts),),
+        )
+
+    @classmethod
+    def _in_the_sequence(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        concepts: tuple[Concept, ...],
+        prompt: str,
+        mask_cells: Any,
+        layers: str,
+        ca_scale: float,
+    ) -> EditRegionsPatch:
+        """Of an edit model, which is given the concepts' pictures."""
+        backbone = edit_model_of(model)
+        blocks = backbone.parse_layers("all" if layers.strip() == "fine" else layers)
+        given = GivenPictures.of(concepts, vae, backbone, mask_cells)
+        check_latents(given.latents, model.get_model_object("latent_format").latent_channels)
+        tagged = tagged_prompt(
+            clip,
+            prompt,
+            [concept.phrase for concept in concepts],
+            uuid.uuid4().hex,
+            backbone.context,
+            given.shown,
+        )
+        return EditRegionsPatch(
+            layout=cls._layout(
+                with_reference_latents(tagged, given.latents), concepts, backbone, ca_scale
+            ),
+            backbone=backbone,
+            references=given.references,
+            targets=tuple(concept.target_region for concept in concepts),
+            blocks=blocks,
+        )

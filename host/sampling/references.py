@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,12 +81,12 @@ def _guided(conditioning: list[Any], guidance: float | None) -> list[Any]:
     return [[tensor, {**options, "guidance": guidance}] for tensor, options in conditioning]
 
 
-def check_latents(references: Sequence[Reference], channels: int) -> None:
+def check_latents(latents: Iterable[Tensor], channels: int) -> None:
     """ValueError when the VAE is of another model. channels: of the model's latents."""
-    for reference in references:
-        if reference.latent.shape[1] != channels:
+    for latent in latents:
+        if latent.shape[1] != channels:
             raise ValueError(
-                f"the VAE makes latents of {reference.latent.shape[1]} channels, the model has"
+                f"the VAE makes latents of {latent.shape[1]} channels, the model has"
                 f" {channels}: connect the VAE of the model"
             )
 
@@ -115,8 +115,12 @@ def advise(references: Sequence[Reference], backbone: Backbone, inject_at: float
 def _fitted(image: Tensor, backbone: Backbone) -> Tensor:  # 1 H W 3
     height, width = image.shape[1:3]
     scale = min(1.0, backbone.native_side / math.sqrt(height * width))
-    scale = max(scale, _MINIMUM_SIDE / min(height, width))
-    step = backbone.pixels
+    return scaled(image, max(scale, _MINIMUM_SIDE / min(height, width)), backbone.pixels)
+
+
+def scaled(image: Tensor, scale: float, step: int) -> Tensor:
+    """A picture (1 H W 3) at another size, its sides multiples of `step` pixels."""
+    height, width = image.shape[1:3]
     size = tuple(max(step, round(side * scale / step) * step) for side in (height, width))
     if size == (height, width):
         return image

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from ...magic.blocks import Block
 from ...magic.guidance import guide_by_region
-from ...magic.layout import SemanticLayout, area_cells
+from ...magic.layout import SemanticLayout
 from ...magic.positions import Placement
 from ...magic.reference_attention import (
     ReferenceTokens,
     RegionTokens,
-    group_tokens,
-    place_concepts,
     reference_attention,
     region_attention,
 )
@@ -50,6 +48,7 @@ from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.references import Reference
 from ..sampling.rows import SamplingRows
 from .placement import PlacedReferences
+from .regions import ConceptRegions, check_whole, stretches
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +152,9 @@ class MagicFaceRun(PatchRun):
             len(patch.blocks),
             len(patch.layout.backbone.layers),
             f", {gigabytes(self._bytes)} a step" if self._bytes else "",
-            _stretches([i for i in acting if i not in by_region]),
+            stretches([i for i in acting if i not in by_region]),
             len(sigmas),
-            _stretches(by_region),
+            stretches(by_region),
             "; CFG is 1: semantic_cfg idles" if patch.semantic_cfg and not self._guides else "",
         )
 
@@ -327,22 +326,29 @@ class _ReferenceRule:
         call: _Call,
         observers: Sequence[ReferenceRunObserver],
     ):
-        self._patch, self._rows, self._layouts, self._bank = patch, rows, layouts, bank
+        self._patch, self._rows, self._bank = patch, rows, bank
         self._call, self._observers = call, observers
         self.has_acted = False
         layers = patch.layout.backbone.layers
         self._downscales = {layer.block: layer.downscale for layer in layers}
-        self._owners: dict[tuple[Any, tuple[int, int]], Tensor] = {}
-        self._regions: dict[tuple[Any, tuple[int, int]], list[RegionTokens]] = {}
+        self._regions = ConceptRegions(
+            rows,
+            layouts,
+            patch.layout.prompt.spans,
+            patch.layout.targets,
+            call.batch,
+            call.latent_size,
+        )
         self._placed = PlacedReferences(patch.placement, patch.layout.backbone, patch.references)
 
     def attend(self, view: LayerView) -> Tensor:
         """The `Rule` of the chosen layers."""
         self.has_acted = True
-        self._check_size(view)
+        check_whole(view, self._rows, self._call.latent_size, self._patch.pixels)
         downscale, owners = self._downscales[view.layer[0]], self._owners_of(view)
         bank = self._placed.moved(self._bank[view.layer], view, downscale, owners)
-        references, regions = _weighed(bank, view), self._regions_of(view, owners)
+        references = _weighed(bank, view)
+        regions = self._regions.groups(view) if self._call.is_by_region else None
         if regions is None:
             out = reference_attention(view.q, view.k, view.v, references, view.attend)
         else:
@@ -370,58 +376,12 @@ class _ReferenceRule:
             regions=regions,
         )
 
-    def _check_size(self, view: LayerView) -> None:
-        size = self._call.latent_size
-        if view.cond not in self._rows.areas and view.latent_size != size:
-            pixels = self._patch.pixels
-            part, whole = (
-                f"{columns * pixels}x{rows * pixels}" for rows, columns in (view.latent_size, size)
-            )
-            raise ValueError(
-                f"the model runs on {part} of {whole} pixels: another node cuts the picture into"
-                " tiles (Tiled Diffusion, MultiDiffusion), and MagicFace needs all of it at once."
-                " Remove it"
-            )
-
     def _owners_of(self, view: LayerView) -> Tensor | None:
         """The concept at each token, B rows columns; None where that is not known, or not to
         matter."""
         if not (self._call.is_by_region or self._patch.places_by_layout):
             return None
-        layout, targets = self._layouts[view.cond], self._patch.layout.targets
-        if layout is not None and layout.regions.shape[0] != self._call.batch:
-            layout = None
-        if layout is None and any(target is None for target in targets):
-            return None
-        if (view.cond, view.grid) not in self._owners:
-            if (area := self._rows.areas.get(view.cond)) is not None:
-                size = self._call.latent_size
-                targets = tuple(t if t is None else _cut(t, area, size) for t in targets)
-            spans = self._patch.layout.prompt.spans
-            owners = None if layout is None else layout.concepts(spans)
-            self._owners[view.cond, view.grid] = place_concepts(
-                owners, targets, self._call.batch, view.grid
-            )
-        return self._owners[view.cond, view.grid]
-
-    def _regions_of(self, view: LayerView, owners: Tensor | None) -> list[RegionTokens] | None:
-        """Whose each token is; None as long as that is not to matter, or not known."""
-        if owners is None or not self._call.is_by_region:
-            return None
-        if (view.cond, view.grid) not in self._regions:
-            self._regions[view.cond, view.grid] = group_tokens(owners)
-        return self._regions[view.cond, view.grid]
-
-
-def _stretches(steps: Sequence[int]) -> str:
-    """Steps as people write them: '1-3, 7'."""
-    parts: list[list[int]] = []
-    for step in steps:
-        if parts and parts[-1][-1] == step - 1:
-            parts[-1][-1] = step
-        else:
-            parts.append([step, step])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts) or "none"
+        return self._regions.owners(view)
 
 
 def _weighed(references: Sequence[ReferenceTokens], view: LayerView) -> Sequence[ReferenceTokens]:
@@ -432,12 +392,6 @@ def _weighed(references: Sequence[ReferenceTokens], view: LayerView) -> Sequence
     keys = view.k.shape[1]
     crowd = math.log(keys / (keys - view.foreign_keys))
     return [dataclasses.replace(tokens, bias=tokens.bias + crowd) for tokens in references]
-
-
-def _cut(target: Tensor, area: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """The part of a painted region (1 H W) that lies in an area of a latent of `size`."""
-    rows, columns = area_cells(area, target.shape[1:], size)
-    return target[..., rows, columns]
 
 
 def _joined(tokens: Sequence[ReferenceTokens]) -> ReferenceTokens:

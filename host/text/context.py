@@ -40,11 +40,14 @@ class ContextTokens:
 
     tokens: which of the tokenizer's lists it is made of, None for its only one; has_clip: whether
     CLIP's chunks stand before these, each word a second time. Either may be missing, when its text
-    encoder was not loaded.
+    encoder was not loaded. sees_pictures: whether the text encoder may have been shown pictures,
+    whose tokens stand before the prompt's: a context that is longer than the prompt alone ends as
+    the prompt does.
     """
 
     tokens: str | None = None
     has_clip: bool = False
+    sees_pictures: bool = False
 
     def places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         """Where phrases are in the context of `context` tokens. ValueError, with the words that are
@@ -109,8 +112,9 @@ class _Prompt:
     def __init__(self, kind: ContextTokens, clip: Any, text: str, context: int):
         self._kind, self._clip, self._text = kind, clip, text
         self._tokens = comparable(kind.list_of(clip, text))
-        # Encoders that cut off the head of their template.
-        self._first = max(0, kind.length(clip, text) - context)
+        # Encoders cut off the head of their template; pictures before the prompt move it on.
+        first = kind.length(clip, text) - context
+        self._first = first if kind.sees_pictures else max(0, first)
         name = kind.tokens or next(iter(clip.tokenize(text)))
         inner = getattr(_tokenizer(clip, name), "tokenizer", None)
         self._unknown = getattr(inner, "unk_token_id", None)

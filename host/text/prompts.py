@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from .context import ContextTokens
 TAG = "magicportrait_prompt"
 _LARGEST = torch.finfo(torch.float16).max
 """Beyond it models in half precision make black pictures, those in single precision nonsense."""
+_LATENTS, _TEXTS_OF_PICTURES = "reference_latents", "reference_latents_text_embeds"
+_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+"""A picture in the templates of Qwen's vision models."""
 _ORDINARY = 100.0
 """A weight of a word that cannot be the reason for larger numbers."""
 
@@ -37,14 +41,28 @@ class TaggedPrompt:
     words: tuple[int, ...] | None = None
 
 
-def encode(clip: Any, text: str) -> list[Any]:
-    """A prompt as CONDITIONING. ValueError when a weight in it, such as (hat:inf), leaves numbers
-    that no model can take."""
-    tokens = clip.tokenize(text)
+def encode(clip: Any, text: str, pictures: Sequence[torch.Tensor] = ()) -> list[Any]:
+    """A prompt as CONDITIONING. pictures: 1 H W 3 each, what the text encoder is shown beside it,
+    if it can see. ValueError when a weight in it, such as (hat:inf), leaves numbers that no model
+    can take."""
+    tokens = clip.tokenize(text, **_shown_to(clip, pictures))
     conditioning: list[Any] = clip.encode_from_tokens_scheduled(tokens)
     if complaint := _complaint_about(text, tokens, conditioning):
         raise ValueError(complaint)
     return conditioning
+
+
+def _shown_to(clip: Any, pictures: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """How the host's tokenizer is given pictures: as edit models are trained, numbered, before the
+    prompt."""
+    template = getattr(clip.tokenizer, "llama_template_images", "") if pictures else ""
+    if _PICTURE not in template:
+        return {}
+    numbered = "".join(f"Picture {i}: {_PICTURE}" for i, _ in enumerate(pictures, 1))
+    return {
+        "images": list(pictures),
+        "llama_template": template.replace(_PICTURE, numbered, 1),
+    }
 
 
 def _complaint_about(text: str, tokens: Any, conditioning: list[Any]) -> str | None:
@@ -82,16 +100,60 @@ def _is_finite(conditioning: list[Any]) -> bool:
 
 
 def tagged_prompt(
-    clip: Any, text: str, phrases: Sequence[str], tag: str, context: ContextTokens | None = None
+    clip: Any,
+    text: str,
+    phrases: Sequence[str],
+    tag: str,
+    context: ContextTokens | None = None,
+    pictures: Sequence[torch.Tensor] = (),
 ) -> TaggedPrompt:
     """Encodes a prompt and finds the phrases in it. context: how the model's context is made of
-    tokens, None for CLIP's chunks. ValueError, with the words that are there, when a phrase is
-    not."""
+    tokens, None for CLIP's chunks; pictures: as for `encode`. ValueError, with the words that are
+    there, when a phrase is not."""
     words: tuple[int, ...] | None = None
     if context is None:
         spans = spans_in_chunks(clip, text, phrases)
-    conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encode(clip, text)]
+    encoded = encode(clip, text, pictures)
+    conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encoded]
     if context is not None:
         places = context.places(clip, text, phrases, conditioning[0][0].shape[1])
         spans, words = places.spans, places.words
     return TaggedPrompt(text, tuple(phrases), conditioning, tag, spans, words)
+
+
+def tagged_conditioning(
+    conditioning: list[Any],
+    clip: Any,
+    text: str,
+    phrases: Sequence[str],
+    tag: str,
+    context: ContextTokens,
+) -> TaggedPrompt:
+    """A prompt that another node has encoded, with the phrases found in it. clip, text: by which it
+    was made, needed where there are phrases. ValueError when a phrase is not in the text, or the
+    text is not that of the conditioning."""
+    tagged = [[tensor, {**options, TAG: tag}] for tensor, options in conditioning]
+    if not phrases:
+        return TaggedPrompt(text, (), tagged, tag, (), ())
+    length = conditioning[0][0].shape[1]
+    # The template of Z-Image-Omni is shorter by one token, and begins with one.
+    has_texts = bool(conditioning[0][1].get(_TEXTS_OF_PICTURES))
+    is_longer = context.length(clip, text) > length + has_texts
+    if is_longer and not context.sees_pictures:
+        raise ValueError(
+            f"the prompt '{shown(text)}' is longer than positive, which has {length} tokens: write"
+            " the same text as in the node that made positive, best by linking one text to both"
+        )
+    places = context.places(clip, text, phrases, length)
+    if has_texts:
+        places = places.moved(1 - places.words[0])
+    return TaggedPrompt(text, tuple(phrases), tagged, tag, places.spans, places.words)
+
+
+def with_reference_latents(prompt: TaggedPrompt, latents: Sequence[torch.Tensor]) -> TaggedPrompt:
+    """A prompt that gives an edit model pictures beside its words."""
+    conditioning = [
+        [tensor, {**options, _LATENTS: [*options.get(_LATENTS, ()), *latents]}]
+        for tensor, options in prompt.conditioning
+    ]
+    return dataclasses.replace(prompt, conditioning=conditioning)

@@ -30,6 +30,8 @@ IDS = {
     "MagicConceptMask",
     "MagicCorrespondence",
     "MagicCorrespondenceMap",
+    "MagicEditReference",
+    "MagicEditRegions",
     "MagicFaceApply",
     "MagicFaceConcept",
     "MagicFaceConceptFolder",

@@ -162,6 +162,9 @@ _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 FAMILIES = tuple(_SHAPES)
+# With tokens of a vision encoder for each picture that it is given.
+_SHAPES["zimage_omni"] = ("ZImage", {**_SHAPES["zimage"][1], "siglip_feat_dim": WIDTH})
+EDIT_FAMILIES = ("flux", "flux2", "qwen", "krea2", "zimage", "zimage_omni")
 _SHAPES |= {
     "anima": (
         "Anima",

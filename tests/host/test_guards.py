@@ -12,6 +12,7 @@ import torch
 
 from magicportrait.nodes import NODES
 from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.edit import MagicEditReference
 from magicportrait.nodes.magicapture import MagiCaptureStyle, MagiCaptureSubject
 from magicportrait.nodes.magicface import MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleReference
@@ -136,6 +137,7 @@ def test_the_host_runs_nodes_that_look_at_their_sockets():
 
 
 MASKED = {
+    MagicEditReference: "mask",
     MagicFaceConcept: "mask",
     MagicStyleReference: "mask",
     MagicPortraitCrop: "mask",
@@ -145,7 +147,11 @@ MASKED = {
     MagiCaptureStyle: "faces",
 }
 """Nodes with the mask of a thing in a picture, which may be the MASK of a cut-out."""
-OF_PLACES = {("MagicFaceConcept", "target_region"), ("MagicCorrespondence", "mask")}
+OF_PLACES = {
+    ("MagicFaceConcept", "target_region"),
+    ("MagicEditReference", "target_region"),
+    ("MagicCorrespondence", "mask"),
+}
 """Masks of a place in the new picture, which may well be its border."""
 CHANGES_MASKS = {"MagicMaskRefine"}
 

@@ -180,7 +180,7 @@ def text_tokens(family: str, tokens: int = 20) -> int:
 
 def image_tokens(family: str, size: tuple[int, int] = SIZE) -> int:
     shape = dits.latent_shape(family, size=size)
-    patch = backbone(family).patch
+    patch = backbone(family).tokens.patch
     return -(-shape[-2] // patch) * -(-shape[-1] // patch)
 
 

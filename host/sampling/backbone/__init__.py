@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "JointTransformer",
     "LayerKey",
     "LayerView",
     "Look",
     "Rule",
     "Watch",
     "backbone_of",
+    "edit_model_of",
     "unet_of",
 ]
 _PAGE = "docs/model_families.md in this pack's folder, 'How to add a model family'"
@@ -54,4 +56,17 @@ def unet_of(model: ModelPatcher) -> UNet:
         f" {type(model.model).__name__}. Of models built from a single transformer (Flux, Z-Image,"
         " ...) the pack takes some in MagicFace Apply, Semantic Layout, Attention Map and"
         " Correspondence only"
+    )
+
+
+def edit_model_of(model: ModelPatcher) -> JointTransformer:
+    """The transformer of a MODEL that can be given pictures in its sequence. ValueError, with its
+    class, when it cannot."""
+    known = backbone_of(model)
+    if isinstance(known, JointTransformer) and known.family.takes_pictures:
+        return known
+    raise ValueError(
+        f"{type(model.model).__name__} takes no reference pictures in its sequence: load an edit"
+        " model (Flux.1 Kontext, Flux.2, Qwen-Image-Edit, Krea 2 edit, Z-Image-Omni), or use"
+        " MagicFace Apply with a reference pass"
     )

@@ -51,7 +51,9 @@ class Family:
     of the tokenizer's makes the context, None for its only one; has_clip: whether CLIP's chunks
     come before these; heads: attribute that holds how many heads a layer has; guidance: what the
     model is told while it sees a reference, None when it is told none; native_side: pixels along a
-    side of what it was trained on.
+    side of what it was trained on; takes_pictures: whether it, or a fine-tune of it, can be given
+    pictures in its sequence; text_sees_pictures: whether its text encoder may be shown pictures
+    too, whose tokens stand before the prompt's.
     """
 
     model: str
@@ -70,17 +72,28 @@ class Family:
     heads: str = "num_heads"
     guidance: float | None = None
     native_side: int = 1024
+    takes_pictures: bool = False
+    text_sees_pictures: bool = False
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("Flux", _DOUBLE_SINGLE, tokens="t5xxl", guidance=1.0),
+    Family("Flux", _DOUBLE_SINGLE, tokens="t5xxl", guidance=1.0, takes_pictures=True),
     # Its conditioning is padded to 512 tokens.
-    Family("Flux2", _DOUBLE_SINGLE, text_padding="left", index_step=10.0, guidance=1.0),
+    Family(
+        "Flux2",
+        _DOUBLE_SINGLE,
+        text_padding="left",
+        index_step=10.0,
+        guidance=1.0,
+        takes_pictures=True,
+    ),
     Family(
         "QwenImage",
         (BlockKind("d", "double", "transformer_blocks"),),
         is_centred=True,
         heads="transformer_blocks.0.attn.heads",
+        takes_pictures=True,
+        text_sees_pictures=True,
     ),
     # Lumina2 and Z-Image, which pads text and picture to 32 tokens each.
     Family(
@@ -92,6 +105,7 @@ FAMILIES: tuple[Family, ...] = (
         multiple="pad_tokens_multiple",
         text_comes_first=True,
         heads="n_heads",
+        takes_pictures=True,
     ),
     # Learned positions; its layers say neither what they are nor which.
     Family(
@@ -102,7 +116,14 @@ FAMILIES: tuple[Family, ...] = (
         has_clip=True,
     ),
     Family("Chroma", _DOUBLE_SINGLE, tokens="t5xxl"),
-    Family("Krea2", (BlockKind("s", "single", "blocks"),), patch="patch", heads="heads"),
+    Family(
+        "Krea2",
+        (BlockKind("s", "single", "blocks"),),
+        patch="patch",
+        heads="heads",
+        takes_pictures=True,
+        text_sees_pictures=True,
+    ),
 )
 """All that are known."""
 

@@ -33,7 +33,10 @@ class LayerView:
     foreign_keys: how many of k, at its end, other nodes have added.
     image: which of the keys are the picture's own; text: which are the prompt's, where both share
     one attention; coordinates: where the picture's tokens lie, in models that turn queries and keys
-    by position, else None.
+    by position, else None; references: which of the keys are those of pictures that an edit model
+    is given, one by one; attend_to: the layer's attention of any q to the view's own keys, where
+    text and picture share one attention, else None: (q, which pictures of the batch, which keys or
+    None for all, a bias for each of these or None).
     """
 
     layer: LayerKey
@@ -49,6 +52,8 @@ class LayerView:
     image: slice = field(default_factory=lambda: slice(None))
     text: slice = field(default_factory=lambda: slice(0, 0))
     coordinates: Coordinates | None = None
+    references: tuple[slice, ...] = ()
+    attend_to: Callable[[Tensor, slice, Tensor | None, Tensor | None], Tensor] | None = None
 
 
 Rule = Callable[[LayerView], Tensor]

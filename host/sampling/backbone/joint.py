@@ -24,6 +24,7 @@ from ..options import ModelOptions
 from ..rows import Chunk, chunks_of
 from .families import Family, family_of
 from .interface import LayerView, Look, ReferenceHabits, Rule, Watch
+from .sequence import GivenPictures, ModelCall, TokenOrder, TokenSequence
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -33,47 +34,26 @@ Attention = Callable[..., Tensor]
 _ARGUMENTS = ("q", "k", "v", "heads", "mask")
 _OVERRIDE = "optimized_attention_override"
 _CALL = "magicportrait_call"
+_GIVEN = "reference_image_num_tokens"
+"""The host's name of how many tokens each given picture has."""
 _STRENGTHS: Mapping[Level, float] = {"subtle": 0.5, "normal": 1.0, "strong": 2.0}
 _LAYOUT_LAYERS = 8
 """From so many the layout is read, at even distances: neighbours say the same."""
-
-
-@dataclass
-class _Call:
-    """One call of the model. latent_size: rows and columns of what it runs on; context: tokens of
-    its conditioning; seen: joint attentions so far, on hosts that do not name them."""
-
-    latent_size: tuple[int, int]
-    context: int
-    seen: int = 0
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    """Where a joint attention has its tokens. text: of the prompt, padding included; image: of the
-    picture that is being made."""
-
-    text: slice
-    image: slice
-
-    def others(self, tokens: int, device: torch.device) -> Tensor:
-        """The places of all tokens but the picture's."""
-        places = torch.arange(tokens, device=device)
-        return places[(places < self.image.start) | (places >= self.image.stop)]
 
 
 @dataclass(frozen=True, eq=False)
 class _JointAttention:
     """One joint attention of a model call.
 
-    block: of the model; sequence: its tokens; call: what the model runs on; q, k, v: B H N D;
-    function: the host's, or whoever stood there before, as the host would call it; rest: what it
-    gets beside q, k, v, heads and mask; mask: of the host, additive or bool, or None.
+    block: of the model; sequence: its tokens; call: what the model runs on; q, k, v: B H N D; q may
+    leave out the references, whose keys and values another node has kept; function: the host's, or
+    whoever stood there before, as the host would call it; rest: what it gets beside q, k, v, heads
+    and mask; mask: of the host, additive or bool, or None.
     """
 
     block: Block
-    sequence: _Sequence
-    call: _Call
+    sequence: TokenSequence
+    call: ModelCall
     q: Tensor
     k: Tensor
     v: Tensor
@@ -87,10 +67,15 @@ class _JointAttention:
         """The host's transformer options."""
         return self.rest["transformer_options"]
 
-    def plain(self, rows: Sequence[slice], queries: Tensor | None = None) -> Tensor:
-        """What stood there before, for some rows and all queries or some: B N C."""
+    def plain(
+        self, rows: Sequence[slice], queries: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
+        """What stood there before, for some rows, all queries or some, and all keys or some:
+        B N C."""
         q, k, v = (torch.cat([x[part] for part in rows]) for x in (self.q, self.k, self.v))
         q = q if queries is None else q[:, :, queries]
+        if keys is not None:
+            k, v = k[:, :, keys], v[:, :, keys]
         rest = {**self.rest, "transformer_options": self._options_of(rows)}
         rest.update(skip_reshape=True, skip_output_reshape=False)
         mask = self.mask
@@ -99,6 +84,8 @@ class _JointAttention:
         is_by_query = mask is not None and mask.ndim > 1 and mask.shape[-2] == self.q.shape[2]
         if mask is not None and queries is not None and is_by_query:
             mask = mask[..., queries, :]
+        if mask is not None and keys is not None:
+            mask = mask[..., keys]
         return self.function(q, k, v, self.heads, mask=mask, **rest)
 
     def _options_of(self, rows: Sequence[slice]) -> Mapping[str, Any]:
@@ -116,30 +103,63 @@ class _JointAttention:
         """What the layer sees of one prompt."""
         rows, image = chunk.rows, self.sequence.image
         shared = self._shared_bias(rows)
+        own_k, own_v = _joined_heads(self.k[rows]), _joined_heads(self.v[rows])
 
         def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
             if shared is not None:
                 own = torch.cat([shared, shared.new_zeros(k.shape[1] - len(shared))]).to(q)
                 bias = own if bias is None else bias + own
-            if bias is not None:
-                return biased_attention(q, k, v, bias, self.heads)
-            rest = {**self.rest, "skip_reshape": False, "skip_output_reshape": False}
-            return self.function(q, k, v, self.heads, mask=None, **rest)
+            return self._attend(q, k, v, bias)
+
+        def attend_to(
+            q: Tensor, pictures: slice, keys: Tensor | None, bias: Tensor | None
+        ) -> Tensor:
+            k, v, own = own_k[pictures], own_v[pictures], shared
+            if keys is not None:
+                k, v, own = k[:, keys], v[:, keys], None if own is None else own[keys]
+            if own is not None:
+                bias = own if bias is None else bias + own
+            return self._attend(q, k, v, None if bias is None else bias.to(q))
 
         return LayerView(
             layer=(self.block, 0),
             cond=chunk.cond,
             q=_joined_heads(self.q[rows, :, image]),
-            k=_joined_heads(self.k[rows]),
-            v=_joined_heads(self.v[rows]),
+            k=own_k,
+            v=own_v,
             grid=coordinates.grid,
             latent_size=self.call.latent_size,
             heads=self.heads,
             attend=attend,
             image=image,
             text=self.sequence.text,
+            references=self.sequence.references,
+            attend_to=attend_to,
             coordinates=coordinates,
         )
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """B N C; without a bias by what stood there before."""
+        if bias is not None:
+            return biased_attention(q, k, v, bias, self.heads)
+        rest = {**self.rest, "skip_reshape": False, "skip_output_reshape": False}
+        return self.function(q, k, v, self.heads, mask=None, **rest)
+
+    def isolated(self, rows: slice) -> Sequence[tuple[Tensor, Tensor]]:
+        """The references' places, one after the other, with what they get of some rows when they do
+        not see each other: B N C."""
+        tokens, places = self.k.shape[2], self.sequence.references
+        parts = []
+        for own in places:
+            if own.stop > self.q.shape[2]:
+                # Their own rows were drawn in an earlier call.
+                break
+            is_seen = torch.ones(tokens, dtype=torch.bool, device=self.q.device)
+            for place in places:
+                is_seen[place] = place == own
+            queries = torch.arange(own.start, own.stop, device=self.q.device)
+            parts.append((queries, self.plain([rows], queries, is_seen.nonzero().flatten())))
+        return parts
 
     def _shared_bias(self, rows: slice) -> Tensor | None:
         """The host's mask of some rows as one bias a key, which is all that prompts need."""
@@ -166,16 +186,14 @@ Act = Callable[[_JointAttention], "Tensor | None"]
 @dataclass(frozen=True)
 class JointTransformer:
     """A `Backbone`. layers, pixels, native_side: as there; family: its record; rotary: how it turns
-    queries and keys; patch: side of a token in latent pixels; multiple: to a multiple of how many
-    tokens text and picture are padded."""
+    queries and keys; tokens: how it lays them out."""
 
     family: Family
     layers: tuple[AttentionBlock, ...]
     pixels: int
     native_side: int
     rotary: Rotary | None
-    patch: int
-    multiple: int = 1
+    tokens: TokenOrder
     feature_bytes: int = 0
     context: ContextTokens = field(default_factory=ContextTokens)
     spreads_words: bool = False
@@ -214,11 +232,17 @@ class JointTransformer:
             pixels=int(getattr(model.model.latent_format, "spacial_downscale_ratio", 8)),
             native_side=int(getattr(config, "native_side", family.native_side)),
             rotary=rotary,
-            patch=patch,
-            multiple=(family.multiple and getattr(network, family.multiple, None)) or 1,
+            tokens=TokenOrder(
+                family.order,
+                patch,
+                (family.multiple and getattr(network, family.multiple, None)) or 1,
+                getattr(network, "siglip_embedder", None) is not None,
+            ),
             feature_bytes=2 * hidden * _element_size(model),
             context=ContextTokens(
-                getattr(config, "context_tokens", family.tokens), family.has_clip
+                getattr(config, "context_tokens", family.tokens),
+                family.has_clip,
+                family.text_sees_pictures,
             ),
         )
 
@@ -235,8 +259,7 @@ class JointTransformer:
 
     def coordinates(self, latent_size: tuple[int, int], tokens: int) -> Coordinates:
         """By the family's rule."""
-        index = self._padded(tokens) + 1 if self.family.text_comes_first else 0
-        return Coordinates(self._grid(latent_size), float(index), self.family.is_centred)
+        return self._placed(ModelCall(latent_size, tokens))
 
     def parse_layers(self, text: str) -> tuple[Block, ...]:
         """Presets: 'fine', what references had best act in: the last two thirds of the depth, where
@@ -277,9 +300,11 @@ class JointTransformer:
         conds: Collection[Any],
         batch: int,
         rule: Rule,
+        is_isolated: bool = False,
     ) -> ModelOptions:
         """Rows of `conds` by the rule where they are the picture's; text keeps its own attention,
-        as all other rows do."""
+        as all other rows do. is_isolated: pictures that an edit model is given do not see each
+        other; else they keep their own too."""
 
         def act(attention: _JointAttention) -> Tensor | None:
             chunks = chunks_of(attention.options, attention.q.shape[0], batch)
@@ -296,6 +321,9 @@ class JointTransformer:
             for chunk in ours:
                 if len(others):
                     out[chunk.rows, others] = attention.plain([chunk.rows], others)
+                if is_isolated and len(attention.sequence.references) > 1:
+                    for places, part in attention.isolated(chunk.rows):
+                        out[chunk.rows, places] = part
                 view = attention.view(chunk, self._coordinates(attention))
                 out[chunk.rows, image] = rule(view).to(out)
             return out
@@ -361,28 +389,20 @@ class JointTransformer:
 
     def _coordinates(self, attention: _JointAttention) -> Coordinates:
         """Where the picture's tokens lie."""
-        return self.coordinates(attention.call.latent_size, attention.call.context)
+        return self._placed(attention.call)
 
-    def _grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of tokens: what is odd is padded."""
-        rows, columns = (-(-side // self.patch) for side in latent_size)
-        return rows, columns
+    def _placed(self, call: ModelCall) -> Coordinates:
+        index = self.tokens.index_of(call) if self.family.text_comes_first else 0
+        grid = self.tokens.grid(call.latent_size)
+        return Coordinates(grid, float(index), self.family.is_centred)
 
-    def _padded(self, tokens: int) -> int:
-        return -(-tokens // self.multiple) * self.multiple
+    def _sequence(
+        self, call: ModelCall, tokens: int, options: Mapping[str, Any]
+    ) -> TokenSequence | None:
+        """Which of so many tokens are what; None when text and pictures do not make so many."""
+        return self.tokens.read(call, tokens, options.get(_GIVEN))
 
-    def _sequence(self, call: _Call, tokens: int, options: Mapping[str, Any]) -> _Sequence | None:
-        """Which of so many tokens are what; None when text and picture do not make so many."""
-        rows, columns = self._grid(call.latent_size)
-        text = self._padded(call.context)
-        image = slice(text, text + rows * columns)
-        if self.family.order == "text, picture, padding":
-            end = text + self._padded(rows * columns)
-        else:
-            end = image.stop + sum(options.get("reference_image_num_tokens") or ())
-        return _Sequence(slice(0, text), image) if tokens == end else None
-
-    def _block(self, call: _Call, options: Mapping[str, Any]) -> Block | None:
+    def _block(self, call: ModelCall, options: Mapping[str, Any]) -> Block | None:
         """Which block attends; hosts before block_index are counted along with."""
         if "block_index" in options:
             letters = {kind.name: kind.letter for kind in self.family.kinds}
@@ -398,7 +418,7 @@ class JointTransformer:
         """A call of the host's attention as a joint attention; None when it is none."""
         rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         options = rest.get("transformer_options") or {}
-        call: _Call | None = options.get(_CALL)
+        call: ModelCall | None = options.get(_CALL)
         q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
         if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
             return None
@@ -406,12 +426,13 @@ class JointTransformer:
             # B N C; SD3 has v as B N H D.
             split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
             q, k, v = (x.transpose(1, 2) for x in split)
-        if q.shape[:3] != k.shape[:3]:
+        tokens, kept = k.shape[2], sum(options.get(_GIVEN) or ())
+        if q.shape[:2] != k.shape[:2] or q.shape[2] not in (tokens, tokens - kept):
             return None
-        sequence = self._sequence(call, q.shape[2], options)
+        sequence = self._sequence(call, tokens, options)
         if sequence is None:
             if "block_index" in options:
-                self._refuse(call, q.shape[2], options)
+                self._refuse(call, tokens, options)
             return None
         block = self._block(call, options)
         if block is None:
@@ -422,8 +443,8 @@ class JointTransformer:
         rest["transformer_options"] = {**options, **name}
         return _JointAttention(block, sequence, call, q, k, v, heads, mask, function, rest)
 
-    def _refuse(self, call: _Call, tokens: int, options: Mapping[str, Any]) -> None:
-        rows, columns = self._grid(call.latent_size)
+    def _refuse(self, call: ModelCall, tokens: int, options: Mapping[str, Any]) -> None:
+        rows, columns = self.tokens.grid(call.latent_size)
         raise ValueError(
             f"layer {options['block_index']}: {call.context} tokens of text and {rows}x{columns} of"
             f" the picture expected, {tokens} tokens came. Another node adds or rearranges tokens,"
@@ -472,7 +493,8 @@ def _tell_call(
     **kwargs: Any,
 ) -> Tensor:
     """An APPLY_MODEL wrapper: attention calls learn what the model runs on."""
-    call = _Call((x.shape[-2], x.shape[-1]), 0 if c_crossattn is None else c_crossattn.shape[1])
+    context = 0 if c_crossattn is None else c_crossattn.shape[1]
+    call = ModelCall((x.shape[-2], x.shape[-1]), context, GivenPictures.of(kwargs))
     options = {**(transformer_options or {}), _CALL: call}
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 

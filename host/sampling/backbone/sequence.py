@@ -1,0 +1,156 @@
+"""Where a joint attention has its tokens: of the text, of the picture that is made, and of the
+pictures that an edit model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .families import Order
+
+
+@dataclass(frozen=True)
+class GivenPictures:
+    """What a model call is given beside its latent and its prompt, by the host's names of them.
+
+    sizes: rows and columns of each latent ('ref_latents'); texts: tokens of the prompts that go
+    with them ('ref_contexts'); views: tokens of each as a vision encoder sees it ('siglip_feats').
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    texts: tuple[int, ...] = ()
+    views: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, conditioning: Mapping[str, Any]) -> GivenPictures:
+        """conditioning: what the model is called with."""
+        latents, contexts, views = (
+            conditioning.get(name) or () for name in ("ref_latents", "ref_contexts", "siglip_feats")
+        )
+        return cls(
+            tuple((latent.shape[-2], latent.shape[-1]) for latent in latents),
+            tuple(context.shape[1] for context in contexts),
+            tuple(view.shape[1] * view.shape[2] for view in views),
+        )
+
+
+@dataclass
+class ModelCall:
+    """One call of the model. latent_size: rows and columns of what it runs on; context: tokens of
+    its conditioning; given: pictures; seen: joint attentions so far, on hosts that do not name
+    them."""
+
+    latent_size: tuple[int, int]
+    context: int
+    given: GivenPictures = GivenPictures()
+    seen: int = 0
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """How a model lays its tokens out. order: of its family; patch: side of a token in latent
+    pixels; multiple: to a multiple of how many tokens text and picture are padded; has_views:
+    whether it has tokens of a vision encoder for each picture."""
+
+    order: Order
+    patch: int
+    multiple: int = 1
+    has_views: bool = False
+
+    def grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tokens: what is odd is padded."""
+        rows, columns = (-(-side // self.patch) for side in latent_size)
+        return rows, columns
+
+    def padded(self, tokens: int) -> int:
+        return -(-tokens // self.multiple) * self.multiple
+
+    def tokens(self, latent_size: tuple[int, int]) -> int:
+        """Of a picture."""
+        rows, columns = self.grid(latent_size)
+        return rows * columns
+
+    def read(
+        self, call: ModelCall, tokens: int, given: Sequence[int] | None
+    ) -> TokenSequence | None:
+        """Which of so many tokens are what; None when text and pictures do not make so many.
+        given: tokens of each given picture, as the host says; None when it does not."""
+        own = self.tokens(call.latent_size)
+        if self.order == "text, picture, padding":
+            if call.given.sizes:
+                return self._omni(call, tokens, own)
+            text = self.padded(call.context)
+            is_all = tokens == text + self.padded(own)
+            return TokenSequence.after(text, own) if is_all else None
+        for sizes in self._given(call, given):
+            sequence = TokenSequence.after(call.context, own, sizes)
+            if tokens == sequence.end:
+                return sequence
+        return None
+
+    def _given(self, call: ModelCall, given: Sequence[int] | None) -> list[Sequence[int]]:
+        """What may be the tokens of the given pictures: older hosts do not say, and some models
+        leave them out."""
+        if given is not None:
+            return [given]
+        return [[self.tokens(size) for size in call.given.sizes], ()]
+
+    def _omni(self, call: ModelCall, tokens: int, own: int) -> TokenSequence | None:
+        """Z-Image-Omni: the texts of the given pictures, the prompt, texts that are left over; what
+        the vision encoder sees; the given pictures, the picture. Each is padded."""
+        given, count = call.given, len(call.given.sizes)
+        # A picture without a text of its own has a pad in its place.
+        texts = [self.padded(t) for t in given.texts] + [self.multiple] * count
+        before, after = sum(texts[:count]), sum(map(self.padded, given.texts[count:]))
+        text = self.padded(call.context)
+        views = [self.padded(view) for view in given.views[:count]]
+        views += [self.multiple] * (count + 1 - len(views))
+        place = before + text + after + (sum(views) if self.has_views else 0)
+        references = []
+        for size in given.sizes:
+            references.append(slice(place, place + self.tokens(size)))
+            place += self.padded(self.tokens(size))
+        if tokens != place + self.padded(own):
+            return None
+        return TokenSequence(
+            slice(before, before + text), slice(place, place + own), tuple(references), tokens
+        )
+
+    def index_of(self, call: ModelCall) -> int:
+        """Where the picture lies on axis 0, in models where the text comes first there."""
+        given, start = call.given, 0
+        for i in range(len(given.sizes)):
+            text = given.texts[i] if i < len(given.texts) else 0
+            start += (text if self.has_views else self.padded(max(text, 1))) + 2
+        is_bare = self.has_views and given.sizes
+        return start + (call.context if is_bare else self.padded(call.context)) + 1
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Where a joint attention has its tokens. text: of the prompt, padding included; image: of the
+    picture that is being made; references: of the pictures that are given; end: how many there
+    are."""
+
+    text: slice
+    image: slice
+    references: tuple[slice, ...]
+    end: int
+
+    @classmethod
+    def after(cls, text: int, own: int, given: Sequence[int] = ()) -> TokenSequence:
+        """Text, the picture, what is given, one after the other."""
+        place, references = text + own, []
+        for size in given:
+            references.append(slice(place, place + size))
+            place += size
+        return cls(slice(0, text), slice(text, text + own), tuple(references), place)
+
+    def others(self, tokens: int, device: torch.device) -> Tensor:
+        """The places of all of the first tokens but the picture's."""
+        places = torch.arange(tokens, device=device)
+        return places[(places < self.image.start) | (places >= self.image.stop)]
