@@ -40,6 +40,7 @@ from magicportrait.demo.autoencoder import Autoencoder
 from magicportrait.demo.captures import Capture
 from magicportrait.demo.portraits import STYLES, Portrait, Style, render
 from magicportrait.host.text.learned_words import Embedding, with_learned_words
+from magicportrait.host.training.draw import preview_prompt
 from magicportrait.host.training.memory import training_mode
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import OFFICIAL_IDENTITY_UNTIL, CaptureSettings
@@ -371,21 +372,21 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
     before and after the second phase."""
     rows = []
     with training_mode(), torch.no_grad():
-        words = training.style.prompt(0, training.subject.person)
+        words = preview_prompt(training.subject, training.style)
         prompt = training.networks.text.prompt(words)
-        columns = torch.tensor([prompt.positions])
         timestep = torch.tensor([400])
         for image in truth[:4]:
             latent = training._vae.encode(image[None]).clone()
-            latent = training.networks.unet.process_in(latent)
+            latent = training.networks.denoiser.process_in(latent)
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-            noisy = training.networks.unet.noisy(latent, noise, timestep)
+            noisy = training.networks.denoiser.noisy(latent, noise, timestep)
             row = [image]
             for strength in (0.0, 1.0):
                 for adapter in training.networks.adapters:
                     adapter.strength = strength
-                context, _ = training.networks.text.encode([prompt])
-                _, maps = training.networks.unet.predict(noisy, timestep, context, None, columns)
+                size = latent.shape[-2], latent.shape[-1]
+                condition = training.networks.condition([prompt], size)
+                _, maps = training.networks.denoiser.predict(noisy, timestep, condition, True)
                 assert maps is not None
                 for token in range(2):
                     mean = F.interpolate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -21,11 +21,12 @@ _PLACEHOLDER = re.compile(r"[^\s(),:{}\\]+")
 @dataclass(frozen=True, eq=False)
 class CapturePicture:
     """A training picture. name: how messages call it; image: H W 3 in 0..1; mask: H W in 0..1, the
-    face."""
+    face; caption: what is on it, in place of the templates; empty for these."""
 
     name: str
     image: Tensor
     mask: Tensor
+    caption: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +47,21 @@ class Subject:
         check_placeholder(self.placeholder)
         check_templates(self.templates, (PERSON,))
         check_unused(self.placeholder, self.class_word, self.templates)
+        for picture in self.pictures:
+            self.prompts_of(picture)
 
     def prompt(self, template: int) -> str:
-        return self.templates[template].replace(PERSON, self.person)
+        return self._filled(self.templates[template])
+
+    def prompts_of(self, picture: CapturePicture) -> tuple[str, ...]:
+        """What may be said of a picture: its caption, or any of the templates."""
+        if not picture.caption.strip():
+            return tuple(map(self._filled, self.templates))
+        words = {PERSON: (self.person, self.placeholder)}
+        return (self._filled(caption_template(picture, words, self.placeholder)),)
+
+    def _filled(self, template: str) -> str:
+        return template.replace(PERSON, self.person)
 
     @property
     def person(self) -> str:
@@ -74,13 +87,47 @@ class StyleSet:
         check_placeholder(self.placeholder)
         check_templates(self.templates, (PERSON, STYLE))
         check_unused(self.placeholder, self.class_word, self.templates)
+        for picture in self.pictures:
+            self.prompts_of(picture)
 
     def prompt(self, template: int, person: str | None = None) -> str:
-        return (
-            self.templates[template]
-            .replace(PERSON, person or self.class_word)
-            .replace(STYLE, self.placeholder)
-        )
+        return self._filled(self.templates[template], person)
+
+    def prompts_of(self, picture: CapturePicture, person: str | None = None) -> tuple[str, ...]:
+        """What may be said of a picture: its caption, or any of the templates. person: who is said
+        to be on it, None for the class word."""
+        if not picture.caption.strip():
+            return tuple(self._filled(template, person) for template in self.templates)
+        words = {STYLE: (self.placeholder,), PERSON: (self.class_word,)}
+        template = caption_template(picture, words, self.placeholder)
+        return (self._filled(template, person),)
+
+    def _filled(self, template: str, person: str | None) -> str:
+        return template.replace(PERSON, person or self.class_word).replace(STYLE, self.placeholder)
+
+
+def caption_template(
+    picture: CapturePicture, words: Mapping[str, Sequence[str]], placeholder: str
+) -> str:
+    """A picture's caption as a template. words: for each slot what stands for it where it is
+    written out, 'sks woman' for {person}. Slots that it has neither way are put to its ends:
+    '{person}, in a garden, in the style of {style}'. ValueError, with the picture's name, when it
+    has a slot twice, or the placeholder beside it."""
+    text = " ".join(picture.caption.split())
+    for slot, ways in words.items():
+        for way in ways:
+            if slot not in text:
+                text = re.sub(word_pattern(way), slot, text, count=1, flags=re.IGNORECASE)
+    if PERSON in words and PERSON not in text:
+        text = f"{PERSON}, {text}"
+    if STYLE in words and STYLE not in text:
+        text = f"{text}, in the style of {STYLE}"
+    try:
+        check_templates((text,), tuple(words))
+        check_unused(placeholder, "", (text,))
+    except ValueError as error:
+        raise ValueError(f"caption of {picture.name}: {error}") from error
+    return text
 
 
 def check_pair(subject: Subject, style: StyleSet) -> None:
@@ -148,19 +195,27 @@ def check_templates(templates: Sequence[str], slots: Sequence[str]) -> None:
 
 
 def capture_pictures(
-    images: Sequence[Tensor], masks: Sequence[Tensor] | None, names: Sequence[str]
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor] | None,
+    names: Sequence[str],
+    captions: Sequence[str] = (),
 ) -> tuple[CapturePicture, ...]:
     """Pictures of any size from H W C (1, 3 or 4 channels) and face masks H W of any size but the
     same aspect.
 
-    Without masks the whole picture counts as face. One mask serves all pictures. ValueError names
-    the picture.
+    Without masks the whole picture counts as face. One mask serves all pictures. captions: one for
+    each picture, or none. ValueError names the picture.
     """
     if not images:
         raise ValueError("no pictures: connect images, or choose a folder")
     if masks and len(masks) not in (1, len(images)):
         raise ValueError(
             f"{len(images)} pictures but {len(masks)} masks: give one for each, or one for all"
+        )
+    if captions and len(captions) != len(images):
+        raise ValueError(
+            f"{len(images)} pictures but {len(captions)} captions: write one a line for each, and"
+            " an empty line for a picture without"
         )
     pictures = []
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
@@ -170,7 +225,7 @@ def capture_pictures(
         mask = rgb.new_ones(rgb.shape[:2])
         if masks:
             mask = _fitted(masks[i if len(masks) > 1 else 0], rgb, name)
-        pictures.append(CapturePicture(name, rgb, mask))
+        pictures.append(CapturePicture(name, rgb, mask, captions[i] if captions else ""))
     return tuple(pictures)
 
 

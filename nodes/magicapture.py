@@ -20,6 +20,7 @@ from ..host.text.embedding_files import embedding_state, load_embedding, save_em
 from ..host.text.learned_words import Embedding, with_learned_words
 from ..host.training.checkpoint import CheckpointFile
 from ..host.training.memory import memory_freed
+from ..host.training.networks import is_transformer
 from ..host.training.pictures import masked_previews
 from ..host.training.run import CaptureTraining, Trained
 from ..host.training.settings import (
@@ -131,6 +132,17 @@ def _picture_inputs(
             )
         ),
         invert_input("the face masks"),
+        io.String.Input(
+            "captions",
+            force_input=True,
+            optional=True,
+            tooltip=(
+                "What is on each picture, a list or one a line, instead of the templates;"
+                f" {slots} {'are' if ' and ' in slots else 'is'} added where missing. An empty"
+                " one: the templates. Without: name.txt beside each picture of the folder, where"
+                " there is one."
+            ),
+        ),
     ]
 
 
@@ -145,10 +157,16 @@ def _read(
     faces: list[torch.Tensor] | None,
     folder: str,
     invert: bool,
+    captions: list[str] | None,
     what: str,
 ) -> tuple[CapturePicture, ...]:
+    check_texts(**{f"captions {i + 1}": text for i, text in enumerate(captions or ())})
+    lines = list(captions or ())
+    if len(lines) == 1:
+        lines = lines[0].rstrip().split("\n") if lines[0].strip() else []
     if folder != capture_folder.NO_FOLDER:
         pictures, masks, names = capture_folder.read_folder(folder)
+        lines = lines or capture_folder.read_captions(folder)
     else:
         pictures = _pictures(images or (), what)
         masks = [mask for batch in faces or () for mask in mask_batch(batch, "faces")] or None
@@ -159,7 +177,9 @@ def _read(
         # An empty one stays empty: it is not what somebody painted.
         masks = [inverted(mask) if invert and mask.any() else mask for mask in masks]
         warn_of_border(masks, f"a face mask of the {what}")
-    return capture_pictures(pictures, masks, names)
+    # Lines that the last pictures have not are empty ones.
+    lines += [""] * (len(pictures) - len(lines)) if lines else []
+    return capture_pictures(pictures, masks, names, lines)
 
 
 def _pictures(images: Sequence[Any], what: str) -> list[torch.Tensor]:
@@ -241,6 +261,7 @@ class MagiCaptureSubject(Node):
         images: list[torch.Tensor] | None = None,
         faces: list[torch.Tensor] | None = None,
         invert: list[bool] | None = None,
+        captions: list[str] | None = None,
     ) -> io.NodeOutput:
         words = {
             "placeholder": _first(placeholder),
@@ -248,7 +269,7 @@ class MagiCaptureSubject(Node):
             "templates": _first(templates),
         }
         check_texts(**words)
-        pictures = _read(images, faces, _first(folder), bool(_first(invert)), "subject")
+        pictures = _read(images, faces, _first(folder), bool(_first(invert)), captions, "subject")
         subject = Subject(
             pictures,
             words["placeholder"].strip(),
@@ -301,6 +322,7 @@ class MagiCaptureStyle(Node):
         images: list[torch.Tensor] | None = None,
         faces: list[torch.Tensor] | None = None,
         invert: list[bool] | None = None,
+        captions: list[str] | None = None,
     ) -> io.NodeOutput:
         words = {
             "placeholder": _first(placeholder),
@@ -308,7 +330,7 @@ class MagiCaptureStyle(Node):
             "templates": _first(templates),
         }
         check_texts(**words)
-        pictures = _read(images, faces, _first(folder), bool(_first(invert)), "style")
+        pictures = _read(images, faces, _first(folder), bool(_first(invert)), captions, "style")
         style = StyleSet(
             pictures,
             words["placeholder"].strip(),
@@ -378,8 +400,8 @@ class MagiCaptureTrain(Node):
             category=CATEGORY,
             description=(
                 "Learns a subject and a style: first two new words (textual inversion), then LoRA"
-                " of the UNet and the text encoders. Gives what Save LoRA, LoRA loaders and the"
-                " loss graph understand."
+                " of the UNet and the text encoders; of transformers (Flux, Z-Image, Qwen-Image)"
+                " LoRA alone. Gives what Save LoRA, LoRA loaders and the loss graph understand."
             ),
             search_aliases=[
                 "train lora",
@@ -398,12 +420,20 @@ class MagiCaptureTrain(Node):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD1.5, SD2.1, SDXL or a fine-tune. It is not changed."
+                    "model",
+                    tooltip=(
+                        "SD1.5, SD2.1, SDXL, Flux, Z-Image, Qwen-Image, Krea 2, SD3.5 or a"
+                        " fine-tune. It is not changed."
+                    ),
                 ),
                 io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 SubjectType.Input("subject", tooltip="Who to learn."),
-                StyleType.Input("style", tooltip="The style to learn."),
+                StyleType.Input(
+                    "style",
+                    optional=True,
+                    tooltip="The style to learn. Without: the subject alone.",
+                ),
                 IdentityType.Input(
                     "identity",
                     optional=True,
@@ -419,7 +449,7 @@ class MagiCaptureTrain(Node):
                     max=100_000,
                     tooltip=(
                         "Steps of the first phase, which learns the two words only. More: the words"
-                        " fit better."
+                        " fit better. Transformers have no first phase."
                     ),
                 ),
                 io.Int.Input(
@@ -659,6 +689,29 @@ class MagiCaptureTrain(Node):
                         ),
                     )
                 ),
+                advanced(
+                    io.String.Input(
+                        "lora_blocks",
+                        default=default.lora_blocks,
+                        optional=True,
+                        tooltip=(
+                            "In which blocks of a transformer the LoRA is: all, or names such as"
+                            " d0-18,s0-37 (Flux) or d10-29. Fewer: a smaller file, and less of the"
+                            " model changes. UNets: all."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "lora_mlp",
+                        default=default.lora_mlp,
+                        optional=True,
+                        tooltip=(
+                            "Of transformers: the LoRA is in the MLPs of these blocks too, not in"
+                            " their attention alone. More room for detail, a larger file."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 LoraModel.Output(
@@ -686,7 +739,8 @@ class MagiCaptureTrain(Node):
         clip: Any,
         vae: Any,
         subject: Subject,
-        style: StyleSet,
+        style: StyleSet | None = None,
+        *,
         preview_every: int,
         checkpoint_every: int,
         precision: str,
@@ -704,6 +758,7 @@ class MagiCaptureTrain(Node):
             resolution=resolution,
             **numbers,
         )
+        check_texts(lora_blocks=settings.get("lora_blocks", "all"))
         if not (numbers["inversion_steps"] or numbers["lora_steps"]):
             raise ValueError("no steps: give inversion_steps or lora_steps some")
         capture = CaptureSettings(
@@ -714,8 +769,11 @@ class MagiCaptureTrain(Node):
         )
         if preset == "official":
             capture = capture.as_official()
+        if is_transformer(model):
+            capture = capture.of_transformer()
         node = cls.hidden.unique_id if cls.hidden else None
-        watch = TrainingWatch(capture, len(subject.pictures) + len(style.pictures), node)
+        pictures = len(subject.pictures) + (len(style.pictures) if style else 0)
+        watch = TrainingWatch(capture, pictures, node)
 
         def train() -> Trained:
             training = CaptureTraining(

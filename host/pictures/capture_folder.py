@@ -1,5 +1,5 @@
-"""Folders of training pictures inside ComfyUI's input folder: pictures of any size, and face masks
-of the same names in mask/."""
+"""Folders of training pictures inside ComfyUI's input folder: pictures of any size, captions of the
+same names beside them, and face masks of the same names in mask/."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def read_folder(folder: str) -> tuple[list[Tensor], list[Tensor] | None, list[st
     ValueError says which mask is missing when there are some, or which file is damaged."""
     root = _resolve(folder)
     files, mask_files = files_in(root), _mask_files(root)
-    log_skipped(folder, [*files.skipped, *(f"mask/{name}" for name in mask_files.skipped)])
+    captions = {shown(path.with_suffix(".txt").name) for path in files.pictures}
+    skipped = [name for name in files.skipped if name not in captions]
+    log_skipped(folder, [*skipped, *(f"mask/{name}" for name in mask_files.skipped)])
     masks = by_stem(mask_files.pictures, f"folder '{folder}': mask/")
     unmasked = [shown(path.name) for path in files.pictures if path.stem not in masks]
     if masks and unmasked:
@@ -50,6 +52,21 @@ def read_folder(folder: str) -> tuple[list[Tensor], list[Tensor] | None, list[st
         )
     except ValueError as error:
         raise ValueError(f"folder '{folder}': {error}") from error
+
+
+def read_captions(folder: str) -> list[str]:
+    """For each of `read_folder`'s pictures what stands in the text file of its name beside it,
+    'anna.txt' for 'anna.jpg'; empty where there is none. ValueError for one that is no text."""
+    captions = []
+    for picture in files_in(_resolve(folder)).pictures:
+        path = picture.with_suffix(".txt")
+        try:
+            captions.append(path.read_text("utf-8-sig").strip() if path.is_file() else "")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"folder '{folder}': {shown(path.name)} cannot be read as text: save it in UTF-8"
+            ) from error
+    return captions
 
 
 def by_stem(pictures: Sequence[Path], where: str) -> dict[str, Path]:

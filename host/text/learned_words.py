@@ -172,6 +172,9 @@ def _stand_ins(embeddings: Sequence[Embedding], without: str) -> dict[str, str]:
 def with_learned_words(clip: Any, embeddings: Sequence[Embedding]) -> Any:
     """A CLIP whose prompts understand the placeholders. ValueError when a vector does not fit the
     text encoders."""
+    if not embeddings:
+        # As from a training of a transformer, whose text encoders may be others than CLIP.
+        return clip.clone()
     encoders = encoder_tokenizers(host_tokenizer(clip.tokenizer))
     for embedding in embeddings:
         for encoder in encoders:

@@ -191,7 +191,7 @@ def training_fingerprint(
     networks: Networks,
     vae: Any,
     subject: Subject,
-    style: StyleSet,
+    style: StyleSet | None,
     settings: CaptureSettings,
     side: int,
 ) -> str:
@@ -199,20 +199,19 @@ def training_fingerprint(
     be taken before the first step."""
     digest = hashlib.sha256()
     described: list[Any] = [asdict(settings), side]
-    described += [(part.placeholder, part.class_word, part.templates) for part in (subject, style)]
+    sets = [part for part in (subject, style) if part is not None]
+    described += [(part.placeholder, part.class_word, part.templates) for part in sets]
+    described += [picture.caption for part in sets for picture in part.pictures]
     # Of pictures and VAE, not of latents: a GPU may encode the last bit otherwise in each run.
     tensors: dict[str, Tensor] = {}
-    for part in (subject, style):
+    for part in sets:
         for number, picture in enumerate(part.pictures):
             name = f"{part.placeholder} {number} {picture.name}"
             tensors |= {f"{name} image": picture.image, f"{name} mask": picture.mask}
     tensors |= {f"vae {name}": tensor for name, tensor in vae.get_sd().items()}
-    tensors |= {f"unet {name}": tensor for name, tensor in networks.unet.unet.state_dict().items()}
-    for encoder in networks.text.encoders.values():
-        name = encoder.name
-        tensors |= {f"{name} {key}": value for key, value in encoder.model.state_dict().items()}
-        # The table is no part of the state: it is the host's.
-        tensors |= {f"{name} table": encoder.vocabulary.weight}
+    weights = networks.denoiser.network.state_dict()
+    tensors |= {f"denoiser {name}": tensor for name, tensor in weights.items()}
+    tensors |= dict(networks.text.weights())
     if networks.faces:
         identity = networks.faces.identity
         described.append((identity.side, identity.margin))

@@ -3,7 +3,7 @@ the host's own trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,16 +51,19 @@ def as_lora_model(adapters: Mapping[str, LoraLinear]) -> dict[str, Tensor]:
 def patched_weights(
     patcher: Any, prefix: str, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Copies of a model's weights (on the CPU) as they are with its patches (LoRA and others),
-    without loading or changing the model."""
+    """All of `patched_tensors` at once."""
+    return {name: value.to(dtype) for name, value in patched_tensors(patcher, prefix)}
+
+
+def patched_tensors(patcher: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Copies of a model's weights (fp32, on the CPU) as they are with its patches (LoRA and
+    others), one after the other and without loading or changing the model."""
     import comfy.lora
 
-    weights: dict[str, Tensor] = {}
     for key, (original, *patches) in patcher.get_key_patches(prefix).items():
         weight, convert = original
         # The host keeps quantised weights in forms of their own: its converter gives the numbers.
         value = convert(weight.detach().to("cpu"), inplace=False).to(torch.float32, copy=True)
-        weights[key.removeprefix(prefix)] = (
-            comfy.lora.calculate_weight(patches, value, key) if patches else value
-        ).to(dtype)
-    return weights
+        if patches:
+            value = comfy.lora.calculate_weight(patches, value, key)
+        yield key.removeprefix(prefix), value

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...magic import capture_losses
+from .denoiser import Condition, Denoiser
 from .draw import Batch, Sample
 from .networks import FaceSight, Networks
 from .pictures import has_surroundings
@@ -23,25 +24,25 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """The weighted terms of a step by name, each the mean over the batch. progress: the share of
     the phase's steps that are done."""
-    unet = networks.unet
+    denoiser = networks.denoiser
     size = batch.latents.shape[-2], batch.latents.shape[-1]
     is_subject, is_composed = batch.is_kind("subject"), batch.is_kind("composed")
     regions = torch.where(is_subject[:, None, None], batch.faces, 1 - batch.faces)
     weights = capture_losses.loss_weights(regions, size)
-    context, pooled = networks.text.encode([sample.prompt for sample in batch.samples])
-    vector = unet.size_condition(pooled, size)
+    condition = networks.condition([sample.prompt for sample in batch.samples], size)
     refocus = phase == Phase.LORA and settings.refocus_weight > 0
-    columns, present = _word_columns(batch)
+    has_both = torch.tensor(
+        [sample.prompt.word_count > 1 for sample in batch.samples], device=batch.latents.device
+    )
+    present = torch.stack([torch.ones_like(has_both), has_both], 1)  # B 2
     # In a composed sample the subject's word belongs to the face, the style's to the rest. Where
     # all counts as face there is no rest: the weights cover the whole picture then, and the
     # subject's word would be driven out of all of it.
     present = present & (has_surroundings(batch.faces) | ~is_composed)[:, None]
-    noisy = unet.noisy(batch.latents, batch.noise, batch.timesteps)
-    output, maps = unet.predict(
-        noisy, batch.timesteps, context, vector, columns if refocus else None
-    )
+    noisy = denoiser.noisy(batch.latents, batch.noise, batch.timesteps)
+    output, maps = denoiser.predict(noisy, batch.timesteps, condition, refocus)
 
-    target = unet.target(batch.latents, batch.noise, batch.timesteps)
+    target = denoiser.target(batch.latents, batch.noise, batch.timesteps)
     reconstruction = capture_losses.masked_reconstruction(
         output, target, weights if settings.masked else torch.ones_like(weights)
     )
@@ -55,23 +56,25 @@ def loss_terms(
         distances = capture_losses.refocusing(maps, targets, present)
         terms["refocusing"] = settings.refocus_weight * distances.mean()
     if phase == Phase.LORA and networks.faces:
-        rows, clean = _face_estimates(networks, settings, batch, noisy, output, context, vector)
+        rows, clean = _face_estimates(denoiser, settings, batch, noisy, output, condition)
         if rows:
             distances = _identity_distances(
-                networks.faces, clean, [batch.samples[row] for row in rows], unet.pixels_per_latent
+                networks.faces,
+                clean,
+                [batch.samples[row] for row in rows],
+                denoiser.pixels_per_latent,
             )
             terms["identity"] = settings.identity_weight * distances.sum() / len(batch.samples)
     return terms
 
 
 def _face_estimates(
-    networks: Networks,
+    denoiser: Denoiser,
     settings: CaptureSettings,
     batch: Batch,
     noisy: Tensor,
     output: Tensor,
-    context: Tensor,
-    vector: Tensor | None,
+    condition: Condition,
 ) -> tuple[list[int], Tensor]:
     """The samples that the identity loss judges, and estimates of their clean latents, C h w each.
 
@@ -79,31 +82,17 @@ def _face_estimates(
     estimate shows nobody, and its gradient is multiplied by the noise-to-signal ratio, so that the
     loss teaches patterns that please the face network.
     """
-    unet = networks.unet
     rows = [row for row, sample in enumerate(batch.samples) if sample.identity is not None]
     if batch.identity_timesteps is None:
-        early = (batch.timesteps < settings.identity_until).tolist()
+        early = denoiser.is_early(batch.timesteps, settings.identity_until).tolist()
         rows = [row for row in rows if early[row]]
-        return rows, unet.clean(noisy[rows], output[rows], batch.timesteps[rows])
+        return rows, denoiser.clean(noisy[rows], output[rows], batch.timesteps[rows])
     timesteps = batch.identity_timesteps[rows]
     if not rows:
         return rows, output[rows]
-    noisy = unet.noisy(batch.latents[rows], batch.noise[rows], timesteps)
-    sizes = None if vector is None else vector[rows]
-    output, _ = unet.predict(noisy, timesteps, context[rows], sizes)
-    return rows, unet.clean(noisy, output, timesteps)
-
-
-def _word_columns(batch: Batch) -> tuple[Tensor, Tensor]:
-    """For each sample the positions of its learned words in the prompt (B 2), and which of the two
-    it has (B 2)."""
-    rows = [
-        [position for position in sample.prompt.positions if position >= 0]
-        for sample in batch.samples
-    ]
-    device = batch.latents.device
-    columns = torch.tensor([(row * 2)[:2] for row in rows], device=device)
-    return columns, torch.tensor([[True, len(row) > 1] for row in rows], device=device)
+    noisy = denoiser.noisy(batch.latents[rows], batch.noise[rows], timesteps)
+    output, _ = denoiser.predict(noisy, timesteps, condition.of_rows(rows))
+    return rows, denoiser.clean(noisy, output, timesteps)
 
 
 def _identity_distances(

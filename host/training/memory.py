@@ -26,6 +26,17 @@ def memory_freed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_mode() -> Iterator[None]:
-    """Gradients, although the host runs nodes under inference_mode."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+    """Gradients, although the host runs nodes under inference_mode, and through the layers that it
+    computes with kernels of its own at other times."""
+    import comfy.model_management as management
+
+    # Hosts that train on their own have this.
+    before = getattr(management, "in_training", None)
+    if before is not None:
+        management.in_training = True
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        if before is not None:
+            management.in_training = before

@@ -4,8 +4,7 @@ learned."""
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,15 @@ import torch
 from torch import Tensor
 
 from ...magic.capture_sets import StyleSet, Subject
+from ...magic.messages import shown
 from ..faces.identity import Identity
-from .draw import training_prompts
+from ..sampling.backbone import backbone_of
+from ..sampling.backbone.unet import UNet
+from ..text.context import ContextTokens
+from .denoiser import Denoiser, TextSide
+from .draw import placeholders_of, preview_prompt, training_prompts
+from .encoded_text import EncodedText
+from .flow import TrainableTransformer, check_gradients
 from .lora import LoraLinear, as_lora_model
 from .pictures import DifferentiableDecoder
 from .settings import DTYPES, CaptureSettings
@@ -38,43 +44,43 @@ class FaceSight:
 class Networks:
     """What computes in a training.
 
-    text: the text encoders, with the learned words. unet: the UNet. Both have LoRA on them.
+    text: what prompts become. denoiser: the network that is trained. Both may have LoRA on them.
     faces: for the identity loss; None without one.
     word_norms: for each text encoder the length towards which the learned words are pulled.
     device: where all of them are.
     """
 
-    text: TrainableText
-    unet: TrainableUNet
+    text: TextSide
+    denoiser: Denoiser
     faces: FaceSight | None
     word_norms: list[float]
     device: torch.device
 
     @property
     def text_adapters(self) -> list[LoraLinear]:
-        encoders = self.text.encoders.values()
-        return [adapter for encoder in encoders for adapter in encoder.adapters.values()]
+        return list(self.text.adapters.values())
 
     @property
     def adapters(self) -> list[LoraLinear]:
-        """All LoRA, the UNet's first."""
-        return [*self.unet.adapters.values(), *self.text_adapters]
+        """All LoRA, the denoiser's first."""
+        return [*self.denoiser.adapters.values(), *self.text_adapters]
+
+    def condition(self, prompts: Sequence[Any], size: tuple[int, int]) -> Any:
+        """What the denoiser is told with these prompts. size: of the latent, rows and columns."""
+        return self.denoiser.condition(self.text.encode(prompts), prompts, size)
 
     def lora(self) -> dict[str, Tensor]:
         """The host's LORA_MODEL."""
-        adapters = dict(self.unet.adapters)
-        for encoder in self.text.encoders.values():
-            adapters.update(encoder.adapters)
-        return as_lora_model(adapters)
+        return as_lora_model({**self.denoiser.adapters, **self.text.adapters})
 
     def identity_on_device(self) -> AbstractContextManager[None]:
         """The face network is where the others are as long as this is open."""
         return self.faces.identity.on(self.device) if self.faces else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def strengths(self, unet: float, text: float) -> Iterator[None]:
+    def strengths(self, denoiser: float, text: float) -> Iterator[None]:
         """The LoRA acts with these shares of its strength."""
-        scales = [unet] * len(self.unet.adapters) + [text] * len(self.text_adapters)
+        scales = [denoiser] * len(self.denoiser.adapters) + [text] * len(self.text_adapters)
         before = [adapter.strength for adapter in self.adapters]
         try:
             for adapter, scale in zip(self.adapters, scales, strict=True):
@@ -90,7 +96,7 @@ def build_networks(
     clip: Any,
     vae: Any,
     subject: Subject,
-    style: StyleSet,
+    style: StyleSet | None,
     identity: Identity | None,
     settings: CaptureSettings,
     generator: torch.Generator,
@@ -101,22 +107,93 @@ def build_networks(
     import comfy.model_management as management
 
     device = management.get_torch_device()
-    text = TrainableText(clip, [subject.placeholder, style.placeholder], device)
+    by_picture = training_prompts(subject, style, settings.rules).values()
+    prompts = [text for pictures in by_picture for texts in pictures.values() for text in texts]
+    text: TextSide
+    denoiser: Denoiser
+    if is_transformer(model):
+        text, denoiser = _of_transformer(model, clip, subject, style, settings, prompts, generator)
+        norms: list[float] = []
+    else:
+        text, denoiser, norms = _of_unet(
+            model, clip, subject, style, settings, prompts, generator, device
+        )
+    faces = None
+    if identity and settings.uses_identity:
+        faces = FaceSight(identity, DifferentiableDecoder(vae, denoiser.process_out, device))
+    return Networks(text, denoiser, faces, norms, device)
+
+
+def is_transformer(model: Any) -> bool:
+    """Whether a MODEL is one that predicts a flow, of which no words are learned. ValueError for
+    one that cannot be trained."""
+    check_gradients(model)
+    return not isinstance(backbone_of(model), UNet)
+
+
+def _of_transformer(
+    model: Any,
+    clip: Any,
+    subject: Subject,
+    style: StyleSet | None,
+    settings: CaptureSettings,
+    prompts: Sequence[str],
+    generator: torch.Generator,
+) -> tuple[EncodedText, TrainableTransformer]:
+    """Its prompts, encoded, and the transformer."""
+    import comfy.model_management as management
+
+    backbone = backbone_of(model)
+    context = backbone.context or ContextTokens()
+    text = EncodedText(clip, placeholders_of(subject, style), context)
+    # All that may come up, previews included: the text encoder is not needed again.
+    for prompt in (*prompts, "", preview_prompt(subject, style)):
+        text.prompt(prompt)
+    device = management.get_torch_device()
+    management.unload_all_models()
+    denoiser = TrainableTransformer(
+        model, device, DTYPES[settings.precision], settings.gradient_checkpointing
+    )
+    denoiser.add_lora(settings.rank, generator, settings.lora_blocks, settings.lora_mlp)
+    return text, denoiser
+
+
+def _of_unet(
+    model: Any,
+    clip: Any,
+    subject: Subject,
+    style: StyleSet | None,
+    settings: CaptureSettings,
+    prompts: Sequence[str],
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[TrainableText, TrainableUNet, list[float]]:
+    """Its text encoders with the two words, the UNet, and the length towards which the words are
+    pulled in each encoder."""
+    if settings.lora_blocks.strip() not in ("", "all"):
+        raise ValueError(
+            f"lora_blocks is '{shown(settings.lora_blocks)}', which is for transformers: a UNet's"
+            " LoRA is in all of its attentions. Write all"
+        )
+    text = TrainableText(clip, placeholders_of(subject, style), device)
     # Every prompt that may come up is cut into tokens now, so that a bad template is an error
     # before the training.
-    for prompt in itertools.chain(*training_prompts(subject, style, settings.rules).values()):
+    for prompt in prompts:
         text.prompt(prompt)
-    text.check_against(clip, style.prompt(0, subject.class_word).replace(style.placeholder, ""))
+    plain = style.prompt(0, subject.class_word) if style else subject.prompt(0)
+    for word in text.placeholders:
+        plain = plain.replace(word, "")
+    text.check_against(clip, plain)
     unet = TrainableUNet(model, device, DTYPES[settings.precision], settings.gradient_checkpointing)
     rules = settings.rules
-    norms = text.typical_norms([subject.class_word, style.class_word])
-    text.initialise([subject.class_word, ""], norms, generator, rules.style_spread)
+    known = [subject.class_word, *([style.class_word] if style else [])]
+    norms = text.typical_norms(known)
+    # The style's word means nothing at first.
+    starts = [subject.class_word, *([""] if style else [])]
+    text.initialise(starts, norms, generator, rules.style_spread)
     if rules.word_norm is not None:
         norms = [rules.word_norm] * len(norms)
     unet.add_lora(settings.rank, generator)
     for encoder in text.encoders.values():
         encoder.add_lora(settings.rank, generator)
-    faces = None
-    if identity and settings.uses_identity:
-        faces = FaceSight(identity, DifferentiableDecoder(vae, unet.process_out, device))
-    return Networks(text, unet, faces, norms, device)
+    return text, unet, norms

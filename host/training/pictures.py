@@ -27,16 +27,21 @@ _MULTIPLE = 64
 class PreparedPicture:
     """A picture in V versions, of which the odd ones are mirrored.
 
-    name: how messages call it. latents: V C h w in the model's latent space. faces: V h w, the
+    source: as it came in. latents: V C h w in the model's latent space. faces: V h w, the
     share of each latent pixel that is face. boxes: V 3 (see face_box). identities: V D, whom a face
     network sees in each version; None without one.
     """
 
-    name: str
+    source: CapturePicture
     latents: Tensor
     faces: Tensor
     boxes: Tensor
     identities: Tensor | None
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return self.source.name
 
     @property
     def size(self) -> tuple[int, int]:
@@ -135,7 +140,7 @@ def _prepare(
         boxes.append(box)
         on_encoded()
     return PreparedPicture(
-        picture.name,
+        picture,
         torch.cat(latents),
         torch.stack(faces).to(device),
         torch.stack(boxes).to(device),
@@ -211,6 +216,8 @@ class DifferentiableDecoder:
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents of the model, B C h w -> images B 3 H W in 0..1."""
         decoded = self._network.decode(self._process_out(latents).to(self._dtype))
+        if decoded.ndim == 5:  # B 3 1 H W, of a VAE for videos
+            decoded = decoded[:, :, 0]
         # The host's scaling works in place.
         images: Tensor = self._process_output(decoded.float() * 1.0)
         return images.clamp(0, 1)

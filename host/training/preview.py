@@ -21,26 +21,21 @@ def sample_picture(
     size: tuple[int, int],
     seed: int,
     steps: int = 20,
-    cfg: float = 5.0,
 ) -> Tensor:
-    """Samples `prompt` with DDIM: 1 H W 3. size: of the latent, rows and columns. Changes nothing
-    that the training depends on."""
-    text, unet, device = networks.text, networks.unet, networks.device
+    """Samples `prompt`: 1 H W 3. size: of the latent, rows and columns. Changes nothing that the
+    training depends on."""
+    denoiser, device = networks.denoiser, networks.device
     with networks.strengths(*STRENGTHS):
-        context, pooled = text.encode([text.prompt(""), text.prompt(prompt)])
-        vector = unet.size_condition(pooled, size)
+        condition = networks.condition([networks.text.prompt(each) for each in ("", prompt)], size)
         generator = torch.Generator().manual_seed(seed)
-        latent = torch.randn(1, unet.latent_channels, *size, generator=generator).to(device)
-        schedule = torch.linspace(len(unet.alpha_bars) - 1, 0, steps).round().long().tolist()
-        for now, after in zip(schedule, [*schedule[1:], -1], strict=True):
-            timesteps = torch.full((2,), now, device=device)
-            output, _ = unet.predict(latent.expand(2, -1, -1, -1), timesteps, context, vector)
-            guided = output[:1] + cfg * (output[1:] - output[:1])
-            clean = unet.clean(latent, guided, timesteps[:1])
-            alpha_bar = unet.alpha_bars[now]
-            noise = (latent - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-            following = unet.alpha_bars[after] if after >= 0 else torch.ones((), device=device)
-            latent = following.sqrt() * clean + (1 - following).sqrt() * noise
+        latent = torch.randn(1, denoiser.latent_channels, *size, generator=generator).to(device)
+        schedule = denoiser.schedule(steps)
+        for now, after in zip(schedule, [*schedule[1:], None], strict=True):
+            times = torch.full((2,), now, device=device)
+            output, _ = denoiser.predict(latent.expand(2, -1, -1, -1), times, condition)
+            guided = output[:1] + denoiser.preview_cfg * (output[1:] - output[:1])
+            clean = denoiser.clean(latent, guided, times[:1])
+            latent = denoiser.renoised(latent, clean, now, after)
     with torch.inference_mode():
-        picture: Tensor = vae.decode(unet.process_out(latent)).clone().cpu()
+        picture: Tensor = vae.decode(denoiser.process_out(latent)).clone().cpu()
     return picture

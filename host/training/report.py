@@ -42,21 +42,27 @@ class PictureSet:
 def training_report(
     settings: CaptureSettings,
     subject: PictureSet,
-    style: PictureSet,
+    style: PictureSet | None,
     side: int,
     device: str,
     history: History,
+    learns_words: bool = True,
 ) -> str:
     """What was trained, how long it took, and how the terms of the loss went. side: of the training
     pictures in pixels."""
-    lines = [
-        f"subject '{subject.placeholder}' ({len(subject.pictures)} pictures), style"
-        f" '{style.placeholder}' ({len(style.pictures)} pictures), {side} px,"
-        f" {settings.precision} on {device}"
-    ]
+    sets = [f"subject '{subject.placeholder}' ({len(subject.pictures)} pictures)"]
+    if style is not None:
+        sets.append(f"style '{style.placeholder}' ({len(style.pictures)} pictures)")
+    lines = [f"{', '.join(sets)}, {side} px, {settings.precision} on {device}"]
     if settings.is_official:
         lines.append("rules of the official code (preset)")
-    lines += _notes_on_masks(settings, style)
+    if not learns_words:
+        words = f"'{subject.placeholder}'"
+        if style is not None:
+            words += f" and '{style.placeholder}'"
+        lines.append(f"no words are learned of this model: write {words} as trigger words")
+    if style is not None:
+        lines += _notes_on_masks(settings, style)
     for phase, name in _PHASE_NAMES.items():
         steps = settings.steps_of(phase)
         if not steps:

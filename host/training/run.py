@@ -24,17 +24,15 @@ from ...magic.capture_sets import StyleSet, Subject, check_pair
 from ..faces.identity import Identity
 from ..text.learned_words import Embedding
 from .checkpoint import CheckpointFile, TrainingState, damage_named, training_fingerprint
-from .draw import Batch, Kind, TrainingData, training_prompts
+from .draw import Batch, Kind, TrainingData, preview_prompt, training_prompts
 from .losses import loss_terms
 from .memory import training_mode
-from .networks import build_networks
+from .networks import build_networks, is_transformer
 from .pictures import prepare_pictures
 from .preview import sample_picture
 from .report import History, PictureSet, training_report
 from .settings import CaptureSettings, Phase
 
-_LORA_TIMESTEPS = 800
-"""The official code trains LoRA on the lower four fifths of the noise levels."""
 _LORA_DECAY = 1e-3
 _LONGEST_GRADIENT = 1.0
 
@@ -73,7 +71,7 @@ class CaptureTraining:
         clip: Any,
         vae: Any,
         subject: Subject,
-        style: StyleSet,
+        style: StyleSet | None,
         identity: Identity | None,
         settings: CaptureSettings,
         on_encoded: Callable[[], None] = lambda: None,
@@ -81,7 +79,10 @@ class CaptureTraining:
         """on_encoded: called after each encoded version of a picture; may raise to cancel."""
         import comfy.model_management as management
 
-        check_pair(subject, style)
+        if style is not None:
+            check_pair(subject, style)
+        if is_transformer(model):
+            settings = settings.of_transformer()
         self.settings, self.subject, self.style = settings, subject, style
         self.generator = torch.Generator().manual_seed(settings.seed)
         self._vae = vae
@@ -89,9 +90,9 @@ class CaptureTraining:
             self.networks = build_networks(
                 model, clip, vae, subject, style, identity, settings, self.generator
             )
-            device, unet = self.networks.device, self.networks.unet
-            self.side = settings.side or unet.native_side
-            encoding = (vae, unet.process_in, self.side, settings.versions)
+            device, denoiser = self.networks.device, self.networks.denoiser
+            self.side = settings.side or denoiser.native_side
+            encoding = (vae, denoiser.process_in, self.side, settings.versions)
             faces, mask_mode = self.networks.faces, settings.rules.mask_mode
             with self.networks.identity_on_device():
                 subject_pictures = prepare_pictures(
@@ -104,7 +105,13 @@ class CaptureTraining:
                     on_encoded,
                 )
             style_pictures = prepare_pictures(
-                style.pictures, *encoding, None, mask_mode, device, self.generator, on_encoded
+                style.pictures if style else (),
+                *encoding,
+                None,
+                mask_mode,
+                device,
+                self.generator,
+                on_encoded,
             )
             prompts = training_prompts(subject, style, settings.rules)
             self.data = TrainingData(subject_pictures, style_pictures, prompts, self.networks.text)
@@ -161,10 +168,11 @@ class CaptureTraining:
         return training_report(
             self.settings,
             PictureSet(self.subject.placeholder, self.data.subject_pictures),
-            PictureSet(self.style.placeholder, self.data.style_pictures),
+            PictureSet(self.style.placeholder, self.data.style_pictures) if self.style else None,
             self.side,
             str(self.networks.device),
             self.history,
+            learns_words=bool(self.networks.text.rows),
         )
 
     def _timed_step(self, on_step: OnStep) -> None:
@@ -178,9 +186,10 @@ class CaptureTraining:
         return self.step % every == 0 or self.step == self.settings.steps
 
     def sample(self) -> Tensor:
-        """A picture of the subject in the style as the training stands, 1 H W 3."""
-        prompt = self.style.prompt(0, self.subject.person)
-        size = self.data.style_pictures[0].size
+        """A picture of the subject, in the style where there is one, as the training stands, 1 H W
+        3."""
+        prompt = preview_prompt(self.subject, self.style)
+        size = (self.data.style_pictures or self.data.subject_pictures)[0].size
         return sample_picture(self.networks, self._vae, prompt, size, self.settings.seed)
 
     def train_step(self) -> float:
@@ -241,17 +250,23 @@ class CaptureTraining:
 
     def draw_batch(self) -> Batch:
         """What the next step of the phase it is in sees."""
-        settings = self.settings
-        kinds: list[Kind] = ["subject", "style"]
-        timesteps = len(self.networks.unet.alpha_bars)
-        own = 0
-        if self._phase == Phase.LORA:
-            timesteps = _LORA_TIMESTEPS
-            if settings.composed:
-                kinds.append("composed")
-            if self.networks.faces and settings.identity_forward == "own":
-                own = min(settings.identity_until, _LORA_TIMESTEPS)
-        return self.data.draw_batch(kinds, settings.batch, timesteps, self.generator, own)
+        settings, denoiser = self.settings, self.networks.denoiser
+        kinds: list[Kind] = ["subject", "style"] if self.style else ["subject"]
+        of_lora = self._phase == Phase.LORA
+        if self.style and of_lora and settings.composed:
+            kinds.append("composed")
+        has_own = of_lora and self.networks.faces and settings.identity_forward == "own"
+
+        def times(size: tuple[int, int]) -> Tensor:
+            return denoiser.draw_times(settings.batch, size, of_lora, self.generator)
+
+        def identity_times() -> Tensor:
+            until = settings.identity_until
+            return denoiser.draw_early_times(settings.batch, until, self.generator)
+
+        return self.data.draw_batch(
+            kinds, settings.batch, times, self.generator, identity_times if has_own else None
+        )
 
     def enter(self, phase: Phase) -> None:
         """Makes trainable what the phase trains, with an optimizer of its own. Nothing where it is
@@ -268,10 +283,11 @@ class CaptureTraining:
         if phase == Phase.INVERSION:
             groups = [{**words, "lr": settings.inversion_rate, "weight_decay": 0.0}]
         else:
-            unet = [p for adapter in networks.unet.adapters.values() for p in adapter.parameters()]
+            lora = networks.denoiser.adapters.values()
+            own = [parameter for adapter in lora for parameter in adapter.parameters()]
             text = [p for adapter in networks.text_adapters for p in adapter.parameters()]
             groups = [
-                {"params": unet, "lr": settings.unet_rate, "weight_decay": _LORA_DECAY},
+                {"params": own, "lr": settings.unet_rate, "weight_decay": _LORA_DECAY},
                 {"params": text, "lr": settings.text_rate, "weight_decay": _LORA_DECAY},
                 {**words, "lr": settings.embedding_rate, "weight_decay": settings.rules.word_decay},
             ]

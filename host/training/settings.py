@@ -50,6 +50,8 @@ class CaptureSettings:
     the UNet's blocks are computed twice to save memory.
     seed: of everything that is drawn.
     is_official: whether the rules that no other setting turns are the official code's.
+    lora_blocks: in which blocks of a transformer its LoRA is, as users name them. lora_mlp: whether
+    it is in their MLPs too.
     """
 
     inversion_steps: int = 1200
@@ -73,6 +75,8 @@ class CaptureSettings:
     seed: int = 0
     identity_forward: str = "shared"
     is_official: bool = False
+    lora_blocks: str = "all"
+    lora_mlp: bool = False
 
     def as_official(self) -> CaptureSettings:
         """The same steps, rates and weights under the rules of the official code."""
@@ -82,6 +86,15 @@ class CaptureSettings:
             identity_forward="own",
             identity_until=OFFICIAL_IDENTITY_UNTIL,
         )
+
+    def of_transformer(self) -> CaptureSettings:
+        """The same for a model of which no words are learned: LoRA alone. ValueError when that
+        leaves no steps."""
+        if not self.lora_steps:
+            raise ValueError(
+                "no words are learned of a transformer, LoRA alone: give lora_steps some"
+            )
+        return replace(self, inversion_steps=0)
 
     @property
     def uses_identity(self) -> bool:

@@ -7,7 +7,7 @@ before anything is trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,6 +33,11 @@ class Prompt:
     text: str
     ids: dict[str, Tensor]
     positions: tuple[int, ...]
+
+    @property
+    def word_count(self) -> int:
+        """How many of the learned words are in it."""
+        return sum(place >= 0 for place in self.positions)
 
 
 class _Vocabulary(nn.Module):
@@ -155,7 +160,7 @@ class TrainableEncoder(nn.Module):
 
 
 class TrainableText:
-    """All text encoders of a CLIP with the learned words in them.
+    """A `TextSide`: all text encoders of a CLIP with the learned words in them.
 
     encoders: by the host's names. placeholders: the learned words.
     """
@@ -224,6 +229,22 @@ class TrainableText:
                     " this model's text encoder has a form that MagiCapture does not know, please"
                     " report it"
                 )
+
+    @property
+    def adapters(self) -> dict[str, LoraLinear]:
+        """Of all encoders."""
+        adapters: dict[str, LoraLinear] = {}
+        for encoder in self.encoders.values():
+            adapters.update(encoder.adapters)
+        return adapters
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Of all encoders."""
+        for encoder in self.encoders.values():
+            for key, value in encoder.model.state_dict().items():
+                yield f"{encoder.name} {key}", value
+            # The table is no part of the state: it is the host's.
+            yield f"{encoder.name} table", encoder.vocabulary.weight
 
     @property
     def rows(self) -> list[nn.Parameter]:

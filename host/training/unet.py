@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from ..sampling.backbone import unet_of
 from ..sampling.backbone.unet import CHANNELS, PIXELS, attention_patches, token_grid
 from ..sampling.options import AttentionOptions, AttentionPatch
 from .lora import LoraLinear, patched_weights
+from .text import Prompt
 
 _PREFIX = "diffusion_model."
 _ADAPTED = (".to_q", ".to_k", ".to_v", ".to_out.0", ".ff.net.0.proj")
+_LORA_TIMESTEPS = 800
+"""The official code trains LoRA on the lower four fifths of the noise levels."""
 _MAP_SIDE = 16
 """The paper reads attention maps of 16x16 tokens. Of a model's resolutions the one nearest to that
 is taken."""
@@ -37,17 +41,35 @@ class _Layers:
         return nn.Conv2d(*args, **kwargs)
 
 
+@dataclass(frozen=True, eq=False)
+class UNetCondition:
+    """What a UNet is told.
+
+    context: B 77 C. vector: SDXL's of the pooled text and the picture's size, B C; None for models
+    without one. columns: B 2, positions of the learned words in the prompt, the first twice where
+    there is one; None where there is none.
+    """
+
+    context: Tensor
+    vector: Tensor | None
+    columns: Tensor | None
+
+    def of_rows(self, rows: Sequence[int]) -> UNetCondition:
+        """The same for some samples."""
+        vector, columns = (x if x is None else x[rows] for x in (self.vector, self.columns))
+        return UNetCondition(self.context[rows], vector, columns)
+
+
 class TrainableUNet:
-    """A copy of a MODEL's UNet. Its own weights are frozen; only LoRA can be trained.
+    """A `Denoiser`: a copy of a MODEL's UNet. Its times are timesteps of 1000.
 
     alpha_bars: the model's noise schedule, by timestep. v_prediction: what its output means, v or
-    eps. latent_channels, pixels_per_latent: of what it denoises. native_side: of the pictures that
-    it was trained on, in pixels. process_in, process_out: latents of the VAE to those of the model,
-    and back. adapters: its LoRA, by the host's names of the layers.
+    eps. All else: as there.
     """
 
     latent_channels = CHANNELS
     pixels_per_latent = PIXELS
+    preview_cfg = 5.0
 
     def __init__(
         self, model: Any, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
@@ -56,20 +78,18 @@ class TrainableUNet:
         backbone = unet_of(model)
         self.native_side = backbone.native_side
         self._blocks = backbone.layers
-        self.process_in: Callable[[Tensor], Tensor] = model.model.process_latent_in
-        self.process_out: Callable[[Tensor], Tensor] = model.model.process_latent_out
         sampling = model.get_model_object("model_sampling")
         self.v_prediction = _check_sampling(model, sampling)
         self.alpha_bars = (1 / (1 + sampling.sigmas.detach().float().clone() ** 2)).to(device)
         self.device, self.dtype = device, dtype
         config = {**self._host.model_config.unet_config, "dtype": dtype}
         config.pop("disable_unet_model_creation", None)
-        self.unet = type(self._host.diffusion_model)(**config, device=device, operations=_Layers)
+        self.network = type(self._host.diffusion_model)(**config, device=device, operations=_Layers)
         # The copied names are those of this very class, so a key too many or too few means a
         # patched-up host model.
-        self.unet.load_state_dict(patched_weights(model, _PREFIX, dtype))
-        self.unet.requires_grad_(False).eval()
-        for module in self.unet.modules():
+        self.network.load_state_dict(patched_weights(model, _PREFIX, dtype))
+        self.network.requires_grad_(False).eval()
+        for module in self.network.modules():
             if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
                 module.float()
         if gradient_checkpointing:
@@ -77,20 +97,46 @@ class TrainableUNet:
         self.adapters: dict[str, LoraLinear] = {}
 
     def _checkpoint_blocks(self) -> None:
-        for module in self.unet.modules():
+        for module in self.network.modules():
             if type(module).__name__ in ("ResBlock", "SpatialTransformer"):
                 module.forward = functools.partial(_checkpointed, module.forward)
 
     def add_lora(self, rank: int, generator: torch.Generator) -> None:
         """LoRA on the projections of both attentions and on the GEGLU projection, as in the
         official code."""
-        for name, module in self.unet.named_modules():
+        for name, module in self.network.named_modules():
             if (
                 isinstance(module, nn.Linear)
                 and ".transformer_blocks." in name
                 and name.endswith(_ADAPTED)
             ):
                 self.adapters[_PREFIX + name] = LoraLinear.attach(module, rank, generator)
+
+    def process_in(self, latents: Tensor) -> Tensor:
+        """As the host's."""
+        scaled: Tensor = self._host.process_latent_in(latents)
+        return scaled
+
+    def process_out(self, latents: Tensor) -> Tensor:
+        """As the host's."""
+        scaled: Tensor = self._host.process_latent_out(latents)
+        return scaled
+
+    def draw_times(
+        self, count: int, size: tuple[int, int], of_lora: bool, generator: torch.Generator
+    ) -> Tensor:
+        """All alike."""
+        most = _LORA_TIMESTEPS if of_lora else len(self.alpha_bars)
+        return torch.randint(most, (count,), generator=generator).to(self.device)
+
+    def draw_early_times(self, count: int, until: int, generator: torch.Generator) -> Tensor:
+        """Of those that LoRA learns from."""
+        drawn = torch.randint(min(until, _LORA_TIMESTEPS), (count,), generator=generator)
+        return drawn.to(self.device)
+
+    def is_early(self, times: Tensor, until: int) -> Tensor:
+        """Timesteps are counted."""
+        return times < until
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is shown. latents, noise: B C h w; timesteps: B -> B C h w."""
@@ -115,10 +161,22 @@ class TrainableUNet:
         alpha_bar = self.alpha_bars[timesteps].reshape(-1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
-    def size_condition(self, pooled: Tensor | None, size: tuple[int, int]) -> Tensor | None:
-        """SDXL's vector of the pooled text and the picture's size; None for models without one.
-        size: of the latent, rows and columns."""
-        if self.unet.num_classes is None or pooled is None:
+    def condition(
+        self,
+        encoded: tuple[Tensor, Tensor | None],
+        prompts: Sequence[Prompt],
+        size: tuple[int, int],
+    ) -> UNetCondition:
+        """encoded: context and pooled text."""
+        context, pooled = encoded
+        rows = [[place for place in prompt.positions if place >= 0] for prompt in prompts]
+        columns = None
+        if all(rows):
+            columns = torch.tensor([(row * 2)[:2] for row in rows], device=self.device)
+        return UNetCondition(context, self._size_vector(pooled, size), columns)
+
+    def _size_vector(self, pooled: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+        if self.network.num_classes is None or pooled is None:
             return None
         height, width = (count * self.pixels_per_latent for count in size)
         vector: Tensor = self._host.encode_adm(
@@ -127,19 +185,11 @@ class TrainableUNet:
         return vector.to(self.device)
 
     def predict(
-        self,
-        noisy: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        vector: Tensor | None = None,
-        columns: Tensor | None = None,
+        self, noisy: Tensor, timesteps: Tensor, condition: UNetCondition, watched: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The UNet's output, and the attention maps when `columns` asks for them.
-
-        noisy: B C h w; timesteps: B; context: B 77 C; columns: B K, positions of the tokens to
-        record -> B C h w and B M K H W, where M counts the heads of all layers of the resolution
-        nearest to 16x16 (encoder and decoder, as in the official code).
-        """
+        """Maps are those of all layers of the resolution nearest to 16x16 (encoder and decoder, as
+        in the official code)."""
+        columns = condition.columns if watched else None
         maps: list[Tensor] = []
         image: dict[Block, AttentionPatch] = {}
         text: dict[Block, AttentionPatch] = {}
@@ -152,14 +202,28 @@ class TrainableUNet:
                     _watched_attention, columns=columns, maps=maps
                 )
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            output = self.unet(
+            output = self.network(
                 noisy.to(self.dtype),
                 timesteps,
-                context=context.to(self.dtype),
-                y=vector,
+                context=condition.context.to(self.dtype),
+                y=condition.vector,
                 transformer_options=attention_patches(image, text),
             )
         return output.float(), torch.cat(maps, 1) if maps else None
+
+    def schedule(self, steps: int) -> list[float]:
+        """Evenly from the last timestep to the first."""
+        return torch.linspace(len(self.alpha_bars) - 1, 0, steps).round().long().tolist()
+
+    def renoised(self, noisy: Tensor, clean: Tensor, now: float, after: float | None) -> Tensor:
+        """DDIM."""
+        alpha_bar = self.alpha_bars[int(now)]
+        noise = (noisy - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
+        following = torch.ones((), device=self.device)
+        if after is not None:
+            following = self.alpha_bars[int(after)]
+        result: Tensor = following.sqrt() * clean + (1 - following).sqrt() * noise
+        return result
 
 
 def map_blocks(blocks: Sequence[AttentionBlock], size: tuple[int, int]) -> tuple[Block, ...]:

@@ -424,6 +424,35 @@ def test_pictures_and_masks_from_a_folder(folders):
         nodes.MagiCaptureSubject.execute(["anna"], ["<anna>"], ["woman"], ["{person}"])
 
 
+def test_captions_lie_beside_their_pictures_or_come_as_lines(folders, caplog):
+    root = folders / "input" / "anna"
+    (root / "mask").mkdir(parents=True)
+    for i in range(2):
+        Image.new("RGB", (64, 64), (90, 60 * i, 0)).save(root / f"{i}.png")
+        Image.new("L", (64, 64), 255).save(root / "mask" / f"{i}.png")
+    texts = ["anna"], ["<anna>"], ["woman"], ["{person}"]
+    before = nodes.MagiCaptureSubject.fingerprint_inputs(folder=["anna"])
+    (root / "1.txt").write_text("a smiling {person}\n", "utf-8")
+    assert nodes.MagiCaptureSubject.fingerprint_inputs(folder=["anna"]) != before
+    subject = nodes.MagiCaptureSubject.execute(*texts).args[0]
+    said = [subject.prompts_of(picture) for picture in subject.pictures]
+    assert said == [("<anna> woman",), ("a smiling <anna> woman",)]
+    assert "not read" not in caplog.text
+    # An empty line leaves the templates.
+    subject = nodes.MagiCaptureSubject.execute(*texts, captions=["in a red hat", ""]).args[0]
+    said = [subject.prompts_of(picture) for picture in subject.pictures]
+    assert said == [("<anna> woman, in a red hat",), ("<anna> woman",)]
+    subject = nodes.MagiCaptureSubject.execute(*texts, captions=["in a red hat\n"]).args[0]
+    assert said == [subject.prompts_of(picture) for picture in subject.pictures]
+    with pytest.raises(ValueError, match="2 pictures but 3 captions"):
+        nodes.MagiCaptureSubject.execute(*texts, captions=["a\nb\nc"])
+    with pytest.raises(ValueError, match=r"caption of 0\.png: .*\{person\} in it exactly once"):
+        nodes.MagiCaptureSubject.execute(*texts, captions=["{person} and {person}"])
+    (root / "1.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match=r"1\.txt cannot be read as text: save it in UTF-8"):
+        nodes.MagiCaptureSubject.execute(*texts)
+
+
 @pytest.mark.parametrize("name", ["../anna", "/etc", "link"])
 def test_no_other_folder_is_read(folders, name):
     (folders / "elsewhere").mkdir()

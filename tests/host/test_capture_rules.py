@@ -168,7 +168,7 @@ def groups_of(run: CaptureTraining) -> list[tuple[torch.nn.Parameter, float, flo
     matrices = [
         (matrix, rate, 1e-3)
         for adapters, rate in (
-            (list(networks.unet.adapters.values()), settings.unet_rate),
+            (list(networks.denoiser.adapters.values()), settings.unet_rate),
             (networks.text_adapters, settings.text_rate),
         )
         for adapter in adapters
@@ -230,14 +230,52 @@ def test_the_preset_moves_every_parameter_as_the_official_code_does():
 def test_the_preset_composes_the_prompts_of_the_official_code():
     subject, style = sets()
     prompts = training_prompts(subject, style, OFFICIAL)
-    assert prompts["composed"] == [
+    composed = tuple(
         naive.composed_prompt(template.replace("{person}", "{}"), "<anna>", "woman", "<ink>")
         for template in subject.templates
-    ]
+    )
+    assert prompts["composed"] == {picture: composed for picture in style.pictures}
     ours = training_prompts(subject, style, OURS)
-    assert ours["composed"] == ["a picture of a <anna> woman in the style of <ink>"]
+    composed = ("a picture of a <anna> woman in the style of <ink>",)
+    assert ours["composed"] == {picture: composed for picture in style.pictures}
     for kind in ("subject", "style"):
         assert ours[kind] == prompts[kind]
+
+
+def test_a_caption_is_all_that_is_said_of_its_picture():
+    subject, style = (
+        replace(part, pictures=(replace(part.pictures[0], caption=text), part.pictures[1]))
+        for part, text in zip(sets(), ("<anna> woman at sea", "a woman at sea"), strict=True)
+    )
+    run = CaptureTraining(*models_of(), subject, style, None, replace(QUICK, lora_steps=60))
+    said: dict[tuple[str, str], set[str]] = {}
+    with training_mode():
+        run.enter(Phase.LORA)
+        for _ in range(60):
+            [sample] = run.draw_batch().samples
+            said.setdefault((sample.kind, sample.picture.name), set()).add(sample.prompt.text)
+    assert said["subject", "subject 0"] == {"<anna> woman at sea"}
+    assert said["subject", "subject 1"] == {"a photo of a <anna> woman", "one <anna> woman"}
+    assert said["style", "style 0"] == {"a woman at sea, in the style of <ink>"}
+    assert said["composed", "style 0"] == {"a <anna> woman at sea, in the style of <ink>"}
+    assert said["style", "style 1"] == {"a picture of a woman in the style of <ink>"}
+
+
+def test_a_caption_is_part_of_what_a_training_is():
+    subject, style = sets()
+    other = replace(subject.pictures[0], caption="at sea")
+    changed = replace(subject, pictures=(other, *subject.pictures[1:]))
+    runs = (CaptureTraining(*models_of(), each, style, None, QUICK) for each in (subject, changed))
+    assert len({run.fingerprint for run in runs}) == 2
+
+
+def test_a_subject_is_learned_without_a_style():
+    run = CaptureTraining(*models_of(), sets()[0], None, recogniser(), QUICK)
+    pictures: list[torch.Tensor] = []
+    trained = run.run(ignore, on_preview=lambda _, x: pictures.append(x), preview_every=100)
+    assert [embedding.placeholder for embedding in trained.embeddings] == ["<anna>"]
+    assert len(pictures) == 1 and all(torch.tensor(trained.history).isfinite())
+    assert "style" not in trained.report and "subject '<anna>' (2 pictures)" in trained.report
 
 
 def test_the_preset_scales_masks_and_starts_words_as_the_official_code_does():

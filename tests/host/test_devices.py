@@ -366,7 +366,9 @@ def test_training(tmp_path):
     )
     file.write(training.state())
     training.take_up(file.read(training.fingerprint), file.path)
-    assert {adapter.up.device for adapter in training.networks.unet.adapters.values()} == {PRETEND}
+    assert {adapter.up.device for adapter in training.networks.denoiser.adapters.values()} == {
+        PRETEND
+    }
     patched, clip = MagiCaptureApply.execute(
         *parts()[:2], trained.embeddings, 0.6, 0.9, trained.lora
     ).args

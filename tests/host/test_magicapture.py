@@ -86,7 +86,8 @@ def ignore(*_: Any) -> None:
 def state(run: CaptureTraining) -> dict[str, torch.Tensor]:
     """Everything that a step could change, under the name of the kind of thing it is."""
     tensors = {
-        f"unet.{name}": tensor for name, tensor in run.networks.unet.unet.state_dict().items()
+        f"unet.{name}": tensor
+        for name, tensor in run.networks.denoiser.network.state_dict().items()
     }
     for name, encoder in run.networks.text.encoders.items():
         tensors |= {
@@ -105,7 +106,7 @@ def state(run: CaptureTraining) -> dict[str, torch.Tensor]:
         }
     tensors |= {
         f"unet_lora.{key}.{part}": getattr(lora, part)
-        for key, lora in run.networks.unet.adapters.items()
+        for key, lora in run.networks.denoiser.adapters.items()
         for part in ("up", "down")
     }
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -203,7 +204,7 @@ def test_patches_of_the_model_are_part_of_what_is_trained_on():
     patched.add_patches({name: ("diff", (torch.ones_like(model.model.state_dict()[name]),))}, 0.5)
     run = CaptureTraining(patched, clip, vae, *sets(), None, QUICK)
     difference = (
-        run.networks.unet.unet.state_dict()[name.removeprefix("diffusion_model.")]
+        run.networks.denoiser.network.state_dict()[name.removeprefix("diffusion_model.")]
         - model.model.state_dict()[name]
     )
     torch.testing.assert_close(difference, torch.full_like(difference, 0.5))
@@ -217,18 +218,15 @@ def test_the_trainable_model_is_the_hosts(shape):
     run = training(shape)
     noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
     with training_mode(), torch.no_grad():
-        context, pooled = run.networks.text.encode(
-            [run.networks.text.prompt("a photo of a woman")] * 2
-        )
-        vector = run.networks.unet.size_condition(pooled, (SIDE // 8, SIDE // 8))
-        output, maps = run.networks.unet.predict(
-            noisy, timesteps, context, vector, torch.tensor([[1, 2]] * 2)
-        )
+        prompts = [run.networks.text.prompt("a photo of a woman")] * 2
+        told = run.networks.condition(prompts, (SIDE // 8, SIDE // 8))
+        told = replace(told, columns=torch.tensor([[1, 2]] * 2))
+        output, maps = run.networks.denoiser.predict(noisy, timesteps, told, watched=True)
     sigma = model.model.model_sampling.sigmas[timesteps]
     scale = (1 + sigma**2).sqrt()[:, None, None, None]
-    extra = {} if vector is None else {"y": vector}
-    expected = model.model.apply_model(noisy * scale, sigma, c_crossattn=context, **extra)
-    ours = run.networks.unet.clean(noisy, output, timesteps)
+    extra = {} if told.vector is None else {"y": told.vector}
+    expected = model.model.apply_model(noisy * scale, sigma, c_crossattn=told.context, **extra)
+    ours = run.networks.denoiser.clean(noisy, output, timesteps)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
     assert maps is not None and maps.shape[2] == 2 and maps.sum(2).max() <= 1
 
@@ -240,8 +238,10 @@ def test_a_node_says_what_the_model_predicts(rule, predicts_v):
         model, clip, vae = models_of(shape)
         patched = resampled(model, rule)
         run = CaptureTraining(patched, clip, vae, *sets(), None, QUICK)
-        assert run.networks.unet.v_prediction == predicts_v
-        assert torch.equal(run.networks.unet.alpha_bars, training(shape).networks.unet.alpha_bars)
+        assert run.networks.denoiser.v_prediction == predicts_v
+        assert torch.equal(
+            run.networks.denoiser.alpha_bars, training(shape).networks.denoiser.alpha_bars
+        )
 
 
 @pytest.mark.parametrize(("rule", "name"), [("x0", "X0"), ("lcm", "LCM")])
@@ -413,7 +413,7 @@ def test_the_decoder_takes_weights_only(monkeypatch):
     assert faces is not None
     latents = torch.randn(1, 4, 8, 8)
     with torch.inference_mode():
-        expected = vae.decode(run.networks.unet.process_out(latents)).movedim(-1, 1)
+        expected = vae.decode(run.networks.denoiser.process_out(latents)).movedim(-1, 1)
     torch.testing.assert_close(faces.decode(latents), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -436,7 +436,7 @@ def test_nothing_is_held_after_a_cancel(monkeypatch):
 
     def tracked(self: Any, *args: Any) -> None:
         original(self, *args)
-        made.append(weakref.ref(self.unet))
+        made.append(weakref.ref(self.network))
 
     monkeypatch.setattr(capture_unet.TrainableUNet, "__init__", tracked)
 
@@ -508,7 +508,8 @@ def test_the_identity_loss_reaches_the_lora():
         terms = terms_of(with_it, batch)
         terms["identity"].backward()
     assert (
-        max(adapter.up.grad.abs().max() for adapter in with_it.networks.unet.adapters.values()) > 0
+        max(adapter.up.grad.abs().max() for adapter in with_it.networks.denoiser.adapters.values())
+        > 0
     )
 
 

@@ -383,6 +383,26 @@ class JointTransformer:
             return shares[..., -length:]
         return shares[..., :length]
 
+    def word_attention(
+        self, view: LayerView, words: Sequence[Sequence[int]], length: int
+    ) -> Tensor:
+        """How much of its attention each of the picture's tokens, in each head, gives to some words
+        of a prompt of `length` tokens: B heads K N, columns of the joint softmax, with gradient.
+        words: the positions of each word's tokens, of K words.
+
+        What attention gives for values of 1 at a word and 0 elsewhere is this word's share: so the
+        host's own attention computes it, without a matrix of all pairs.
+        """
+        first = view.text.start
+        if self.family.text_padding == "left":
+            first = view.text.stop - length
+        values = torch.zeros_like(view.k).unflatten(-1, (view.heads, -1))  # B M heads c
+        for channel, positions in enumerate(words):
+            values[:, [first + position for position in positions], :, channel] = 1
+        shares = view.attend(view.q, view.k, values.flatten(2), None)  # B N C
+        by_head: Tensor = shares.unflatten(-1, (view.heads, -1))[..., : len(words)]
+        return by_head.permute(0, 2, 3, 1)
+
     def background_columns(self, tokens: int) -> Sequence[int]:
         """No token is known to mark it."""
         return ()
@@ -480,6 +500,20 @@ class JointTransformer:
         around = inner["wrappers"].setdefault(extension.WrappersMP.APPLY_MODEL, {})
         around[_CALL] = [_tell_call]
         return {**options, "transformer_options": inner}
+
+
+def recount(options: Mapping[str, Any]) -> Callable[[], None]:
+    """For a block that is computed twice, to be called before each time: sets the count of joint
+    attentions to where it is now, on hosts and in classes that do not name them. options: the
+    host's transformer options."""
+    call: _Call | None = options.get(_CALL)
+    seen = 0 if call is None else call.seen
+
+    def again() -> None:
+        if call is not None:
+            call.seen = seen
+
+    return again
 
 
 def _tell_call(

@@ -1,0 +1,105 @@
+"""Prompts that are encoded once: of text encoders that the training does not change, and which may
+leave the memory then."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...magic.capture_sets import word_pattern
+from ..text.context import ContextTokens
+from ..text.learned_words import Embedding
+from ..text.prompts import tagged_prompt
+from .lora import LoraLinear, patched_tensors
+
+_TAG = "training"
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt as the host encodes it.
+
+    text: as it was written. context: 1 N C, on the CPU. options: all else of its conditioning.
+    spans: of each placeholder that is in it, in the order of the placeholders, the positions of its
+    tokens in the context.
+    """
+
+    text: str
+    context: Tensor
+    options: Mapping[str, Any]
+    spans: tuple[tuple[int, ...], ...]
+
+    @property
+    def word_count(self) -> int:
+        """How many placeholders are in it."""
+        return len(self.spans)
+
+
+class EncodedText:
+    """A `TextSide` that learns nothing: its placeholders are words as all others are (trigger
+    words).
+
+    placeholders: the subject's first.
+    """
+
+    def __init__(self, clip: Any, placeholders: Sequence[str], context: ContextTokens):
+        self.placeholders = tuple(placeholders)
+        self._clip, self._context = clip, context
+        self._prompts: dict[str, EncodedPrompt] = {}
+
+    @property
+    def rows(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    @property
+    def adapters(self) -> dict[str, LoraLinear]:
+        """None."""
+        return {}
+
+    def prompt(self, text: str) -> EncodedPrompt:
+        """ValueError, of which prompt, when its encoding is no numbers, or the text encoder has no
+        tokens for a placeholder."""
+        if text not in self._prompts:
+            words = [
+                word
+                for word in self.placeholders
+                if re.search(word_pattern(word), text, re.IGNORECASE)
+            ]
+            with torch.inference_mode():
+                tagged = tagged_prompt(self._clip, text, words, _TAG, self._context)
+            context, options = tagged.conditioning[0]
+            self._prompts[text] = EncodedPrompt(
+                text, _plain(context), {key: _plain(x) for key, x in options.items()}, tagged.spans
+            )
+        return self._prompts[text]
+
+    def encode(self, prompts: Sequence[EncodedPrompt]) -> Sequence[EncodedPrompt]:
+        """They are encoded already."""
+        return prompts
+
+    def learned(self) -> tuple[Embedding, ...]:
+        """None."""
+        return ()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Of the text encoders with their patches: a GPU may encode the last bit otherwise in each
+        run."""
+        for name, weight in patched_tensors(self._clip.patcher, ""):
+            yield f"text {name}", weight
+
+
+def _plain(value: Any) -> Any:
+    """A copy on the CPU of what was made in inference mode, which gradients do not pass."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(inner) for inner in value)
+    return value
