@@ -50,6 +50,8 @@ AUTOENCODER = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
+TEXT_ENCODER: dict[str, int] = {}
+"""What differs from CLIP-L."""
 _UNITS, _WIDTHS = (3, 4, 14, 3), (64, 128, 256, 512)
 """IResNet-50."""
 
@@ -73,7 +75,8 @@ def text_encoder() -> Any:
     target = comfy.supported_models_base.ClipTarget(
         comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel
     )
-    clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
+    options = {"dtype": torch.float32, "clip_l_model_config": TEXT_ENCODER}
+    clip = comfy.sd.CLIP(target, model_options=options)
     _randomise(clip.cond_stage_model)
     return clip
 

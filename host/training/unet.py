@@ -32,13 +32,22 @@ is taken."""
 
 
 class _Layers:
-    """torch's own layers under the names by which the host's UNet asks for them."""
+    """torch's own layers under the names by which the host's UNet asks for them. Their weights are
+    read right after they are made, so none are drawn."""
 
-    Linear, Conv2d, GroupNorm, LayerNorm = nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm
+    GroupNorm, LayerNorm = nn.GroupNorm, nn.LayerNorm
 
-    @staticmethod
-    def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
-        return nn.Conv2d(*args, **kwargs)
+    class Linear(nn.Linear):
+        def reset_parameters(self) -> None:
+            pass
+
+    class Conv2d(nn.Conv2d):
+        def reset_parameters(self) -> None:
+            pass
+
+    @classmethod
+    def conv_nd(cls, dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+        return cls.Conv2d(*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,16 +30,22 @@ def encode(text: str) -> list[Any]:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
+@cache
+def picture(seed: int) -> Tensor:
+    """A portrait of the toy world, 1 3 128 128."""
+    image: Tensor = torch.from_numpy(portraits.render(portraits.sample_portrait(seed)).image)
+    return image[None].movedim(-1, 1)
+
+
 def concepts(
     count: int = 2, size: tuple[int, int] = (128, 128), region: Tensor | None = None
 ) -> tuple[Any, ...]:
     chained: tuple[Any, ...] = ()
     for seed, phrase in list(enumerate(("hat", "scarf", "man")))[:count]:
-        picture = torch.from_numpy(portraits.render(portraits.sample_portrait(seed)).image)[None]
-        picture = torch.nn.functional.interpolate(picture.movedim(-1, 1), size=size).movedim(1, -1)
+        image = torch.nn.functional.interpolate(picture(seed), size=size).movedim(1, -1)
         mask = torch.zeros(1, *size)
         mask[:, size[0] // 8 : size[0] * 5 // 8, size[1] // 4 : size[1] * 7 // 8] = 1
-        chained = MagicFaceConcept.execute(picture, phrase, 2.0, mask, "", region, chained).args[0]
+        chained = MagicFaceConcept.execute(image, phrase, 2.0, mask, "", region, chained).args[0]
     return chained
 
 

@@ -15,6 +15,7 @@ from bench import (
     magicface_step,
     magicstyle,
     metrics,
+    random_sd15,
     sheets,
     toy,
 )
@@ -23,6 +24,7 @@ from bench.toy_patterns import pattern_of
 from devkit.pack import ROOT
 from magicportrait.demo.portraits import PATTERNS, render
 from magicportrait.host.training.settings import CaptureSettings
+from magicportrait.tests.host.models import random_vae
 
 FOLDER = ROOT / "bench"
 TINY = Scale(latent=8, channels=32, steps=3, dtype=torch.float32)
@@ -78,7 +80,12 @@ def test_a_step_of_magicstyle_can_be_measured(mode):
 
 
 @pytest.mark.parametrize("mode", magicapture_step.MODES)
-def test_a_step_of_magicapture_can_be_measured(mode):
+def test_a_step_of_magicapture_can_be_measured(mode, monkeypatch):
+    small = {"num_hidden_layers": 2, "intermediate_size": 64}
+    monkeypatch.setattr(random_sd15, "TEXT_ENCODER", small)
+    if mode != magicapture_step.MODES[1]:
+        # The host knows its VAE at its own size only: once is enough.
+        monkeypatch.setattr(random_sd15, "autoencoder", random_vae)
     assert all(figure > 0 for figure in magicapture_step.measure(mode, TINY, 1))
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from magicportrait.tests.host.test_magicapture import (
     sets,
     step,
     training,
+    uninterrupted,
 )
 
 
@@ -38,6 +40,12 @@ def fingerprint(
         *models_of(), subject or pictures[0], style or pictures[1], identity, settings
     )
     return run.fingerprint
+
+
+@cache
+def usual() -> str:
+    """Of the same inputs for all tests."""
+    return fingerprint()
 
 
 def cancel_after(count: int) -> Callable[[int, float], None]:
@@ -62,11 +70,21 @@ CHANGES: dict[str, Callable[[CapturePicture], CapturePicture]] = {
 @pytest.mark.parametrize("part", [0, 1], ids=["subject", "style"])
 def test_a_changed_picture_is_another_training(change, part):
     pictures = list(sets())
-    before = fingerprint(*pictures)
-    assert fingerprint(*sets()) == before, "the same inputs are the same training"
     first, *others = pictures[part].pictures
     pictures[part] = replace(pictures[part], pictures=(change(first), *others))
-    assert fingerprint(*pictures) != before
+    assert fingerprint(*pictures) != usual()
+
+
+def test_the_same_inputs_are_the_same_training():
+    again = (
+        replace(part, pictures=tuple(copied(picture) for picture in part.pictures))
+        for part in sets()
+    )
+    assert fingerprint(*again) == usual()
+
+
+def copied(picture: CapturePicture) -> CapturePicture:
+    return replace(picture, image=picture.image.clone(), mask=picture.mask.clone())
 
 
 def test_another_identity_network_is_another_training():
@@ -78,11 +96,11 @@ def test_another_identity_network_is_another_training():
     identity = recogniser()
     identity.network.weight.copy_(identity.network.weight.flip(-1))
     names.append(fingerprint(identity=identity))
-    assert len({*names, fingerprint()}) == 4
+    assert len({*names, usual()}) == 4
 
 
 def test_another_word_in_the_text_encoder_s_table_is_another_training(monkeypatch):
-    before = fingerprint()
+    before = usual()
     clip = models_of()[1]
     table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
     rows = table[[5, 6]].clone()
@@ -162,18 +180,36 @@ DAMAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def after_two_steps(tmp_path_factory) -> bytes:
+    """A whole checkpoint."""
+    with torch.inference_mode():
+        run = training()
+        for _ in range(2):
+            step(run)
+        file = CheckpointFile(tmp_path_factory.mktemp("whole") / "state.pt", 100)
+        assert file.write(run.state())
+    return file.path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def beginner() -> CaptureTraining:
+    """A training that takes up what it is given, if it can."""
+    with torch.inference_mode():
+        return training()
+
+
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_one_sentence_with_its_name(tmp_path, damage):
-    run = training()
-    for _ in range(2):
-        step(run)
+def test_a_damaged_checkpoint_is_one_sentence_with_its_name(
+    tmp_path, damage, after_two_steps, beginner
+):
     file = CheckpointFile(tmp_path / "0123456789abcdef.pt", 100)
-    file.write(run.state())
+    file.path.write_bytes(after_two_steps)
     torch.save(damage(torch.load(file.path, weights_only=True)), file.path)
     with pytest.raises(
         ValueError, match=r"^checkpoint \S+0123456789abcdef\.pt is damaged"
     ) as error:
-        training().run(ignore, file)
+        beginner.run(ignore, file)
     text = str(error.value)
     assert text.endswith("remove it to start anew") and "\n" not in text
     assert file.path.exists(), "it is the user's to remove"
@@ -227,7 +263,7 @@ def limited() -> Iterator[Callable[[], None]]:
 @needs_unix
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(tmp_path, caplog, limited):
     result = training().run(ignore, CheckpointFile(tmp_path / "state.pt", 2))
-    assert result.history == training().run(ignore).history
+    assert result.history == uninterrupted().history
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings and all("no checkpoint could be kept" in text for text in warnings)
     assert "larger than one file may be there" in warnings[0]
@@ -251,7 +287,7 @@ def test_the_next_checkpoint_is_tried_again(tmp_path, caplog, limited):
     state = file.read(run.fingerprint)
     assert state is not None and state.step == 5
     resumed = training().run(ignore, file)
-    assert resumed.history == training().run(ignore).history
+    assert resumed.history == uninterrupted().history
 
 
 @needs_unix

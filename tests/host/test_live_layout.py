@@ -107,7 +107,7 @@ def test_a_page_is_told_the_steps_that_were_asked_for_where_others_are_made(
     nodes = {"3": {"class_type": kind, "inputs": inputs}}
     server.prompt_queue.currently_running = {3: (0, "a prompt", nodes, {}, [])}
     with CurrentNodeContext("a prompt", "3"):
-        Sampling(steps=13).run(*apply(parts()[0])[:2])
+        Sampling(steps=13, size=(8, 8)).run(*apply(parts()[0], chained=concepts(1))[:2])
     _, run, _ = server.events[0]
     assert (run["steps"], run["asked"], run["prompt"]) == (13, asked, "a prompt")
 

@@ -21,7 +21,7 @@ from magicportrait.host.training.checkpoint import CheckpointFile
 from magicportrait.host.training.losses import around_faces, loss_terms
 from magicportrait.host.training.memory import training_mode
 from magicportrait.host.training.pictures import DifferentiableDecoder
-from magicportrait.host.training.run import CaptureTraining
+from magicportrait.host.training.run import CaptureTraining, Trained
 from magicportrait.host.training.settings import CaptureSettings, Phase
 from magicportrait.magic import capture_losses
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
@@ -49,6 +49,7 @@ def models_of(shape: str = "sd15") -> tuple[Any, Any, Any]:
     )
 
 
+@cache
 def sets(count: int = 2, size: int = SIDE) -> tuple[Subject, StyleSet]:
     capture = captures.sample_capture(3, "neon", count)
     subject, style = (
@@ -72,6 +73,12 @@ def training(
     shape: str = "sd15", identity: Identity | None = None, **settings: Any
 ) -> CaptureTraining:
     return CaptureTraining(*models_of(shape), *sets(), identity, replace(QUICK, **settings))
+
+
+@cache
+def uninterrupted(with_identity: bool = False) -> Trained:
+    """What the settings of most tests give in one go."""
+    return training(identity=recogniser() if with_identity else None).run(ignore)
 
 
 def step(run: CaptureTraining) -> float:
@@ -293,7 +300,7 @@ def test_a_cancelled_training_ends_as_an_uninterrupted_one(tmp_path, cancel_afte
             raise management.InterruptProcessingException()
 
     identity = recogniser() if with_identity else None
-    whole = training(identity=identity).run(ignore)
+    whole = uninterrupted(with_identity)
     path = tmp_path / "state.pt"
     with pytest.raises(management.InterruptProcessingException):
         training(identity=identity).run(cancel, CheckpointFile(path, 100))
@@ -307,7 +314,7 @@ def test_a_cancelled_training_ends_as_an_uninterrupted_one(tmp_path, cancel_afte
 
 
 def test_an_error_in_mid_step_loses_only_that_step(tmp_path, monkeypatch):
-    whole = training().run(ignore)
+    whole = uninterrupted()
     path = tmp_path / "state.pt"
     run = training()
 
@@ -341,7 +348,7 @@ def test_previews_do_not_change_the_training():
     watched = training().run(
         ignore, on_preview=lambda done, images: pictures.append(images), preview_every=3
     )
-    assert watched.history == training().run(ignore).history
+    assert watched.history == uninterrupted().history
     assert [image.shape for image in pictures] == [(1, SIDE, SIDE, 3)] * 3 and all(
         image.isfinite().all() for image in pictures
     )

@@ -36,6 +36,7 @@ _OVERRIDE = "optimized_attention_override"
 _CALL = "magicportrait_call"
 _GIVEN = "reference_image_num_tokens"
 """The host's name of how many tokens each given picture has."""
+_FIRST = "magicportrait_first"
 _STRENGTHS: Mapping[Level, float] = {"subtle": 0.5, "normal": 1.0, "strong": 2.0}
 _LAYOUT_LAYERS = 8
 """From so many the layout is read, at even distances: neighbours say the same."""
@@ -432,6 +433,13 @@ class JointTransformer:
         blocks = [layer.block for layer in self.layers]
         return blocks[call.seen - 1] if call.seen <= len(blocks) else None
 
+    @cached_property
+    def _first(self) -> Mapping[str, int]:
+        """The place in `layers` of each kind's first block, by the kind's name in the host's
+        replacements of blocks."""
+        letters = [layer.block.kind for layer in self.layers]
+        return {f"{kind.name}_block": letters.index(kind.letter) for kind in self.family.kinds}
+
     def _attention(
         self, function: Attention, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> _JointAttention | None:
@@ -496,6 +504,7 @@ class JointTransformer:
             return result
 
         inner[_OVERRIDE] = override
+        inner[_FIRST] = self._first
         inner["wrappers"] = {kind: dict(keys) for kind, keys in inner.get("wrappers", {}).items()}
         around = inner["wrappers"].setdefault(extension.WrappersMP.APPLY_MODEL, {})
         around[_CALL] = [_tell_call]
@@ -506,7 +515,7 @@ def recount(options: Mapping[str, Any]) -> Callable[[], None]:
     """For a block that is computed twice, to be called before each time: sets the count of joint
     attentions to where it is now, on hosts and in classes that do not name them. options: the
     host's transformer options."""
-    call: _Call | None = options.get(_CALL)
+    call: ModelCall | None = options.get(_CALL)
     seen = 0 if call is None else call.seen
 
     def again() -> None:
@@ -530,7 +539,30 @@ def _tell_call(
     context = 0 if c_crossattn is None else c_crossattn.shape[1]
     call = ModelCall((x.shape[-2], x.shape[-1]), context, GivenPictures.of(kwargs))
     options = {**(transformer_options or {}), _CALL: call}
+    if blocks := options.get("patches_replace", {}).get("dit"):
+        told = {
+            key: _tell_block(call, key, patch, options[_FIRST]) for key, patch in blocks.items()
+        }
+        options["patches_replace"] = {**options["patches_replace"], "dit": told}
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _tell_block(
+    call: ModelCall, key: tuple[Any, ...], patch: Callable[..., Any], first: Mapping[str, int]
+) -> Callable[..., Any]:
+    """A replacement of a block that leaves the count of attentions right, whether it runs the block
+    or leaves it out (skip-layer guidance)."""
+    if len(key) != 2 or key[0] not in first:
+        return patch
+    place = first[key[0]] + key[1]
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        call.seen = place
+        out = patch(*args, **kwargs)
+        call.seen = place + 1
+        return out
+
+    return replacement
 
 
 def _element_size(model: ModelPatcher) -> int:
