@@ -52,6 +52,6 @@ def unet_of(model: ModelPatcher) -> UNet:
     raise ValueError(
         f"this needs a UNet model (SD1.5, SD2.1, SDXL or a fine-tune of one), got"
         f" {type(model.model).__name__}. Of models built from a single transformer (Flux, Z-Image,"
-        " ...) the pack takes some in MagicFace Apply, Semantic Layout, Attention Map and"
+        " ...) the pack takes some in MagicFace, MagicStyle, Semantic Layout, Attention Map and"
         " Correspondence only"
     )

@@ -20,6 +20,8 @@ from ..options import ModelOptions
 
 LayerKey = tuple[Block, int]
 """A block and which of its transformer blocks: one attention layer."""
+AttendBeside = Callable[[slice, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+"""(rows of the view, q, k, v, bias): attention of the picture's queries in these rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,8 @@ class LayerView:
     foreign_keys: how many of k, at its end, other nodes have added.
     image: which of the keys are the picture's own; text: which are the prompt's, where both share
     one attention; coordinates: where the picture's tokens lie, in models that turn queries and keys
-    by position, else None.
+    by position, else None; beside: as `attend`, with k, v in the place of the picture's own keys,
+    and all others of the view (the prompt's) beside them; None where there are no others.
     """
 
     layer: LayerKey
@@ -49,6 +52,16 @@ class LayerView:
     image: slice = field(default_factory=lambda: slice(None))
     text: slice = field(default_factory=lambda: slice(0, 0))
     coordinates: Coordinates | None = None
+    beside: AttendBeside | None = None
+
+    def attend_beside(
+        self, rows: slice, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Attention to other pictures' tokens in the place of the picture's own. rows: of the view,
+        that q belongs to; bias: one number for each of k, or None."""
+        if self.beside is None:
+            return self.attend(q, k, v, bias)
+        return self.beside(rows, q, k, v, bias)
 
 
 Rule = Callable[[LayerView], Tensor]

@@ -116,22 +116,39 @@ class _JointAttention:
         """What the layer sees of one prompt."""
         rows, image = chunk.rows, self.sequence.image
         shared = self._shared_bias(rows)
+        own_k, own_v = (_joined_heads(x[rows]) for x in (self.k, self.v))
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            if shared is not None:
-                own = torch.cat([shared, shared.new_zeros(k.shape[1] - len(shared))]).to(q)
-                bias = own if bias is None else bias + own
+        def attended(
+            q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None
+        ) -> Tensor:
+            """first: the host's bias of the first of the keys."""
+            if first is not None:
+                host = torch.cat([first, first.new_zeros(k.shape[1] - len(first))]).to(q)
+                bias = host if bias is None else bias + host
             if bias is not None:
                 return biased_attention(q, k, v, bias, self.heads)
             rest = {**self.rest, "skip_reshape": False, "skip_output_reshape": False}
             return self.function(q, k, v, self.heads, mask=None, **rest)
 
+        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            return attended(q, k, v, bias, shared)
+
+        def beside(part: slice, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            others = self.sequence.others(own_k.shape[1], own_k.device)
+            k, v = (
+                torch.cat([own[part][:, others].to(given), given], dim=1)
+                for own, given in ((own_k, k), (own_v, v))
+            )
+            if bias is not None:
+                bias = torch.cat([bias.new_zeros(len(others)), bias])
+            return attended(q, k, v, bias, None if shared is None else shared[others])
+
         return LayerView(
             layer=(self.block, 0),
             cond=chunk.cond,
             q=_joined_heads(self.q[rows, :, image]),
-            k=_joined_heads(self.k[rows]),
-            v=_joined_heads(self.v[rows]),
+            k=own_k,
+            v=own_v,
             grid=coordinates.grid,
             latent_size=self.call.latent_size,
             heads=self.heads,
@@ -139,6 +156,7 @@ class _JointAttention:
             image=image,
             text=self.sequence.text,
             coordinates=coordinates,
+            beside=beside,
         )
 
     def _shared_bias(self, rows: slice) -> Tensor | None:
@@ -240,8 +258,9 @@ class JointTransformer:
 
     def parse_layers(self, text: str) -> tuple[Block, ...]:
         """Presets: 'fine', what references had best act in: the last two thirds of the depth, where
-        places have been settled (Flux.1: its single blocks); 'early', 'middle', 'late', a third
-        each; 'all'; the kinds by name, where there are two."""
+        places have been settled (Flux.1: its single blocks); 'decoder' is the same, so that what is
+        usual on UNets means something; 'early', 'middle', 'late', a third each; 'all'; the kinds by
+        name, where there are two."""
         return parse_blocks(text, [layer.block for layer in self.layers], self._names)
 
     @cached_property
@@ -259,6 +278,7 @@ class JointTransformer:
             for kind in self.family.kinds:
                 presets[kind.name] = tuple(b for b in blocks if b.kind == kind.letter)
             presets["fine"] = presets[self.family.kinds[-1].name]
+        presets["decoder"] = presets["fine"]
         letters = "".join(kind.letter for kind in self.family.kinds)
         return BlockNames(letters, presets, ",".join(f"{letter}0-3" for letter in letters))
 
