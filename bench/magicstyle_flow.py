@@ -49,7 +49,7 @@ class Setting:
 
     preset: Preset = PRESETS["balanced"]
     layers: str = "fine"
-    placement: Placement = "same"
+    placement: Placement = "attenuated"
 
 
 def fused(
@@ -71,16 +71,16 @@ ROWS: dict[str, Setting] = {
     "none (AdaIN 0, no fusion)": Setting(fused(1, 0, "content", adain=0.0, end=0.0)),
     "AdaIN 1, no fusion": Setting(fused(1, 0, "content", end=0.0)),
     "content only, AdaIN 0": Setting(fused(1, 0, "content", adain=0.0)),
-    "balanced, same": Setting(),
+    "balanced": Setting(),
+    "balanced, same": Setting(placement="same"),
     "balanced, aside": Setting(placement="aside"),
     "balanced, index": Setting(placement="index"),
-    "balanced, attenuated": Setting(placement="attenuated"),
     "balanced, all layers": Setting(layers="all"),
     "balanced, double blocks": Setting(layers="double"),
     "balanced, last third": Setting(layers="late"),
     "gentle": Setting(PRESETS["gentle"]),
     "strong": Setting(PRESETS["strong"]),
-    "strong, attenuated": Setting(PRESETS["strong"], placement="attenuated"),
+    "strong, same": Setting(PRESETS["strong"], placement="same"),
     "balanced, to 80 %": Setting(fused(end=0.8)),
     "balanced, to 100 %": Setting(fused(end=1.0)),
     "balanced, AdaIN 0": Setting(fused(adain=0.0)),
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=transformer_checkpoint.PATH)
     parser.add_argument("--portraits", type=int, default=4, help="how many are inverted")
     parser.add_argument("--pairs", type=int, default=6, help="how many are drawn")
-    parser.add_argument("--steps", type=int, nargs="+", default=[8, 20, 50], help="of inversions")
+    parser.add_argument("--steps", type=int, nargs="*", default=[8, 20, 50], help="of inversions")
     parser.add_argument("--only", default="", help="only rows whose name has this in it")
     parser.add_argument("--figure", type=Path, help="also write a grid of pictures there")
     args = parse_with_quick(parser, portraits=1, pairs=1, steps=[4], only="balanced, same")

@@ -42,7 +42,7 @@ _NOISE_TOOLTIP = (
     " node on flow models."
 )
 _ADDED_TOOLTIP = (
-    "The same start as NOISE: for SamplerCustomAdvanced, with any sampler. Its latent_image is any"
+    "The same start for SamplerCustomAdvanced, with any sampler. Its latent_image is then any"
     " LATENT of this size."
 )
 
@@ -206,7 +206,7 @@ class MagicStyleInvert(Node):
                         " plain one, one call (Euler's step on flow models); 'warm' is closer at"
                         " one call, by the slope of the step before; 'o-belm' is exact at one call,"
                         " with its own sampler (SAMPLER output), but its noise is further from real"
-                        " noise."
+                        " noise. In few steps of a flow model 'fixed-point' may not converge."
                     ),
                 ),
                 advanced(

@@ -18,7 +18,7 @@ from ..host.inversion.inputs import (
 from ..host.inversion.run import Inversion, Recipe, resample_with
 from ..host.sampling.backbone import backbone_of
 from ..host.sampling.feature_store import FeatureStore
-from ..host.sampling.range import SamplingRange
+from ..host.sampling.range import SamplingRange, prediction_of
 from ..host.systems.magicstyle import MagicStylePatch, Style
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
 from ..magic.pictures import picture_batch
@@ -45,13 +45,15 @@ from .declare import (
 from .inputs import Node, check_ranges, check_texts, invert_input, painted_mask, refuse
 
 _CUSTOM = "custom"
+_FEW_STEPS = 16
 _LAYERS_TOOLTIP = (
     "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as"
     " 'o6-11'. On the toy checkpoint these three come out alike. In transformers 'decoder' and"
     " 'fine' are the later blocks; 'early', 'middle', 'late', or blocks such as 's0-37'."
 )
-_PLACEMENTS: tuple[Placement, ...] = ("same", "aside", "index", "attenuated")
-"""Of those that there are: a style has no region."""
+_PLACEMENTS: tuple[Placement, ...] = ("attenuated", "same", "aside", "index")
+"""Of those that there are: a style has no region. The first keeps most of the structure at equal
+style (docs/magicstyle_flow.md)."""
 
 _WHERE_IT_ACTS = "paint where it acts, or disconnect it to use it everywhere"
 
@@ -92,6 +94,15 @@ def _patch(
         bands=bands,
         placement=placement,
     )
+
+
+def _recipe(model: Any, steps: int) -> Recipe:
+    """How the one-node sampler inverts. Corrections do not converge in the few steps of a distilled
+    flow model (docs/magicstyle_flow.md)."""
+    is_flow = prediction_of(model.get_model_object("model_sampling")) == "flow"
+    if is_flow and steps < _FEW_STEPS:
+        return Recipe("warm", 0, 0.0, 1.0)
+    return Recipe("fixed-point", 2, 1e-4, 1.0)
 
 
 def _preset_complaint(
@@ -337,9 +348,9 @@ class MagicStyleApply(Node):
                         default=_PLACEMENTS[0],
                         tooltip=(
                             "Transformers only: where the style's picture lies to the content's."
-                            " 'same': on it, so that places look at the same places of the style."
-                            " 'aside': next to it. 'index': as another picture. 'attenuated':"
-                            " content counts more than place."
+                            " 'attenuated': on it, but content counts more than place, which keeps"
+                            " most structure. 'same': on it, so that places look at the same places"
+                            " of the style. 'aside': next to it. 'index': as another picture."
                         ),
                     )
                 ),
@@ -355,8 +366,8 @@ class MagicStyleApply(Node):
                 NoiseType.Output(
                     display_name="NOISE",
                     tooltip=(
-                        "The same start as NOISE: for SamplerCustomAdvanced, with any sampler. Its"
-                        " latent_image is any LATENT of this size."
+                        "The same start for SamplerCustomAdvanced, with any sampler. Its"
+                        " latent_image is then any LATENT of this size."
                     ),
                 ),
             ],
@@ -502,7 +513,7 @@ class MagicStyleSampler(Node):
         backbone_of(model).parse_layers(layers)
         empty = empty_conditioning(model, clip)
         conds = {"positive": empty, "negative": empty}
-        sigmas, recipe = sigmas_of(model, scheduler, steps), Recipe("fixed-point", 2, 1e-4, 1.0)
+        sigmas, recipe = sigmas_of(model, scheduler, steps), _recipe(model, steps)
         inverted, style_inverted = (
             invert_cached(
                 model,
