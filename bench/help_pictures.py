@@ -103,7 +103,7 @@ def portrait_in(style: portraits.Style) -> Tensor:  # 1 H W 3
 
 def inversion(checkpoint: toy.Toy) -> list[Tensor]:
     image = portrait_in("cartoon")
-    inverted, noise, *_, positive, _ = MagicStyleInvert.execute(
+    inverted, noise, _, _, positive, *_ = MagicStyleInvert.execute(
         checkpoint.model,
         steps=30,
         scheduler="ddim_uniform",

@@ -95,7 +95,7 @@ def measure(mode: str, scale: Scale) -> Cost:
             adain=PRESETS["balanced"].adain,
             kept=kept,
         )
-        model, start = patch.add_to(model), model.model.process_latent_out(patch.start_latent())
+        model, start = patch.add_to(model), patch.start_samples(model)
         if kept:
             seconds_of(model, start)
     return Cost(seconds_of(model, start), plain, peak_bytes())

@@ -195,7 +195,7 @@ def draw(
         kept=kept,
         bands=bands,
     )
-    noise = model.model.process_latent_out(patch.start_latent())
+    noise = patch.start_samples(model)
     samples = resample_with(
         patch.add_to(model), pair.content, noise, checkpoint.empty_conds(), 1.0, None
     )

@@ -201,14 +201,16 @@ def adapt_statistics(
     """AdaIN (arXiv 1703.06868) of a start latent: moved towards each style's channel means and
     deviations where that style acts.
 
-    content: B C h w; styles: 1 C h' w' each; shares: S h w; amount: 0 leaves the content, 1 takes
-    the styles' statistics.
+    content: B C h w (or B C T h w); styles: 1 C h' w' each; shares: S h w; amount: 0 leaves the
+    content, 1 takes the styles' statistics.
     """
     out = content.clone()
-    mean, std = content.mean((2, 3), keepdim=True), content.std((2, 3), keepdim=True)
+    # A picture of a model of videos has a time of one.
+    place = tuple(range(2, content.ndim))
+    mean, std = content.mean(place, keepdim=True), content.std(place, keepdim=True)
     for style, share in zip(styles, shares.to(content), strict=True):
-        moved = (content - mean) / (std + 1e-8) * style.std((2, 3), keepdim=True) + style.mean(
-            (2, 3), keepdim=True
+        moved = (content - mean) / (std + 1e-8) * style.std(place, keepdim=True) + style.mean(
+            place, keepdim=True
         )
         out += amount * share * (moved - content)
     return out

@@ -3,16 +3,19 @@ it again.
 
 Everything is in the form in which ComfyUI samples, x = x0 + sigma * eps with sigma = sqrt(1 -
 alpha_bar) / sqrt(alpha_bar). There a DDIM step (arXiv 2010.02502, equation 12, eta 0) is an Euler
-step, x' = x + (sigma' - sigma) * eps(x, sigma), for eps and v prediction alike.
+step, x' = x + (sigma' - sigma) * eps(x, sigma), for eps and v prediction alike. Flow models, x =
+(1 - sigma) * x0 + sigma * eps, have the same step with their velocity in place of eps: both are
+dx/dsigma, which the host's samplers compute as (x - denoised) / sigma.
 
-`Eps` is called as eps(x, sigma) with x: B C h w and a positive sigma; it is never called at 0,
-where a noise prediction means nothing.
+`Eps` is called as eps(x, sigma) with x: B C h w (or B C T h w) and a positive sigma; it is never
+called at 0, where a noise prediction means nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +23,10 @@ from torch import Tensor
 Eps = Callable[[Tensor, float], Tensor]
 OnStep = Callable[[int, Tensor], None]
 """(how many steps are done, the latent reached)."""
+Guess = Literal["scaled", "here", "warm"]
+"""Where a step upwards looks first for the slope at its end. 'scaled': at the latent as it would
+grow if it were noise alone, for noise predictions; 'here': at the latent as it is; 'warm': at what
+the slope of the step before makes of it (Uni-Inv of UniEdit-Flow, arXiv 2504.13109)."""
 
 
 def invert_ddim(
@@ -29,23 +36,31 @@ def invert_ddim(
     on_step: OnStep,
     iterations: int = 0,
     tolerance: float = 0.0,
+    guess: Guess = "scaled",
 ) -> list[Tensor]:
     """The latents of the inversion, one for each of `sigmas`.
 
     x: B C h w, the clean latent; sigmas: rising, from 0. The step that has to be undone is x = y +
     (sigma - sigma') * eps(y, sigma'), which names y on both sides. With no iterations eps is taken
-    at x instead (the usual DDIM inversion, as in arXiv 2211.09794); each iteration puts the last y
-    in its place (fixed-point inversion, arXiv 2309.04907), until y changes by less than `tolerance`
-    of its norm.
+    at `guess` instead ('scaled' or 'here': the usual DDIM inversion, as in arXiv 2211.09794); each
+    iteration puts the last y in its place (fixed-point inversion, arXiv 2309.04907), until y
+    changes by less than `tolerance` of its norm.
     """
-    latents = [x]
+    latents, slope = [x], None
     for i in range(len(sigmas) - 1):
         sigma, following = sigmas[i], sigmas[i + 1]
-        # As in alpha_bar's own scale, where the latent keeps its size while the noise level rises.
-        scaled = x * math.sqrt((1 + following**2) / (1 + sigma**2))
-        y = x + (following - sigma) * eps(scaled, following)
+        if guess == "scaled":
+            # As in alpha_bar's own scale, where the latent keeps its size while the noise rises.
+            first = x * math.sqrt((1 + following**2) / (1 + sigma**2))
+        elif guess == "warm" and slope is not None:
+            first = x + (following - sigma) * slope
+        else:
+            first = x
+        slope = eps(first, following)
+        y = x + (following - sigma) * slope
         for _ in range(iterations):
-            before, y = y, x + (following - sigma) * eps(y, following)
+            slope = eps(y, following)
+            before, y = y, x + (following - sigma) * slope
             if tolerance > 0 and float((y - before).norm()) <= tolerance * float(y.norm()):
                 break
         x = y
@@ -68,10 +83,12 @@ def belm_step(
     return ratio**2 * before + (1 - ratio**2) * x + (sigma_after - sigma) * (1 - ratio) * noise
 
 
-def invert_belm(eps: Eps, x: Tensor, sigmas: Sequence[float], on_step: OnStep) -> list[Tensor]:
+def invert_belm(
+    eps: Eps, x: Tensor, sigmas: Sequence[float], on_step: OnStep, guess: Guess = "scaled"
+) -> list[Tensor]:
     """As `invert_ddim`, exactly: `sample_belm` from the last two of these latents ends at x again.
     sigmas: at least 0 and one more."""
-    latents = invert_ddim(eps, x, sigmas[:2], on_step)
+    latents = invert_ddim(eps, x, sigmas[:2], on_step, guess=guess)
     for i in range(1, len(sigmas) - 1):
         noise = eps(latents[i], sigmas[i])
         latents.append(

@@ -27,8 +27,9 @@ Attention = io.Custom("MAGIC_ATTENTION")
 Correspondences = io.Custom("MAGIC_CORRESPONDENCE")
 # The host's own type, which the oldest supported host does not name yet.
 Boxes = io.Custom("BOUNDING_BOX")
-# The host's own type, whose class type checkers cannot read.
+# The host's own types, whose classes type checkers cannot read.
 SamplerType = io.Custom("SAMPLER")
+NoiseType = io.Custom("NOISE")
 
 _KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 _Input = TypeVar("_Input", bound=io.Input)

@@ -13,16 +13,20 @@ from ..host.inversion import files as inversion_files
 from ..host.inversion.cache import invert_cached
 from ..host.inversion.inputs import (
     checked_sigmas,
+    decoded_pictures,
+    default_negative,
     empty_conditioning,
+    guided,
     picture_latent,
     sigmas_of,
 )
-from ..host.inversion.run import METHODS, Inversion, Recipe, sampler_for, start_latent
+from ..host.inversion.run import METHODS, Inversion, Recipe, sampler_for, start_latent, start_noise
 from ..host.text.prompts import check_conditioning
 from ..magic.inversion import psnr
 from ..magic.pictures import picture_batch
 from .declare import (
     InversionType,
+    NoiseType,
     SamplerType,
     advanced,
     cache_input,
@@ -33,6 +37,14 @@ from .inputs import Node, check_ranges, check_texts
 
 _NO_FILE = "(no inversions saved yet)"
 _NAME = "inversion"
+_NOISE_TOOLTIP = (
+    "Where sampling starts: connect to SamplerCustom with add_noise off, with the SAMPLER of this"
+    " node on flow models."
+)
+_ADDED_TOOLTIP = (
+    "The same start for SamplerCustomAdvanced, with any sampler. Its latent_image is then any"
+    " LATENT of this size."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +78,18 @@ def _reconstruction(
 ) -> _Reconstruction | None:
     if inversion.resampled is None or vae is None:
         return None
-    limit = vae.decode(samples)
-    return _Reconstruction(
-        limit, vae.decode(inversion.resampled), None if image is None else _cropped(image, limit)
-    )
+    limit, again = (decoded_pictures(vae, x) for x in (samples, inversion.resampled))
+    return _Reconstruction(limit, again, None if image is None else _cropped(image, limit))
 
 
 def _report(
     inversion: Inversion, is_cached: bool, samples: torch.Tensor, made: _Reconstruction | None
 ) -> str:
     steps = len(inversion.sigmas) - 1
-    lines = [f"{inversion.method}, {steps} steps up to sigma {float(inversion.sigmas[0]):.2f}"]
+    lines = [
+        f"{inversion.method}, {steps} steps up to sigma {float(inversion.sigmas[0]):.2f}:"
+        f" {inversion.latents.nbytes / 1e6:.1f} MB"
+    ]
     lines.append(
         f"{inversion.model_calls} model calls, {inversion.seconds:.1f}"
         f" s{', from the cache: none now' if is_cached else ''}"
@@ -133,8 +146,8 @@ class MagicStyleInvert(Node):
                 io.Model.Input(
                     "model",
                     tooltip=(
-                        "SD1.5, SD2.1 or SDXL, eps or v prediction. LoRAs and other patches take"
-                        " part."
+                        "A UNet (SD1.5, SD2.1, SDXL) or a flow model (Flux, Z-Image, Qwen-Image,"
+                        " SD3.5 and others). LoRAs and other patches take part."
                     ),
                 ),
                 io.Latent.Input(
@@ -156,14 +169,18 @@ class MagicStyleInvert(Node):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Gives the empty prompt when no conditioning is connected.",
+                    tooltip=(
+                        "Gives the empty prompt when no conditioning is connected. Transformers"
+                        " need it then."
+                    ),
                 ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
                     tooltip=(
                         "What the picture shows. Default: the empty prompt of the CLIP, or zeros"
-                        " without one. For styles leave it."
+                        " without one. For styles leave it. Models that are told their guidance"
+                        " are told 1, unless FluxGuidance says otherwise."
                     ),
                 ),
                 io.Conditioning.Input(
@@ -186,8 +203,10 @@ class MagicStyleInvert(Node):
                     default="fixed-point",
                     tooltip=(
                         "'fixed-point' comes very close at 2 to 3 model calls a step; 'ddim' is the"
-                        " plain one, one call; 'o-belm' is exact at one call, with its own sampler"
-                        " (SAMPLER output), but its noise is further from real noise."
+                        " plain one, one call (Euler's step on flow models); 'warm' is closer at"
+                        " one call, by the slope of the step before; 'o-belm' is exact at one call,"
+                        " with its own sampler (SAMPLER output), but its noise is further from real"
+                        " noise. In few steps of a flow model 'fixed-point' may not converge."
                     ),
                 ),
                 advanced(
@@ -236,7 +255,10 @@ class MagicStyleInvert(Node):
                         ),
                     )
                 ),
-                cache_input(" (2.3 MB each for SD1.5 at 512 px and 30 steps)"),
+                cache_input(
+                    " (at 30 steps 2.3 MB each for SD1.5 at 512 px, 33 MB and the prompt's for"
+                    " Flux.1, Z-Image and Qwen-Image at 1024 px)"
+                ),
             ],
             outputs=[
                 InversionType.Output(
@@ -245,12 +267,15 @@ class MagicStyleInvert(Node):
                 ),
                 io.Latent.Output(
                     display_name="noise",
-                    tooltip="Where sampling starts: connect to SamplerCustom with add_noise off.",
+                    tooltip=_NOISE_TOOLTIP,
                 ),
                 io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise levels to sample over."),
                 SamplerType.Output(
                     display_name="SAMPLER",
-                    tooltip="The sampler that fits the method: Euler, or O-BELM's own.",
+                    tooltip=(
+                        "The sampler that fits the method: Euler, or O-BELM's own. Flow models need"
+                        " it, or NOISE."
+                    ),
                 ),
                 io.Conditioning.Output(
                     display_name="positive",
@@ -260,6 +285,7 @@ class MagicStyleInvert(Node):
                     display_name="report",
                     tooltip="Model calls, time and how close the picture comes, in dB.",
                 ),
+                NoiseType.Output(display_name="NOISE", tooltip=_ADDED_TOOLTIP),
             ],
         )
 
@@ -296,10 +322,11 @@ class MagicStyleInvert(Node):
         if positive is None:
             positive = empty_conditioning(model, clip)
         if negative is None:
-            negative = empty_conditioning(model, clip)
+            negative = default_negative(model, clip, positive, cfg)
         conds = {"positive": positive, "negative": negative}
         for name, conditioning in conds.items():
             check_conditioning(conditioning, name)
+        conds = {name: guided(model, conditioning) for name, conditioning in conds.items()}
         levels = sigmas_of(model, scheduler, steps) if sigmas is None else checked_sigmas(sigmas)
         recipe = Recipe(method, iterations, tolerance, cfg)
         inversion, is_cached = invert_cached(
@@ -314,9 +341,10 @@ class MagicStyleInvert(Node):
             inversion,
             noise,
             inversion.sigmas.clone(),
-            sampler_for(inversion),
-            positive,
+            sampler_for(model, inversion),
+            conds["positive"],
             report,
+            start_noise(model, inversion),
             ui=on_page,
         )
 
@@ -373,7 +401,7 @@ class MagicInversionLoad(Node):
                 InversionType.Output(display_name="inversion", tooltip="The whole way to noise."),
                 io.Latent.Output(
                     display_name="noise",
-                    tooltip="Where sampling starts: connect to SamplerCustom with add_noise off.",
+                    tooltip=_NOISE_TOOLTIP,
                 ),
                 io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise levels to sample over."),
                 SamplerType.Output(
@@ -382,6 +410,7 @@ class MagicInversionLoad(Node):
                 io.Conditioning.Output(
                     display_name="positive", tooltip="The conditioning under which it was inverted."
                 ),
+                NoiseType.Output(display_name="NOISE", tooltip=_ADDED_TOOLTIP),
             ],
         )
 
@@ -407,6 +436,7 @@ class MagicInversionLoad(Node):
             inversion,
             noise,
             inversion.sigmas.clone(),
-            sampler_for(inversion),
+            sampler_for(model, inversion),
             inversion.conditioning,
+            start_noise(model, inversion),
         )

@@ -9,19 +9,26 @@ import torch
 from comfy_api.latest import io
 
 from ..host.inversion.cache import invert_cached
-from ..host.inversion.inputs import empty_conditioning, encoded_picture, sigmas_of
+from ..host.inversion.inputs import (
+    decoded_pictures,
+    empty_conditioning,
+    encoded_picture,
+    sigmas_of,
+)
 from ..host.inversion.run import Inversion, Recipe, resample_with
-from ..host.sampling.backbone import unet_of
+from ..host.sampling.backbone import backbone_of
 from ..host.sampling.feature_store import FeatureStore
-from ..host.sampling.range import SamplingRange
+from ..host.sampling.range import SamplingRange, prediction_of
 from ..host.systems.magicstyle import MagicStylePatch, Style
 from ..magic.feature_fusion import KEYS, PRESETS, Fusion, Preset
 from ..magic.pictures import picture_batch
+from ..magic.positions import Placement
 from ..magic.reference_passes import BandStarts
 from .declare import (
     EVERY_STEP,
     PASSES,
     InversionType,
+    NoiseType,
     Styles,
     StylesBefore,
     advanced,
@@ -38,10 +45,15 @@ from .declare import (
 from .inputs import Node, check_ranges, check_texts, invert_input, painted_mask, refuse
 
 _CUSTOM = "custom"
+_FEW_STEPS = 16
 _LAYERS_TOOLTIP = (
     "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as"
-    " 'o6-11'. On the toy checkpoint these three come out alike."
+    " 'o6-11'. On the toy checkpoint these three come out alike. In transformers 'decoder' and"
+    " 'fine' are the later blocks; 'early', 'middle', 'late', or blocks such as 's0-37'."
 )
+_PLACEMENTS: tuple[Placement, ...] = ("attenuated", "same", "aside", "index")
+"""Of those that there are: a style has no region. The first keeps most of the structure at equal
+style (docs/magicstyle_flow.md)."""
 
 _WHERE_IT_ACTS = "paint where it acts, or disconnect it to use it everywhere"
 
@@ -55,6 +67,7 @@ def _patch(
     fuses_negative: bool,
     is_kept: bool,
     bands: BandStarts | None = None,
+    placement: Placement = _PLACEMENTS[0],
 ) -> MagicStylePatch:
     """ValueError when content, styles and model do not belong together."""
     content.check_model(model, "the content")
@@ -67,7 +80,7 @@ def _patch(
                 f"{name} holds {style.inversion.batch} pictures: invert one at a time and chain"
                 " MagicStyle Reference nodes"
             )
-    backbone = unet_of(model)
+    backbone = backbone_of(model)
     return MagicStylePatch(
         content=content,
         styles=styles,
@@ -79,7 +92,17 @@ def _patch(
         adain=preset.adain,
         kept=FeatureStore() if is_kept else None,
         bands=bands,
+        placement=placement,
     )
+
+
+def _recipe(model: Any, steps: int) -> Recipe:
+    """How the one-node sampler inverts. Corrections do not converge in the few steps of a distilled
+    flow model (docs/magicstyle_flow.md)."""
+    is_flow = prediction_of(model.get_model_object("model_sampling")) == "flow"
+    if is_flow and steps < _FEW_STEPS:
+        return Recipe("warm", 0, 0.0, 1.0)
+    return Recipe("fixed-point", 2, 1e-4, 1.0)
 
 
 def _preset_complaint(
@@ -175,7 +198,8 @@ class MagicStyleApply(Node):
             description=(
                 "Makes a model draw the content in the look of the styles. Sample with"
                 " SamplerCustom: add_noise off, CFG 1, the SAMPLER, SIGMAS and positive of the"
-                " content's MagicStyle Invert, and the LATENT of this node."
+                " content's MagicStyle Invert, and the LATENT of this node. Or with"
+                " SamplerCustomAdvanced and NOISE."
             ),
             search_aliases=[
                 "style transfer",
@@ -316,6 +340,20 @@ class MagicStyleApply(Node):
                     " in some steps only, 2 of 25 with 'balanced'; steps between use what was seen"
                     " last. On the toy checkpoint structure stays as it is."
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "positions",
+                        options=[str(name) for name in _PLACEMENTS],
+                        optional=True,
+                        default=_PLACEMENTS[0],
+                        tooltip=(
+                            "Transformers only: where the style's picture lies to the content's."
+                            " 'attenuated': on it, but content counts more than place, which keeps"
+                            " most structure. 'same': on it, so that places look at the same places"
+                            " of the style. 'aside': next to it. 'index': as another picture."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
@@ -323,6 +361,13 @@ class MagicStyleApply(Node):
                     display_name="LATENT",
                     tooltip=(
                         "Where sampling starts: the content's noise, with the styles' statistics."
+                    ),
+                ),
+                NoiseType.Output(
+                    display_name="NOISE",
+                    tooltip=(
+                        "The same start for SamplerCustomAdvanced, with any sampler. Its"
+                        " latent_image is then any LATENT of this size."
                     ),
                 ),
             ],
@@ -347,6 +392,7 @@ class MagicStyleApply(Node):
         fuse_negative: bool,
         keep_features: str,
         reference_passes: str = EVERY_STEP,
+        positions: Any = _PLACEMENTS[0],
     ) -> io.NodeOutput:
         check_ranges(
             cls,
@@ -371,9 +417,10 @@ class MagicStyleApply(Node):
             fuse_negative,
             keep_features == "memory",
             PASSES[reference_passes],
+            positions,
         )
-        latent = model.model.process_latent_out(patch.start_latent())
-        return io.NodeOutput(patch.add_to(model), {"samples": latent})
+        latent = {"samples": patch.start_samples(model)}
+        return io.NodeOutput(patch.add_to(model), latent, patch.start_noise(model))
 
 
 class MagicStyleSampler(Node):
@@ -397,7 +444,13 @@ class MagicStyleSampler(Node):
                 "image to image style",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="SD1.5, SD2.1 or SDXL."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "SD1.5, SD2.1, SDXL, or a transformer that the README lists (Flux, Z-Image,"
+                        " Qwen-Image, SD3.5 and others)."
+                    ),
+                ),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
                 io.Image.Input(
                     "content", tooltip="The picture to draw anew. A batch is drawn together."
@@ -407,7 +460,8 @@ class MagicStyleSampler(Node):
                     "clip",
                     optional=True,
                     tooltip=(
-                        "The text encoder of the model: gives the empty prompt. Zeros without it."
+                        "The text encoder of the model: gives the empty prompt. Zeros without it;"
+                        " transformers need it."
                     ),
                 ),
                 io.Combo.Input(
@@ -456,10 +510,10 @@ class MagicStyleSampler(Node):
                 " (ImageFromBatch), or chain a MagicStyle Reference for each into MagicStyle Apply"
             )
         # A wrong name is an error before the inversions.
-        unet_of(model).parse_layers(layers)
+        backbone_of(model).parse_layers(layers)
         empty = empty_conditioning(model, clip)
         conds = {"positive": empty, "negative": empty}
-        sigmas, recipe = sigmas_of(model, scheduler, steps), Recipe("fixed-point", 2, 1e-4, 1.0)
+        sigmas, recipe = sigmas_of(model, scheduler, steps), _recipe(model, steps)
         inverted, style_inverted = (
             invert_cached(
                 model,
@@ -474,7 +528,7 @@ class MagicStyleSampler(Node):
         )
         values, styles = PRESETS[preset], (Style(style_inverted, 1.0),)
         patch = _patch(model, inverted, styles, values, layers, False, False)
-        start = model.model.process_latent_out(patch.start_latent())
+        start = patch.start_samples(model)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         samples = resample_with(patch.add_to(model), inverted, start, conds, 1.0, callback)
-        return io.NodeOutput({"samples": samples}, vae.decode(samples))
+        return io.NodeOutput({"samples": samples}, decoded_pictures(vae, samples))

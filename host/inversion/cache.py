@@ -19,7 +19,7 @@ from ..models.safe_files import ABANDONED_AFTER
 from ..sampling.step_caches import without_step_caches
 from .files import UnreadableInversion, UnstorableInversion, read_inversion, write_inversion
 from .fingerprint import Fingerprint, fingerprint, model_fingerprint
-from .inputs import check_noise_model
+from .inputs import check_invertible
 from .run import Inversion, Recipe, invert, resample
 
 _FORMAT = 1
@@ -200,7 +200,7 @@ def invert_cached(
     """
     import latent_preview
 
-    check_noise_model(model)
+    check_invertible(model)
     model = without_step_caches(model)
     key = inversion_key(model, samples, conds, sigmas, recipe)
     cache = InversionCache(cache_folder(), cache_mb * 1024**2) if cache_mb else None

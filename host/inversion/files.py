@@ -182,7 +182,7 @@ def _restored(header: str, tensors: dict[str, Tensor]) -> Inversion:
     if sigmas is None or latents is None:
         raise ValueError("it has no sigmas or no latents")
     checked_sigmas(sigmas)
-    if latents.ndim != 5 or len(latents) != len(sigmas) or not latents.numel():
+    if latents.ndim not in (5, 6) or len(latents) != len(sigmas) or not latents.numel():
         raise ValueError(
             f"its latents have the shape {tuple(latents.shape)}, its {len(sigmas)} sigmas do not"
         )

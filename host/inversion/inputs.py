@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ...magic.pictures import latent_batch, picture_batch
+from ..sampling.backbone.families import family_of
+from ..sampling.backbone.unet import UNet
 from ..text.prompts import encode
 from .run import passes_for_0
 
@@ -16,27 +18,33 @@ _SHOWN_SIGMAS = 8
 _SMALLEST_SIDE = 64
 
 
-def check_noise_model(model: Any) -> None:
-    """ValueError for models whose noise is not added as x0 + sigma * eps (flow matching and the
-    like), patched to be so or not."""
+def check_invertible(model: Any) -> None:
+    """ValueError for models whose denoising is no ODE over sigma that we know: what they predict,
+    patched or not, must be noise (x0 + sigma * eps) or a flow's velocity ((1 - sigma) * x0 + sigma
+    * eps)."""
     import comfy.model_sampling as host
 
     sampling = model.get_model_object("model_sampling")
-    if not isinstance(sampling, host.EPS) or isinstance(sampling, host.IMG_TO_IMG):
+    # Older hosts do not know all of them.
+    editing = tuple(
+        getattr(host, name) for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(host, name)
+    )
+    if not isinstance(sampling, (host.EPS, host.CONST)) or isinstance(sampling, editing):
         kinds = [
             kind.__name__ for kind in type(sampling).__mro__ if kind.__module__ == host.__name__
         ]
         raise ValueError(
-            "DDIM inversion needs a model with eps or v prediction (SD1.5, SD2.1, SDXL), got one"
-            f" with {' and '.join(kinds)}: connect such a model, without a ModelSampling node for"
-            " other kinds"
+            "an inversion needs a model with eps or v prediction (SD1.5, SD2.1, SDXL) or a flow"
+            f" model (Flux, Z-Image, Qwen-Image, SD3.5), got one with {' and '.join(kinds)}:"
+            " connect such a model, without a ModelSampling node for other kinds"
         )
 
 
 def picture_latent(
     model: Any, latent: dict[str, Any] | None, image: Tensor | None, vae: Any
 ) -> Tensor:
-    """The picture's latent as the VAE gives it: B C h w.
+    """The picture's latent as the VAE gives it: B C h w, or B C 1 h w for models whose latents have
+    a time.
 
     latent: the host's LATENT, which comes first; image: B H W 3 or more, which the vae encodes.
     ValueError when there is neither, and when they are not what MODEL takes.
@@ -48,8 +56,7 @@ def picture_latent(
                 "the latent is empty (all zeros): connect a picture (VAE Encode), not an Empty"
                 " Latent Image"
             )
-        _check_latent(model, samples, "the latent")
-        return samples
+        return _checked_latent(model, samples, "the latent")
     if image is None or vae is None:
         raise ValueError("there is nothing to invert: connect latent, or both image and vae")
     return encoded_picture(model, image, vae, "image")
@@ -57,10 +64,12 @@ def picture_latent(
 
 def encoded_picture(model: Any, image: Tensor, vae: Any, name: str) -> Tensor:
     """image: B H W 3 or more, in 0..1; name: what the user calls it. ValueError for anything else,
-    and for a VAE of another kind of model. -> B C h w."""
-    image = picture_batch(image, name)
+    and for a VAE of another kind of model. -> as `picture_latent`."""
+    image = picture_batch(image, name)[..., :3]
+    # VAEs of models of videos take a batch for the frames of one.
+    batches = image.split(1) if _has_time(model) else (image,)
     try:
-        encoded: Tensor = vae.encode(image[..., :3])
+        encoded = torch.cat([vae.encode(batch) for batch in batches])
     except RuntimeError as error:
         # A VAE makes nothing of a picture that is smaller than a cell of its latent.
         if min(image.shape[1:3]) >= _SMALLEST_SIDE:
@@ -69,18 +78,37 @@ def encoded_picture(model: Any, image: Tensor, vae: Any, name: str) -> Tensor:
             f"{name} has {image.shape[2]}x{image.shape[1]} pixels, which is too small for the VAE:"
             f" connect one of {_SMALLEST_SIDE} or more on each side"
         ) from error
-    _check_latent(model, encoded, f"{name} as the vae gives it")
-    return encoded
+    return _checked_latent(model, encoded, f"{name} as the vae gives it")
 
 
-def _check_latent(model: Any, samples: Tensor, name: str) -> None:
-    channels = model.get_model_object("latent_format").latent_channels
-    if samples.ndim != 4:
+def decoded_pictures(vae: Any, samples: Tensor) -> Tensor:
+    """What a VAE makes of latents, B H W 3: those of models of videos give frames."""
+    images: Tensor = vae.decode(samples)
+    return images.flatten(0, 1) if images.ndim == 5 else images
+
+
+def _has_time(model: Any) -> bool:
+    """Whether a model's latents are B C T h w."""
+    return int(model.get_model_object("latent_format").latent_dimensions) == 3
+
+
+def _checked_latent(model: Any, samples: Tensor, name: str) -> Tensor:
+    channels, has_time = model.get_model_object("latent_format").latent_channels, _has_time(model)
+    if has_time and samples.ndim == 4:
+        # As the host's samplers take it.
+        samples = samples.unsqueeze(2)
+    if samples.ndim != (5 if has_time else 4):
         raise ValueError(
             f"{name} has the shape {list(samples.shape)}, this model takes B {channels} h w: it is"
             " another model's. Encode the picture with this model's VAE"
         )
     latent_batch({"samples": samples}, name, channels)
+    if has_time and samples.shape[2] != 1:
+        raise ValueError(
+            f"{name} has {samples.shape[2]} frames: only pictures are inverted, a latent with one"
+            " frame"
+        )
+    return samples
 
 
 def sigmas_of(model: Any, scheduler: str, steps: int) -> Tensor:
@@ -116,8 +144,33 @@ def checked_sigmas(sigmas: Tensor) -> Tensor:
 
 
 def empty_conditioning(model: Any, clip: Any) -> list[Any]:
-    """The empty prompt as CONDITIONING; zeros without a CLIP."""
-    return zero_conditioning(model) if clip is None else encode(clip, "")
+    """The empty prompt as CONDITIONING, at the guidance of `guided`. Without a CLIP zeros, for
+    UNets; ValueError for transformers, to which zeros are no empty prompt."""
+    if clip is not None:
+        return guided(model, encode(clip, ""))
+    if UNet.read(model) is None:
+        raise ValueError(
+            f"{type(model.model).__name__} needs its own empty prompt: connect clip, the text"
+            " encoder of the model"
+        )
+    return zero_conditioning(model)
+
+
+def default_negative(model: Any, clip: Any, positive: list[Any], cfg: float) -> list[Any]:
+    """The negative where none is connected: the empty prompt, or the positive where it is not
+    looked at and there is no empty prompt to be had."""
+    if clip is None and cfg == 1 and UNet.read(model) is None:
+        return positive
+    return empty_conditioning(model, clip)
+
+
+def guided(model: Any, conditioning: list[Any]) -> list[Any]:
+    """A conditioning for an inversion: models that are told how strongly to guide are told 1, none,
+    unless it says otherwise (FluxGuidance). For all others the same object."""
+    family = family_of(model)
+    if family is None or family.guidance is None:
+        return conditioning
+    return [[tensor, {"guidance": family.guidance, **options}] for tensor, options in conditioning]
 
 
 def zero_conditioning(model: Any) -> list[Any]:

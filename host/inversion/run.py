@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from ...magic import inversion as steppers
+from ...magic.reference_passes import Prediction
+from ..sampling.range import prediction_of
 from .fingerprint import model_fingerprint
+from .start import FlowSampler, InvertedNoise, as_latent
 
-Method = Literal["ddim", "fixed-point", "o-belm"]
-METHODS: tuple[Method, ...] = ("fixed-point", "ddim", "o-belm")
+Method = Literal["ddim", "fixed-point", "o-belm", "warm"]
+METHODS: tuple[Method, ...] = ("fixed-point", "ddim", "o-belm", "warm")
+"""'ddim' is Euler's step, also on flow models: its name is in people's graphs."""
 _WRITTEN_FOR_0 = 1e-3
 """The host's uni_pc writes this into SIGMAS that end with 0, and what holds them keeps it."""
 
@@ -49,12 +53,12 @@ class Recipe:
 class Inversion:
     """A picture's way to noise, or several pictures' of one size.
 
-    sigmas: N + 1, falling to 0; latents: N + 1 B C h w in the model's own latent space, one for
-    each of `sigmas`; conditioning: the host's CONDITIONING under which it was made; method: see
-    `METHODS`; model: the text of `model_fingerprint` of what it was made with; key: the fingerprint
-    of all that it depends on, its name in the cache; model_calls: how many it took; seconds: how
-    long; resampled: B C h w, the clean latents that sampling arrives at (as the VAE takes them),
-    None when nobody has looked.
+    sigmas: N + 1, falling to 0; latents: N + 1 B C h w (or B C 1 h w) in the model's own latent
+    space, one for each of `sigmas`; conditioning: the host's CONDITIONING under which it was made;
+    method: see `METHODS`; model: the text of `model_fingerprint` of what it was made with; key: the
+    fingerprint of all that it depends on, its name in the cache; model_calls: how many it took;
+    seconds: how long; resampled: B C h w, the clean latents that sampling arrives at (as the VAE
+    takes them), None when nobody has looked.
     """
 
     sigmas: Tensor
@@ -143,8 +147,8 @@ class _InversionSampler:
 
     __name__ = "magic_inversion"
 
-    def __init__(self, recipe: Recipe):
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, prediction: Prediction):
+        self._recipe, self._prediction = recipe, prediction
         self.latents: list[Tensor] = []
         self.calls = 0
 
@@ -160,14 +164,22 @@ class _InversionSampler:
         eps, rising, recipe = _CountedDenoiser(model, extra_args), sigmas.tolist(), self._recipe
         on_step = eps.reporter(rising, callback)
         if recipe.method == "o-belm":
-            self.latents = steppers.invert_belm(eps, x, rising, on_step)
+            self.latents = steppers.invert_belm(eps, x, rising, on_step, self._guess())
         else:
             iterations = recipe.iterations if recipe.method == "fixed-point" else 0
             self.latents = steppers.invert_ddim(
-                eps, x, rising, on_step, iterations, recipe.tolerance
+                eps, x, rising, on_step, iterations, recipe.tolerance, self._guess()
             )
         self.calls = eps.calls
         return self.latents[-1]
+
+    def _guess(self) -> steppers.Guess:
+        if self._recipe.method == "warm":
+            return "warm"
+        if self._prediction == "noise":
+            return "scaled"
+        # What is corrected anyway begins where it has the least to correct.
+        return "warm" if self._recipe.method == "fixed-point" else "here"
 
 
 class _BelmSampler:
@@ -199,12 +211,15 @@ class _BelmSampler:
         return steppers.sample_belm(eps, start, next_one, falling, eps.reporter(falling, callback))
 
 
-def sampler_for(inversion: Inversion) -> Any:
+def sampler_for(model: Any, inversion: Inversion) -> Any:
     """The SAMPLER that turns the inversion's noise into its picture again."""
     import comfy.samplers
 
-    if inversion.method == "o-belm":
-        return comfy.samplers.KSAMPLER(_BelmSampler(inversion))
+    stepper = _BelmSampler(inversion) if inversion.method == "o-belm" else None
+    if prediction_of(model.get_model_object("model_sampling")) == "flow":
+        return comfy.samplers.KSAMPLER(FlowSampler(inversion.latents[0], stepper))
+    if stepper is not None:
+        return comfy.samplers.KSAMPLER(stepper)
     return comfy.samplers.sampler_object("euler")
 
 
@@ -226,7 +241,7 @@ def invert(
     import comfy.samplers
 
     began = time.perf_counter()
-    sampler = _InversionSampler(recipe)
+    sampler = _InversionSampler(recipe, prediction_of(model.get_model_object("model_sampling")))
     _guider(model, conds, recipe.cfg).sample(
         torch.zeros_like(latent),
         latent,
@@ -279,7 +294,7 @@ def resample_with(
     samples: Tensor = _guider(model, conds, cfg).sample(
         torch.zeros_like(start),
         start,
-        sampler_for(inversion),
+        sampler_for(model, inversion),
         inversion.sigmas.clone(),
         callback=callback,
         disable_pbar=True,
@@ -291,8 +306,12 @@ def resample_with(
 
 def start_latent(model: Any, inversion: Inversion) -> Tensor:
     """The inverted noise as a LATENT."""
-    samples: Tensor = model.model.process_latent_out(inversion.latents[0].clone())
-    return samples
+    return as_latent(model, inversion.latents[0].clone(), float(inversion.sigmas[0]))
+
+
+def start_noise(model: Any, inversion: Inversion) -> InvertedNoise:
+    """The inverted noise as a NOISE."""
+    return InvertedNoise.of(model, inversion.latents[0], float(inversion.sigmas[0]))
 
 
 def _guider(model: Any, conds: dict[str, list[Any]], cfg: float) -> Any:

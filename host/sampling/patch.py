@@ -33,7 +33,8 @@ class SamplingStart:
 
     guider: the host's; latent: what is sampled from, B C h w, as a LATENT has it; adds_noise:
     whether noise is added to it; is_masked: whether a part of it is to stay; sigmas: the noise
-    levels, falling, one more than there are steps.
+    levels, falling, one more than there are steps; noise: what is added, of the latent's shape;
+    sampler: the host's SAMPLER.
     """
 
     guider: Any
@@ -41,6 +42,8 @@ class SamplingStart:
     adds_noise: bool
     is_masked: bool
     sigmas: tuple[float, ...]
+    noise: Tensor
+    sampler: Any
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -195,6 +198,8 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
             adds_noise=bool(noise.any()),
             is_masked=denoise_mask is not None,
             sigmas=tuple(sigmas.tolist()),
+            noise=noise,
+            sampler=sampler,
         )
         _refuse_what_cannot_be_seen(guider)
         _refuse_nothing(start.shape)

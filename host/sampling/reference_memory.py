@@ -73,7 +73,7 @@ def make_room(size: int, guider: Any, device: torch.device) -> None:
     if needed > free:
         raise ValueError(
             f"the references take {gigabytes(needed)} in each step, and {gigabytes(free)} are free."
-            " Take fewer layers (such as 'late'), tighter masks or smaller reference images"
+            " Take fewer layers (such as 'late'), tighter masks or smaller pictures"
         )
 
 

@@ -3,7 +3,9 @@ attention takes from both (arXiv 2409.08156)."""
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,16 +24,27 @@ from ...magic.feature_fusion import (
     style_shares,
     styled_tokens,
 )
+from ...magic.positions import Placement
 from ...magic.reference_passes import BandStarts
 from ..inversion.run import Inversion
+from ..inversion.start import (
+    InvertedNoise,
+    as_latent,
+    begun,
+    is_lost,
+    taken_in,
+    takes_latent_as_it_is,
+)
 from ..sampling.backbone import Backbone, LayerKey, LayerView
 from ..sampling.feature_store import FeatureStore
 from ..sampling.features import FeatureBank, StepFeatures
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
 from ..sampling.range import SamplingRange, noise_bands
+from ..sampling.reference_memory import check_kept_room, make_room
 from ..sampling.reference_pass import ReferencePass
 from ..sampling.rows import rows_of_roles
+from .placement import PlacedPictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +95,8 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
     fuses_negative: in the unconditional rows too; adain: how far the
     start takes the styles' statistics, 0..1; kept: features of earlier runs, None to compute
     them in each; bands: of noise levels that share a reference pass, None for one at each level;
-    name: another one for each patch.
+    placement: where the styles' keys lie, in models that turn them by position; name: another one
+    for each patch.
     """
 
     gives_way = True
@@ -96,6 +110,7 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
     adain: float
     kept: FeatureStore | None = None
     bands: BandStarts | None = None
+    placement: Placement = "same"
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -115,12 +130,16 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
         shares = self.shares((first.shape[-2], first.shape[-1]))
         return adapt_statistics(first, styles, shares, self.adain)
 
+    def start_samples(self, model: Any) -> Tensor:
+        """The same as the samples of a LATENT."""
+        return as_latent(model, self.start_latent(), float(self.content.sigmas[0]))
+
+    def start_noise(self, model: Any) -> InvertedNoise:
+        """The same as a NOISE."""
+        return InvertedNoise.of(model, self.start_latent(), float(self.content.sigmas[0]))
+
     def open_run(self, start: SamplingStart) -> MagicStyleRun:
-        if start.adds_noise:
-            raise ValueError(
-                "the sampler adds noise, but the LATENT of MagicStyle Apply is noise already: turn"
-                " add_noise off (SamplerCustom), or connect DisableNoise (SamplerCustomAdvanced)"
-            )
+        self._check_beginning(start)
         if start.is_masked:
             raise ValueError(
                 "the LATENT has a noise mask, but MagicStyle draws all of the picture anew: leave"
@@ -130,6 +149,35 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
         self._check_size(start.shape)
         self._check_first_sigma(start)
         return MagicStyleRun(self, start)
+
+    def _check_beginning(self, start: SamplingStart) -> None:
+        """ValueError when the host does not begin with the start, but with what it makes of it."""
+        sampling, sigma = start.model_sampling, start.sigmas[0]
+        if start.adds_noise:
+            if not self._is_ours(start):
+                raise ValueError(
+                    "the sampler adds noise, but the LATENT of MagicStyle Apply is noise already:"
+                    " turn add_noise off (SamplerCustom), or connect the NOISE of MagicStyle Apply,"
+                    " or DisableNoise (SamplerCustomAdvanced)"
+                )
+        elif is_lost(sampling, sigma) and not takes_latent_as_it_is(start.sampler):
+            raise ValueError(
+                f"the sampler begins at sigma {sigma:.3f} of a flow model, where the host leaves"
+                " nothing of a LATENT without added noise: connect the SAMPLER of MagicStyle"
+                " Invert, or with SamplerCustomAdvanced the NOISE of MagicStyle Apply"
+            )
+
+    def _is_ours(self, start: SamplingStart) -> bool:
+        """Whether what the sampler adds noise to becomes the start."""
+        expected, sigma = self.start_latent(), start.sigmas[0]
+        latent = start.latent.to(expected)
+        if latent.shape[1:] != expected.shape[1:]:
+            return False
+        latent = taken_in(start.guider.model_patcher.get_model_object("latent_format"), latent)
+        x = begun(start.model_sampling, sigma, start.noise.to(expected), latent)
+        if expected.shape[0] not in (1, x.shape[0]):
+            return False
+        return torch.allclose(x, expected.expand_as(x), rtol=1e-3, atol=1e-3 * sigma)
 
     def _check_size(self, shape: Sequence[int]) -> None:
         expected, pixels = self.content.latents.shape[1:], self.backbone.pixels
@@ -152,7 +200,7 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
         first, begins = float(self.content.sigmas[0]), start.sigmas[0]
         if begins >= first * (1 - 1e-3):
             return
-        noise = start.guider.model_patcher.model.process_latent_out(self.start_latent())
+        noise = self.start_samples(start.guider.model_patcher)
         if torch.allclose(noise, start.latent.to(noise), rtol=1e-3, atol=1e-3 * first):
             raise ValueError(
                 f"the sampler starts at sigma {begins:.3f}, but the LATENT of MagicStyle Apply is"
@@ -167,8 +215,13 @@ class MagicStyleRun(PatchRun):
     def __init__(self, patch: MagicStylePatch, start: SamplingStart):
         self._patch, self._start = patch, start
         self._range = patch.range.sigmas(start.model_sampling)
-        pictures = [InvertedPicture(patch.content, row) for row in range(patch.content.batch)]
-        pictures += [InvertedPicture(style.inversion, 0) for style in patch.styles]
+        contents = [InvertedPicture(patch.content, row) for row in range(patch.content.batch)]
+        styles = [InvertedPicture(style.inversion, 0) for style in patch.styles]
+        pictures = [*contents, *styles]
+        self._places = PlacedPictures(patch.placement, patch.backbone, contents, styles)
+        self._bytes, self._has_room = _feature_bytes(pictures, patch), False
+        if patch.kept is not None and self._bytes:
+            check_kept_room(self._bytes, start.steps)
         references = ReferencePass(pictures, Trajectories(pictures), patch.backbone, patch.blocks)
         self._features: StepFeatures[Features] = StepFeatures(
             start.guider,
@@ -195,6 +248,10 @@ class MagicStyleRun(PatchRun):
         if not self._range.covers(sigma):
             return executor(x, timestep, model_options, *args, **kwargs)
         self.expected += 1
+        if not self._has_room:
+            if self._bytes:
+                make_room(self._bytes, self._start.guider, x.device)
+            self._has_room = True
         bank = self._features.at(sigma, timestep, model_options)
         patch = self._patch
         options = patch.backbone.with_rule(
@@ -229,7 +286,7 @@ class MagicStyleRun(PatchRun):
     def _fused(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
         """The `Rule`: feature fusion attention, picture by picture."""
         self.has_reached = True
-        features, contents = bank[view.layer], self._patch.content.batch
+        features = bank[view.layer]
         if view.grid != features[0].grid:
             inverted, drawn = (f"{grid[1]}x{grid[0]}" for grid in (features[0].grid, view.grid))
             raise ValueError(
@@ -238,14 +295,19 @@ class MagicStyleRun(PatchRun):
                 " and no node that changes the size"
             )
         groups = self._groups_of(view.grid, view.q.device)
-        styles = [_cast(style, view.q) for style in features[contents:]]
+        contents, styles = self._places.placed([_cast(one, view.q) for one in features], view)
         out = torch.empty_like(view.q)
         for image in range(view.q.shape[0]):
             one = slice(image, image + 1)
-            content = _cast(features[image if contents > 1 else 0], view.q)
-            own = Features(view.q[one], view.k[one], view.v[one], view.grid)
+            content = contents[image if len(contents) > 1 else 0]
+            own = Features(view.q[one], view.k[one, view.image], view.v[one, view.image], view.grid)
             out[one] = feature_fusion_attention(
-                own, content, styles, groups, self._patch.fusion, view.attend
+                own,
+                content,
+                styles,
+                groups,
+                self._patch.fusion,
+                functools.partial(view.attend_beside, one),
             )
         return out
 
@@ -270,7 +332,8 @@ class _PictureFeatures:
 
     def take(self, reference: int, view: LayerView, row: int) -> None:
         one = slice(row, row + 1)
-        features = Features(view.q[one], view.k[one], view.v[one], view.grid)
+        image = view.image
+        features = Features(view.q[one], view.k[one, image], view.v[one, image], view.grid)
         self._features.setdefault(view.layer, {})[reference] = features
 
     def bank(self) -> FeatureBank[Features]:
@@ -278,6 +341,19 @@ class _PictureFeatures:
             layer: [by_picture[picture] for picture in sorted(by_picture)]
             for layer, by_picture in self._features.items()
         }
+
+
+def _feature_bytes(pictures: Sequence[InvertedPicture], patch: MagicStylePatch) -> int:
+    """Of the queries, keys and values of all pictures in one step; 0 for models of which that is
+    not known."""
+    tokens = sum(
+        layer.depth * math.prod(-(-side // layer.downscale) for side in picture.latent.shape[-2:])
+        for picture in pictures
+        for layer in patch.backbone.layers
+        if layer.block in patch.blocks
+    )
+    # `feature_bytes` is that of a key and a value.
+    return tokens * patch.backbone.feature_bytes * 3 // 2
 
 
 def _cast(features: Features, like: Tensor) -> Features:

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...magic.boxes import Box, box_of_most
+from ...magic.feature_fusion import Features, resample_tokens
 from ...magic.positions import Coordinates, Placement, ReferencePlace, Turn, turned
 from ...magic.reference_attention import ReferenceTokens
 from ..sampling.backbone import Backbone, LayerView
-from ..sampling.references import Reference, places_of_concept
+from ..sampling.references import Reference, ReferenceImage, places_of_concept
 
 
 class PlacedReferences:
@@ -102,3 +104,106 @@ def _box_of_cells(index: Tensor, grid: tuple[int, int]) -> Box | None:
     cells = torch.zeros(grid[0] * grid[1])
     cells[index.cpu()] = 1
     return box_of_most(cells.view(grid))
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What has to be done to the features of a picture so that another one may meet them.
+
+    unturn: takes the positions off its queries; turn: gives them those of the other picture; keys:
+    moves its keys. None for nothing.
+    """
+
+    unturn: Turn | None
+    turn: Turn | None
+    keys: Turn | None
+
+
+class PlacedPictures:
+    """Whole pictures beside the one that is made: contents, which lie where it lies, and styles,
+    whose keys lie where a placement puts them and whose queries ask from the picture's places.
+
+    In models that turn nothing by position only the queries are brought onto the picture's grid.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        backbone: Backbone,
+        contents: Sequence[ReferenceImage],
+        styles: Sequence[ReferenceImage],
+    ):
+        self._placement, self._backbone = placement, backbone
+        self._contents, self._styles = contents, styles
+        self._moves: dict[Coordinates, tuple[list[_Move], list[_Move]]] = {}
+
+    def placed(
+        self, features: Sequence[Features], view: LayerView
+    ) -> tuple[list[Features], list[Features]]:
+        """What a layer saw of contents and styles, in this order, as `view` is to meet it: contents
+        and styles."""
+        count = len(self._contents)
+        contents, styles = list(features[:count]), list(features[count:])
+        picture, rotary = view.coordinates, self._backbone.rotary
+        if picture is None or rotary is None:
+            return contents, styles
+        if picture not in self._moves:
+            self._moves[picture] = self._moves_to(picture, view.k.device)
+        return tuple(  # type: ignore[return-value]
+            [self._moved(one, move, view) for one, move in zip(seen, moves, strict=True)]
+            for seen, moves in zip((contents, styles), self._moves[picture], strict=True)
+        )
+
+    def _moved(self, features: Features, move: _Move, view: LayerView) -> Features:
+        rotary = self._backbone.rotary
+        assert rotary is not None
+        q, k = features.q, features.k
+        if move.unturn is not None and move.turn is not None:
+            q = turned(q, move.unturn, rotary.pairing, view.heads)
+            q = resample_tokens(q, features.grid, view.grid)
+            q = turned(q, move.turn, rotary.pairing, view.heads)
+        if move.keys is not None:
+            k = turned(k, move.keys, rotary.pairing, view.heads)
+        # Only the queries lie on a grid.
+        return dataclasses.replace(features, q=q, k=k, grid=view.grid)
+
+    def _moves_to(
+        self, picture: Coordinates, device: torch.device
+    ) -> tuple[list[_Move], list[_Move]]:
+        contents = [self._move(one, ReferencePlace(), picture, device) for one in self._contents]
+        styles, columns = [], 0
+        for number, style in enumerate(self._styles):
+            place = ReferencePlace(
+                self._placement,
+                columns_before=columns,
+                number=number,
+                index_step=self._backbone.index_step,
+            )
+            styles.append(self._move(style, place, picture, device))
+            columns += self._own(style).grid[1]
+        return contents, styles
+
+    def _own(self, image: ReferenceImage) -> Coordinates:
+        own = self._backbone.coordinates(
+            (image.latent.shape[-2], image.latent.shape[-1]), image.conditioning[0][0].shape[1]
+        )
+        assert own is not None
+        return own
+
+    def _move(
+        self,
+        image: ReferenceImage,
+        place: ReferencePlace,
+        picture: Coordinates,
+        device: torch.device,
+    ) -> _Move:
+        rotary, own = self._backbone.rotary, self._own(image)
+        assert rotary is not None
+        axes, unturn, turn, keys = len(rotary.axes), None, None, None
+        if own != picture:
+            unturn = Turn.by(-rotary.angles(own.positions(axes)), device)
+            turn = Turn.by(rotary.angles(picture.positions(axes)), device)
+        angles = place.angles(rotary, own, picture)
+        if bool(angles.any()):
+            keys = Turn.by(angles, device)
+        return _Move(unturn, turn, keys)

@@ -27,7 +27,7 @@ def latent(batch: int = 1, size: tuple[int, int] = (8, 8), seed: int = 0) -> Ten
 def invert(
     model: Any, samples: Tensor | None = None, shape: str = "sd15", **options: Any
 ) -> tuple[Any, ...]:
-    """All outputs of MagicStyleInvert: MAGIC_INVERSION, LATENT, SIGMAS, SAMPLER, CONDITIONING,
+    """Outputs of MagicStyleInvert: MAGIC_INVERSION, LATENT, SIGMAS, SAMPLER, CONDITIONING,
     report."""
     picture = {"samples": latent() if samples is None else samples}
     inputs = {
@@ -37,7 +37,7 @@ def invert(
         "latent": picture,
         **options,
     }
-    return MagicStyleInvert.execute(model=model, **inputs).args
+    return MagicStyleInvert.execute(model=model, **inputs).args[:6]
 
 
 def sample(

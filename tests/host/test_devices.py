@@ -302,7 +302,7 @@ def test_magicstyle(keys, keep):
         "keys": keys,
         "keep_features": keep,
     }
-    patched, noise = MagicStyleApply.execute(model, content[0], styles, **options).args
+    patched, noise, _ = MagicStyleApply.execute(model, content[0], styles, **options).args
     _, _, sigmas, sampler, positive, _ = content
     for cfg in (1.0, 7.0):
         on_the_cpu(noise["samples"], sample(patched, noise, sigmas, sampler, positive, cfg=cfg))
@@ -344,7 +344,7 @@ def test_a_mask_on_the_gpu_stands_beside_none():
     )
     styles = MagicStyleReference.execute(look[0], 1.0, torch.ones(1, 64, 64).to(PRETEND)).args[0]
     styles = MagicStyleReference.execute(look[0], 0.5, None, styles).args[0]
-    patched, noise = MagicStyleApply.execute(
+    patched, noise, _ = MagicStyleApply.execute(
         model, content[0], styles, **defaults_of(MagicStyleApply)
     ).args
     assert sample(patched, noise, *content[2:5]).device == PRETEND

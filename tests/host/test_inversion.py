@@ -121,7 +121,7 @@ def test_belm_over_other_sigmas_does_not_use_the_latents_of_its_own():
     results = [
         sample(model, noise, levels, each, positive)
         for levels in (sigmas, other)
-        for each in (sampler, sampler_for(poisoned))
+        for each in (sampler, sampler_for(model, poisoned))
     ]
     assert not torch.equal(results[0], results[1]), "over its own sigmas it takes its second latent"
     assert torch.equal(results[2], results[3])
@@ -260,7 +260,7 @@ def test_the_report_measures_latent_and_picture():
     model, _, vae = parts()
     image = torch.rand(1, 64, 72, 4, generator=torch.Generator().manual_seed(0))
     report = invert(model, None, latent=None, image=image, vae=vae, sigmas=LOW)[-1].splitlines()
-    assert report[0] == "fixed-point, 3 steps up to sigma 0.80"
+    assert report[0] == "fixed-point, 3 steps up to sigma 0.80: 0.0 MB"
     assert report[1].endswith(" s") and "model calls" in report[1]
     assert [line.split(":")[0] for line in report[2:]] == [
         "latent sampled again",
@@ -341,18 +341,16 @@ def test_bad_input_is_refused_before_any_model_call(options, message, model_call
 
 
 @pytest.mark.parametrize("is_patched", [True, False])
-def test_a_flow_model_is_refused(is_patched, model_calls):
+def test_a_model_without_an_ode_that_is_known_is_refused(is_patched, model_calls):
     """Whether it is one by itself or by a ModelSampling node: what is sampled with counts."""
     plain = random_model()
-    model = core("nodes_model_advanced", "ModelSamplingSD3", plain, shift=3.0)
+    model = core(
+        "nodes_model_advanced", "ModelSamplingDiscrete", plain, sampling="img_to_img", zsnr=False
+    )
     if not is_patched:
         plain.model.model_sampling, model = model.get_model_object("model_sampling"), plain
     with pytest.raises(
-        ValueError,
-        match=(
-            r"needs a model with eps or v prediction .* got one with ModelSamplingDiscreteFlow and"
-            r" CONST"
-        ),
+        ValueError, match=r"needs a model with eps or v prediction .* got one with .*IMG_TO_IMG"
     ):
         invert(model)
     assert not model_calls

@@ -78,7 +78,7 @@ def apply(
     content = content or inverted()
     return MagicStyleApply.execute(
         model or parts()[0], content[0], styles or style(), **chosen
-    ).args
+    ).args[:2]
 
 
 def run(

@@ -63,6 +63,22 @@ def bent(x: Tensor, sigma: float) -> Tensor:
     return torch.tanh(0.9 * x + 0.3 * x.roll(1, -1)) + 0.1 * torch.sin(3 * x) / (1 + sigma)
 
 
+def flow(x: Tensor, sigma: float) -> Tensor:
+    """The best velocity of a flow, x = (1 - sigma) x0 + sigma noise, for pictures of deviation
+    SPREAD."""
+    kept = (1 - sigma) * SPREAD**2
+    return (sigma - kept) / ((1 - sigma) * kept + sigma**2) * x
+
+
+def flow_solution(x0: Tensor, sigma: float) -> Tensor:
+    return x0 * math.sqrt((1 - sigma) ** 2 * SPREAD**2 + sigma**2) / SPREAD
+
+
+def bent_flow(x: Tensor, sigma: float) -> Tensor:
+    """A velocity that is neither linear nor local."""
+    return flow(x, sigma) + 0.3 * torch.sin(2 * x + x.roll(1, -1))
+
+
 def picture(seed: int = 0) -> Tensor:
     return torch.randn(
         2, 4, 5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
@@ -274,6 +290,74 @@ def test_a_belm_step_is_the_parabola(case: tuple[Tensor, Tensor, Tensor, list[fl
     curve = (before - x - (first - second) * noise) / (first - second) ** 2
     expected = x + (third - second) * noise + (third - second) ** 2 * curve
     assert error(belm_step(before, x, noise, first, second, third), expected) <= 1e-10
+
+
+# Flow models
+
+
+@pytest.mark.parametrize(
+    ("order", "options"),
+    [(1, {"guess": "here"}), (1, {"guess": "warm"}), (1, {"guess": "warm", "iterations": 60})],
+    ids=["euler", "warm", "fixed-point"],
+)
+def test_steps_of_a_flow_are_of_first_order(order: int, options: dict[str, Any]) -> None:
+    x0 = picture()
+    errors = [
+        error(invert_ddim(flow, x0, even(steps, 1.0), ignore, **options)[-1], flow_solution(x0, 1))
+        for steps in (40, 80, 160)
+    ]
+    assert errors[-1] <= 0.03
+    assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([order] * 2, abs=0.15)
+
+
+def test_belm_of_a_flow_is_of_second_order() -> None:
+    x0 = picture()
+    errors = [
+        error(invert_belm(flow, x0, even(steps, 1.0), ignore, "here")[-1], flow_solution(x0, 1))
+        for steps in (40, 80, 160)
+    ]
+    assert errors[-1] <= 1e-3
+    assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([2.0] * 2, abs=0.3)
+
+
+def test_a_warm_start_of_a_linear_model() -> None:
+    """Each step asks at what the slope before makes of the latent; the first has none before."""
+    x, sigmas = picture(), [0.0, 0.3, 1.0, 2.5]
+    out, slope, expected = x, torch.zeros_like(x), [x]
+    for sigma, following in pairwise(sigmas):
+        slope = RATE * (out + (following - sigma) * slope)
+        out = out + (following - sigma) * slope
+        expected.append(out)
+    for latent, truth in zip(invert_ddim(linear, x, sigmas, ignore, guess="warm"), expected):
+        assert error(latent, truth) <= 1e-14
+
+
+def test_what_a_flow_keeps_of_a_round_trip() -> None:
+    """The warm start gains an order in the round trip for no call more, a correction another."""
+    x, worse = picture(), []
+    for steps in (20, 40):
+        sigmas = even(steps, 1.0)
+        trips = []
+        for guess, iterations in (("here", 0), ("warm", 0), ("warm", 1), ("warm", 60)):
+            eps = Watched(bent_flow)
+            latents = invert_ddim(eps, x, sigmas, ignore, iterations, guess=guess)
+            assert len(eps.sigmas) == steps * (1 + iterations)
+            trips.append(error(sampled(bent_flow, latents[-1], sigmas), x))
+        euler, warm, corrected, converged = trips
+        assert warm < euler / 5 and corrected < warm / 5 and converged <= 1e-12
+        worse.append((euler, warm))
+    (euler, warm), (finer_euler, finer_warm) = worse
+    assert euler / finer_euler == pytest.approx(2, abs=0.5)
+    assert warm / finer_warm > 3
+
+
+@pytest.mark.parametrize("steps", [2, 8, 20])
+def test_belm_round_trip_of_a_flow_is_exact(steps: int) -> None:
+    x, rising = picture(), even(steps, 1.0)
+    latents = invert_belm(bent_flow, x, rising, ignore, "here")
+    assert error(latents[-1], x) > 0.5, "nothing moved"
+    back = sample_belm(bent_flow, latents[-1], latents[-2], rising[::-1], ignore)
+    assert error(back, x) <= 1e-9
 
 
 # All of them

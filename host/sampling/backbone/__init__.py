@@ -54,7 +54,7 @@ def unet_of(model: ModelPatcher) -> UNet:
     raise ValueError(
         f"this needs a UNet model (SD1.5, SD2.1, SDXL or a fine-tune of one), got"
         f" {type(model.model).__name__}. Of models built from a single transformer (Flux, Z-Image,"
-        " ...) the pack takes some in MagicFace Apply, Semantic Layout, Attention Map,"
+        " ...) the pack takes some in MagicFace, MagicStyle, Semantic Layout, Attention Map,"
         " Correspondence and MagiCapture Train only"
     )
 

@@ -20,6 +20,8 @@ from ..options import ModelOptions
 
 LayerKey = tuple[Block, int]
 """A block and which of its transformer blocks: one attention layer."""
+AttendBeside = Callable[[slice, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+"""(rows of the view, q, k, v, bias): attention of the picture's queries in these rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,9 @@ class LayerView:
     by position, else None; references: which of the keys are those of pictures that an edit model
     is given, one by one; attend_to: the layer's attention of any q to the view's own keys, where
     text and picture share one attention, else None: (q, which pictures of the batch, which keys or
-    None for all, a bias for each of these or None).
+    None for all, a bias for each of these or None); beside: as `attend`, with k, v in the place of
+    the picture's own keys, and all others of the view (the prompt's) beside them; None where there
+    are no others.
     """
 
     layer: LayerKey
@@ -54,6 +58,16 @@ class LayerView:
     coordinates: Coordinates | None = None
     references: tuple[slice, ...] = ()
     attend_to: Callable[[Tensor, slice, Tensor | None, Tensor | None], Tensor] | None = None
+    beside: AttendBeside | None = None
+
+    def attend_beside(
+        self, rows: slice, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Attention to other pictures' tokens in the place of the picture's own. rows: of the view,
+        that q belongs to; bias: one number for each of k, or None."""
+        if self.beside is None:
+            return self.attend(q, k, v, bias)
+        return self.beside(rows, q, k, v, bias)
 
 
 Rule = Callable[[LayerView], Tensor]

@@ -106,11 +106,17 @@ class _JointAttention:
         shared = self._shared_bias(rows)
         own_k, own_v = _joined_heads(self.k[rows]), _joined_heads(self.v[rows])
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            if shared is not None:
-                own = torch.cat([shared, shared.new_zeros(k.shape[1] - len(shared))]).to(q)
-                bias = own if bias is None else bias + own
+        def attended(
+            q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None
+        ) -> Tensor:
+            """first: the host's bias of the first of the keys."""
+            if first is not None:
+                host = torch.cat([first, first.new_zeros(k.shape[1] - len(first))]).to(q)
+                bias = host if bias is None else bias + host
             return self._attend(q, k, v, bias)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            return attended(q, k, v, bias, shared)
 
         def attend_to(
             q: Tensor, pictures: slice, keys: Tensor | None, bias: Tensor | None
@@ -121,6 +127,16 @@ class _JointAttention:
             if own is not None:
                 bias = own if bias is None else bias + own
             return self._attend(q, k, v, None if bias is None else bias.to(q))
+
+        def beside(part: slice, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            others = self.sequence.others(own_k.shape[1], own_k.device)
+            k, v = (
+                torch.cat([own[part][:, others].to(given), given], dim=1)
+                for own, given in ((own_k, k), (own_v, v))
+            )
+            if bias is not None:
+                bias = torch.cat([bias.new_zeros(len(others)), bias])
+            return attended(q, k, v, bias, None if shared is None else shared[others])
 
         return LayerView(
             layer=(self.block, 0),
@@ -137,6 +153,7 @@ class _JointAttention:
             references=self.sequence.references,
             attend_to=attend_to,
             coordinates=coordinates,
+            beside=beside,
         )
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -264,8 +281,9 @@ class JointTransformer:
 
     def parse_layers(self, text: str) -> tuple[Block, ...]:
         """Presets: 'fine', what references had best act in: the last two thirds of the depth, where
-        places have been settled (Flux.1: its single blocks); 'early', 'middle', 'late', a third
-        each; 'all'; the kinds by name, where there are two."""
+        places have been settled (Flux.1: its single blocks); 'decoder' is the same, so that what is
+        usual on UNets means something; 'early', 'middle', 'late', a third each; 'all'; the kinds by
+        name, where there are two."""
         return parse_blocks(text, [layer.block for layer in self.layers], self._names)
 
     @cached_property
@@ -283,6 +301,7 @@ class JointTransformer:
             for kind in self.family.kinds:
                 presets[kind.name] = tuple(b for b in blocks if b.kind == kind.letter)
             presets["fine"] = presets[self.family.kinds[-1].name]
+        presets["decoder"] = presets["fine"]
         letters = "".join(kind.letter for kind in self.family.kinds)
         return BlockNames(letters, presets, ",".join(f"{letter}0-3" for letter in letters))
 
