@@ -13,6 +13,7 @@ from .analysis import (
     MagicCorrespondence,
     MagicCorrespondenceMap,
 )
+from .concept_lora import MagicConceptLora
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .magicapture import (
@@ -65,6 +66,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicToyCheckpoint,
     MagicToyPortrait,
     MagicToyCapture,
+    MagicConceptLora,
 )
 
 

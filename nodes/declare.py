@@ -23,6 +23,8 @@ CropType = io.Custom("MAGIC_CROP")
 IdentityType = io.Custom("MAGIC_IDENTITY")
 Attention = io.Custom("MAGIC_ATTENTION")
 Correspondences = io.Custom("MAGIC_CORRESPONDENCE")
+# The host's own type, as its trainer gives it.
+LoraModel = io.Custom("LORA_MODEL")
 # The host's own type, which the oldest supported host does not name yet.
 Boxes = io.Custom("BOUNDING_BOX")
 # The host's own type, whose class type checkers cannot read.

@@ -13,6 +13,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
 from ..host.page.live_layout import LayoutView, no_layout_on_page
+from ..host.page.notices import notice
 from ..host.page.thumbnails import taken_on_page
 from ..host.pictures import concept_folder, own_picture
 from ..host.pictures.own_picture import NO_PICTURE
@@ -27,9 +28,10 @@ from ..host.sampling.references import (
     check_masks,
     prepare_references,
 )
+from ..host.systems.concept_lora import loras_of
 from ..host.systems.magicface import MagicFacePatch
-from ..host.text.prompts import encode, tagged_prompt
-from ..magic.concepts import CELLS, LEVELS, Concept
+from ..host.text.prompts import encode, tagged_prompt, with_lora_text
+from ..magic.concepts import CELLS, LEVELS, Concept, with_loras_joined
 from ..magic.messages import shown
 from ..magic.pictures import mask_batch, picture_batch
 from ..magic.positions import PLACEMENTS
@@ -578,8 +580,19 @@ class MagicFaceApply(Node):
                 " into one MagicFace Apply"
             )
         blocks = backbone.parse_layers(layers)
+        concepts = with_loras_joined(concepts)
+        loras = loras_of(model, concepts)
+        for lora in loras:
+            if lora.adapters.left_out:
+                notice(
+                    f"LoRA '{lora.lora.name}' also holds biases, norms or whole weights"
+                    f" ({len(lora.adapters.left_out)} of them), which cannot act in a part of the"
+                    " picture: they are left out"
+                )
         phrases = [concept.phrase for concept in concepts]
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex, backbone.context)
+        if loras:
+            tagged = with_lora_text(clip, tagged, [(lora.concept, lora.lora) for lora in loras])
         references = prepare_references(concepts, clip, vae, backbone, mask_cells)
         check_latents(references, model.get_model_object("latent_format").latent_channels)
         check_masks(references, concepts, blocks, backbone)
@@ -606,5 +619,6 @@ class MagicFaceApply(Node):
             kept=FeatureStore() if is_kept else None,
             bands=PASSES[reference_passes],
             placement=positions,
+            loras=loras,
         )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, record)

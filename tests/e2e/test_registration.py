@@ -27,6 +27,7 @@ IDS = {
     "MagicAttentionHeatmap",
     "MagicAttentionMap",
     "MagicCompareGrid",
+    "MagicConceptLora",
     "MagicConceptMask",
     "MagicCorrespondence",
     "MagicCorrespondenceMap",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .families import OUT_OF_REACH, family_of
-from .interface import Backbone, LayerKey, LayerView, Look, Rule, Watch
+from .interface import Backbone, LayerKey, LayerTokens, LayerView, Look, ModelCall, Rule, Watch
 from .joint import JointTransformer
 from .unet import UNet
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "LayerKey",
+    "LayerTokens",
     "LayerView",
     "Look",
+    "ModelCall",
     "Rule",
     "Watch",
     "backbone_of",
