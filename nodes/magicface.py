@@ -585,9 +585,9 @@ class MagicFaceApply(Node):
         for lora in loras:
             if lora.adapters.left_out:
                 notice(
-                    f"LoRA '{lora.lora.name}' also holds biases, norms or whole weights"
-                    f" ({len(lora.adapters.left_out)} of them), which cannot act in a part of the"
-                    " picture: they are left out"
+                    f"LoRA '{lora.lora.name}' also changes weights of which it is not known how"
+                    f" they act in a part of the picture ({len(lora.adapters.left_out)} of them,"
+                    f" such as {lora.adapters.left_out[0]}): they are left out"
                 )
         phrases = [concept.phrase for concept in concepts]
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex, backbone.context)

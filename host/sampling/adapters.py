@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-_WEIGHT = ".weight"
 _DORA = {"lora": 4, "loha": 7, "lokr": 8, "oft": 3, "boft": 3}
 """Where the weights of a kind of adapter have the scales of DoRA."""
 _ELSE = (
@@ -88,6 +88,51 @@ class LayerAdapter:
         return bias.view(-1, *[1] * (out.ndim - 2)) if self.adapter.is_conv else bias
 
 
+class Difference:
+    """What a LoRA's file adds to a bias, a norm or a whole weight, as an adapter of the host's.
+
+    weights: the difference; is_conv: whether what comes out has channels before rows and columns.
+    """
+
+    name = "difference"
+
+    def __init__(self, module: nn.Module, of: str, change: Tensor, strength: float):
+        self._module, self._of, self._strength = module, of, strength
+        self.weights: tuple[Tensor, ...] = (change,)
+        self.is_conv = isinstance(module, (nn.modules.conv._ConvNd, nn.GroupNorm))
+
+    @classmethod
+    def read(cls, module: nn.Module, of: str, patch: Any, strength: float) -> Difference | None:
+        """Of a patch of the host's; None for what is no difference, or of a layer of which it is
+        not known what its weight does."""
+        kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.GroupNorm, nn.LayerNorm)
+        own = getattr(module, of, None)
+        if not isinstance(patch, tuple) or patch[0] != "diff" or not isinstance(own, Tensor):
+            return None
+        change = patch[1][0]
+        if not isinstance(module, kinds) or change.shape != own.shape:
+            return None
+        return cls(module, of, change, strength)
+
+    def h(self, x: Tensor, out: Tensor) -> Tensor:
+        """What is added, of the layer's input x."""
+        module, change = self._module, self.weights[0].to(out)
+        if self._of == "bias":
+            added = change.view(-1, *[1] * (out.ndim - 2)) if self.is_conv else change
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            convolve = (F.conv1d, F.conv2d, F.conv3d)[change.ndim - 3]
+            added = convolve(
+                x, change, None, module.stride, module.padding, module.dilation, module.groups
+            )
+        elif isinstance(module, nn.GroupNorm):
+            added = F.group_norm(x, module.num_groups, change, None, module.eps)
+        elif isinstance(module, nn.LayerNorm):
+            added = F.layer_norm(x, module.normalized_shape, change, None, module.eps)
+        else:
+            added = F.linear(x, change)
+        return added * self._strength
+
+
 @dataclass(frozen=True, eq=False)
 class Adapters:
     """A LoRA on a model. layers: what it adds to which; left_out: names of what it holds beside
@@ -146,19 +191,21 @@ def adapters_of(
 def _layer_adapter(
     model: ModelPatcher, key: Any, patch: Any, strength: float
 ) -> LayerAdapter | None:
-    """None for what is no adapter of a layer that multiplies: biases, norms, whole weights."""
+    """None for what is neither an adapter nor a difference of a layer."""
     import comfy.utils
     from comfy import weight_adapter
 
     weight, part, convert = key if isinstance(key, tuple) and len(key) > 2 else (key, None, None)
     if isinstance(key, tuple) and len(key) == 2:
         weight, part = key
-    is_adapter = isinstance(patch, weight_adapter.base.WeightAdapterBase)
-    if not is_adapter or convert is not None or not weight.endswith(_WEIGHT):
-        return None
-    layer = weight.removesuffix(_WEIGHT)
+    layer, _, of = weight.rpartition(".")
     module = comfy.utils.get_attr(model.model, layer)
-    if not isinstance(module, nn.Module) or getattr(module, "weight", None) is None:
+    if convert is not None or not isinstance(module, nn.Module):
+        return None
+    if not isinstance(patch, weight_adapter.base.WeightAdapterBase):
+        difference = None if part else Difference.read(module, of, patch, strength)
+        return None if difference is None else LayerAdapter(layer, module, difference)
+    if of != "weight" or getattr(module, "weight", None) is None:
         return None
     # Tells the adapter what kind of layer it is for.
     hook = weight_adapter.bypass.BypassForwardHook(module, patch, multiplier=strength)
@@ -186,6 +233,8 @@ def _turn(adapter: Any, key: Any, strength: float, width: int) -> Tensor:
 
 def _check_is_plain(name: str, layer: LayerAdapter) -> None:
     kind, weights = layer.adapter.name, layer.adapter.weights
+    if isinstance(layer.adapter, Difference):
+        return
     if _is_own(layer.adapter, "bypass_forward"):
         # The host's GLoRA does not do in bypass mode what it does when it is merged.
         raise ValueError(

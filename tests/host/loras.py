@@ -50,12 +50,17 @@ def _boft(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]
     return {"oft_blocks": random(2, shape[0] // 4, 4, 4), "alpha": torch.tensor(0.0)}
 
 
+def _difference(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {"diff": random(*shape), "diff_b": random(shape[0])}
+
+
 KINDS: dict[str, _Make] = {
     "lora": _lora,
     "loha": _loha,
     "lokr": _lokr,
     "oft": _oft,
     "boft": _boft,
+    "difference": _difference,
 }
 """Those that can act in a part of a picture."""
 REFUSED: dict[str, _Make] = {"glora": _glora}

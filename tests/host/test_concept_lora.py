@@ -30,6 +30,11 @@ UNET_LAYERS = (
     "output_blocks.5.1.transformer_blocks.0.attn2.to_v",
     "output_blocks.5.1.transformer_blocks.0.ff.net.0.proj",
 )
+NORMS = (
+    "input_blocks.1.0.in_layers.0",
+    "input_blocks.1.1.transformer_blocks.0.norm1",
+    "out.0",
+)
 FLUX_LAYERS = (
     "img_in",
     "txt_in",
@@ -106,7 +111,9 @@ def nothing_left(model: Any) -> Iterator[None]:
 @pytest.mark.parametrize("network", ["unet", "flux"])
 def test_everywhere_it_is_the_hosts_own_lora(network: str, kind: str) -> None:
     model, layers = family(network)
-    lora = random_lora(model, layers, kind, size=0.2)
+    if kind == "difference" and network == "unet":
+        layers = (*layers, *NORMS)
+    lora = random_lora(model, layers, kind, size=0.05 if kind == "difference" else 0.2)
     strength = 1.0 if kind == "boft" else 0.8
     chained = concept(
         lora, strength=strength, target_region=EVERYWHERE, text="all", global_layers=True
