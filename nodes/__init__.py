@@ -13,6 +13,7 @@ from .analysis import (
     MagicCorrespondence,
     MagicCorrespondenceMap,
 )
+from .concept_files import MagicConceptLoad, MagicConceptSave
 from .concept_lora import MagicConceptLora
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
@@ -67,6 +68,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicToyPortrait,
     MagicToyCapture,
     MagicConceptLora,
+    MagicConceptSave,
+    MagicConceptLoad,
 )
 
 
