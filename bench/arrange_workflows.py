@@ -48,7 +48,7 @@ HEIGHTS = {
     "MagicAttentionHeatmap": 126,
     "MagicAttentionMap": 240,
     "MagicCompareGrid": 452,
-    "MagicConceptLora": 244,
+    "MagicConceptLora": 316,
     "MagicConceptMask": 412,
     "MagicCorrespondence": 152,
     "MagicCorrespondenceMap": 146,

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .curves import Curve
 from .phrases import words_of
 from .pictures import check_aspect, check_painted
 
@@ -38,7 +39,9 @@ class ConceptLora:
     name: for messages; weights: its tensors by the names in its file; strength: what its part is
     multiplied with; text: which of the prompt's tokens take it; is_global: whether layers without a
     place (of the time, of the pooled text) take it, for all of the picture; is_inside_target:
-    whether a painted region only limits where the layout has the concept, instead of replacing it.
+    whether a painted region only limits where the layout has the concept, instead of replacing it;
+    start, end: shares of sampling between which it acts; curve: its strength over sampling, in
+    place of `strength`, or None.
     """
 
     name: str
@@ -47,6 +50,9 @@ class ConceptLora:
     text: LoraText = "phrase"
     is_global: bool = False
     is_inside_target: bool = False
+    start: float = 0.0
+    end: float = 1.0
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..host.models.lora_files import check_finite, list_loras, load_lora, lora_state
 from ..host.sampling.adapters import check_host
 from ..magic.concepts import LORA_TEXTS, Concept, ConceptLora
+from ..magic.curves import parse_curve
 from ..magic.messages import shown
 from ..magic.pictures import mask_batch
 from .declare import (
@@ -17,12 +18,17 @@ from .declare import (
     ConceptsBefore,
     LoraModel,
     advanced,
+    as_text,
     choice_complaint,
+    optional,
     schema,
+    span_inputs,
 )
-from .inputs import Node, check_ranges, check_texts, refuse
+from .inputs import Node, check_ranges, check_span, check_texts, refuse
 
 NO_LORA = "(none)"
+_RANGE = (-10.0, 10.0)
+"""Of a strength."""
 REGIONS = ("replaces layout", "limits layout")
 
 
@@ -72,8 +78,8 @@ class MagicConceptLora(Node):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-10.0,
-                    max=10.0,
+                    min=_RANGE[0],
+                    max=_RANGE[1],
                     step=0.05,
                     tooltip=(
                         "How strongly the LoRA acts in its place: 1 is as trained, 0 off, more than"
@@ -135,6 +141,27 @@ class MagicConceptLora(Node):
                         ),
                     )
                 ),
+                *(
+                    optional(item)
+                    for item in span_inputs(
+                        "Share of sampling after which the LoRA acts. Later: the model lays out"
+                        " the picture alone.",
+                        "Share of sampling after which the LoRA no longer acts. Earlier: the model"
+                        " draws the details alone.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "strength_curve",
+                        default="",
+                        optional=True,
+                        tooltip=(
+                            "The strength over sampling, in place of strength: shares and"
+                            " strengths such as '0: 1, 0.5: 0.4', straight lines between. Empty:"
+                            " the same all the time."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 Concepts.Output(
@@ -145,6 +172,14 @@ class MagicConceptLora(Node):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, strength_curve: object = None) -> bool | str:
+        try:
+            parse_curve(as_text(strength_curve) or "", *_RANGE)
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, lora: Any = None, lora_model: Any = None, **_: Any) -> str:
@@ -163,10 +198,15 @@ class MagicConceptLora(Node):
         region: str = REGIONS[0],
         text: Any = "phrase",
         global_layers: bool = False,
+        start: float = 0.0,
+        end: float = 1.0,
+        strength_curve: str = "",
     ) -> io.NodeOutput:
         check_host()
         check_ranges(cls, strength=strength)
-        check_texts(phrase=phrase)
+        check_span(cls, start, end)
+        check_texts(phrase=phrase, strength_curve=strength_curve)
+        curve = parse_curve(strength_curve, *_RANGE)
         refuse(choice_complaint("text", text, LORA_TEXTS))
         refuse(choice_complaint("region", region, REGIONS))
         if not phrase.strip():
@@ -186,7 +226,15 @@ class MagicConceptLora(Node):
             name, weights = lora, load_lora(lora)
         painted = None if target_region is None else mask_batch(target_region, "target_region")
         own = ConceptLora(
-            name, weights, strength, text, global_layers, is_inside_target=region == REGIONS[1]
+            name,
+            weights,
+            strength,
+            text,
+            global_layers,
+            is_inside_target=region == REGIONS[1],
+            start=start,
+            end=end,
+            curve=curve,
         )
         concept = Concept(phrase.strip(), None, None, "", 0.0, painted, loras=(own,))
         return io.NodeOutput((*concepts, concept))

@@ -80,6 +80,12 @@ def advanced(declared: _Input) -> _Input:
     return declared
 
 
+def optional(declared: _Input) -> _Input:
+    """An input that came to a node later: saved graphs go on without it."""
+    declared.optional = True
+    return declared
+
+
 def span_inputs(
     start_tooltip: str, end_tooltip: str, start: float = 0.0, end: float = 1.0
 ) -> list[io.Input]:

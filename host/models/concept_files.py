@@ -8,6 +8,7 @@ names. Nothing in it is ever executed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...magic.concepts import LEVELS, LORA_TEXTS, Concept, ConceptLora
+from ...magic.curves import Curve
 from .folders import file_state
 from .lora_files import load_lora
 from .safe_files import tensor_bytes, write_numbered
@@ -29,7 +31,7 @@ _SUFFIX = ".safetensors"
 _THUMBNAIL = "modelspec.thumbnail"
 """Where other tools look for a picture of a file: a data URL."""
 _MOST_CONCEPTS, _MOST_PICTURES, _LONGEST_SIDE, _LONGEST_TEXT = 64, 256, 16_384, 10_000
-_MOST_LORAS = 16
+_MOST_LORAS, _MOST_POINTS = 16, 64
 _STRONGEST = 100.0
 
 
@@ -94,6 +96,9 @@ def _described(concept: Concept) -> dict[str, Any]:
                 "text": lora.text,
                 "is_global": lora.is_global,
                 "is_inside_target": lora.is_inside_target,
+                "start": lora.start,
+                "end": lora.end,
+                "curve": None if lora.curve is None else lora.curve.points,
             }
             for lora in concept.loras
         ],
@@ -129,15 +134,20 @@ def read_concepts(path: Path) -> tuple[Concept, ...]:
         raise UnreadableConcept(f"{path.name} was changed after it was written")
     concepts = []
     for i, entry in enumerate(fields):
-        loras = tuple(
-            ConceptLora(weights=load_lora(lora["name"]), **lora) for lora in entry.pop("loras")
-        )
+        loras = tuple(_lora(lora) for lora in entry.pop("loras"))
         images, mask = (_from_bytes(tensors.get(f"{kind}.{i}")) for kind in ("pictures", "mask"))
         try:
             concepts.append(Concept(images=images, mask=mask, loras=loras, **entry))
         except ValueError as error:
             raise UnreadableConcept(f"{path.name}: {error}") from error
     return tuple(concepts)
+
+
+def _lora(fields: Mapping[str, Any]) -> ConceptLora:
+    points = fields["curve"]
+    curve = None if points is None else Curve(tuple((share, at) for share, at in points))
+    own = {**fields, "curve": curve}
+    return ConceptLora(weights=load_lora(fields["name"]), **own)
 
 
 def _checked_fields(file: str, header: str) -> list[dict[str, Any]]:
@@ -163,6 +173,22 @@ def _is_strength(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and abs(value) <= _STRONGEST
 
 
+def _is_share(value: Any) -> bool:
+    return _is_strength(value) and 0 <= value <= 1
+
+
+def _is_curve(value: Any) -> bool:
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= _MOST_POINTS
+        and all(isinstance(point, list) and len(point) == 2 for point in value)
+        and all(_is_share(share) and _is_strength(strength) for share, strength in value)
+        and all(first[0] < second[0] for first, second in itertools.pairwise(value))
+    )
+
+
 _FIELDS = {
     "phrase": _is_text,
     "prompt": _is_text,
@@ -176,6 +202,9 @@ _LORA_FIELDS = {
     "text": lambda value: value in LORA_TEXTS,
     "is_global": lambda value: isinstance(value, bool),
     "is_inside_target": lambda value: isinstance(value, bool),
+    "start": _is_share,
+    "end": _is_share,
+    "curve": _is_curve,
 }
 
 

@@ -21,6 +21,7 @@ from ..sampling.adapters import Adapters, Injection, LayerAdapter, adapters_of
 from ..sampling.backbone import LayerTokens, ModelCall
 from ..sampling.options import ModelOptions
 from ..sampling.patch import SamplingStart
+from ..sampling.range import SamplingRange, share_passed
 from ..sampling.rows import SamplingRows
 
 _FEW_TOKENS = 2
@@ -40,7 +41,14 @@ def loras_of(model: Any, concepts: Sequence[Concept]) -> tuple[LoraOfConcept, ..
     """The LoRAs of all concepts on a MODEL. ValueError when one is for another kind of model, or
     the host cannot let it act in places."""
     return tuple(
-        LoraOfConcept(index, lora, adapters_of(model, lora.name, lora.weights, lora.strength))
+        # What a curve says is multiplied with in each call.
+        LoraOfConcept(
+            index,
+            lora,
+            adapters_of(
+                model, lora.name, lora.weights, 1.0 if lora.curve is not None else lora.strength
+            ),
+        )
         for index, concept in enumerate(concepts)
         for lora in concept.loras
     )
@@ -51,14 +59,15 @@ class _Call:
     """A call of the network.
 
     shape: what it runs on; conds: the ids of the prompts whose rows it has; batch: pictures;
-    shares: for each concept where it is, B H W, None for nowhere; weights: what has been worked out
-    for layers.
+    shares: for each concept where it is, B H W, None for nowhere; strengths: of each LoRA at this
+    noise level, relative to that of its adapters; weights: what has been worked out for layers.
     """
 
     shape: ModelCall
     conds: Sequence[Any]
     batch: int
     shares: Sequence[Tensor | None]
+    strengths: Mapping[LoraOfConcept, float]
     weights: dict[tuple[Any, ...], Tensor | None] = field(default_factory=dict)
 
 
@@ -72,7 +81,11 @@ class ConceptLoraRun:
         self, loras: Sequence[LoraOfConcept], layout: LayoutPatch, start: SamplingStart, key: str
     ):
         self._loras, self._layout, self._guider = loras, layout, start.guider
-        self._latent_size = start.latent_size
+        self._latent_size, self._sampling = start.latent_size, start.model_sampling
+        self._ranges = {
+            lora: SamplingRange(lora.lora.start, lora.lora.end).sigmas(self._sampling)
+            for lora in loras
+        }
         self._inside = {lora.concept for lora in loras if lora.lora.is_inside_target}
         self._rows = SamplingRows()
         self._areas: Mapping[Any, tuple[int, ...]] | None = None
@@ -95,10 +108,16 @@ class ConceptLoraRun:
         return self
 
     def acting(
-        self, rows: SamplingRows, tracker: LayoutTracker, options: ModelOptions, x: Tensor
+        self,
+        rows: SamplingRows,
+        tracker: LayoutTracker,
+        options: ModelOptions,
+        x: Tensor,
+        sigma: float,
     ) -> ModelOptions:
         """Options of a model call in which the LoRAs act, by the layout as the call before has left
-        it; the same ones when that is nowhere."""
+        it; the same ones when that is nowhere, or none acts at this noise level."""
+        strengths = {lora: self._strength_at(lora, sigma) for lora in self._loras}
         batch = x.shape[0]
         layout = tracker.picture
         owners = None
@@ -108,7 +127,7 @@ class ConceptLoraRun:
             None if share is None or not bool(share.any()) else share.to(x.device)
             for share in concept_shares(owners, self._layout.targets, self._inside, batch)
         ]
-        if all(shares[lora.concept] is None for lora in self._loras):
+        if not any(strengths[lora] and shares[lora.concept] is not None for lora in self._loras):
             return options
         self._rows = rows
         if self._areas is None:
@@ -123,10 +142,21 @@ class ConceptLoraRun:
                 layer.to(x.device)
             self._is_moved = True
         self._injection.ensure()
-        return self._around_network(options, batch, shares)
+        return self._around_network(options, batch, shares, strengths)
+
+    def _strength_at(self, lora: LoraOfConcept, sigma: float) -> float:
+        """Relative to that of its adapters."""
+        if not self._ranges[lora].covers(sigma):
+            return 0.0
+        curve = lora.lora.curve
+        return 1.0 if curve is None else curve.at(share_passed(self._sampling, sigma))
 
     def _around_network(
-        self, options: ModelOptions, batch: int, shares: Sequence[Tensor | None]
+        self,
+        options: ModelOptions,
+        batch: int,
+        shares: Sequence[Tensor | None],
+        strengths: Mapping[LoraOfConcept, float],
     ) -> ModelOptions:
         import comfy.patcher_extension as extension
 
@@ -150,7 +180,7 @@ class ConceptLoraRun:
                 ),
             )
             before = self._call
-            self._call = _Call(shape, inner.get("uuids") or (), batch, shares)
+            self._call = _Call(shape, inner.get("uuids") or (), batch, shares, strengths)
             try:
                 result: Tensor = executor(
                     x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
@@ -200,7 +230,7 @@ class ConceptLoraRun:
             if weight is None:
                 continue
             self.has_acted = True
-            added = layer.added(x, output) * weight.to(output)
+            added = layer.added(x, output) * (weight * call.strengths[lora]).to(output)
             result = output.clone() if result is None else result
             if layer.part is not None and layer.part[0] == 0:
                 _, start, length = layer.part
@@ -215,7 +245,7 @@ class ConceptLoraRun:
         """How much of what an adapter adds is taken at each place: to be multiplied with it; None
         for nothing."""
         share = call.shares[lora.concept]
-        if share is None:
+        if share is None or not call.strengths[lora]:
             return None
         is_conv = bool(layer.adapter.is_conv)
         tokens = 1 if is_conv or x.ndim < 3 else x.shape[1]

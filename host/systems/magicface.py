@@ -212,7 +212,7 @@ class MagicFaceRun(PatchRun):
                 options, self._patch.blocks, rows.ours, x.shape[0], rule.attend
             )
         if self._loras is not None:
-            options = self._loras.acting(rows, self._layout.tracker, options, x)
+            options = self._loras.acting(rows, self._layout.tracker, options, x, sigma)
         if is_measured:
             options = self._layout.begin(sigma, options, x.shape, self._guided)
         prediction = executor(x, timestep, options, *args, **kwargs)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from magicportrait.host.models import concept_files
 from magicportrait.host.models.concept_files import UnreadableConcept, read_concepts
 from magicportrait.magic.concepts import Concept, ConceptLora
+from magicportrait.magic.curves import Curve
 from magicportrait.nodes.concept_files import MagicConceptLoad, MagicConceptSave
 from magicportrait.tests.host import sampling
 
@@ -41,7 +42,9 @@ def saved(concepts: tuple[Concept, ...], name: str = "people/hat") -> str:
 
 
 def test_what_is_read_is_what_was_saved(folders: Path) -> None:
-    lora = ConceptLora("hat.safetensors", {}, 0.7, "none", True, True)
+    lora = ConceptLora(
+        "hat.safetensors", {}, 0.7, "none", True, True, 0.1, 0.9, Curve(((0.0, 1.0), (0.5, 0.25)))
+    )
     first, second = sampling.concepts(2)
     own = Concept("red hat", None, None, "", 0.0, loras=(lora,))
     file = saved((first, second, own))
@@ -61,6 +64,7 @@ def test_what_is_read_is_what_was_saved(folders: Path) -> None:
     [last] = read[3].loras
     assert (last.name, last.strength, last.text) == ("hat.safetensors", 0.7, "none")
     assert last.is_global and last.is_inside_target
+    assert (last.start, last.end, last.curve) == (lora.start, lora.end, lora.curve)
     assert torch.equal(last.weights["x.lora_up.weight"], torch.ones(2, 2))
     # What was read once stays as it is.
     again = MagicConceptLoad.execute(saved(read[1:2], "b"), "").args[0]
@@ -132,6 +136,9 @@ LORA = {
     "text": "phrase",
     "is_global": False,
     "is_inside_target": False,
+    "start": 0.0,
+    "end": 1.0,
+    "curve": None,
 }
 
 
@@ -148,6 +155,9 @@ LORA = {
         {**ENTRY, "loras": [LORA] * 17},
         {**ENTRY, "loras": [{**LORA, "text": "some"}]},
         {**ENTRY, "loras": [{**LORA, "weights": {}}]},
+        {**ENTRY, "loras": [{**LORA, "start": 2}]},
+        {**ENTRY, "loras": [{**LORA, "curve": []}]},
+        {**ENTRY, "loras": [{**LORA, "curve": [[0.5, 1], [0.2, 1]]}]},
         {**ENTRY, "more": 1},
         [],
         None,

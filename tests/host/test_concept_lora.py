@@ -286,6 +286,30 @@ def test_other_transformers_know_where_their_tokens_are(
     assert "it is not known where the tokens" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ({"start": 0.6}, 0.0),
+        ({"strength_curve": "0: 0"}, 0.0),
+        ({"strength": 5.0, "strength_curve": "0.9: 0.5, 1: 9"}, 0.5),
+        ({"strength": 5.0, "strength_curve": "0: 0.5"}, 0.5),
+        ({"strength": 0.5, "end": 0.6}, 0.5),
+    ],
+)
+def test_it_acts_when_and_as_strongly_as_it_should(times: Any, expected: float) -> None:
+    model, layers = family("unet")
+    lora = random_lora(model, layers)
+    # One step, at the beginning of sampling.
+    sampled, own = (
+        applied("unet", model, concept(lora, target_region=LEFT, **settings))
+        for settings in (times, {"strength": expected})
+    )
+    first, second = (drawn("unet", *each, steps=1) for each in (sampled, own))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4 * float(second.abs().max()))
+    plain = drawn("unet", model, own[1], steps=1)
+    assert torch.equal(first, plain) == (not expected)
+
+
 def test_a_lora_of_another_model_is_refused_before_sampling() -> None:
     model, _ = family("unet")
     lora = random_lora(dits.random_transformer("flux"), FLUX_LAYERS)
