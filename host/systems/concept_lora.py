@@ -18,7 +18,7 @@ from ...magic.layout import area_cells
 from ..layout.patch import LayoutPatch
 from ..layout.tracker import LayoutTracker
 from ..sampling.adapters import Adapters, Injection, LayerAdapter, adapters_of
-from ..sampling.backbone import LayerTokens, ModelCall
+from ..sampling.backbone import LayerTokens, CallSize
 from ..sampling.options import ModelOptions
 from ..sampling.patch import SamplingStart
 from ..sampling.range import SamplingRange, share_passed
@@ -63,7 +63,7 @@ class _Call:
     noise level, relative to that of its adapters; weights: what has been worked out for layers.
     """
 
-    shape: ModelCall
+    shape: CallSize
     conds: Sequence[Any]
     batch: int
     shares: Sequence[Tensor | None]
@@ -171,7 +171,7 @@ class ConceptLoraRun:
             **kwargs: Any,
         ) -> Tensor:
             inner = transformer_options or {}
-            shape = ModelCall(
+            shape = CallSize(
                 (x.shape[-2], x.shape[-1]),
                 0 if c_crossattn is None else c_crossattn.shape[1],
                 tuple(

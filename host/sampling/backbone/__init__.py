@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .families import OUT_OF_REACH, family_of
-from .interface import Backbone, LayerKey, LayerTokens, LayerView, Look, ModelCall, Rule, Watch
+from .interface import Backbone, LayerKey, LayerTokens, LayerView, Look, CallSize, Rule, Watch
 from .joint import JointTransformer
 from .unet import UNet
 
@@ -18,7 +18,7 @@ __all__ = [
     "LayerTokens",
     "LayerView",
     "Look",
-    "ModelCall",
+    "CallSize",
     "Rule",
     "Watch",
     "backbone_of",

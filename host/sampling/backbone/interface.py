@@ -73,7 +73,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class ModelCall:
+class CallSize:
     """What a model call runs on. latent_size: rows and columns; context: tokens of its
     conditioning; references: pictures in its sequence beside the one that is made, rows and columns
     of each."""
@@ -219,7 +219,7 @@ class Backbone(Protocol):
         """Which tokens of a prompt of so many get the attention of what no word describes."""
         ...
 
-    def tokens_of(self, layer: str, tokens: int, call: ModelCall) -> LayerTokens | None:
+    def tokens_of(self, layer: str, tokens: int, call: CallSize) -> LayerTokens | None:
         """What the tokens of a layer are, which is called as in the host's network and gets so
         many; None when that is not known: another node merges or cuts them."""
         ...

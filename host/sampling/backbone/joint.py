@@ -27,7 +27,7 @@ from .interface import (
     LayerTokens,
     LayerView,
     Look,
-    ModelCall,
+    CallSize,
     ReferenceHabits,
     Rule,
     Watch,
@@ -370,7 +370,7 @@ class JointTransformer:
         """No token is known to mark it."""
         return ()
 
-    def tokens_of(self, layer: str, tokens: int, call: ModelCall) -> LayerTokens | None:
+    def tokens_of(self, layer: str, tokens: int, call: CallSize) -> LayerTokens | None:
         """Layers see the text, the picture, or both as in attention: by how many tokens there are,
         and where text and picture have as many, by the layer's name."""
         grid = self._grid(call.latent_size)

@@ -24,7 +24,7 @@ from .interface import (
     LayerTokens,
     LayerView,
     Look,
-    ModelCall,
+    CallSize,
     ReferenceHabits,
     Rule,
     Watch,
@@ -203,7 +203,7 @@ class UNet:
         """The start tokens look at what no word describes."""
         return range(0, tokens, PROMPT_TOKENS)
 
-    def tokens_of(self, layer: str, tokens: int, call: ModelCall) -> LayerTokens | None:
+    def tokens_of(self, layer: str, tokens: int, call: CallSize) -> LayerTokens | None:
         """Only keys and values of `attn2` are the prompt's; each level halves rows and columns."""
         if layer.endswith(_TEXT_LAYERS):
             return LayerTokens((0, tokens), (0, 0), (0, 0))
