@@ -48,6 +48,7 @@ HEIGHTS = {
     "MagicAttentionHeatmap": 126,
     "MagicAttentionMap": 240,
     "MagicCompareGrid": 452,
+    "MagicConceptLora": 316,
     "MagicConceptMask": 412,
     "MagicCorrespondence": 152,
     "MagicCorrespondenceMap": 146,
@@ -156,6 +157,11 @@ LAYOUTS: dict[str, Groups] = {
     },
     "MagicFace-SD1.5-three-concepts": {
         "references": _OWN_REFERENCES,
+        "sampling": (Column(430, (9,)), Column(300, (8, 10, 11, 12))),
+        "result": (Column(400, (13, 14, 15, 16)),),
+    },
+    "MagicFace-SD1.5-a-LoRA-for-each-phrase": {
+        "LoRAs": (Column(300, (3, 5)),),
         "sampling": (Column(430, (9,)), Column(300, (8, 10, 11, 12))),
         "result": (Column(400, (13, 14, 15, 16)),),
     },

@@ -248,6 +248,9 @@ Draw = Callable[[Shown], Image.Image]
 DRAWN: dict[str, dict[str, Draw]] = {
     "MagicFace-2-three-concepts": {
         "MagicFace-SD1.5-three-concepts": lambda shown: labelled(thumbnail(shown), "for SD1.5"),
+        "MagicFace-SD1.5-a-LoRA-for-each-phrase": lambda shown: labelled(
+            thumbnail(shown), "for SD1.5, LoRAs"
+        ),
         "MagicFace-SDXL-three-concepts": lambda shown: labelled(thumbnail(shown), "for SDXL"),
         "MagicFace-Flux-three-concepts": lambda shown: labelled(thumbnail(shown), "for Flux"),
         "MagicFace-Qwen-Image-three-concepts": lambda shown: labelled(

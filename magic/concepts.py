@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .curves import Curve
+from .phrases import words_of
 from .pictures import check_aspect, check_painted
 
 MINIMUM_COVERAGE = 0.1
@@ -23,25 +27,55 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 """How much is copied, in words."""
 
 
+LoraText = Literal["phrase", "all", "none"]
+LORA_TEXTS: tuple[LoraText, ...] = get_args(LoraText)
+"""Which tokens of a prompt take a LoRA: the phrase's, all of positive and negative prompt, none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptLora:
+    """A LoRA that acts where its concept is.
+
+    name: for messages; weights: its tensors by the names in its file; strength: what its part is
+    multiplied with; text: which of the prompt's tokens take it; is_global: whether layers without a
+    place (of the time, of the pooled text) take it, for all of the picture; is_inside_target:
+    whether a painted region only limits where the layout has the concept, instead of replacing it;
+    start, end: shares of sampling between which it acts; curve: its strength over sampling, in
+    place of `strength`, or None.
+    """
+
+    name: str
+    weights: Mapping[str, Tensor]
+    strength: float
+    text: LoraText = "phrase"
+    is_global: bool = False
+    is_inside_target: bool = False
+    start: float = 0.0
+    end: float = 1.0
+    curve: Curve | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Concept:
     """One concept of a MagicFace picture.
 
     phrase: the words of the target prompt that name it; images: B H W 3 in 0..1, one or several
-    references of the same thing; mask: B H W or 1 H W in 0..1, None for the whole image; prompt:
-    what the references show, empty for the phrase; strength: added to the logits of the reference's
-    tokens (natural log: 3 multiplies the odds by 20); target_region: 1 H W in 0..1, where the
-    concept goes, or B H W for a batch of B pictures, None for automatic; level: a strength in
-    words, which the kind of model turns into a number and which counts in place of `strength`.
+    references of the same thing, or None where LoRAs alone know it; mask: B H W or 1 H W in 0..1,
+    None for the whole image; prompt: what the references show, empty for the phrase; strength:
+    added to the logits of the reference's tokens (natural log: 3 multiplies the odds by 20);
+    target_region: 1 H W in 0..1, where the concept goes, or B H W for a batch of B pictures, None
+    for automatic; level: a strength in words, which the kind of model turns into a number and which
+    counts in place of `strength`; loras: that act where it is.
     """
 
     phrase: str
-    images: Tensor
+    images: Tensor | None
     mask: Tensor | None
     prompt: str
     strength: float
     target_region: Tensor | None = None
     level: Level | None = None
+    loras: tuple[ConceptLora, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.phrase.strip():
@@ -49,19 +83,11 @@ class Concept:
                 "a concept needs a phrase: the words of the target prompt that name it, such as"
                 " 'hat'"
             )
-        if self.images.ndim != 4 or 0 in self.images.shape:
-            raise ValueError(
-                f"concept '{self.phrase}' has no image: expected B H W C, got"
-                f" {list(self.images.shape)}"
-            )
-        height, width = self.images.shape[1:3]
-        if max(height, width) > _LONGEST * min(height, width):
-            raise ValueError(
-                f"image of concept '{self.phrase}' is {width}x{height}: expected sides that differ"
-                f" by no more than {_LONGEST} times. Crop it"
-            )
-        if self.mask is not None:
-            self._check_mask(self.mask)
+        if self.images is None:
+            if not self.loras:
+                raise ValueError(f"concept '{self.phrase}' has neither an image nor a LoRA")
+        else:
+            self._check_images(self.images)
         if self.target_region is not None:
             check_painted(
                 self.target_region,
@@ -70,20 +96,75 @@ class Concept:
                 "paint where it goes, or disconnect the mask",
             )
 
-    def _check_mask(self, mask: Tensor) -> None:
+    def _check_images(self, images: Tensor) -> None:
+        if images.ndim != 4 or 0 in images.shape:
+            raise ValueError(
+                f"concept '{self.phrase}' has no image: expected B H W C, got {list(images.shape)}"
+            )
+        height, width = images.shape[1:3]
+        if max(height, width) > _LONGEST * min(height, width):
+            raise ValueError(
+                f"image of concept '{self.phrase}' is {width}x{height}: expected sides that differ"
+                f" by no more than {_LONGEST} times. Crop it"
+            )
+        if self.mask is not None:
+            self._check_mask(self.mask, images)
+
+    def _check_mask(self, mask: Tensor, images: Tensor) -> None:
         check_painted(
             mask,
             MINIMUM_COVERAGE,
             f"mask of concept '{self.phrase}'",
             "paint over the part of the image to take",
         )
-        if mask.shape[0] not in (1, self.images.shape[0]):
+        if mask.shape[0] not in (1, images.shape[0]):
             raise ValueError(
-                f"concept '{self.phrase}' has {self.images.shape[0]} images but {mask.shape[0]}"
+                f"concept '{self.phrase}' has {images.shape[0]} images but {mask.shape[0]}"
                 " masks: give one for each, or one for all"
             )
-        picture, (rows, columns) = self.images.shape[1:3], mask.shape[-2:]
+        picture, (rows, columns) = images.shape[1:3], mask.shape[-2:]
         check_aspect((picture[0], picture[1]), (rows, columns), f"concept '{self.phrase}'")
+
+    @property
+    def views(self) -> Iterator[Tensor]:
+        """Its references, H W 3 each."""
+        return iter(() if self.images is None else self.images[..., :3])
+
+
+def with_loras_joined(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
+    """Each phrase once with its references and its LoRAs.
+
+    A concept of LoRAs alone goes to the one of the same phrase before it, else behind it; without
+    one it stands for itself. Concepts with references stay apart, however often a phrase is named.
+    """
+    joined: list[Concept] = []
+    for concept in concepts:
+        other = _partner(joined, concept)
+        if other is None:
+            joined.append(concept)
+        else:
+            joined[other] = _joined(joined[other], concept)
+    return tuple(joined)
+
+
+def _partner(joined: Sequence[Concept], concept: Concept) -> int | None:
+    """The last one of the same phrase of which one of both has no references."""
+    same = [
+        i
+        for i, other in enumerate(joined)
+        if _words(other) == _words(concept) and (other.images is None or concept.images is None)
+    ]
+    return same[-1] if same else None
+
+
+def _words(concept: Concept) -> str:
+    return " ".join(words_of(concept.phrase)).casefold()
+
+
+def _joined(first: Concept, second: Concept) -> Concept:
+    base, more = (first, second) if second.images is None else (second, first)
+    region = base.target_region if base.target_region is not None else more.target_region
+    return dataclasses.replace(base, loras=(*first.loras, *second.loras), target_region=region)
 
 
 Cells = Literal["share", "nearest"]

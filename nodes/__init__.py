@@ -13,6 +13,8 @@ from .analysis import (
     MagicCorrespondence,
     MagicCorrespondenceMap,
 )
+from .concept_files import MagicConceptLoad, MagicConceptSave
+from .concept_lora import MagicConceptLora
 from .edit import MagicEditReference, MagicEditRegions
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
@@ -68,6 +70,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicToyCheckpoint,
     MagicToyPortrait,
     MagicToyCapture,
+    MagicConceptLora,
+    MagicConceptSave,
+    MagicConceptLoad,
 )
 
 

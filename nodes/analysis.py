@@ -404,7 +404,7 @@ class MagicCorrespondenceMap(Node):
                 f"image has {len(image)} pictures, but the run had {len(latent)}: connect the"
                 " decoded samples"
             )
-        images = [image for concept in concepts for image in concept.images[..., :3]]
+        images = [image for concept in concepts for image in concept.views]
         if images and len(images) != len(run.maps):
             raise ValueError(
                 f"concepts have {len(images)} images, but the run had {len(run.maps)}: connect"

@@ -25,6 +25,8 @@ CropType = io.Custom("MAGIC_CROP")
 IdentityType = io.Custom("MAGIC_IDENTITY")
 Attention = io.Custom("MAGIC_ATTENTION")
 Correspondences = io.Custom("MAGIC_CORRESPONDENCE")
+# The host's own type, as its trainer gives it.
+LoraModel = io.Custom("LORA_MODEL")
 # The host's own type, which the oldest supported host does not name yet.
 Boxes = io.Custom("BOUNDING_BOX")
 # The host's own types, whose classes type checkers cannot read.
@@ -78,6 +80,12 @@ def link_only(declared: _Input) -> _Input:
 def advanced(declared: _Input) -> _Input:
     """An input that is rarely turned: folded away where the host can fold."""
     declared.extra_dict["advanced"] = True
+    return declared
+
+
+def optional(declared: _Input) -> _Input:
+    """An input that came to a node later: saved graphs go on without it."""
+    declared.optional = True
     return declared
 
 

@@ -39,6 +39,7 @@ from ..magic.capture_sets import (
 from ..magic.pictures import mask_batch, picture_batch
 from .declare import (
     IdentityType,
+    LoraModel,
     advanced,
     as_text,
     numbers_of,
@@ -50,7 +51,6 @@ CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
 StyleType = io.Custom("MAGIC_STYLE")
 EmbeddingsType = io.Custom("MAGIC_EMBEDDINGS")
-LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 
 SUBJECT_TEMPLATES = "\n".join(

@@ -14,6 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
 from ..host.page.live_layout import LayoutView, no_layout_on_page
+from ..host.page.notices import notice
 from ..host.page.thumbnails import taken_on_page
 from ..host.pictures import concept_folder, own_picture
 from ..host.pictures.own_picture import NO_PICTURE
@@ -28,10 +29,17 @@ from ..host.sampling.references import (
     check_masks,
     prepare_references,
 )
+from ..host.systems.concept_lora import loras_of
 from ..host.systems.edit_regions import EditRegionsPatch, GivenPictures
 from ..host.systems.magicface import MagicFacePatch
-from ..host.text.prompts import TaggedPrompt, encode, tagged_prompt, with_reference_latents
-from ..magic.concepts import CELLS, LEVELS, Concept
+from ..host.text.prompts import (
+    TaggedPrompt,
+    encode,
+    tagged_prompt,
+    with_lora_text,
+    with_reference_latents,
+)
+from ..magic.concepts import CELLS, LEVELS, Concept, with_loras_joined
 from ..magic.messages import shown
 from ..magic.pictures import mask_batch, picture_batch
 from ..magic.positions import PLACEMENTS
@@ -597,6 +605,11 @@ class MagicFaceApply(Node):
             )
         ca_scale = ca_scale or (_CA_SCALE_ONE if len(concepts) == 1 else _CA_SCALE_SEVERAL)
         if references == IN_THE_SEQUENCE:
+            if any(concept.loras for concept in concepts):
+                raise ValueError(
+                    "a concept's LoRA acts beside a reference pass only: set references to"
+                    f" '{REFERENCE_PASS}', or leave the MagicFace Concept LoRA out"
+                )
             given = dataclasses.replace(
                 cls._in_the_sequence(
                     model, clip, vae, concepts, prompt, mask_cells, layers, ca_scale
@@ -607,8 +620,19 @@ class MagicFaceApply(Node):
             prompted = given.layout.prompt.conditioning
             return io.NodeOutput(given.add_to(model), prompted, given.layout.record)
         blocks = backbone.parse_layers(layers)
+        concepts = with_loras_joined(concepts)
+        loras = loras_of(model, concepts)
+        for lora in loras:
+            if lora.adapters.left_out:
+                notice(
+                    f"LoRA '{lora.lora.name}' also changes weights of which it is not known how"
+                    f" they act in a part of the picture ({len(lora.adapters.left_out)} of them,"
+                    f" such as {lora.adapters.left_out[0]}): they are left out"
+                )
         phrases = [concept.phrase for concept in concepts]
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex, backbone.context)
+        if loras:
+            tagged = with_lora_text(clip, tagged, [(lora.concept, lora.lora) for lora in loras])
         prepared = prepare_references(concepts, clip, vae, backbone, mask_cells)
         channels = model.get_model_object("latent_format").latent_channels
         check_latents((reference.latent for reference in prepared), channels)
@@ -628,6 +652,7 @@ class MagicFaceApply(Node):
             kept=FeatureStore() if is_kept else None,
             bands=PASSES[reference_passes],
             placement=positions,
+            loras=loras,
         )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, layout.record)
 

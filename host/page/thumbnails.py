@@ -19,6 +19,8 @@ _DARK = 0.25
 
 def thumbnails(concept: Concept, side: int = _SIDE) -> list[str]:
     """A JPEG in base64 of each image of the concept, `side` pixels at the longer one."""
+    if concept.images is None:
+        return []
     height, width = concept.images.shape[1:3]
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -43,6 +43,15 @@ def sigma_at(model_sampling: Any, share: float) -> float:
     return float(model_sampling.percent_to_sigma(share))
 
 
+def share_passed(model_sampling: Any, sigma: float) -> float:
+    """The share of sampling (0..1) that is over at a noise level."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sigma_at(model_sampling, middle) > sigma else (low, middle)
+    return (low + high) / 2
+
+
 def prediction_of(model_sampling: Any) -> Prediction:
     """What a model predicts, by the host's object that says what its sigmas mean."""
     import comfy.model_sampling

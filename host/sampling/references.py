@@ -55,19 +55,21 @@ def prepare_references(
     conditionings: dict[str, list[Any]] = {}
     references = []
     for index, concept in enumerate(concepts):
+        if concept.images is None:
+            continue
         prompt = concept.prompt or concept.phrase
         if prompt not in conditionings:
             conditionings[prompt] = _guided(encode(clip, prompt), backbone.habits.guidance)
         level, strength = concept.level, concept.strength
         if level is not None:
             strength = backbone.habits.strengths[level]
-        for i, image in enumerate(concept.images):
+        for i, image in enumerate(concept.views):
             mask = (
                 None
                 if concept.mask is None
                 else concept.mask[i if concept.mask.shape[0] > 1 else 0]
             )
-            latent = vae.encode(_fitted(image[None, ..., :3], backbone))
+            latent = vae.encode(_fitted(image[None], backbone))
             references.append(
                 Reference(index, latent, mask, strength, conditionings[prompt], cells)
             )

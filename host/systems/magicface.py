@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ from ..sampling.reference_memory import (
 from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.references import Reference
 from ..sampling.rows import SamplingRows
+from .concept_lora import ConceptLoraRun, LoraOfConcept
 from .placement import PlacedReferences
 from .regions import ConceptRegions, check_whole, stretches
 
@@ -63,7 +65,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     step, as in the official code; kept: features of earlier runs, None to compute them in each;
     bands: of noise levels that share a reference pass, None for one at each level; observers: who
     sees what the picture looks at; placement: where the references' keys lie, in models that turn
-    them by position.
+    them by position; loras: that act where their concepts are.
     """
 
     layout: LayoutPatch
@@ -78,6 +80,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     bands: BandStarts | None = None
     observers: tuple[ReferenceObserver, ...] = ()
     placement: Placement = "region"
+    loras: tuple[LoraOfConcept, ...] = ()
 
     @property
     def key(self) -> str:
@@ -137,10 +140,24 @@ class MagicFaceRun(PatchRun):
         if patch.kept is not None:
             check_kept_room(self._bytes, start.steps)
         self._report()
+        # The last thing: it changes the model, and only a run that has begun is closed.
+        self._loras = (
+            ConceptLoraRun(patch.loras, patch.layout, start, f"{patch.key}_{uuid.uuid4().hex}")
+            if patch.loras
+            else None
+        )
 
     def _report(self) -> None:
         """Says in the log what will happen in which step."""
         sigmas, patch = self._start.sigmas[:-1], self._patch
+        if patch.loras:
+            logging.info(
+                "MagicFace: %d LoRAs of %d concepts, each where its concept is",
+                len(patch.loras),
+                len({lora.concept for lora in patch.loras}),
+            )
+        if not patch.references:
+            return
         acting = [i for i, sigma in enumerate(sigmas, 1) if self._range.covers(sigma)]
         by_region = [
             i for i in acting if sigmas[i - 1] < self._inject and not self._has_no_layout(i)
@@ -175,8 +192,9 @@ class MagicFaceRun(PatchRun):
         **kwargs: Any,
     ) -> Tensor:
         sigma = float(timestep.flatten()[0])
-        is_acting, is_measured = self._range.covers(sigma), self._is_measured(sigma)
-        if not is_acting and not is_measured:
+        is_acting = bool(self._patch.references) and self._range.covers(sigma)
+        is_measured = self._is_measured(sigma)
+        if not is_acting and not is_measured and self._loras is None:
             return executor(x, timestep, model_options, *args, **kwargs)
         rows, options = self._layout.rows, model_options
         # Our prompt may be limited to other steps.
@@ -192,6 +210,8 @@ class MagicFaceRun(PatchRun):
             options = self._patch.layout.backbone.with_rule(
                 options, self._patch.blocks, rows.ours, x.shape[0], rule.attend
             )
+        if self._loras is not None:
+            options = self._loras.acting(rows, self._layout.tracker, options, x, sigma)
         if is_measured:
             options = self._layout.begin(sigma, options, x.shape, self._guided)
         prediction = executor(x, timestep, options, *args, **kwargs)
@@ -204,15 +224,19 @@ class MagicFaceRun(PatchRun):
     def finish(self, samples: Tensor) -> None:
         if self._features.calls:
             logging.info("MagicFace: %s", self._features.summary())
+        if self._loras is not None:
+            self._loras.finish()
         self._layout.finish(samples)
         for observer in self._watching:
             observer.finish(samples)
 
     def release(self) -> None:
+        if self._loras is not None:
+            self._loras.close()
         self._features.close()
         self._layout.close()
         self._visible = {}
-        del self._start, self._features, self._watching
+        del self._start, self._features, self._watching, self._loras
 
     def visible_tokens(
         self, reference: int, grid: tuple[int, int], device: torch.device
@@ -257,7 +281,7 @@ class MagicFaceRun(PatchRun):
     def _is_measured(self, sigma: float) -> bool:
         """RBA and the placement of keys need the layout of the call before it, guidance that of its
         own call, and the user the last one."""
-        if self._guides or self._patch.places_by_layout:
+        if self._guides or self._patch.places_by_layout or self._patch.loras:
             return True
         step, last = self._start.step_at(sigma), self._start.steps - 1
         following = self._start.sigmas[min(step + 1, self._start.steps)]

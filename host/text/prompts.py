@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...magic.concepts import ConceptLora
 from ...magic.messages import shown
 from .chunks import spans_in_chunks
 from .context import ContextTokens
@@ -113,8 +114,7 @@ def tagged_prompt(
     words: tuple[int, ...] | None = None
     if context is None:
         spans = spans_in_chunks(clip, text, phrases)
-    encoded = encode(clip, text, pictures)
-    conditioning = [[tensor, {**options, TAG: tag}] for tensor, options in encoded]
+    conditioning = _tagged(encode(clip, text, pictures), tag)
     if context is not None:
         places = context.places(clip, text, phrases, conditioning[0][0].shape[1])
         spans, words = places.spans, places.words
@@ -132,7 +132,7 @@ def tagged_conditioning(
     """A prompt that another node has encoded, with the phrases found in it. clip, text: by which it
     was made, needed where there are phrases. ValueError when a phrase is not in the text, or the
     text is not that of the conditioning."""
-    tagged = [[tensor, {**options, TAG: tag}] for tensor, options in conditioning]
+    tagged = _tagged(conditioning, tag)
     if not phrases:
         return TaggedPrompt(text, (), tagged, tag, (), ())
     length = conditioning[0][0].shape[1]
@@ -157,3 +157,42 @@ def with_reference_latents(prompt: TaggedPrompt, latents: Sequence[torch.Tensor]
         for tensor, options in prompt.conditioning
     ]
     return dataclasses.replace(prompt, conditioning=conditioning)
+
+
+def with_lora_text(
+    clip: Any, prompt: TaggedPrompt, loras: Sequence[tuple[int, ConceptLora]]
+) -> TaggedPrompt:
+    """The prompt as the text encoder reads it with LoRAs: all of it, or only the tokens of the
+    phrase that each belongs to, as the LoRA says. loras: with the index of the phrase."""
+    everywhere = [lora for _, lora in loras if lora.text == "all"]
+    base = _with_patches(clip, everywhere)
+    conditioning = prompt.conditioning
+    if base is not clip:
+        conditioning = _tagged(encode(base, prompt.text), prompt.tag)
+    for index, lora in loras:
+        own = _with_patches(base, [lora]) if lora.text == "phrase" else base
+        if own is base:
+            continue
+        span = list(prompt.spans[index])
+        for (tensor, _), (other, _) in zip(conditioning, encode(own, prompt.text), strict=True):
+            tensor[:, span] = other[:, span].to(tensor)
+    return dataclasses.replace(prompt, conditioning=conditioning)
+
+
+def _tagged(conditioning: list[Any], tag: str) -> list[Any]:
+    return [[tensor, {**options, TAG: tag}] for tensor, options in conditioning]
+
+
+def _with_patches(clip: Any, loras: Sequence[ConceptLora]) -> Any:
+    """A text encoder with what LoRAs have for it; the same object when that is nothing."""
+    import comfy.lora
+    import comfy.lora_convert
+
+    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    patched = clip
+    for lora in loras:
+        weights = comfy.lora_convert.convert_lora(dict(lora.weights))
+        if patches := comfy.lora.load_lora(weights, names, log_missing=False):
+            patched = clip.clone() if patched is clip else patched
+            patched.add_patches(patches, lora.strength)
+    return patched

@@ -66,6 +66,7 @@ MAKERS: dict[tuple[str, str], str] = {
 NEEDED = {
     ("MagiCaptureStyle", "images"),
     ("MagiCaptureSubject", "images"),
+    ("MagicConceptLora", "lora_model"),
     ("MagicFaceConcept", "image"),
     ("MagicStyleInvert", "clip"),
     ("MagicStyleInvert", "image"),
@@ -343,12 +344,16 @@ class _Growing:
         inputs, name = self.dice.choice(places)
         if self.dice.random() < 0.12:
             del inputs[name]
-        elif isinstance(inputs[name], list):
+        elif self._is_link(inputs[name]):
             self._link_elsewhere(inputs, name)
         elif isinstance(inputs[name], str) and self.dice.random() < 0.7:
             inputs[name] = self.dice.choice(ODD_TEXTS)
         else:
             inputs[name] = self.dice.choice(ODD_VALUES)
+
+    def _is_link(self, value: Any) -> bool:
+        """Whether an input is linked: what was made odd before may be a list as well."""
+        return isinstance(value, list) and len(value) == 2 and value[0] in self.prompt
 
     def _link_elsewhere(self, inputs: dict[str, Any], name: str) -> None:
         """To another output of the type, in a tenth of the cases of any: the host checks types, but

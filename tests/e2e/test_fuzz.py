@@ -107,7 +107,7 @@ def write_folders(folder: Path) -> None:
 
 
 def writing_files(info: dict[str, Any]) -> Prompt:
-    """A prompt that saves an inversion and two learned words."""
+    """A prompt that saves an inversion, two learned words and a concept."""
     toy = {"model": ["toy", 0], "clip": ["toy", 1], "vae": ["toy", 2]}
     words = {"subject": ["subject", 0], "style": ["style", 0]}
     nodes = {
@@ -115,6 +115,8 @@ def writing_files(info: dict[str, Any]) -> Prompt:
         "pair": ("MagicToyCapture", {"count": 1, "size": 64}),
         "invert": ("MagicStyleInvert", {**toy, "image": ["pair", 0], "steps": 2}),
         "save": ("MagicInversionSave", {"inversion": ["invert", 0]}),
+        "concept": ("MagicFaceConcept", {"image": ["pair", 0], "mask": ["pair", 1]}),
+        "keep": ("MagicConceptSave", {"concepts": ["concept", 0]}),
         "subject": ("MagiCaptureSubject", {"images": ["pair", 0], "faces": ["pair", 1]}),
         "style": ("MagiCaptureStyle", {"images": ["pair", 2], "faces": ["pair", 3]}),
         "train": ("MagiCaptureTrain", {**toy, **words, "inversion_steps": 1, "lora_steps": 0}),

@@ -65,6 +65,7 @@ FILE_INPUTS = {
     "CheckpointLoaderSimple": "ckpt_name",
     "LoraLoader": "lora_name",
     "MagicEmbeddingLoad": "file",
+    "MagicConceptLora": "lora",
     "MagicConceptMask": "sam",
     "UpscaleModelLoader": "model_name",
     "UNETLoader": "unet_name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .families import OUT_OF_REACH, family_of
-from .interface import Backbone, LayerKey, LayerView, Look, Rule, Watch
+from .interface import Backbone, CallSize, LayerKey, LayerTokens, LayerView, Look, Rule, Watch
 from .joint import JointTransformer
 from .unet import UNet
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "CallSize",
     "JointTransformer",
     "LayerKey",
+    "LayerTokens",
     "LayerView",
     "Look",
     "Rule",

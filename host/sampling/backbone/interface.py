@@ -92,6 +92,27 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class CallSize:
+    """What a model call runs on. latent_size: rows and columns; context: tokens of its
+    conditioning; references: pictures in its sequence beside the one that is made, rows and columns
+    of each."""
+
+    latent_size: tuple[int, int]
+    context: int
+    references: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """What the tokens of a layer's input are. text, image: from which to before which are the
+    prompt's, and the picture's that is made; grid: rows and columns of the picture's."""
+
+    text: tuple[int, int]
+    image: tuple[int, int]
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class ReferenceHabits:
     """What is usual with references on a kind of model, from ablations.
 
@@ -103,6 +124,12 @@ class ReferenceHabits:
     strengths: Mapping[Level, float]
     inject_at: float
     guidance: float | None = None
+
+
+def repeated(span: Sequence[int], length: int, tokens: int) -> list[int]:
+    """Places of a prompt's tokens among `tokens`: the host repeats a shorter prompt until it is as
+    long as another one in the batch."""
+    return [place + start for start in range(0, tokens - length + 1, length) for place in span]
 
 
 class Backbone(Protocol):
@@ -209,4 +236,14 @@ class Backbone(Protocol):
 
     def background_columns(self, tokens: int) -> Sequence[int]:
         """Which tokens of a prompt of so many get the attention of what no word describes."""
+        ...
+
+    def tokens_of(self, layer: str, tokens: int, call: CallSize) -> LayerTokens | None:
+        """What the tokens of a layer are, which is called as in the host's network and gets so
+        many; None when that is not known: another node merges or cuts them."""
+        ...
+
+    def places_in_text(self, span: Sequence[int], length: int, tokens: int) -> list[int]:
+        """Where tokens of a prompt of `length` tokens are among the `tokens` that a layer has of
+        text."""
         ...

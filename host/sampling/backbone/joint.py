@@ -23,7 +23,16 @@ from ..attention import biased_attention
 from ..options import ModelOptions
 from ..rows import Chunk, chunks_of
 from .families import Family, family_of
-from .interface import LayerView, Look, ReferenceHabits, Rule, Watch
+from .interface import (
+    CallSize,
+    LayerTokens,
+    LayerView,
+    Look,
+    ReferenceHabits,
+    Rule,
+    Watch,
+    repeated,
+)
 from .sequence import GivenPictures, ModelCall, TokenOrder, TokenSequence
 
 if TYPE_CHECKING:
@@ -38,6 +47,8 @@ _GIVEN = "reference_image_num_tokens"
 """The host's name of how many tokens each given picture has."""
 _FIRST = "magicportrait_first"
 _STRENGTHS: Mapping[Level, float] = {"subtle": 0.5, "normal": 1.0, "strong": 2.0}
+_TEXT_NAMES = ("txt", "context", "cap_embedder", "add_q", "add_k", "add_v", "to_add_out")
+"""Parts of the names of layers that see the prompt alone."""
 _LAYOUT_LAYERS = 8
 """From so many the layout is read, at even distances: neighbours say the same."""
 
@@ -427,6 +438,31 @@ class JointTransformer:
         """No token is known to mark it."""
         return ()
 
+    def tokens_of(self, layer: str, tokens: int, call: CallSize) -> LayerTokens | None:
+        """Layers see the text, the picture, or both as in attention: by how many tokens there are,
+        and where text and picture have as many, by the layer's name."""
+        grid = self.tokens.grid(call.latent_size)
+        image, text = grid[0] * grid[1], self.tokens.padded(call.context)
+        others = sum(rows * columns for rows, columns in map(self.tokens.grid, call.references))
+        behind = others
+        if self.family.order == "text, picture, padding":
+            behind = self.tokens.padded(image) - image
+        pictures = {image, image + behind}
+        is_text = tokens in (call.context, text)
+        if is_text and not (tokens in pictures and not _of_text(layer)):
+            return LayerTokens((0, tokens), (0, 0), (0, 0))
+        if tokens in pictures:
+            return LayerTokens((0, 0), (0, image), grid)
+        if tokens == text + image + behind:
+            return LayerTokens((0, text), (text, text + image), grid)
+        return None
+
+    def places_in_text(self, span: Sequence[int], length: int, tokens: int) -> list[int]:
+        """Behind the padding of families that pad on the left."""
+        if self.family.text_padding == "left":
+            return [place + tokens - length for place in span]
+        return list(span) if self.family.text_padding == "right" else repeated(span, length, tokens)
+
     def _coordinates(self, attention: _JointAttention) -> Coordinates:
         """Where the picture's tokens lie."""
         return self._placed(attention.call)
@@ -582,6 +618,11 @@ def _tell_block(
         return out
 
     return replacement
+
+
+def _of_text(layer: str) -> bool:
+    """Whether a layer's name says that its tokens are the prompt's."""
+    return any(part in layer for part in _TEXT_NAMES)
 
 
 def _element_size(model: ModelPatcher) -> int:

@@ -20,7 +20,16 @@ from ....magic.layout import head_mean_attention, layout_downscales
 from ..attention import biased_attention
 from ..options import AttentionOptions, AttentionPatch, ModelOptions
 from ..rows import Chunk, chunks_of, coupled_chunks_of
-from .interface import LayerView, Look, ReferenceHabits, Rule, Watch
+from .interface import (
+    CallSize,
+    LayerTokens,
+    LayerView,
+    Look,
+    ReferenceHabits,
+    Rule,
+    Watch,
+    repeated,
+)
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -34,6 +43,7 @@ PROMPT_TOKENS = 77
 _STAGES = {"i": "input", "m": "middle", "o": "output"}
 """The letters of blocks, and what the host calls them."""
 _LETTERS = {stage: letter for letter, stage in _STAGES.items()}
+_TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")
 _KEPT_PATCHES = ("input_", "output_")
 """Patches of these kinds act in a reference pass too, such as FreeU's."""
 
@@ -192,6 +202,21 @@ class UNet:
     def background_columns(self, tokens: int) -> Sequence[int]:
         """The start tokens look at what no word describes."""
         return range(0, tokens, PROMPT_TOKENS)
+
+    def tokens_of(self, layer: str, tokens: int, call: CallSize) -> LayerTokens | None:
+        """Only keys and values of `attn2` are the prompt's; each level halves rows and columns."""
+        if layer.endswith(_TEXT_LAYERS):
+            return LayerTokens((0, tokens), (0, 0), (0, 0))
+        rows, columns = call.latent_size
+        while rows * columns > tokens and rows * columns > 1:
+            rows, columns = -(-rows // 2), -(-columns // 2)
+        if rows * columns != tokens:
+            return None
+        return LayerTokens((0, 0), (0, tokens), (rows, columns))
+
+    def places_in_text(self, span: Sequence[int], length: int, tokens: int) -> list[int]:
+        """In each repetition."""
+        return repeated(span, length, tokens)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, extra: AttentionOptions) -> Tensor:

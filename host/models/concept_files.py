@@ -1,0 +1,288 @@
+"""Concepts as files: pictures, masks and words, of which any model makes its own references.
+
+A safetensors file: `pictures.<i>` (B H W 3) and `mask.<i>` (B or 1, H W) in bytes, and in its
+metadata the words, and a small picture where other tools look for one. LoRAs are in it by their
+names. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...magic.concepts import LEVELS, LORA_TEXTS, Concept, ConceptLora
+from ...magic.curves import Curve
+from .folders import file_state
+from .lora_files import load_lora
+from .safe_files import tensor_bytes, write_numbered
+
+FOLDER_KIND = "magicportrait_concepts"
+_MARK, _VERSION = "magicportrait concept", "1"
+_SUFFIX = ".safetensors"
+_THUMBNAIL = "modelspec.thumbnail"
+"""Where other tools look for a picture of a file: a data URL."""
+_MOST_CONCEPTS, _MOST_PICTURES, _LONGEST_SIDE, _LONGEST_TEXT = 64, 256, 16_384, 10_000
+_MOST_LORAS, _MOST_POINTS = 16, 64
+_STRONGEST = 100.0
+
+
+class UnreadableConcept(ValueError):
+    """A file is damaged, or holds no concepts."""
+
+
+def save_concepts(concepts: Sequence[Concept], name: str, thumbnail: str = "") -> str:
+    """Writes a numbered file into output/concepts, and gives its name there. name: may lead into
+    folders below; thumbnail: a JPEG in base64. ValueError for concepts that a file cannot hold;
+    UnwritableFile (OSError) when it cannot be written."""
+    import folder_paths
+
+    root = Path(folder_paths.get_output_directory()) / "concepts"
+    [path] = write_numbered(root, name, {_SUFFIX: _content(concepts, thumbnail)})
+    return path.relative_to(root).as_posix()
+
+
+def _content(concepts: Sequence[Concept], thumbnail: str) -> bytes:
+    if not 1 <= len(concepts) <= _MOST_CONCEPTS:
+        raise ValueError(
+            f"there are {len(concepts)} concepts, a file holds 1 to {_MOST_CONCEPTS}: connect a"
+            " MagicFace Concept or MagicFace Concept LoRA"
+        )
+    tensors: dict[str, Tensor] = {}
+    for i, concept in enumerate(concepts):
+        if concept.images is not None:
+            tensors[f"pictures.{i}"] = _as_bytes(torch.stack(list(concept.views)))
+        if concept.mask is not None:
+            tensors[f"mask.{i}"] = _as_bytes(concept.mask)
+    if not tensors:
+        # safetensors files of nothing are no files to some readers.
+        tensors["nothing"] = torch.zeros(1, dtype=torch.uint8)
+    header = json.dumps([_described(concept) for concept in concepts], sort_keys=True)
+    metadata = {
+        "mark": _MARK,
+        "version": _VERSION,
+        "concepts": header,
+        "checksum": _checksum(header, tensors),
+    }
+    if thumbnail:
+        metadata[_THUMBNAIL] = f"data:image/jpeg;base64,{thumbnail}"
+    return tensor_bytes(tensors, metadata)
+
+
+def _described(concept: Concept) -> dict[str, Any]:
+    for lora in concept.loras:
+        if not lora.name.endswith(_SUFFIX):
+            raise ValueError(
+                f"concept '{concept.phrase}' has a LoRA that is no file ({lora.name}): save it with"
+                " Save LoRA, and choose the file in MagicFace Concept LoRA"
+            )
+    return {
+        "phrase": concept.phrase,
+        "prompt": concept.prompt,
+        "strength": concept.strength,
+        "level": concept.level,
+        "loras": [
+            {
+                "name": lora.name,
+                "strength": lora.strength,
+                "text": lora.text,
+                "is_global": lora.is_global,
+                "is_inside_target": lora.is_inside_target,
+                "start": lora.start,
+                "end": lora.end,
+                "curve": None if lora.curve is None else lora.curve.points,
+            }
+            for lora in concept.loras
+        ],
+    }
+
+
+def read_concepts(path: Path) -> tuple[Concept, ...]:
+    """The concepts of a file, with the LoRAs that it names. UnreadableConcept, with the reason, for
+    anything but a whole file of `save_concepts`; ValueError for a LoRA that is not there."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            if metadata.get("mark") != _MARK or metadata.get("version") != _VERSION:
+                raise UnreadableConcept(
+                    f"{path.name} holds no concepts of this version of MagicPortrait: take a file"
+                    " that Save Concept wrote"
+                )
+            fields = _checked_fields(path.name, metadata.get("concepts", ""))
+            # The header first: what does not fit is not read.
+            names = list(file.keys())
+            _check_names(path.name, names, len(fields))
+            for name in names:
+                part = file.get_slice(name)
+                _check_tensor(path.name, name, part.get_shape(), part.get_dtype())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UnreadableConcept(
+            f"{path.name} is damaged or no safetensors file: save the concept again"
+        ) from error
+    if metadata.get("checksum") != _checksum(metadata["concepts"], tensors):
+        raise UnreadableConcept(f"{path.name} was changed after it was written")
+    concepts = []
+    for i, entry in enumerate(fields):
+        loras = tuple(_lora(lora) for lora in entry.pop("loras"))
+        images, mask = (_from_bytes(tensors.get(f"{kind}.{i}")) for kind in ("pictures", "mask"))
+        try:
+            concepts.append(Concept(images=images, mask=mask, loras=loras, **entry))
+        except ValueError as error:
+            raise UnreadableConcept(f"{path.name}: {error}") from error
+    return tuple(concepts)
+
+
+def _lora(fields: Mapping[str, Any]) -> ConceptLora:
+    points = fields["curve"]
+    curve = None if points is None else Curve(tuple((share, at) for share, at in points))
+    own = {**fields, "curve": curve}
+    return ConceptLora(weights=load_lora(fields["name"]), **own)
+
+
+def _checked_fields(file: str, header: str) -> list[dict[str, Any]]:
+    """What a file says of its concepts, each field of its kind and in its range."""
+    try:
+        entries = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableConcept(f"{file} does not say what its concepts are") from error
+    if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_CONCEPTS:
+        raise UnreadableConcept(f"{file} does not hold 1 to {_MOST_CONCEPTS} concepts")
+    for entry in entries:
+        _check_fields(file, entry, _FIELDS)
+        for lora in entry["loras"]:
+            _check_fields(file, lora, _LORA_FIELDS)
+    return entries
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT
+
+
+def _is_strength(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= _STRONGEST
+
+
+def _is_share(value: Any) -> bool:
+    return _is_strength(value) and 0 <= value <= 1
+
+
+def _is_curve(value: Any) -> bool:
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= _MOST_POINTS
+        and all(isinstance(point, list) and len(point) == 2 for point in value)
+        and all(_is_share(share) and _is_strength(strength) for share, strength in value)
+        and all(first[0] < second[0] for first, second in itertools.pairwise(value))
+    )
+
+
+_FIELDS = {
+    "phrase": _is_text,
+    "prompt": _is_text,
+    "strength": _is_strength,
+    "level": lambda value: value is None or value in LEVELS,
+    "loras": lambda value: isinstance(value, list) and len(value) <= _MOST_LORAS,
+}
+_LORA_FIELDS = {
+    "name": _is_text,
+    "strength": _is_strength,
+    "text": lambda value: value in LORA_TEXTS,
+    "is_global": lambda value: isinstance(value, bool),
+    "is_inside_target": lambda value: isinstance(value, bool),
+    "start": _is_share,
+    "end": _is_share,
+    "curve": _is_curve,
+}
+
+
+def _check_fields(file: str, entry: Any, fields: Mapping[str, Any]) -> None:
+    if not isinstance(entry, dict) or entry.keys() != fields.keys():
+        raise UnreadableConcept(f"{file} does not say what its concepts are")
+    for name, is_right in fields.items():
+        if not is_right(entry[name]):
+            raise UnreadableConcept(f"{file}: its {name} cannot be {entry[name]!r:.40}")
+
+
+def _check_names(file: str, names: Sequence[str], concepts: int) -> None:
+    known = {f"{kind}.{i}" for kind in ("pictures", "mask") for i in range(concepts)}
+    if strange := sorted({*names} - known - {"nothing"}):
+        raise UnreadableConcept(
+            f"{file} has '{strange[0]:.40}' in it, which is no part of concepts"
+        )
+
+
+def _check_tensor(file: str, name: str, shape: Sequence[int], kind: str) -> None:
+    """Bytes, in a shape that pictures or masks can have."""
+    sizes = {"pictures": 4, "mask": 3}.get(name.split(".")[0], 1)
+    is_right = kind == "U8" and len(shape) == sizes
+    if is_right and sizes > 1:
+        count, *sides = shape[:3]
+        is_right = 1 <= count <= _MOST_PICTURES and all(1 <= s <= _LONGEST_SIDE for s in sides)
+        is_right = is_right and (sizes == 3 or shape[3] == 3)
+    if not is_right:
+        raise UnreadableConcept(
+            f"{file}: {name} is {kind} of shape {list(shape)}, which no pictures have"
+        )
+
+
+def _as_bytes(x: Tensor) -> Tensor:
+    return (x.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _from_bytes(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float() / 255
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def list_files() -> list[str]:
+    """The user's files, as `path_of` takes them: of output/concepts, where Save puts them, and of
+    models/concepts."""
+    import folder_paths
+
+    if FOLDER_KIND not in folder_paths.folder_names_and_paths:
+        for parent in (folder_paths.models_dir, folder_paths.get_output_directory()):
+            folder_paths.add_model_folder_path(FOLDER_KIND, os.path.join(parent, "concepts"))
+        folder_paths.folder_names_and_paths[FOLDER_KIND][1].add(_SUFFIX)
+    return list(folder_paths.get_filename_list(FOLDER_KIND))
+
+
+def path_of(name: str) -> Path:
+    """The path of a listed file. ValueError for any other name."""
+    import folder_paths
+
+    path = folder_paths.get_full_path(FOLDER_KIND, name) if name in list_files() else None
+    if path is None:
+        raise ValueError(
+            f"concept file '{name}' is not there: save one with Save Concept, or put it into"
+            " models/concepts"
+        )
+    return Path(path)
+
+
+def state_of(name: str) -> str:
+    """Another text whenever a listed file, or a LoRA that it may name, is another one; empty when
+    it is not there."""
+    try:
+        return file_state(path_of(name))
+    except ValueError:
+        return ""

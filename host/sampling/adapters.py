@@ -1,0 +1,314 @@
+"""The parts of a LoRA as what each adds to what its layer gives: weights stay as they are.
+
+How a kind of adapter (LoRA, LoHa, LoKr, OFT, BOFT) makes that of a layer's input is the host's
+matter: its own adapters do so in bypass mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+_DORA = {"lora": 4, "loha": 7, "lokr": 8, "oft": 3, "boft": 3}
+"""Where the weights of a kind of adapter have the scales of DoRA."""
+_ELSE = (
+    "Take a plain LoRA, LoHa, LoKr or OFT, or load this one with Load LoRA, for all of the picture"
+)
+_SHAPE = {"lora": 5}
+"""Where they have the shape that a weight is to be enlarged to."""
+
+
+@dataclass(eq=False)
+class LayerAdapter:
+    """What a LoRA adds to one layer of a network.
+
+    layer: the layer's name in the host's model; module: the layer; adapter: the host's; part: of a
+    layer that holds several of the LoRA's layers in one (q, k and v), which of the two sides of its
+    weight is cut (0 what comes out, 1 what goes in), from where, and how long; turn: of adapters
+    that turn what comes out, block by block of its channels, how that differs from doing nothing: K
+    n n.
+    """
+
+    layer: str
+    module: nn.Module
+    adapter: Any
+    part: tuple[int, int, int] | None = None
+    turn: Tensor | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Moves its weights. They are those of one MODEL's node, in single precision or as in their
+        file."""
+        kind = type(self.adapter.weights)
+        self.adapter.weights = kind(
+            weight.to(device) if isinstance(weight, Tensor) else weight
+            for weight in self.adapter.weights
+        )
+        self.turn = None if self.turn is None else self.turn.to(device)
+
+    def added(self, x: Tensor, out: Tensor) -> Tensor:
+        """What the adapter adds to the layer's output `out` of an input x: as out, or as the part
+        of it."""
+        adapter = self.adapter
+        source, base = x, out
+        if self.part is not None:
+            side, start, length = self.part
+            if side == 1:
+                source = x[..., start : start + length]
+            else:
+                base = out[..., start : start + length]
+        if self.turn is not None:
+            # It turns what the weight makes, so not the bias.
+            return self._turned(base - self._bias(base), self.turn.to(base))
+        change: Tensor = adapter.h(source, base)
+        return change
+
+    def _turned(self, out: Tensor, turn: Tensor) -> Tensor:
+        blocks, size = turn.shape[:2]
+        if self.adapter.is_conv:
+            cells = out.unflatten(1, (blocks, size))  # B K n h w
+            return torch.einsum("kmn,bkn...->bkm...", turn, cells).flatten(1, 2)
+        tokens = out.unflatten(-1, (blocks, size))  # B N K n
+        return torch.einsum("kmn,...kn->...km", turn, tokens).flatten(-2)
+
+    def _bias(self, out: Tensor) -> Tensor | float:
+        bias = getattr(self.module, "bias", None)
+        if not isinstance(bias, Tensor):
+            return 0.0
+        bias = bias.to(out)
+        if self.part is not None and self.part[0] == 0:
+            bias = bias[self.part[1] : self.part[1] + self.part[2]]
+        return bias.view(-1, *[1] * (out.ndim - 2)) if self.adapter.is_conv else bias
+
+
+class Difference:
+    """What a LoRA's file adds to a bias, a norm or a whole weight, as an adapter of the host's.
+
+    weights: the difference; is_conv: whether what comes out has channels before rows and columns.
+    """
+
+    name = "difference"
+
+    def __init__(self, module: nn.Module, of: str, change: Tensor, strength: float):
+        self._module, self._of, self._strength = module, of, strength
+        self.weights: tuple[Tensor, ...] = (change,)
+        self.is_conv = isinstance(module, (nn.modules.conv._ConvNd, nn.GroupNorm))
+
+    @classmethod
+    def read(cls, module: nn.Module, of: str, patch: Any, strength: float) -> Difference | None:
+        """Of a patch of the host's; None for what is no difference, or of a layer of which it is
+        not known what its weight does."""
+        kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.GroupNorm, nn.LayerNorm)
+        own = getattr(module, of, None)
+        if not isinstance(patch, tuple) or patch[0] != "diff" or not isinstance(own, Tensor):
+            return None
+        change = patch[1][0]
+        if not isinstance(module, kinds) or change.shape != own.shape:
+            return None
+        return cls(module, of, change, strength)
+
+    def h(self, x: Tensor, out: Tensor) -> Tensor:
+        """What is added, of the layer's input x."""
+        module, change = self._module, self.weights[0].to(out)
+        if self._of == "bias":
+            added = change.view(-1, *[1] * (out.ndim - 2)) if self.is_conv else change
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            convolve = (F.conv1d, F.conv2d, F.conv3d)[change.ndim - 3]
+            added = convolve(
+                x, change, None, module.stride, module.padding, module.dilation, module.groups
+            )
+        elif isinstance(module, nn.GroupNorm):
+            added = F.group_norm(x, module.num_groups, change, None, module.eps)
+        elif isinstance(module, nn.LayerNorm):
+            added = F.layer_norm(x, module.normalized_shape, change, None, module.eps)
+        else:
+            added = F.linear(x, change)
+        return added * self._strength
+
+
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """A LoRA on a model. layers: what it adds to which; left_out: names of what it holds beside
+    that, which cannot act in places."""
+
+    layers: tuple[LayerAdapter, ...]
+    left_out: tuple[str, ...]
+
+
+def check_host() -> None:
+    """ValueError on a host whose LoRAs can only be merged into the weights."""
+    from comfy import weight_adapter
+
+    has_parts = hasattr(weight_adapter.base.WeightAdapterBase, "h")
+    if not has_parts or not hasattr(weight_adapter, "BypassForwardHook"):
+        raise ValueError(
+            "this ComfyUI can only merge a LoRA into all of a model (its LoRAs have no bypass mode,"
+            " which came after 0.3.64): update ComfyUI to use MagicFace Concept LoRA"
+        )
+
+
+def adapters_of(
+    model: ModelPatcher, name: str, weights: Mapping[str, Tensor], strength: float
+) -> Adapters:
+    """A LoRA as adapters of a model's layers.
+
+    name: for messages; weights: by the names in its file; strength: what each adds is multiplied
+    with. ValueError when it is for another kind of model, or changes layers in a way that cannot
+    act in places.
+    """
+    import comfy.lora
+    import comfy.lora_convert
+
+    check_host()
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    patches = comfy.lora.load_lora(
+        comfy.lora_convert.convert_lora(dict(weights)), names, log_missing=False
+    )
+    layers, left_out = [], []
+    for key, patch in patches.items():
+        layer = _layer_adapter(model, key, patch, strength)
+        if layer is None:
+            left_out.append(key if isinstance(key, str) else key[0])
+        else:
+            _check_is_plain(name, layer)
+            layers.append(layer)
+    if not layers:
+        raise ValueError(
+            f"LoRA '{name}' has nothing for the layers of this model"
+            f" ({type(model.model).__name__}): it was made for another kind of model. Its tensors"
+            f" are called {_some(sorted(weights))}"
+        )
+    return Adapters(tuple(layers), tuple(left_out))
+
+
+def _layer_adapter(
+    model: ModelPatcher, key: Any, patch: Any, strength: float
+) -> LayerAdapter | None:
+    """None for what is neither an adapter nor a difference of a layer."""
+    import comfy.utils
+    from comfy import weight_adapter
+
+    weight, part, convert = key if isinstance(key, tuple) and len(key) > 2 else (key, None, None)
+    if isinstance(key, tuple) and len(key) == 2:
+        weight, part = key
+    layer, _, of = weight.rpartition(".")
+    module = comfy.utils.get_attr(model.model, layer)
+    if convert is not None or not isinstance(module, nn.Module):
+        return None
+    if not isinstance(patch, weight_adapter.base.WeightAdapterBase):
+        difference = None if part else Difference.read(module, of, patch, strength)
+        return None if difference is None else LayerAdapter(layer, module, difference)
+    if of != "weight" or getattr(module, "weight", None) is None:
+        return None
+    # Tells the adapter what kind of layer it is for.
+    hook = weight_adapter.bypass.BypassForwardHook(module, patch, multiplier=strength)
+    cut = None if part is None else tuple(part)
+    turn = None
+    if _is_own(patch, "g"):
+        rows: Any = module.weight
+        width = int(cut[2] if cut is not None and cut[0] == 0 else rows.shape[0])
+        turn = _turn(patch, key, strength, width)
+    return LayerAdapter(layer, module, hook.adapter, cut, turn)
+
+
+def _turn(adapter: Any, key: Any, strength: float, width: int) -> Tensor:
+    """How an adapter turns `width` channels, by what it makes of a weight that does nothing. The
+    host's own way to turn what comes out fails for most shapes, and counts the strength in another
+    way than when it merges."""
+    # Those of one level of blocks turn each by itself.
+    size = adapter.weights[0].shape[-1] if adapter.name == "oft" else width
+    idle = torch.eye(size).repeat(width // size, 1)
+    turned: Tensor = adapter.calculate_weight(idle.clone(), key, strength, 1.0, None, lambda x: x)
+    change: Tensor = turned - idle
+    blocks: Tensor = change.reshape(-1, size, size)
+    return blocks
+
+
+def _check_is_plain(name: str, layer: LayerAdapter) -> None:
+    kind, weights = layer.adapter.name, layer.adapter.weights
+    if isinstance(layer.adapter, Difference):
+        return
+    if _is_own(layer.adapter, "bypass_forward"):
+        # The host's GLoRA does not do in bypass mode what it does when it is merged.
+        raise ValueError(
+            f"LoRA '{name}' is of a kind ({kind}) that changes what goes into a layer"
+            f" ({layer.layer}), which cannot act in a part of the picture only. {_ELSE}"
+        )
+    has_scales = kind in _DORA and weights[_DORA[kind]] is not None
+    if has_scales or (kind in _SHAPE and weights[_SHAPE[kind]] is not None):
+        raise ValueError(
+            f"LoRA '{name}' is one that sets the whole weight of a layer ({layer.layer}), as DoRA"
+            f" does: it cannot act in a part of the picture only. {_ELSE}"
+        )
+
+
+def _is_own(adapter: Any, method: str) -> bool:
+    """Whether a kind of adapter has its own version of a method."""
+    from comfy import weight_adapter
+
+    base = weight_adapter.base.WeightAdapterBase
+    return getattr(type(adapter), method) is not getattr(base, method)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+Added = Callable[[nn.Module, Tensor, Tensor], "Tensor | None"]
+"""What a layer gives instead of its output: (layer, input, output), None to leave it."""
+
+
+class Injection:
+    """Lets somebody into the layers of a model, as one of the host's injections: while the host has
+    the model loaded with them, and until they are taken out again.
+
+    acts: for each layer who is asked.
+    """
+
+    def __init__(self, patcher: ModelPatcher, key: str, acts: Mapping[nn.Module, Added]):
+        from comfy.patcher_extension import PatcherInjection
+
+        self._patcher, self._key, self._acts = patcher, key, acts
+        self._handles: list[Any] = []
+        injection = PatcherInjection(inject=self._inject, eject=self._eject)
+        with patcher.use_ejected():
+            patcher.set_injections(key, [injection])
+
+    def ensure(self) -> None:
+        """Before the model is called: hosts that find it loaded may not load it again."""
+        if not self._handles:
+            self._patcher.eject_model()
+            self._patcher.inject_model()
+
+    def remove(self) -> None:
+        """The model is as before."""
+        with self._patcher.use_ejected():
+            self._patcher.remove_injections(self._key)
+        self._eject(self._patcher)
+
+    def _inject(self, patcher: ModelPatcher) -> None:
+        self._eject(patcher)
+        self._handles = [
+            module.register_forward_hook(_asking(act)) for module, act in self._acts.items()
+        ]
+
+    def _eject(self, patcher: ModelPatcher) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _asking(act: Added) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+            return None
+        return act(module, args[0], output)
+
+    return hook

@@ -1,0 +1,372 @@
+"""Concept LoRA: nothing where its concept is nowhere, the host's LoRA where it is everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from magicportrait.host.sampling.backbone.unet import plain_attention
+from magicportrait.host.text.prompts import tagged_prompt
+from magicportrait.magic.concepts import Concept
+from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
+from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.tests.host import dit_nodes, dits, sampling
+from magicportrait.tests.host.loras import KINDS, random_lora
+
+UNET_LAYERS = (
+    "time_embed.0",
+    "input_blocks.0.0",
+    "input_blocks.1.0.in_layers.2",
+    "input_blocks.1.0.emb_layers.1",
+    "input_blocks.1.1.proj_in",
+    "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k",
+    "input_blocks.3.0.op",
+    "output_blocks.5.1.transformer_blocks.0.attn2.to_v",
+    "output_blocks.5.1.transformer_blocks.0.ff.net.0.proj",
+)
+NORMS = (
+    "input_blocks.1.0.in_layers.0",
+    "input_blocks.1.1.transformer_blocks.0.norm1",
+    "out.0",
+)
+FLUX_LAYERS = (
+    "img_in",
+    "txt_in",
+    "time_in.in_layer",
+    "double_blocks.0.img_attn.qkv",
+    "double_blocks.0.txt_attn.proj",
+    "double_blocks.1.img_mlp.0",
+    "single_blocks.0.linear1",
+    "single_blocks.1.linear2",
+    "final_layer.linear",
+)
+EVERYWHERE = torch.ones(1, 8, 8)
+LEFT = torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], dim=2)
+
+
+@pytest.fixture(autouse=True)
+def host_with_bypass_mode() -> None:
+    from comfy import weight_adapter
+
+    if not hasattr(weight_adapter, "BypassForwardHook"):
+        pytest.skip("this host can only merge LoRAs")
+
+
+def concept(
+    lora: dict[str, Tensor], phrase: str = "hat", strength: float = 1.0, **more: Any
+) -> tuple[Concept, ...]:
+    concepts: tuple[Concept, ...] = MagicConceptLora.execute(
+        phrase, NO_LORA, strength, lora, **more
+    ).args[0]
+    return concepts
+
+
+def family(kind: str) -> tuple[Any, tuple[str, ...]]:
+    """MODEL and names of layers."""
+    if kind == "unet":
+        return sampling.parts()[0], UNET_LAYERS
+    return dits.random_transformer("flux"), FLUX_LAYERS
+
+
+def drawn(kind: str, model: Any, positive: Any, steps: int = 2, batch: int = 1) -> Tensor:
+    if kind == "unet":
+        return sampling.Sampling(batch, (8, 8), steps=steps).run(model, positive)
+    sigmas = (1.0, 0.6, 0.3, 0.0)[: steps + 1]
+    return dit_nodes.sample(kind, model, positive, batch=batch, sigmas=sigmas)
+
+
+def applied(kind: str, model: Any, chained: tuple[Concept, ...]) -> tuple[Any, Any]:
+    """MODEL and CONDITIONING."""
+    if kind == "unet":
+        return sampling.apply(model, chained=chained, semantic_cfg=False)[:2]
+    return dit_nodes.apply(kind, model, chained, semantic_cfg=False)[:2]
+
+
+def merged(model: Any, lora: dict[str, Tensor], strength: float) -> Any:
+    import comfy.sd
+
+    return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+
+
+def hooks_of(model: Any) -> int:
+    modules: list[nn.Module] = list(model.model.diffusion_model.modules())
+    return sum(len(module._forward_hooks) for module in modules)
+
+
+@contextmanager
+def nothing_left(model: Any) -> Iterator[None]:
+    forwards = {m: "forward" in vars(m) for m in model.model.diffusion_model.modules()}
+    yield
+    assert hooks_of(model) == 0
+    assert {m: "forward" in vars(m) for m in model.model.diffusion_model.modules()} == forwards
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("network", ["unet", "flux"])
+def test_everywhere_it_is_the_hosts_own_lora(network: str, kind: str) -> None:
+    model, layers = family(network)
+    if kind == "difference" and network == "unet":
+        layers = (*layers, *NORMS)
+    lora = random_lora(model, layers, kind, size=0.05 if kind == "difference" else 0.2)
+    strength = 1.0 if kind == "boft" else 0.8
+    chained = concept(
+        lora, strength=strength, target_region=EVERYWHERE, text="all", global_layers=True
+    )
+    patched, positive = applied(network, model, chained)
+    with nothing_left(patched):
+        samples = drawn(network, patched, positive, steps=1)
+    expected = drawn(network, merged(model, lora, strength), positive, steps=1)
+    assert (samples - expected).abs().max() <= 1e-5 * expected.abs().max()
+    plain = drawn(network, model, positive, steps=1)
+    assert (plain - expected).abs().max() > 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("network", ["unet", "flux"])
+def test_before_there_is_a_layout_it_is_off_bit_for_bit(network: str) -> None:
+    model, layers = family(network)
+    chained = concept(random_lora(model, layers), text="all", global_layers=True)
+    patched, positive = applied(network, model, chained)
+    plain = drawn(network, model, positive, steps=1)
+    assert torch.equal(drawn(network, patched, positive, steps=1), plain)
+    later = drawn(network, patched, positive, steps=2)
+    assert not torch.equal(later, drawn(network, model, positive, steps=2))
+
+
+def test_pictures_without_the_concept_stay_as_they_are() -> None:
+    model, layers = family("unet")
+    region = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
+    patched, positive = applied(
+        "unet", model, concept(random_lora(model, layers), target_region=region, text="all")
+    )
+    with_lora, plain = (drawn("unet", m, positive, steps=1, batch=2) for m in (patched, model))
+    assert torch.equal(with_lora[1], plain[1])
+    assert not torch.allclose(with_lora[0], plain[0])
+
+
+def test_it_acts_in_its_region_only() -> None:
+    model, _ = family("unet")
+    # The last layer, behind which nothing mixes places.
+    lora = random_lora(model, ["out.2"])
+    patched, positive = applied("unet", model, concept(lora, target_region=LEFT))
+    sampled, plain = (drawn("unet", m, positive, steps=1) for m in (patched, model))
+    change = (sampled - plain).abs().amax((0, 1))
+    assert (change[:, :4] > 0).all() and (change[:, 4:] == 0).all()
+    whole = drawn("unet", merged(model, lora, 1.0), positive, steps=1)
+    torch.testing.assert_close(sampled[..., :4], whole[..., :4], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["phrase", "all", "none"])
+def test_tokens_of_the_text_that_take_it(text: str) -> None:
+    model, _ = family("unet")
+    lora = random_lora(model, ["input_blocks.1.1.transformer_blocks.0.attn2.to_k"])
+    patched, positive = applied("unet", model, concept(lora, target_region=EVERYWHERE, text=text))
+    keys: list[Tensor] = []
+
+    def look(q: Tensor, k: Tensor, v: Tensor, extra: Any) -> Tensor:
+        keys.append(k)
+        return plain_attention(q, k, v, extra)
+
+    watched = [m.clone() for m in (patched, model)]
+    for m in watched:
+        m.set_model_attn2_replace(look, "input", 1)
+        drawn("unet", m, positive, steps=1)
+    change = (keys[0] - keys[-1]).abs().amax(-1)  # rows x tokens: the negative prompt first
+    clip = sampling.parts()[1]
+    span = list(tagged_prompt(clip, sampling.PROMPT, ["hat"], "x").spans[0])
+    expected = torch.full_like(change, text == "all", dtype=torch.bool)
+    if text == "phrase":
+        ours = int((keys[-1] - keys[-1][:1]).abs().amax((1, 2)).argmax())
+        is_first = torch.equal(change[0] > 0, torch.zeros(77, dtype=torch.bool))
+        expected[1 if is_first else 0, span] = True
+        assert ours == 1
+    assert torch.equal(change > 0, expected)
+
+
+@pytest.mark.parametrize("network", ["unet", "flux"])
+def test_a_cancelled_run_leaves_nothing(network: str) -> None:
+    import comfy.model_management as management
+
+    model, layers = family(network)
+    chained = concept(random_lora(model, layers), target_region=EVERYWHERE)
+    patched, positive = applied(network, model, chained)
+    inside: list[int] = []
+
+    def cancel(*_: Any) -> None:
+        inside.append(hooks_of(model))
+        raise management.InterruptProcessingException
+
+    handle = model.model.diffusion_model.register_forward_pre_hook(cancel)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            drawn(network, patched, positive)
+    finally:
+        handle.remove()
+    assert inside[0] > 0
+    assert hooks_of(model) == 0 and not patched.injections
+
+
+def test_runs_of_one_queue_do_not_know_of_each_other() -> None:
+    model, layers = family("unet")
+    first, positive = applied(
+        "unet", model, concept(random_lora(model, layers), target_region=LEFT)
+    )
+    second, _ = applied(
+        "unet", model, concept(random_lora(model, layers, seed=1), target_region=LEFT)
+    )
+    alone = drawn("unet", first, positive)
+    with nothing_left(model):
+        other = drawn("unet", second, _)
+    assert not torch.equal(alone, other)
+    assert torch.equal(drawn("unet", first, positive), alone)
+
+
+@pytest.mark.parametrize("is_bypassed", [False, True], ids=["merged", "bypass mode"])
+def test_it_stacks_with_the_hosts_lora(is_bypassed: bool) -> None:
+    import comfy.sd
+
+    model, layers = family("unet")
+    style, own = random_lora(model, layers, size=0.05), random_lora(model, layers, seed=1, size=0.1)
+    load = comfy.sd.load_bypass_lora_for_models if is_bypassed else comfy.sd.load_lora_for_models
+    styled = load(model, None, style, 1.0, 0)[0]
+    chained = concept(own, target_region=EVERYWHERE, text="all", global_layers=True)
+    patched, positive = applied("unet", styled, chained)
+    samples = drawn("unet", patched, positive, steps=1)
+    expected = drawn("unet", merged(merged(model, style, 1.0), own, 1.0), positive, steps=1)
+    assert (samples - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert bool(patched.injections) == is_bypassed and hooks_of(model) == 0
+
+
+def test_a_painted_region_limits_the_layout() -> None:
+    model, layers = family("unet")
+    lora = random_lora(model, layers)
+    patched, positive = applied(
+        "unet", model, concept(lora, target_region=LEFT, region=REGIONS[1], text="all")
+    )
+    # No layout yet: nowhere, although an area is painted.
+    assert torch.equal(
+        drawn("unet", patched, positive, steps=1), drawn("unet", model, positive, steps=1)
+    )
+
+
+def test_a_concept_may_have_a_reference_and_a_lora() -> None:
+    model, layers = family("unet")
+    lora = random_lora(model, layers)
+    reference = sampling.concepts(1, size=(64, 64))
+    both = MagicConceptLora.execute("Hat", NO_LORA, 1.0, lora, None, reference).args[0]
+    other_order = MagicFaceConcept.execute(
+        reference[0].images, "hat", 2.0, reference[0].mask, "", None, concept(lora)
+    ).args[0]
+    alone = drawn("unet", *applied("unet", model, reference))
+    together = drawn("unet", *applied("unet", model, both))
+    assert not torch.equal(alone, together)
+    assert torch.equal(drawn("unet", *applied("unet", model, other_order)), together)
+
+
+@pytest.mark.parametrize("network", ["flux2", "qwen", "zimage", "lumina2", "sd3", "krea2"])
+def test_other_transformers_know_where_their_tokens_are(
+    network: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = dits.random_transformer(network)
+    layers = [
+        name
+        for name, module in model.model.diffusion_model.named_modules()
+        if isinstance(module, nn.Linear) and module.weight.ndim == 2 and "txtfusion" not in name
+    ]
+    lora = random_lora(model, layers, size=0.02)
+    patched, positive = applied(network, model, concept(lora, target_region=EVERYWHERE, text="all"))
+    samples = drawn(network, patched, positive, steps=1)
+    assert samples.isfinite().all()
+    assert not torch.equal(samples, drawn(network, model, positive, steps=1))
+    assert "it is not known where the tokens" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ({"start": 0.6}, 0.0),
+        ({"strength_curve": "0: 0"}, 0.0),
+        ({"strength": 5.0, "strength_curve": "0.9: 0.5, 1: 9"}, 0.5),
+        ({"strength": 5.0, "strength_curve": "0: 0.5"}, 0.5),
+        ({"strength": 0.5, "end": 0.6}, 0.5),
+    ],
+)
+def test_it_acts_when_and_as_strongly_as_it_should(times: Any, expected: float) -> None:
+    model, layers = family("unet")
+    lora = random_lora(model, layers)
+    # One step, at the beginning of sampling.
+    sampled, own = (
+        applied("unet", model, concept(lora, target_region=LEFT, **settings))
+        for settings in (times, {"strength": expected})
+    )
+    first, second = (drawn("unet", *each, steps=1) for each in (sampled, own))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4 * float(second.abs().max()))
+    plain = drawn("unet", model, own[1], steps=1)
+    assert torch.equal(first, plain) == (not expected)
+
+
+def test_a_lora_of_another_model_is_refused_before_sampling() -> None:
+    model, _ = family("unet")
+    lora = random_lora(dits.random_transformer("flux"), FLUX_LAYERS)
+    with pytest.raises(ValueError, match="made for another kind of model"):
+        applied("unet", model, concept(lora))
+
+
+@pytest.mark.parametrize("kind", ["glora", "dora"])
+def test_what_cannot_act_in_a_part_is_refused(kind: str) -> None:
+    model, layers = family("unet")
+    lora = random_lora(model, layers[5:6], "glora" if kind == "glora" else "lora")
+    if kind == "dora":
+        lora[f"diffusion_model.{layers[5]}.dora_scale"] = torch.ones(32, 1)
+    with pytest.raises(ValueError, match="cannot act in a part of the picture"):
+        applied("unet", model, concept(lora))
+
+
+def test_without_a_lora_it_says_so() -> None:
+    with pytest.raises(ValueError, match="has no LoRA"):
+        MagicConceptLora.execute("hat")
+
+
+def test_a_lora_with_numbers_that_are_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="its training has failed"):
+        concept({"x.lora_up.weight": torch.tensor([[float("nan")]])})
+
+
+def test_a_host_that_can_only_merge_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy import weight_adapter
+
+    monkeypatch.delattr(weight_adapter, "BypassForwardHook")
+    with pytest.raises(ValueError, match="update ComfyUI to use MagicFace Concept LoRA"):
+        concept({"x.lora_up.weight": torch.ones(1, 1)})
+
+
+def test_what_a_lora_has_for_the_text_encoder_changes_the_phrases_tokens_only() -> None:
+    model, _ = family("unet")
+    clip = sampling.parts()[1]
+    name, encoder = next(
+        (name, module)
+        for name, module in clip.cond_stage_model.named_modules()
+        if name.endswith("encoder.layers.0.mlp.fc1")
+    )
+    rows, columns = encoder.weight.shape
+    generator = torch.Generator().manual_seed(5)
+    key = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    lora = random_lora(model, ["out.2"]) | {
+        f"{key}.lora_up.weight": torch.randn(rows, 2, generator=generator),
+        f"{key}.lora_down.weight": torch.randn(2, columns, generator=generator),
+    }
+    assert name
+    [(plain, _)] = sampling.encode(sampling.PROMPT)
+    span = list(tagged_prompt(clip, sampling.PROMPT, ["hat"], "x").spans[0])
+    is_changed = {}
+    for text in ("phrase", "all", "none"):
+        _, [(tensor, _)] = applied("unet", model, concept(lora, text=text))
+        is_changed[text] = [i for i in range(77) if not torch.equal(tensor[0, i], plain[0, i])]
+    assert is_changed["phrase"] == span and is_changed["none"] == []
+    assert len(is_changed["all"]) > len(span)
+    assert torch.equal(sampling.encode(sampling.PROMPT)[0][0], plain)
