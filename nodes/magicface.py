@@ -605,11 +605,6 @@ class MagicFaceApply(Node):
             )
         ca_scale = ca_scale or (_CA_SCALE_ONE if len(concepts) == 1 else _CA_SCALE_SEVERAL)
         if references == IN_THE_SEQUENCE:
-            if any(concept.loras for concept in concepts):
-                raise ValueError(
-                    "a concept's LoRA acts beside a reference pass only: set references to"
-                    f" '{REFERENCE_PASS}', or leave the MagicFace Concept LoRA out"
-                )
             given = dataclasses.replace(
                 cls._in_the_sequence(
                     model, clip, vae, concepts, prompt, mask_cells, layers, ca_scale

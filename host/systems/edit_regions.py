@@ -291,8 +291,8 @@ class GivenPictures:
         cls, concepts: Sequence[Concept], vae: Any, backbone: JointTransformer, cells: Cells
     ) -> GivenPictures:
         """At the sizes that edit models are trained with: of the model's own area, whatever the
-        aspect. cells: how masks are laid on tokens. ValueError when a mask leaves nothing, or the
-        model is given its pictures together with texts of theirs."""
+        aspect. cells: how masks are laid on tokens. ValueError when a mask leaves nothing, a
+        concept has a LoRA, or the model is given its pictures together with texts of theirs."""
         if backbone.tokens.order == "text, picture, padding":
             raise ValueError(
                 "this model is given a text for each picture: encode the prompt with"
@@ -302,6 +302,11 @@ class GivenPictures:
         step = backbone.pixels * backbone.tokens.patch
         for index, concept in enumerate(concepts):
             strength = concept.strength if concept.level is None else GIVEN_LEVELS[concept.level]
+            if concept.images is None or concept.loras:
+                raise ValueError(
+                    "a concept's LoRA acts beside a reference pass only: set references to"
+                    " 'reference pass', or leave the MagicFace Concept LoRA out"
+                )
             for i, image in enumerate(concept.images):
                 picture, masks = image[None, ..., :3], concept.mask
                 side = math.sqrt(picture.shape[1] * picture.shape[2])

@@ -162,7 +162,7 @@ class TrainableTransformer:
         model's own shift belongs to the size that it was trained on."""
         import comfy.model_sampling as rules
 
-        cell = self._backbone.patch
+        cell = self._backbone.tokens.patch
         tokens = math.prod(-(-side // cell) for side in size)
         native = (self.native_side / (self.pixels_per_latent * cell)) ** 2
         shift = float(self._sampling.shift)
