@@ -66,7 +66,7 @@ HEIGHTS = {
     "MagicPortraitPaste": 186,
     "MagicPortraitRestore": 236,
     "MagicSemanticLayout": 346,
-    "MagicStyleApply": 392,
+    "MagicStyleApply": 416,
     "MagicStyleInvert": 368,
     "MagicStyleReference": 150,
     "MagicStyleSampler": 236,

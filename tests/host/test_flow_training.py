@@ -165,7 +165,7 @@ def test_maps_are_columns_of_the_joint_softmax_with_their_gradients(family, monk
             backbone = denoiser._backbone
             # Flux.2 pads on the left, and is not among these; Z-Image's picture begins behind
             # padding.
-            first = backbone._padded(told.inputs[0]["c_crossattn"].shape[1])
+            first = backbone.tokens.padded(told.inputs[0]["c_crossattn"].shape[1])
             assert length <= first
             image = q[:, :, first : first + rows * columns]
             joint = (image @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
