@@ -1080,7 +1080,7 @@ def test_saving_and_loading(folders):
     assert MagicInversionLoad.validate_inputs(names[0]) is True
     loaded = MagicInversionLoad.execute(model, names[2]).args
     assert same(loaded[0], inverted[0])
-    assert torch.equal(sample_again(model, (*loaded, "")), sample_again(model, inverted))
+    assert torch.equal(sample_again(model, (*loaded[:5], "")), sample_again(model, inverted))
     before = MagicInversionLoad.fingerprint_inputs(names[0])
     os.utime(folders / "inversions" / names[0], (10**9, 10**9))
     assert MagicInversionLoad.fingerprint_inputs(names[0]) != before
