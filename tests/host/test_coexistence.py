@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from magicportrait.host.layout import tracker as layout_tracker
-from magicportrait.host.systems import magicface
+from magicportrait.host.systems import regions
 from magicportrait.tests.host.models import call_node, controlled
 from magicportrait.tests.host.sampling import (
     PROMPT,
@@ -367,9 +367,9 @@ def test_a_target_region_stays_where_it_was_painted_in_an_area_of_the_picture(mo
         parts()[0], chained=concepts(1, region=left), inject_at=0.0, semantic_cfg=False
     )
     owned: list[torch.Tensor] = []
-    original = magicface.group_tokens
+    original = regions.group_tokens
     monkeypatch.setattr(
-        magicface, "group_tokens", lambda places: (owned.append(places), original(places))[1]
+        regions, "group_tokens", lambda places: (owned.append(places), original(places))[1]
     )
     for x, concept in ((0, 0), (128, -1)):
         owned.clear()
