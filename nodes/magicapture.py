@@ -844,7 +844,7 @@ class MagiCaptureApply(Node):
                     step=0.05,
                     tooltip=(
                         "How strongly the UNet's LoRA acts. Higher: closer to the training"
-                        " pictures; 0: not at all. The paper samples with .6, the toy workflow"
+                        " pictures; 0: not at all. The paper samples with 0.6, the toy workflow"
                         " with 1."
                     ),
                 ),
@@ -856,7 +856,7 @@ class MagiCaptureApply(Node):
                     step=0.05,
                     tooltip=(
                         "How strongly the text encoders' LoRA acts. Higher: closer to the training"
-                        " pictures; 0: not at all. The paper samples with .9, the toy workflow"
+                        " pictures; 0: not at all. The paper samples with 0.9, the toy workflow"
                         " with 1."
                     ),
                 ),
