@@ -77,7 +77,7 @@ class MagicEditReference(Node):
                     step=0.05,
                     tooltip=(
                         "How many times as much the picture that is made looks at this one. 1: as"
-                        " the model was trained; .5 copies less, 2 more; 0 leaves it out."
+                        " the model was trained; 0.5 copies less, 2 more; 0 leaves it out."
                     ),
                 ),
                 io.Mask.Input(
@@ -250,7 +250,7 @@ class MagicEditRegions(Node):
                         step=0.05,
                         tooltip=(
                             "How much the words that name no reference count in the layout: lower"
-                            " gives the phrases more room. 0: automatic, .9 for one phrase and .6"
+                            " gives the phrases more room. 0: automatic, 0.9 for one phrase and 0.6"
                             " for several."
                         ),
                     )

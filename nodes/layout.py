@@ -63,7 +63,7 @@ class MagicSemanticLayout(Node):
                         step=0.05,
                         tooltip=(
                             "How much the other words of the prompt count: lower gives the phrases"
-                            " more room. Below .9 they are kept off the background."
+                            " more room. Below 0.9 they are kept off the background."
                         ),
                     )
                 ),

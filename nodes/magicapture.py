@@ -529,8 +529,8 @@ class MagiCaptureTrain(Node):
                     _rate(
                         "unet_rate",
                         default.unet_rate,
-                        "Learning rate of the UNet's LoRA. Higher learns faster; too high gives"
-                        " broken pictures.",
+                        "Learning rate of the LoRA of the UNet or transformer. Higher learns"
+                        " faster; too high gives broken pictures.",
                     )
                 ),
                 advanced(
@@ -716,7 +716,10 @@ class MagiCaptureTrain(Node):
             outputs=[
                 LoraModel.Output(
                     display_name="lora",
-                    tooltip="LoRA of UNet and text encoders: for MagiCapture Apply or Save LoRA.",
+                    tooltip=(
+                        "LoRA of UNet and text encoders, or of a transformer: for MagiCapture Apply"
+                        " or Save LoRA."
+                    ),
                 ),
                 EmbeddingsType.Output(
                     display_name="embeddings",
@@ -843,9 +846,9 @@ class MagiCaptureApply(Node):
                     max=10.0,
                     step=0.05,
                     tooltip=(
-                        "How strongly the UNet's LoRA acts. Higher: closer to the training"
-                        " pictures; 0: not at all. The paper samples with .6, the toy workflow"
-                        " with 1."
+                        "How strongly the LoRA of the UNet or transformer acts. Higher: closer to"
+                        " the training pictures; 0: not at all. The paper samples with 0.6, the toy"
+                        " workflow with 1."
                     ),
                 ),
                 io.Float.Input(
@@ -856,7 +859,7 @@ class MagiCaptureApply(Node):
                     step=0.05,
                     tooltip=(
                         "How strongly the text encoders' LoRA acts. Higher: closer to the training"
-                        " pictures; 0: not at all. The paper samples with .9, the toy workflow"
+                        " pictures; 0: not at all. The paper samples with 0.9, the toy workflow"
                         " with 1."
                     ),
                 ),

@@ -141,7 +141,7 @@ class MagicFaceConcept(Node):
                     step=0.1,
                     tooltip=(
                         "How much more the picture looks at this reference: added to the attention"
-                        " logits. 1.2 to 4 works on UNets, .5 to 2 on transformers; 0 is neutral,"
+                        " logits. 1.2 to 4 works on UNets, 0.5 to 2 on transformers; 0 is neutral,"
                         " higher copies more."
                     ),
                 ),
@@ -193,8 +193,8 @@ class MagicFaceConcept(Node):
                     default=CUSTOM_STRENGTH,
                     tooltip=(
                         "How much is copied, in words that fit every model: subtle, normal and"
-                        " strong are a strength of 2, 3, 4 on UNets and of .5, 1, 2 on transformers"
-                        " (Flux, Z-Image, ...). 'custom' takes the number of strength."
+                        " strong are a strength of 2, 3, 4 on UNets and of 0.5, 1, 2 on"
+                        " transformers (Flux, Z-Image, ...). 'custom' takes the number of strength."
                     ),
                 ),
                 invert_input("the mask"),
@@ -432,7 +432,7 @@ class MagicFaceApply(Node):
                     tooltip=(
                         "Share of sampling after which every part of the picture looks at its own"
                         " concept's reference only; before it, at all of them. Earlier: concepts"
-                        " mix less. Later: more freedom for pose and layout. The paper: .42; on"
+                        " mix less. Later: more freedom for pose and layout. The paper: 0.42; on"
                         " transformers 0 is best."
                     ),
                 ),
@@ -467,8 +467,8 @@ class MagicFaceApply(Node):
                         step=0.05,
                         tooltip=(
                             "How much the words that name no concept count in the layout: lower"
-                            " gives concepts more room. 0: automatic, .9 for one concept and .6 for"
-                            " several."
+                            " gives concepts more room. 0: automatic, 0.9 for one concept and 0.6"
+                            " for several."
                         ),
                     )
                 ),

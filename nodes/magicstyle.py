@@ -240,7 +240,7 @@ class MagicStyleApply(Node):
                         step=0.05,
                         tooltip=(
                             "Custom: weight of the content's queries. Higher keeps more of its"
-                            " structure. The paper: .8."
+                            " structure. The paper: 0.8."
                         ),
                     )
                 ),
@@ -253,7 +253,7 @@ class MagicStyleApply(Node):
                         step=0.05,
                         tooltip=(
                             "Custom: weight of the style's queries: more is more style and less"
-                            " structure. The paper: .2. What alpha and beta leave of 1 is the"
+                            " structure. The paper: 0.2. What alpha and beta leave of 1 is the"
                             " picture's own."
                         ),
                     )
@@ -313,7 +313,7 @@ class MagicStyleApply(Node):
                 ),
                 *span_inputs(
                     "Custom: share of sampling after which fusion begins. Later leaves the first"
-                    " steps to the model; on the toy checkpoint .3 changes next to nothing.",
+                    " steps to the model; on the toy checkpoint 0.3 changes next to nothing.",
                     "Custom: share of sampling after which fusion ends and the model draws on"
                     " alone. Earlier keeps more structure, hardly less style.",
                     default.start,

@@ -62,7 +62,7 @@ class MagicPortraitCrop(Node):
                     step=8,
                     tooltip=(
                         "About how many pixels a side the cut-out gets: what the model was trained"
-                        " at (512, SDXL 1024, toy 128)."
+                        " at (512; SDXL, Flux 1024; toy 128 or 256)."
                     ),
                 ),
                 advanced(

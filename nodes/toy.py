@@ -106,7 +106,9 @@ class MagicToyPortrait(Node):
                     min=64,
                     max=1024,
                     step=8,
-                    tooltip="Side in pixels. The toy checkpoint was trained at 128.",
+                    tooltip=(
+                        "Side in pixels. The toy's UNet was trained at 128, its transformer at 256."
+                    ),
                 ),
             ],
             outputs=[
@@ -182,7 +184,9 @@ class MagicToyCapture(Node):
                     min=64,
                     max=1024,
                     step=8,
-                    tooltip="Side in pixels. The toy checkpoint was trained at 128.",
+                    tooltip=(
+                        "Side in pixels. The toy's UNet was trained at 128, its transformer at 256."
+                    ),
                 ),
             ],
             outputs=[

@@ -433,7 +433,7 @@ def test_other_transformers_are_refused_with_their_class_and_where_to_read_on():
 
 
 def test_what_works_on_unets_only_says_so():
-    with pytest.raises(ValueError, match=r"needs a UNet model .* got Flux"):
+    with pytest.raises(ValueError, match=r"needs a UNet model .* got Flux$"):
         unet_of(dits.random_transformer("flux"))
 
 

@@ -54,10 +54,8 @@ def unet_of(model: ModelPatcher) -> UNet:
     if (unet := UNet.read(model)) is not None:
         return unet
     raise ValueError(
-        f"this needs a UNet model (SD1.5, SD2.1, SDXL or a fine-tune of one), got"
-        f" {type(model.model).__name__}. Of models built from a single transformer (Flux, Z-Image,"
-        " ...) the pack takes some in MagicFace, MagicStyle, Semantic Layout, Attention Map,"
-        " Correspondence and MagiCapture Train only"
+        "this needs a UNet model (SD1.5, SD2.1, SDXL or a fine-tune of one), got"
+        f" {type(model.model).__name__}"
     )
 
 
