@@ -214,6 +214,7 @@ class MagicConceptLora(Node):
                 "phrase is empty: write the words of the target prompt that name what the LoRA is"
                 " for, such as 'hat'"
             )
+        painted = None if target_region is None else mask_batch(target_region, "target_region")
         if lora_model is not None:
             name, weights = "lora_model", dict(lora_model)
             check_finite(name, weights)
@@ -224,7 +225,6 @@ class MagicConceptLora(Node):
             )
         else:
             name, weights = lora, load_lora(lora)
-        painted = None if target_region is None else mask_batch(target_region, "target_region")
         own = ConceptLora(
             name,
             weights,

@@ -423,7 +423,7 @@ def test_models_without_gradients_are_refused_by_name_before_anything_is_loaded(
     model = dits.random_transformer(family)
     monkeypatch.setattr(management, "unload_all_models", lambda: pytest.fail("too late"))
     with pytest.raises(ValueError, match=f"{name} cannot be trained: .* pass no gradients"):
-        nodes.MagiCaptureTrain.execute(model, None, None, *sets(), **NODE)
+        nodes.MagiCaptureTrain.execute(model, object(), object(), *sets(), **NODE)
 
 
 def test_the_node_trains_a_transformer():

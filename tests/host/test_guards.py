@@ -149,6 +149,7 @@ MASKED = {
 """Nodes with the mask of a thing in a picture, which may be the MASK of a cut-out."""
 OF_PLACES = {
     ("MagicFaceConcept", "target_region"),
+    ("MagicConceptLora", "target_region"),
     ("MagicEditReference", "target_region"),
     ("MagicCorrespondence", "mask"),
 }
