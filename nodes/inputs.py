@@ -48,7 +48,9 @@ _OF_TEXT_AND_NUMBERS = {"BOUNDING_BOX", "BBOX"}
 
 class Node(io.ComfyNode):
     """A node of this pack. Before `execute` runs, what stands in a socket where only a link can is
-    refused: a prompt that was written by hand may have a text or a number there."""
+    refused: a prompt that was written by hand may have a text or a number there. What has no
+    fingerprint, such as a file that is not there, has an empty one: `execute` says what is wrong,
+    where the host shows it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -56,6 +58,20 @@ class Node(io.ComfyNode):
         # The host runs a copy of the class, with the same methods.
         if own is not None and not hasattr(own.__func__, "__wrapped__"):
             cls.execute = _after_sockets(own.__func__)  # type: ignore[method-assign]
+        own = vars(cls).get("fingerprint_inputs")
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):
+            cls.fingerprint_inputs = _or_empty(own.__func__)  # type: ignore[method-assign]
+
+
+def _or_empty(fingerprint: Callable[..., str]) -> Any:
+    @functools.wraps(fingerprint)
+    def tried(cls: type[Node], *args: Any, **named: Any) -> str:
+        try:
+            return fingerprint(cls, *args, **named)
+        except (AttributeError, OSError, TypeError, ValueError):
+            return ""
+
+    return classmethod(tried)
 
 
 def _after_sockets(execute: Callable[..., io.NodeOutput]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ...magic.messages import shown
 from ..models.folders import file_state
 from ..models.safe_files import tensor_bytes, write_file, write_numbered
 from .inputs import checked_sigmas
@@ -243,8 +244,8 @@ def path_of(name: str) -> Path:
     path = folder_paths.get_full_path(FOLDER_KIND, name) if name in list_files() else None
     if path is None:
         raise ValueError(
-            f"inversion file '{name}' is not there: save one with Save Inversion, or put it into"
-            " models/inversions"
+            f"inversion file '{shown(name)}' is not there: save one with Save Inversion, or put it"
+            " into models/inversions"
         )
     return Path(path)
 

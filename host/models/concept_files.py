@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...magic.concepts import LEVELS, LORA_TEXTS, Concept, ConceptLora
 from ...magic.curves import Curve
+from ...magic.messages import shown
 from .folders import file_state
 from .lora_files import load_lora
 from .safe_files import tensor_bytes, write_numbered
@@ -273,7 +274,7 @@ def path_of(name: str) -> Path:
     path = folder_paths.get_full_path(FOLDER_KIND, name) if name in list_files() else None
     if path is None:
         raise ValueError(
-            f"concept file '{name}' is not there: save one with Save Concept, or put it into"
+            f"concept file '{shown(name)}' is not there: save one with Save Concept, or put it into"
             " models/concepts"
         )
     return Path(path)

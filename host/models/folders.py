@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from ...magic.messages import shown
+
 _REASON = 200
 """Letters of a library's own words that a message has at most."""
 TENSORS = (".safetensors", ".pth", ".pt")
@@ -158,7 +160,7 @@ def state_of(folder: ModelFolder, name: str) -> str:
 
 def missing_message(folder: ModelFolder, name: str = "") -> str:
     """What to say when a model is not there."""
-    what = f"'{name}' is not among the models in" if name else "nothing in"
+    what = f"'{shown(name)}' is not among the models in" if name else "nothing in"
     places = " or ".join(map(str, roots(folder)))
     place = folder.name if name else f"models/{folder.name}"
     return f"{what} {place}: put {folder.content} into {places} (from {folder.source})"

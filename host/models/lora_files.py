@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...magic.messages import shown
 from .folders import file_state
 
 _SUFFIX = ".safetensors"
@@ -25,7 +26,7 @@ def lora_path(name: str) -> Path:
     path = folder_paths.get_full_path("loras", name) if name in list_loras() else None
     if path is None:
         raise ValueError(
-            f"LoRA '{name}' is not among the safetensors files of ComfyUI's loras folder"
+            f"LoRA '{shown(name)}' is not among the safetensors files of ComfyUI's loras folder"
             " (models/loras): put it there, or choose another"
         )
     return Path(path)

@@ -107,6 +107,6 @@ def _resolve(folder: str) -> Path:
     root = find_folder(folder, _suits)
     if root is None:
         raise ValueError(
-            f"folder '{folder}' is not there: put a folder of pictures into {input_root()}"
+            f"folder '{shown(folder)}' is not there: put a folder of pictures into {input_root()}"
         )
     return root

@@ -59,8 +59,8 @@ def is_listed(folder: Any) -> bool:
 
 def missing_message(folder: str) -> str:
     return (
-        f"concept folder '{folder}' is not there: put a folder with image/ and mask/ in it into"
-        f" {input_root()}"
+        f"concept folder '{shown(folder)}' is not there: put a folder with image/ and mask/ in it"
+        f" into {input_root()}"
     )
 
 

@@ -85,8 +85,12 @@ def state_of_files(paths: Iterable[Path]) -> str:
 
 
 def shown(name: str) -> str:
-    """A file's name as messages can have it: bytes that are no text are spelled out."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    """A file's name as messages can have it: bytes that are no text are spelled out, and so are
+    half letters, which only a prompt can ask for."""
+    try:
+        return os.fsencode(name).decode(errors="backslashreplace")
+    except UnicodeEncodeError:
+        return name.encode(errors="backslashreplace").decode()
 
 
 def is_text(name: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...magic.capture_sets import check_placeholder
+from ...magic.messages import shown
 from ..models.folders import file_state
 from ..models.safe_files import UnwritableFile, tensor_bytes, write_new_file
 from .clip import NAMES, encoder_of_width
@@ -28,7 +29,7 @@ def save_embedding(embedding: Embedding, name: str) -> Path:
 
     # After 'embedding:' the host reads as far as the first space.
     if not re.fullmatch(r"[\w\-]+", name):
-        raise ValueError(f"file name '{name}' must consist of letters, digits, '-' and '_'")
+        raise ValueError(f"file name '{shown(name)}' must consist of letters, digits, '-' and '_'")
     folders = folder_paths.get_folder_paths("embeddings")
     if not folders:
         raise ValueError("ComfyUI has no embeddings folder to write into")
@@ -90,7 +91,8 @@ def embedding_path(name: str) -> Path:
         path = folder_paths.get_full_path("embeddings", name)
     if path is None:
         raise ValueError(
-            f"embedding '{name}' is not among the safetensors files of ComfyUI's embeddings folder"
+            f"embedding '{shown(name)}' is not among the safetensors files of ComfyUI's embeddings"
+            " folder"
         )
     return Path(path)
 

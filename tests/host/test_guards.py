@@ -3,6 +3,7 @@ cannot be are refused with a sentence before anything else is touched. A new nod
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from typing import Any
@@ -155,6 +156,22 @@ OF_PLACES = {
 }
 """Masks of a place in the new picture, which may well be its border."""
 CHANGES_MASKS = {"MagicMaskRefine"}
+
+
+@pytest.mark.parametrize("value", ["\ud83d", "nowhere", 7, ["a", "b"], None])
+def test_a_fingerprint_never_fails_and_can_be_logged(value):
+    """The host logs what a fingerprint raises, and a log that cannot be written ends its worker:
+    what is wrong is said by execute."""
+    tried = 0
+    for node in NODES:
+        if "fingerprint_inputs" not in vars(node):
+            continue
+        for item in node.define_schema().inputs:
+            if item.id in inspect.signature(node.fingerprint_inputs).parameters:
+                state = node.fingerprint_inputs(**{item.id: value})
+                str(state).encode()
+                tried += 1
+    assert tried >= 8
 
 
 def test_every_mask_of_a_thing_can_be_turned_round():
