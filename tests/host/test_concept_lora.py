@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from magicportrait.host.sampling.backbone.unet import plain_attention
+from magicportrait.host.sampling.patch import patches_of
 from magicportrait.host.text.prompts import tagged_prompt
 from magicportrait.magic.concepts import Concept
 from magicportrait.nodes.analysis import MagicCorrespondence, MagicCorrespondenceMap
@@ -264,7 +265,9 @@ def test_a_concept_may_have_a_reference_and_a_lora() -> None:
         reference[0].images, "hat", 2.0, reference[0].mask, "", None, concept(lora)
     ).args[0]
     alone = drawn("unet", *applied("unet", model, reference))
-    together = drawn("unet", *applied("unet", model, both))
+    patched, positive = applied("unet", model, both)
+    assert [patch.layout.ca_scale for *_, patch in patches_of(patched)] == [0.9]
+    together = drawn("unet", patched, positive)
     assert not torch.equal(alone, together)
     assert torch.equal(drawn("unet", *applied("unet", model, other_order)), together)
 
