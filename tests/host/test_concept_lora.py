@@ -399,3 +399,8 @@ def test_what_a_lora_has_for_the_text_encoder_changes_the_phrases_tokens_only() 
         _, [(tensor, _)] = applied("unet", model, concept(lora, text=text))
         is_changed[text] = [i for i in range(77) if not torch.equal(tensor[0, i], plain[0, i])]
     assert is_changed["phrase"] == span and is_changed["none"] == []
+    _, [(twice, _)] = applied("unet", model, concept(lora, concepts=concept(lora)))
+    _, [(doubled, _)] = applied("unet", model, concept(lora, strength=2.0))
+    torch.testing.assert_close(twice, doubled)
+    assert len(is_changed["all"]) > len(span)
+    assert torch.equal(sampling.encode(sampling.PROMPT)[0][0], plain)
