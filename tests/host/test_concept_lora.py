@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -297,6 +298,16 @@ def test_where_there_are_no_references_nobody_looks_at_them() -> None:
     watched, _ = MagicCorrespondence.execute(patched, "1,1", 0.0, 1.0).args
     with nothing_left(model), pytest.raises(ValueError, match="are LoRAs alone"):
         drawn("unet", watched, positive, steps=1)
+
+
+def test_features_are_kept_beside_a_lora(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model, layers = family("unet")
+    chained = concept(random_lora(model, layers), concepts=sampling.concepts(1, size=(64, 64)))
+    patched, positive, _ = sampling.apply(model, chained=chained, keep_features="memory")
+    first, second = (drawn("unet", patched, positive, steps=1) for _ in range(2))
+    assert torch.equal(first, second)
+    assert "0 reference passes for 1 model calls, 1 kept" in caplog.text
 
 
 @pytest.mark.parametrize("network", ["flux2", "qwen", "zimage", "lumina2", "sd3", "krea2"])
