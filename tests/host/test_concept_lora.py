@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from magicportrait.host.sampling.backbone import CallSize, LayerTokens, backbone_of
 from magicportrait.host.sampling.backbone.unet import plain_attention
 from magicportrait.host.sampling.patch import patches_of
 from magicportrait.host.text.prompts import tagged_prompt
@@ -308,6 +309,14 @@ def test_features_are_kept_beside_a_lora(caplog: pytest.LogCaptureFixture) -> No
     first, second = (drawn("unet", patched, positive, steps=1) for _ in range(2))
     assert torch.equal(first, second)
     assert "0 reference passes for 1 model calls, 1 kept" in caplog.text
+
+
+def test_pictures_that_a_model_leaves_out_have_no_tokens() -> None:
+    backbone, text = backbone_of(dits.random_transformer("flux")), 7
+    call = CallSize((16, 16), text, ((16, 16),))
+    for behind in (0, 64):
+        where = backbone.tokens_of("single_blocks.0.linear1", text + 64 + behind, call)
+        assert where == LayerTokens((0, text), (text, text + 64), (8, 8))
 
 
 @pytest.mark.parametrize("network", ["flux2", "qwen", "zimage", "lumina2", "sd3", "krea2"])

@@ -440,20 +440,20 @@ class JointTransformer:
 
     def tokens_of(self, layer: str, tokens: int, call: CallSize) -> LayerTokens | None:
         """Layers see the text, the picture, or both as in attention: by how many tokens there are,
-        and where text and picture have as many, by the layer's name."""
+        and where text and picture have as many, by the layer's name. Some models leave given
+        pictures out."""
         grid = self.tokens.grid(call.latent_size)
         image, text = grid[0] * grid[1], self.tokens.padded(call.context)
-        others = sum(rows * columns for rows, columns in map(self.tokens.grid, call.references))
-        behind = others
+        behind = {0, sum(map(self.tokens.tokens, call.references))}
         if self.family.order == "text, picture, padding":
-            behind = self.tokens.padded(image) - image
-        pictures = {image, image + behind}
+            behind = {self.tokens.padded(image) - image}
+        pictures = {image, *(image + more for more in behind)}
         is_text = tokens in (call.context, text)
         if is_text and not (tokens in pictures and not _of_text(layer)):
             return LayerTokens((0, tokens), (0, 0), (0, 0))
         if tokens in pictures:
             return LayerTokens((0, 0), (0, image), grid)
-        if tokens == text + image + behind:
+        if tokens in {text + image + more for more in behind}:
             return LayerTokens((0, text), (text, text + image), grid)
         return None
 
