@@ -30,7 +30,7 @@ from ..host.sampling.references import (
     prepare_references,
 )
 from ..host.systems.concept_lora import loras_of
-from ..host.systems.edit_regions import EditRegionsPatch, GivenPictures
+from ..host.systems.edit_regions import ConceptPictures, EditRegionsPatch
 from ..host.systems.magicface import MagicFacePatch
 from ..host.text.prompts import (
     TaggedPrompt,
@@ -684,7 +684,7 @@ class MagicFaceApply(Node):
         """Of an edit model, which is given the concepts' pictures."""
         backbone = edit_model_of(model)
         blocks = backbone.parse_layers("all" if layers.strip() == "fine" else layers)
-        given = GivenPictures.of(concepts, vae, backbone, mask_cells)
+        given = ConceptPictures.of(concepts, vae, backbone, mask_cells)
         check_latents(given.latents, model.get_model_object("latent_format").latent_channels)
         tagged = tagged_prompt(
             clip,

@@ -72,10 +72,7 @@ class _Call:
 
 
 class ConceptLoraRun:
-    """The LoRAs of one sampling run.
-
-    has_acted: whether a layer was ever changed by one.
-    """
+    """The LoRAs of one sampling run."""
 
     def __init__(
         self, loras: Sequence[LoraOfConcept], layout: LayoutPatch, start: SamplingStart, key: str
@@ -91,7 +88,6 @@ class ConceptLoraRun:
         self._areas: Mapping[Any, tuple[int, ...]] | None = None
         self._call: _Call | None = None
         self._unplaced: set[str] = set()
-        self.has_acted = False
         by_module: dict[nn.Module, list[tuple[LoraOfConcept, LayerAdapter]]] = {}
         for lora in loras:
             for layer in lora.adapters.layers:
@@ -229,7 +225,6 @@ class ConceptLoraRun:
             weight = self._weight(call, lora, layer, x, output)
             if weight is None:
                 continue
-            self.has_acted = True
             added = layer.added(x, output) * (weight * call.strengths[lora]).to(output)
             result = output.clone() if result is None else result
             if layer.part is not None and layer.part[0] == 0:
@@ -265,12 +260,12 @@ class ConceptLoraRun:
             self._unplaced.add(layer.layer)
             return None
         if key not in call.weights:
-            found = (
+            weights = (
                 self._of_cells(call, share, where.grid)
                 if is_conv
                 else self._of_tokens(call, lora, share, where, tokens)
             )
-            call.weights[key] = found if bool(found.any()) else None
+            call.weights[key] = weights if bool(weights.any()) else None
         weight = call.weights[key]
         if weight is None:
             return None
