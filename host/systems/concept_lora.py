@@ -58,12 +58,12 @@ def loras_of(model: Any, concepts: Sequence[Concept]) -> tuple[LoraOfConcept, ..
 class _Call:
     """A call of the network.
 
-    shape: what it runs on; conds: the ids of the prompts whose rows it has; batch: pictures;
+    size: what it runs on; conds: the ids of the prompts whose rows it has; batch: pictures;
     shares: for each concept where it is, B H W, None for nowhere; strengths: of each LoRA at this
     noise level, relative to that of its adapters; weights: what has been worked out for layers.
     """
 
-    shape: CallSize
+    size: CallSize
     conds: Sequence[Any]
     batch: int
     shares: Sequence[Tensor | None]
@@ -167,16 +167,9 @@ class ConceptLoraRun:
             **kwargs: Any,
         ) -> Tensor:
             inner = transformer_options or {}
-            shape = CallSize(
-                (x.shape[-2], x.shape[-1]),
-                0 if c_crossattn is None else c_crossattn.shape[1],
-                tuple(
-                    (latent.shape[-2], latent.shape[-1])
-                    for latent in kwargs.get("ref_latents") or ()
-                ),
-            )
+            size = CallSize.of(x, c_crossattn, kwargs)
             before = self._call
-            self._call = _Call(shape, inner.get("uuids") or (), batch, shares, strengths)
+            self._call = _Call(size, inner.get("uuids") or (), batch, shares, strengths)
             try:
                 result: Tensor = executor(
                     x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
@@ -252,7 +245,7 @@ class ConceptLoraRun:
             key: tuple[Any, ...] = (lora.concept, *output.shape[-2:])
             where = LayerTokens((0, 0), (0, 0), (output.shape[-2], output.shape[-1]))
         else:
-            known = self._layout.backbone.tokens_of(layer.layer, tokens, call.shape)
+            known = self._layout.backbone.tokens_of(layer.layer, tokens, call.size)
             is_known = is_known and known is not None
             where = known or LayerTokens((0, 0), (0, 0), (0, 0))
             key = (lora.concept, lora.lora.text, where, tokens)

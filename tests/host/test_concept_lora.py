@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from magicportrait.host.sampling.backbone import CallSize, LayerTokens, backbone_of
+from magicportrait.host.sampling.backbone.interface import GivenPictures
 from magicportrait.host.sampling.backbone.unet import plain_attention
 from magicportrait.host.sampling.patch import patches_of
 from magicportrait.host.text.prompts import tagged_prompt
@@ -313,10 +314,19 @@ def test_features_are_kept_beside_a_lora(caplog: pytest.LogCaptureFixture) -> No
 
 def test_pictures_that_a_model_leaves_out_have_no_tokens() -> None:
     backbone, text = backbone_of(dits.random_transformer("flux")), 7
-    call = CallSize((16, 16), text, ((16, 16),))
+    call = CallSize((16, 16), text, GivenPictures(((16, 16),)))
     for behind in (0, 64):
         where = backbone.tokens_of("single_blocks.0.linear1", text + 64 + behind, call)
         assert where == LayerTokens((0, text), (text, text + 64), (8, 8))
+
+
+def test_pictures_that_stand_before_the_one_that_is_made_are_left_alone() -> None:
+    backbone = backbone_of(dits.random_transformer("zimage"))
+    call = CallSize((16, 16), 7, GivenPictures(((16, 16),)))
+    # Padded to 32 each: a text in the place of the picture's, the prompt's, both pictures.
+    where = backbone.tokens_of("layers.0.feed_forward.w1", 192, call)
+    assert where == LayerTokens((32, 64), (128, 192), (8, 8))
+    assert backbone.tokens_of("x_embedder", 64, call) is None
 
 
 @pytest.mark.parametrize("network", ["flux2", "qwen", "zimage", "lumina2", "sd3", "krea2"])
