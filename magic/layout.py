@@ -16,6 +16,7 @@ from torch import Tensor
 
 FOREGROUND_CA_SCALE = 0.9
 """Below this weight of the other words, regions are cut to the foreground."""
+_ONE_PHRASE, _SEVERAL_PHRASES = 0.9, 0.6
 _CLEARLY_MORE = 1.4
 """Attention relative to its mean over the picture."""
 
@@ -204,6 +205,12 @@ def semantic_layout(
         else maps[:, :0]
     )
     return SemanticLayout(regions, foreground, phrase_maps)
+
+
+def automatic_ca_scale(phrases: int) -> float:
+    """What tokens that name no phrase are multiplied with where nobody has said it, for so many
+    phrases."""
+    return _ONE_PHRASE if phrases == 1 else _SEVERAL_PHRASES
 
 
 def layout_downscales(available: Sequence[int], latent_tokens: int) -> tuple[int, ...]:

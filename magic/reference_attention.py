@@ -21,11 +21,17 @@ Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 @dataclass(frozen=True)
 class ReferenceTokens:
     """The visible tokens of one concept's references in one layer. k, v: T C; k may be B T C, where
-    they lie elsewhere for each picture; bias: T, strength + log of the mask's coverage."""
+    they lie elsewhere for each picture; bias: T, strength + log of the mask's coverage. A concept
+    without references has none."""
 
     k: Tensor
     v: Tensor
     bias: Tensor
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to look at."""
+        return not len(self.bias)
 
     def of(self, image: int) -> ReferenceTokens:
         """As one picture of the batch meets them: k T C."""
@@ -83,13 +89,14 @@ def region_attention(
 
     q, k, v: B N C -> B N C. `regions` must name every token of every image exactly once
     (`group_tokens` does). Equations 5 and 6 of the paper; the queries are gathered, so each is
-    computed once, whatever the number of concepts.
+    computed once, whatever the number of concepts. Without references a concept's region has plain
+    attention.
     """
     out = torch.empty_like(q)
     for region in regions:
         one = slice(region.image, region.image + 1)
         queries = q[one, region.index]
-        if region.concept is None:
+        if region.concept is None or references[region.concept].is_empty:
             out[one, region.index] = attend(queries, k[one], v[one], None)
         else:
             own = [references[region.concept].of(region.image)]

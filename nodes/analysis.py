@@ -20,7 +20,7 @@ from ..host.sampling.backbone import backbone_of
 from ..host.sampling.range import SamplingRange
 from ..host.text.prompts import TAG, tagged_prompt
 from ..magic.boxes import parse_points
-from ..magic.concepts import Concept
+from ..magic.concepts import Concept, with_loras_joined
 from ..magic.heat import over_picture, unit_range
 from ..magic.phrases import split_phrases
 from ..magic.pictures import latent_batch, mask_batch, picture_batch
@@ -404,7 +404,7 @@ class MagicCorrespondenceMap(Node):
                 f"image has {len(image)} pictures, but the run had {len(latent)}: connect the"
                 " decoded samples"
             )
-        images = [image for concept in concepts for image in concept.views]
+        images = [image for concept in with_loras_joined(concepts) for image in concept.views]
         if images and len(images) != len(run.maps):
             raise ValueError(
                 f"concepts have {len(images)} images, but the run had {len(run.maps)}: connect"

@@ -21,6 +21,7 @@ from ..host.systems.edit_regions import (
     sequence_references,
 )
 from ..host.text.prompts import TAG, tagged_conditioning
+from ..magic.layout import automatic_ca_scale
 from ..magic.messages import shown
 from ..magic.pictures import check_painted, mask_batch
 from ..magic.sequence_references import OUTSIDES, EditReference
@@ -34,8 +35,6 @@ from .declare import (
     span_inputs,
 )
 from .inputs import Node, check_ranges, check_span, check_texts, invert_input, painted_mask
-
-_CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
 
 
 class MagicEditReference(Node):
@@ -313,7 +312,7 @@ class MagicEditRegions(Node):
         layout = LayoutPatch(
             prompt=tagged,
             backbone=backbone,
-            ca_scale=ca_scale or (_CA_SCALE_ONE if len(tagged.phrases) == 1 else _CA_SCALE_SEVERAL),
+            ca_scale=ca_scale or automatic_ca_scale(len(tagged.phrases)),
             record=record,
             targets=concepts.targets[: len(tagged.phrases)],
         )

@@ -30,7 +30,7 @@ from ..host.sampling.references import (
     prepare_references,
 )
 from ..host.systems.concept_lora import loras_of
-from ..host.systems.edit_regions import EditRegionsPatch, GivenPictures
+from ..host.systems.edit_regions import ConceptPictures, EditRegionsPatch
 from ..host.systems.magicface import MagicFacePatch
 from ..host.text.prompts import (
     TaggedPrompt,
@@ -40,6 +40,7 @@ from ..host.text.prompts import (
     with_reference_latents,
 )
 from ..magic.concepts import CELLS, LEVELS, Concept, with_loras_joined
+from ..magic.layout import automatic_ca_scale
 from ..magic.messages import shown
 from ..magic.pictures import mask_batch, picture_batch
 from ..magic.positions import PLACEMENTS
@@ -74,7 +75,6 @@ CUSTOM_STRENGTH = "custom"
 REFERENCE_PASS, IN_THE_SEQUENCE = "reference pass", "in the sequence"
 _NOT_CONNECTED = object()
 """What an input has that the host does not name: None stands for one that is linked."""
-_CA_SCALE_ONE, _CA_SCALE_SEVERAL = 0.9, 0.6
 
 
 class MagicFaceConcept(Node):
@@ -603,7 +603,8 @@ class MagicFaceApply(Node):
                 "this MODEL comes from a MagicFace Apply already: chain all MagicFace Concept nodes"
                 " into one MagicFace Apply"
             )
-        ca_scale = ca_scale or (_CA_SCALE_ONE if len(concepts) == 1 else _CA_SCALE_SEVERAL)
+        concepts = with_loras_joined(concepts)
+        ca_scale = ca_scale or automatic_ca_scale(len(concepts))
         if references == IN_THE_SEQUENCE:
             given = dataclasses.replace(
                 cls._in_the_sequence(
@@ -615,7 +616,6 @@ class MagicFaceApply(Node):
             prompted = given.layout.prompt.conditioning
             return io.NodeOutput(given.add_to(model), prompted, given.layout.record)
         blocks = backbone.parse_layers(layers)
-        concepts = with_loras_joined(concepts)
         loras = loras_of(model, concepts)
         for lora in loras:
             if lora.adapters.left_out:
@@ -684,7 +684,7 @@ class MagicFaceApply(Node):
         """Of an edit model, which is given the concepts' pictures."""
         backbone = edit_model_of(model)
         blocks = backbone.parse_layers("all" if layers.strip() == "fine" else layers)
-        given = GivenPictures.of(concepts, vae, backbone, mask_cells)
+        given = ConceptPictures.of(concepts, vae, backbone, mask_cells)
         check_latents(given.latents, model.get_model_object("latent_format").latent_channels)
         tagged = tagged_prompt(
             clip,

@@ -84,7 +84,12 @@ class CorrespondenceWatch:
         downscales: set[int],
         pixels: int,
     ) -> CorrespondenceRun:
-        """ValueError when a point is outside the picture."""
+        """ValueError when a point is outside the picture, or there are no references."""
+        if not references:
+            raise ValueError(
+                "the concepts of this MODEL are LoRAs alone, so that there is no reference to look"
+                " at: give one an image (MagicFace Concept), or leave Correspondence out"
+            )
         height, width = (side * pixels for side in start.latent_size)
         for x, y in self.points if self.mask is None else ():
             if not (0 <= x < width and 0 <= y < height):

@@ -23,7 +23,7 @@ from ...magic.concepts import LEVELS, LORA_TEXTS, Concept, ConceptLora
 from ...magic.curves import Curve
 from ...magic.messages import shown
 from .folders import file_state
-from .lora_files import load_lora
+from .lora_files import load_lora, lora_state
 from .safe_files import tensor_bytes, write_numbered
 
 FOLDER_KIND = "magicportrait_concepts"
@@ -281,9 +281,22 @@ def path_of(name: str) -> Path:
 
 
 def state_of(name: str) -> str:
-    """Another text whenever a listed file, or a LoRA that it may name, is another one; empty when
+    """Another text whenever a listed file, or a LoRA that it names, is another one; empty when
     it is not there."""
     try:
-        return file_state(path_of(name))
+        path = path_of(name)
     except ValueError:
         return ""
+    return "; ".join([file_state(path), *map(lora_state, _loras_named_in(path))])
+
+
+def _loras_named_in(path: Path) -> list[str]:
+    """None of a file that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            fields = _checked_fields(path.name, (file.metadata() or {}).get("concepts", ""))
+    except (SafetensorError, OSError, UnreadableConcept):
+        return []
+    return [lora["name"] for entry in fields for lora in entry["loras"]]

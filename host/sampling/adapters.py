@@ -305,6 +305,11 @@ class Injection:
         self._handles = []
 
 
+def is_own_injection(injection: Any) -> bool:
+    """Whether one of the host's injections is of an `Injection`."""
+    return isinstance(getattr(injection.inject, "__self__", None), Injection)
+
+
 def _asking(act: Added) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):

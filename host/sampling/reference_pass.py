@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...magic.blocks import Block
+from .adapters import is_own_injection
 from .backbone import Backbone, LayerView
 from .options import ModelOptions
 from .references import ReferenceImage, alike, batched_conditioning
@@ -68,8 +69,13 @@ def features_key(
     prompt."""
     patcher = guider.model_patcher
     changes = () if hooks is None else hooks.hooks
-    # A bypassed LoRA is injected, and changes no weights.
-    injected = (part for name in sorted(patcher.injections) for part in patcher.injections[name])
+    # A bypassed LoRA is injected, and changes no weights. Those of concepts are off here.
+    injected = (
+        part
+        for name in sorted(patcher.injections)
+        for part in patcher.injections[name]
+        if not is_own_injection(part)
+    )
     return (
         sigma,
         patcher.patches_uuid,

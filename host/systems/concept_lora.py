@@ -58,12 +58,12 @@ def loras_of(model: Any, concepts: Sequence[Concept]) -> tuple[LoraOfConcept, ..
 class _Call:
     """A call of the network.
 
-    shape: what it runs on; conds: the ids of the prompts whose rows it has; batch: pictures;
+    size: what it runs on; conds: the ids of the prompts whose rows it has; batch: pictures;
     shares: for each concept where it is, B H W, None for nowhere; strengths: of each LoRA at this
     noise level, relative to that of its adapters; weights: what has been worked out for layers.
     """
 
-    shape: CallSize
+    size: CallSize
     conds: Sequence[Any]
     batch: int
     shares: Sequence[Tensor | None]
@@ -72,10 +72,7 @@ class _Call:
 
 
 class ConceptLoraRun:
-    """The LoRAs of one sampling run.
-
-    has_acted: whether a layer was ever changed by one.
-    """
+    """The LoRAs of one sampling run."""
 
     def __init__(
         self, loras: Sequence[LoraOfConcept], layout: LayoutPatch, start: SamplingStart, key: str
@@ -91,7 +88,6 @@ class ConceptLoraRun:
         self._areas: Mapping[Any, tuple[int, ...]] | None = None
         self._call: _Call | None = None
         self._unplaced: set[str] = set()
-        self.has_acted = False
         by_module: dict[nn.Module, list[tuple[LoraOfConcept, LayerAdapter]]] = {}
         for lora in loras:
             for layer in lora.adapters.layers:
@@ -171,16 +167,9 @@ class ConceptLoraRun:
             **kwargs: Any,
         ) -> Tensor:
             inner = transformer_options or {}
-            shape = CallSize(
-                (x.shape[-2], x.shape[-1]),
-                0 if c_crossattn is None else c_crossattn.shape[1],
-                tuple(
-                    (latent.shape[-2], latent.shape[-1])
-                    for latent in kwargs.get("ref_latents") or ()
-                ),
-            )
+            size = CallSize.of(x, c_crossattn, kwargs)
             before = self._call
-            self._call = _Call(shape, inner.get("uuids") or (), batch, shares, strengths)
+            self._call = _Call(size, inner.get("uuids") or (), batch, shares, strengths)
             try:
                 result: Tensor = executor(
                     x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
@@ -229,7 +218,6 @@ class ConceptLoraRun:
             weight = self._weight(call, lora, layer, x, output)
             if weight is None:
                 continue
-            self.has_acted = True
             added = layer.added(x, output) * (weight * call.strengths[lora]).to(output)
             result = output.clone() if result is None else result
             if layer.part is not None and layer.part[0] == 0:
@@ -257,7 +245,7 @@ class ConceptLoraRun:
             key: tuple[Any, ...] = (lora.concept, *output.shape[-2:])
             where = LayerTokens((0, 0), (0, 0), (output.shape[-2], output.shape[-1]))
         else:
-            known = self._layout.backbone.tokens_of(layer.layer, tokens, call.shape)
+            known = self._layout.backbone.tokens_of(layer.layer, tokens, call.size)
             is_known = is_known and known is not None
             where = known or LayerTokens((0, 0), (0, 0), (0, 0))
             key = (lora.concept, lora.lora.text, where, tokens)
@@ -265,12 +253,12 @@ class ConceptLoraRun:
             self._unplaced.add(layer.layer)
             return None
         if key not in call.weights:
-            found = (
+            weights = (
                 self._of_cells(call, share, where.grid)
                 if is_conv
                 else self._of_tokens(call, lora, share, where, tokens)
             )
-            call.weights[key] = found if bool(found.any()) else None
+            call.weights[key] = weights if bool(weights.any()) else None
         weight = call.weights[key]
         if weight is None:
             return None

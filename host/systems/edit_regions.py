@@ -275,7 +275,7 @@ def reference_latents_of(positive: list[Any]) -> list[Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class GivenPictures:
+class ConceptPictures:
     """The concepts' pictures as an edit model is given them, one after the other.
 
     latents: 1 C h w each; shown: for the text encoder, 1 H W 3 each; references: what they are in
@@ -289,7 +289,7 @@ class GivenPictures:
     @classmethod
     def of(
         cls, concepts: Sequence[Concept], vae: Any, backbone: JointTransformer, cells: Cells
-    ) -> GivenPictures:
+    ) -> ConceptPictures:
         """At the sizes that edit models are trained with: of the model's own area, whatever the
         aspect. cells: how masks are laid on tokens. ValueError when a mask leaves nothing, a
         concept has a LoRA, or the model is given its pictures together with texts of theirs."""
@@ -364,11 +364,11 @@ def sequence_references(
             " latents: give one node for each, in their order"
         )
     of_reference = PlacedConcepts.of(references).of_reference
-    found = []
+    sequence = []
     for i, latent in enumerate(latents):
         grid = backbone.tokens.grid((latent.shape[-2], latent.shape[-1]))
         if i >= len(references):
-            found.append(SequenceReference.weighed(None, 1.0, None, grid))
+            sequence.append(SequenceReference.weighed(None, 1.0, None, grid))
             continue
         reference, mask = references[i], None
         owner = f"mask of reference {i + 1} ('{shown(reference.phrase)}')"
@@ -380,5 +380,5 @@ def sequence_references(
             raise ValueError(
                 f"{owner} is empty after scaling to {grid[1]}x{grid[0]}: paint a larger part"
             )
-        found.append(weighed)
-    return tuple(found)
+        sequence.append(weighed)
+    return tuple(sequence)

@@ -316,10 +316,18 @@ class _ConceptTokens:
         self._tokens.setdefault(view.layer, {}).setdefault(concept, []).append(tokens)
 
     def bank(self) -> FeatureBank[ReferenceTokens]:
-        return {
-            layer: [_joined(by_concept[concept]) for concept in range(self._run.concepts)]
-            for layer, by_concept in self._tokens.items()
-        }
+        return {layer: self._of_concepts(by_concept) for layer, by_concept in self._tokens.items()}
+
+    def _of_concepts(
+        self, by_concept: Mapping[int, Sequence[ReferenceTokens]]
+    ) -> list[ReferenceTokens]:
+        """One for each concept, empty for those of LoRAs alone."""
+        some = next(iter(by_concept.values()))[0]
+        nothing = ReferenceTokens(*(x[:0].clone() for x in (some.k, some.v, some.bias)))
+        return [
+            _joined(by_concept[concept]) if concept in by_concept else nothing
+            for concept in range(self._run.concepts)
+        ]
 
 
 @dataclass(frozen=True)

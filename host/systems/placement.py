@@ -27,7 +27,7 @@ class PlacedReferences:
 
     def __init__(self, placement: Placement, backbone: Backbone, references: Sequence[Reference]):
         self._placement, self._backbone, self._references = placement, backbone, references
-        self._turns: dict[tuple[Any, tuple[int, int]], Sequence[Turn]] = {}
+        self._turns: dict[tuple[Any, tuple[int, int]], Sequence[Turn | None]] = {}
 
     def moved(
         self,
@@ -46,11 +46,15 @@ class PlacedReferences:
         if key not in self._turns:
             device = view.k.device
             self._turns[key] = [
-                Turn.by(self._angles(concept, view.coordinates, downscale, owners), device)
-                for concept in range(len(bank))
+                None
+                if tokens.is_empty
+                else Turn.by(self._angles(concept, view.coordinates, downscale, owners), device)
+                for concept, tokens in enumerate(bank)
             ]
         return [
-            dataclasses.replace(tokens, k=turned(tokens.k, turn, rotary.pairing, view.heads))
+            tokens
+            if turn is None
+            else dataclasses.replace(tokens, k=turned(tokens.k, turn, rotary.pairing, view.heads))
             for tokens, turn in zip(bank, self._turns[key], strict=True)
         ]
 

@@ -163,14 +163,17 @@ def with_lora_text(
     clip: Any, prompt: TaggedPrompt, loras: Sequence[tuple[int, ConceptLora]]
 ) -> TaggedPrompt:
     """The prompt as the text encoder reads it with LoRAs: all of it, or only the tokens of the
-    phrase that each belongs to, as the LoRA says. loras: with the index of the phrase."""
+    phrase that each belongs to, as the LoRA says; several of one phrase together. loras: with the
+    index of the phrase."""
     everywhere = [lora for _, lora in loras if lora.text == "all"]
     base = _with_patches(clip, everywhere)
     conditioning = prompt.conditioning
     if base is not clip:
         conditioning = _tagged(encode(base, prompt.text), prompt.tag)
-    for index, lora in loras:
-        own = _with_patches(base, [lora]) if lora.text == "phrase" else base
+    for index in dict.fromkeys(index for index, _ in loras):
+        own = _with_patches(
+            base, [lora for phrase, lora in loras if phrase == index and lora.text == "phrase"]
+        )
         if own is base:
             continue
         span = list(prompt.spans[index])

@@ -108,6 +108,14 @@ def test_a_lora_that_is_not_there_is_named(tmp_path: Path) -> None:
         MagicConceptLoad.execute(file, "")
 
 
+def test_another_file_of_its_lora_is_noticed(tmp_path: Path) -> None:
+    own = Concept("hat", None, None, "", 0.0, loras=(ConceptLora("hat.safetensors", {}, 1.0),))
+    file = saved((own,))
+    before = MagicConceptLoad.fingerprint_inputs(file)
+    save_file({"x.lora_up.weight": torch.ones(4, 2)}, tmp_path / "loras" / "hat.safetensors")
+    assert MagicConceptLoad.fingerprint_inputs(file) != before
+
+
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "none.safetensors"])
 def test_only_listed_files_are_opened(name: str) -> None:
     assert "is not there" in str(MagicConceptLoad.validate_inputs(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from magicportrait.host.sampling.backbone import CallSize, LayerTokens, backbone_of
+from magicportrait.host.sampling.backbone.interface import GivenPictures
 from magicportrait.host.sampling.backbone.unet import plain_attention
+from magicportrait.host.sampling.patch import patches_of
 from magicportrait.host.text.prompts import tagged_prompt
 from magicportrait.magic.concepts import Concept
+from magicportrait.nodes.analysis import MagicCorrespondence, MagicCorrespondenceMap
 from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
 from magicportrait.nodes.magicface import MagicFaceConcept
 from magicportrait.tests.host import dit_nodes, dits, sampling
@@ -263,9 +268,65 @@ def test_a_concept_may_have_a_reference_and_a_lora() -> None:
         reference[0].images, "hat", 2.0, reference[0].mask, "", None, concept(lora)
     ).args[0]
     alone = drawn("unet", *applied("unet", model, reference))
-    together = drawn("unet", *applied("unet", model, both))
+    patched, positive = applied("unet", model, both)
+    assert [patch.layout.ca_scale for *_, patch in patches_of(patched)] == [0.9]
+    together = drawn("unet", patched, positive)
     assert not torch.equal(alone, together)
     assert torch.equal(drawn("unet", *applied("unet", model, other_order)), together)
+
+
+@pytest.mark.parametrize("network", ["unet", "flux"])
+def test_concepts_of_loras_alone_stand_beside_others(network: str) -> None:
+    model, layers = family(network)
+    lora = random_lora(model, layers, size=0.05)
+    hat, scarf = (
+        MagicFaceConcept.execute(torch.rand(1, *size, 3), phrase).args[0]
+        for phrase, size in (("hat", (64, 64)), ("striped scarf", (64, 96)))
+    )
+    chained = (*concept(lora, "striped scarf"), *hat, *scarf, *concept(lora, "man"))
+    patched, positive = applied(network, model, chained)
+    watched, record = MagicCorrespondence.execute(patched, "1,1", 0.0, 1.0).args
+    samples = drawn(network, watched, positive)
+    assert samples.isfinite().all() and hooks_of(model) == 0
+    assert record.run_of(samples).concepts == (0, 1)
+    # The scarf comes with its LoRA, which is the first.
+    pictures, _ = MagicCorrespondenceMap.execute(record, {"samples": samples}, 0.8, chained).args
+    assert [tuple(picture.shape[1:3]) for picture in pictures] == [(64, 96), (64, 64)]
+
+
+def test_where_there_are_no_references_nobody_looks_at_them() -> None:
+    model, layers = family("unet")
+    patched, positive = applied("unet", model, concept(random_lora(model, layers)))
+    watched, _ = MagicCorrespondence.execute(patched, "1,1", 0.0, 1.0).args
+    with nothing_left(model), pytest.raises(ValueError, match="are LoRAs alone"):
+        drawn("unet", watched, positive, steps=1)
+
+
+def test_features_are_kept_beside_a_lora(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model, layers = family("unet")
+    chained = concept(random_lora(model, layers), concepts=sampling.concepts(1, size=(64, 64)))
+    patched, positive, _ = sampling.apply(model, chained=chained, keep_features="memory")
+    first, second = (drawn("unet", patched, positive, steps=1) for _ in range(2))
+    assert torch.equal(first, second)
+    assert "0 reference passes for 1 model calls, 1 kept" in caplog.text
+
+
+def test_pictures_that_a_model_leaves_out_have_no_tokens() -> None:
+    backbone, text = backbone_of(dits.random_transformer("flux")), 7
+    call = CallSize((16, 16), text, GivenPictures(((16, 16),)))
+    for behind in (0, 64):
+        where = backbone.tokens_of("single_blocks.0.linear1", text + 64 + behind, call)
+        assert where == LayerTokens((0, text), (text, text + 64), (8, 8))
+
+
+def test_pictures_that_stand_before_the_one_that_is_made_are_left_alone() -> None:
+    backbone = backbone_of(dits.random_transformer("zimage"))
+    call = CallSize((16, 16), 7, GivenPictures(((16, 16),)))
+    # Padded to 32 each: a text in the place of the picture's, the prompt's, both pictures.
+    where = backbone.tokens_of("layers.0.feed_forward.w1", 192, call)
+    assert where == LayerTokens((32, 64), (128, 192), (8, 8))
+    assert backbone.tokens_of("x_embedder", 64, call) is None
 
 
 @pytest.mark.parametrize("network", ["flux2", "qwen", "zimage", "lumina2", "sd3", "krea2"])
@@ -368,5 +429,8 @@ def test_what_a_lora_has_for_the_text_encoder_changes_the_phrases_tokens_only() 
         _, [(tensor, _)] = applied("unet", model, concept(lora, text=text))
         is_changed[text] = [i for i in range(77) if not torch.equal(tensor[0, i], plain[0, i])]
     assert is_changed["phrase"] == span and is_changed["none"] == []
+    _, [(twice, _)] = applied("unet", model, concept(lora, concepts=concept(lora)))
+    _, [(doubled, _)] = applied("unet", model, concept(lora, strength=2.0))
+    torch.testing.assert_close(twice, doubled)
     assert len(is_changed["all"]) > len(span)
     assert torch.equal(sampling.encode(sampling.PROMPT)[0][0], plain)

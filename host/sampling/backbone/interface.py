@@ -92,14 +92,45 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class GivenPictures:
+    """What a model call is given beside its latent and its prompt, by the host's names of them.
+
+    sizes: rows and columns of each latent ('ref_latents'); texts: tokens of the prompts that go
+    with them ('ref_contexts'); views: tokens of each as a vision encoder sees it ('siglip_feats').
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    texts: tuple[int, ...] = ()
+    views: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, conditioning: Mapping[str, Any]) -> GivenPictures:
+        """conditioning: what the model is called with."""
+        latents, contexts, views = (
+            conditioning.get(name) or () for name in ("ref_latents", "ref_contexts", "siglip_feats")
+        )
+        return cls(
+            tuple((latent.shape[-2], latent.shape[-1]) for latent in latents),
+            tuple(context.shape[1] for context in contexts),
+            tuple(view.shape[1] * view.shape[2] for view in views),
+        )
+
+
+@dataclass(frozen=True)
 class CallSize:
     """What a model call runs on. latent_size: rows and columns; context: tokens of its
-    conditioning; references: pictures in its sequence beside the one that is made, rows and columns
-    of each."""
+    conditioning; given: pictures beside the one that is made."""
 
     latent_size: tuple[int, int]
     context: int
-    references: tuple[tuple[int, int], ...] = ()
+    given: GivenPictures = GivenPictures()
+
+    @classmethod
+    def of(cls, x: Tensor, context: Tensor | None, conditioning: Mapping[str, Any]) -> CallSize:
+        """x: the latents, B C h w; context: B M C or None; conditioning: what else the model is
+        called with."""
+        tokens = 0 if context is None else context.shape[1]
+        return cls((x.shape[-2], x.shape[-1]), tokens, GivenPictures.of(conditioning))
 
 
 @dataclass(frozen=True)

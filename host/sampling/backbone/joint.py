@@ -33,7 +33,7 @@ from .interface import (
     Watch,
     repeated,
 )
-from .sequence import GivenPictures, ModelCall, TokenOrder, TokenSequence
+from .sequence import TokenOrder, TokenSequence
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -53,11 +53,20 @@ _LAYOUT_LAYERS = 8
 """From so many the layout is read, at even distances: neighbours say the same."""
 
 
+@dataclass
+class _ModelCall:
+    """One call of the model. size: what it runs on; seen: joint attentions so far, on hosts that do
+    not name them."""
+
+    size: CallSize
+    seen: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class _JointAttention:
     """One joint attention of a model call.
 
-    block: of the model; sequence: its tokens; call: what the model runs on; q, k, v: B H N D; q may
+    block: of the model; sequence: its tokens; size: what the model runs on; q, k, v: B H N D; q may
     leave out the references, whose keys and values another node has kept; function: the host's, or
     whoever stood there before, as the host would call it; rest: what it gets beside q, k, v, heads
     and mask; mask: of the host, additive or bool, or None.
@@ -65,7 +74,7 @@ class _JointAttention:
 
     block: Block
     sequence: TokenSequence
-    call: ModelCall
+    size: CallSize
     q: Tensor
     k: Tensor
     v: Tensor
@@ -156,7 +165,7 @@ class _JointAttention:
             k=own_k,
             v=own_v,
             grid=coordinates.grid,
-            latent_size=self.call.latent_size,
+            latent_size=self.size.latent_size,
             heads=self.heads,
             attend=attend,
             image=image,
@@ -288,7 +297,7 @@ class JointTransformer:
 
     def coordinates(self, latent_size: tuple[int, int], tokens: int) -> Coordinates:
         """By the family's rule."""
-        return self._placed(ModelCall(latent_size, tokens))
+        return self._placed(CallSize(latent_size, tokens))
 
     def parse_layers(self, text: str) -> tuple[Block, ...]:
         """Presets: 'fine', what references had best act in: the last two thirds of the depth, where
@@ -440,22 +449,26 @@ class JointTransformer:
 
     def tokens_of(self, layer: str, tokens: int, call: CallSize) -> LayerTokens | None:
         """Layers see the text, the picture, or both as in attention: by how many tokens there are,
-        and where text and picture have as many, by the layer's name."""
-        grid = self.tokens.grid(call.latent_size)
+        and where text and picture have as many, by the layer's name. Some models leave given
+        pictures out."""
+        grid, given = self.tokens.grid(call.latent_size), call.given.sizes
         image, text = grid[0] * grid[1], self.tokens.padded(call.context)
-        others = sum(rows * columns for rows, columns in map(self.tokens.grid, call.references))
-        behind = others
-        if self.family.order == "text, picture, padding":
-            behind = self.tokens.padded(image) - image
-        pictures = {image, image + behind}
+        pictures = {image, image + sum(map(self.tokens.tokens, given))}
         is_text = tokens in (call.context, text)
+        if self.family.order == "text, picture, padding":
+            # Given pictures stand before the one that is made, texts of theirs beside its own: how
+            # many there are does not tell whose tokens a layer of one kind alone has.
+            pictures = set() if given else {image, self.tokens.padded(image)}
+            is_text = is_text and not given
         if is_text and not (tokens in pictures and not _of_text(layer)):
             return LayerTokens((0, tokens), (0, 0), (0, 0))
         if tokens in pictures:
             return LayerTokens((0, 0), (0, image), grid)
-        if tokens == text + image + behind:
-            return LayerTokens((0, text), (text, text + image), grid)
-        return None
+        sequence = self.tokens.read(call, tokens, None)
+        if sequence is None:
+            return None
+        own, words = sequence.image, sequence.text
+        return LayerTokens((words.start, words.stop), (own.start, own.stop), grid)
 
     def places_in_text(self, span: Sequence[int], length: int, tokens: int) -> list[int]:
         """Behind the padding of families that pad on the left."""
@@ -465,20 +478,20 @@ class JointTransformer:
 
     def _coordinates(self, attention: _JointAttention) -> Coordinates:
         """Where the picture's tokens lie."""
-        return self._placed(attention.call)
+        return self._placed(attention.size)
 
-    def _placed(self, call: ModelCall) -> Coordinates:
+    def _placed(self, call: CallSize) -> Coordinates:
         index = self.tokens.index_of(call) if self.family.text_comes_first else 0
         grid = self.tokens.grid(call.latent_size)
         return Coordinates(grid, float(index), self.family.is_centred)
 
     def _sequence(
-        self, call: ModelCall, tokens: int, options: Mapping[str, Any]
+        self, call: CallSize, tokens: int, options: Mapping[str, Any]
     ) -> TokenSequence | None:
         """Which of so many tokens are what; None when text and pictures do not make so many."""
         return self.tokens.read(call, tokens, options.get(_GIVEN))
 
-    def _block(self, call: ModelCall, options: Mapping[str, Any]) -> Block | None:
+    def _block(self, call: _ModelCall, options: Mapping[str, Any]) -> Block | None:
         """Which block attends; hosts before block_index are counted along with."""
         if "block_index" in options:
             letters = {kind.name: kind.letter for kind in self.family.kinds}
@@ -501,7 +514,7 @@ class JointTransformer:
         """A call of the host's attention as a joint attention; None when it is none."""
         rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         options = rest.get("transformer_options") or {}
-        call: ModelCall | None = options.get(_CALL)
+        call: _ModelCall | None = options.get(_CALL)
         q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
         if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
             return None
@@ -512,10 +525,10 @@ class JointTransformer:
         tokens, kept = k.shape[2], sum(options.get(_GIVEN) or ())
         if q.shape[:2] != k.shape[:2] or q.shape[2] not in (tokens, tokens - kept):
             return None
-        sequence = self._sequence(call, tokens, options)
+        sequence = self._sequence(call.size, tokens, options)
         if sequence is None:
             if "block_index" in options:
-                self._refuse(call, tokens, options)
+                self._refuse(call.size, tokens, options)
             return None
         block = self._block(call, options)
         if block is None:
@@ -524,9 +537,9 @@ class JointTransformer:
         # So that others of ours below this one do not count it again.
         name = {"block_type": kinds[block.kind], "block_index": block.index}
         rest["transformer_options"] = {**options, **name}
-        return _JointAttention(block, sequence, call, q, k, v, heads, mask, function, rest)
+        return _JointAttention(block, sequence, call.size, q, k, v, heads, mask, function, rest)
 
-    def _refuse(self, call: ModelCall, tokens: int, options: Mapping[str, Any]) -> None:
+    def _refuse(self, call: CallSize, tokens: int, options: Mapping[str, Any]) -> None:
         rows, columns = self.tokens.grid(call.latent_size)
         raise ValueError(
             f"layer {options['block_index']}: {call.context} tokens of text and {rows}x{columns} of"
@@ -570,7 +583,7 @@ def recount(options: Mapping[str, Any]) -> Callable[[], None]:
     """For a block that is computed twice, to be called before each time: sets the count of joint
     attentions to where it is now, on hosts and in classes that do not name them. options: the
     host's transformer options."""
-    call: ModelCall | None = options.get(_CALL)
+    call: _ModelCall | None = options.get(_CALL)
     seen = 0 if call is None else call.seen
 
     def again() -> None:
@@ -591,8 +604,7 @@ def _tell_call(
     **kwargs: Any,
 ) -> Tensor:
     """An APPLY_MODEL wrapper: attention calls learn what the model runs on."""
-    context = 0 if c_crossattn is None else c_crossattn.shape[1]
-    call = ModelCall((x.shape[-2], x.shape[-1]), context, GivenPictures.of(kwargs))
+    call = _ModelCall(CallSize.of(x, c_crossattn, kwargs))
     options = {**(transformer_options or {}), _CALL: call}
     if blocks := options.get("patches_replace", {}).get("dit"):
         told = {
@@ -603,7 +615,7 @@ def _tell_call(
 
 
 def _tell_block(
-    call: ModelCall, key: tuple[Any, ...], patch: Callable[..., Any], first: Mapping[str, int]
+    call: _ModelCall, key: tuple[Any, ...], patch: Callable[..., Any], first: Mapping[str, int]
 ) -> Callable[..., Any]:
     """A replacement of a block that leaves the count of attentions right, whether it runs the block
     or leaves it out (skip-layer guidance)."""

@@ -3,51 +3,14 @@ pictures that an edit model is given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .families import Order
-
-
-@dataclass(frozen=True)
-class GivenPictures:
-    """What a model call is given beside its latent and its prompt, by the host's names of them.
-
-    sizes: rows and columns of each latent ('ref_latents'); texts: tokens of the prompts that go
-    with them ('ref_contexts'); views: tokens of each as a vision encoder sees it ('siglip_feats').
-    """
-
-    sizes: tuple[tuple[int, int], ...] = ()
-    texts: tuple[int, ...] = ()
-    views: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, conditioning: Mapping[str, Any]) -> GivenPictures:
-        """conditioning: what the model is called with."""
-        latents, contexts, views = (
-            conditioning.get(name) or () for name in ("ref_latents", "ref_contexts", "siglip_feats")
-        )
-        return cls(
-            tuple((latent.shape[-2], latent.shape[-1]) for latent in latents),
-            tuple(context.shape[1] for context in contexts),
-            tuple(view.shape[1] * view.shape[2] for view in views),
-        )
-
-
-@dataclass
-class ModelCall:
-    """One call of the model. latent_size: rows and columns of what it runs on; context: tokens of
-    its conditioning; given: pictures; seen: joint attentions so far, on hosts that do not name
-    them."""
-
-    latent_size: tuple[int, int]
-    context: int
-    given: GivenPictures = GivenPictures()
-    seen: int = 0
+from .interface import CallSize
 
 
 @dataclass(frozen=True)
@@ -75,7 +38,7 @@ class TokenOrder:
         return rows * columns
 
     def read(
-        self, call: ModelCall, tokens: int, given: Sequence[int] | None
+        self, call: CallSize, tokens: int, given: Sequence[int] | None
     ) -> TokenSequence | None:
         """Which of so many tokens are what; None when text and pictures do not make so many.
         given: tokens of each given picture, as the host says; None when it does not."""
@@ -92,14 +55,14 @@ class TokenOrder:
                 return sequence
         return None
 
-    def _given(self, call: ModelCall, given: Sequence[int] | None) -> list[Sequence[int]]:
+    def _given(self, call: CallSize, given: Sequence[int] | None) -> list[Sequence[int]]:
         """What may be the tokens of the given pictures: older hosts do not say, and some models
         leave them out."""
         if given is not None:
             return [given]
         return [[self.tokens(size) for size in call.given.sizes], ()]
 
-    def _omni(self, call: ModelCall, tokens: int, own: int) -> TokenSequence | None:
+    def _omni(self, call: CallSize, tokens: int, own: int) -> TokenSequence | None:
         """Z-Image-Omni: the texts of the given pictures, the prompt, texts that are left over; what
         the vision encoder sees; the given pictures, the picture. Each is padded."""
         given, count = call.given, len(call.given.sizes)
@@ -120,7 +83,7 @@ class TokenOrder:
             slice(before, before + text), slice(place, place + own), tuple(references), tokens
         )
 
-    def index_of(self, call: ModelCall) -> int:
+    def index_of(self, call: CallSize) -> int:
         """Where the picture lies on axis 0, in models where the text comes first there."""
         given, start = call.given, 0
         for i in range(len(given.sizes)):
