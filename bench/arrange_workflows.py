@@ -44,7 +44,7 @@ HEIGHTS = {
     "MagiCaptureApply": 176,
     "MagiCaptureStyle": 210,
     "MagiCaptureSubject": 210,
-    "MagiCaptureTrain": 686,
+    "MagiCaptureTrain": 734,
     "MagicAttentionHeatmap": 126,
     "MagicAttentionMap": 240,
     "MagicCompareGrid": 452,
@@ -97,7 +97,7 @@ here. Loaders have room for what the page says when their file is missing."""
 GROWTH = {
     "MagiCaptureStyle": 224,
     "MagiCaptureSubject": 224,
-    "MagiCaptureTrain": 426,
+    "MagiCaptureTrain": 400,
     "MagicCorrespondenceMap": 470,
     "MagicFaceApply": 330,
     "MagicFaceConcept": 268,
