@@ -51,6 +51,7 @@ HOST_HARDLY_MATTERS = (
     "test_live_layout.py",
     "test_locales.py",
     "test_magicapture.py",
+    "test_magicstyle.py",
     "test_masks.py",
     "test_matrix.py",
     "test_metrics.py",
