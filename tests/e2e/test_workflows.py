@@ -305,7 +305,8 @@ def legend_colours(overlay: Image.Image, picture: Image.Image) -> set[str]:
     """The colours that cover a part of the picture, as against those that only stand in the legend
     below it."""
     painted, plain = (
-        np.asarray(image.convert("RGB"), np.float32)[:SIDE] for image in (overlay, picture)
+        np.asarray(image.convert("RGB"), np.float32)[: picture.height]
+        for image in (overlay, picture)
     )
     expected = {name: 0.4 * plain + 0.6 * np.array(colour) for name, colour in PALETTE}
     return {
