@@ -48,13 +48,20 @@ def initial_weights(model: ToyTransformer, weights: Path | None) -> int:
         if key.startswith("text_encoder.")
     }
     transformer = {
-        key.removeprefix("transformer."): value.float()
+        key.removeprefix("transformer."): value
         for key, value in state.items()
         if key.startswith("transformer.")
     }
-    model.transformer.load_state_dict(in_host_names(transformer))
-    _load_text_encoder(model, text)
+    _load_parts(model, transformer, text)
     return step
+
+
+def _load_parts(
+    model: ToyTransformer, transformer: dict[str, Tensor], text: dict[str, Tensor]
+) -> None:
+    weights = {name: value.float() for name, value in transformer.items()}
+    model.transformer.load_state_dict(in_host_names(weights))
+    _load_text_encoder(model, text)
 
 
 def _load_text_encoder(model: ToyTransformer, text: dict[str, Tensor]) -> None:
@@ -246,9 +253,7 @@ def restore() -> None:
     with safe_open(transformer_checkpoint.PATH, "pt") as file:
         step = int(file.metadata()["transformer_steps"])
     model = ToyTransformer(TransformerCaptions().token_ids)
-    shipped = {name: tensor.float() for name, tensor in parts["transformer"].items()}
-    model.transformer.load_state_dict(in_host_names(shipped))
-    _load_text_encoder(model, parts["text"])
+    _load_parts(model, parts["transformer"], parts["text"])
     write_weights(model, step, WEIGHTS)
 
 

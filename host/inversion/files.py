@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...magic.messages import shown
-from ..models.folders import file_state
+from ..models.folders import listed_file, listed_state
 from ..models.safe_files import tensor_bytes, write_file, write_numbered
 from .inputs import checked_sigmas
 from .run import METHODS, Inversion
@@ -239,20 +239,15 @@ def list_files() -> list[str]:
 
 def path_of(name: str) -> Path:
     """The path of a listed file. ValueError for any other name."""
-    import folder_paths
-
-    path = folder_paths.get_full_path(FOLDER_KIND, name) if name in list_files() else None
+    path = listed_file(FOLDER_KIND, name, list_files())
     if path is None:
         raise ValueError(
             f"inversion file '{shown(name)}' is not there: save one with Save Inversion, or put it"
             " into models/inversions"
         )
-    return Path(path)
+    return path
 
 
 def state_of(name: str) -> str:
     """Another text whenever a listed file is another one; empty when it is not there."""
-    try:
-        return file_state(path_of(name))
-    except ValueError:
-        return ""
+    return listed_state(path_of, name)

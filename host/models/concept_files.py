@@ -22,7 +22,7 @@ from torch import Tensor
 from ...magic.concepts import LEVELS, LORA_TEXTS, Concept, ConceptLora
 from ...magic.curves import Curve
 from ...magic.messages import shown
-from .folders import file_state
+from .folders import file_state, listed_file
 from .lora_files import load_lora, lora_state
 from .safe_files import tensor_bytes, write_numbered
 
@@ -218,8 +218,8 @@ def _check_fields(file: str, entry: Any, fields: Mapping[str, Any]) -> None:
 
 
 def _check_names(file: str, names: Sequence[str], concepts: int) -> None:
-    known = {f"{kind}.{i}" for kind in ("pictures", "mask") for i in range(concepts)}
-    if strange := sorted({*names} - known - {"nothing"}):
+    expected = {f"{kind}.{i}" for kind in ("pictures", "mask") for i in range(concepts)}
+    if strange := sorted({*names} - expected - {"nothing"}):
         raise UnreadableConcept(
             f"{file} has '{strange[0]:.40}' in it, which is no part of concepts"
         )
@@ -269,15 +269,13 @@ def list_files() -> list[str]:
 
 def path_of(name: str) -> Path:
     """The path of a listed file. ValueError for any other name."""
-    import folder_paths
-
-    path = folder_paths.get_full_path(FOLDER_KIND, name) if name in list_files() else None
+    path = listed_file(FOLDER_KIND, name, list_files())
     if path is None:
         raise ValueError(
             f"concept file '{shown(name)}' is not there: save one with Save Concept, or put it into"
             " models/concepts"
         )
-    return Path(path)
+    return path
 
 
 def state_of(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -150,6 +150,24 @@ def file_state(path: Path) -> str:
     except OSError:
         return ""
     return f"{status.st_mtime_ns} {status.st_size}"
+
+
+def listed_file(kind: str, name: str, listed: Collection[str]) -> Path | None:
+    """The path of a file of one of the host's kinds of models; None for a name that is not among
+    those listed."""
+    import folder_paths
+
+    path = folder_paths.get_full_path(kind, name) if name in listed else None
+    return None if path is None else Path(path)
+
+
+def listed_state(path_of: Callable[[str], Path], name: str) -> str:
+    """Another text whenever a listed file is another one; empty where it is not there. path_of:
+    gives a listed file's path, ValueError for any other name."""
+    try:
+        return file_state(path_of(name))
+    except ValueError:
+        return ""
 
 
 def state_of(folder: ModelFolder, name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...magic.messages import shown
-from .folders import file_state
+from .folders import listed_file, listed_state
 
 _SUFFIX = ".safetensors"
 
@@ -21,23 +21,18 @@ def list_loras() -> list[str]:
 
 def lora_path(name: str) -> Path:
     """The path of a listed file. ValueError for any other name."""
-    import folder_paths
-
-    path = folder_paths.get_full_path("loras", name) if name in list_loras() else None
+    path = listed_file("loras", name, list_loras())
     if path is None:
         raise ValueError(
             f"LoRA '{shown(name)}' is not among the safetensors files of ComfyUI's loras folder"
             " (models/loras): put it there, or choose another"
         )
-    return Path(path)
+    return path
 
 
 def lora_state(name: str) -> str:
     """Another text whenever a listed file is another one; empty where it is not there."""
-    try:
-        return file_state(lora_path(name))
-    except ValueError:
-        return ""
+    return listed_state(lora_path, name)
 
 
 def load_lora(name: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...magic.capture_sets import check_placeholder
 from ...magic.messages import shown
-from ..models.folders import file_state
+from ..models.folders import listed_file, listed_state
 from ..models.safe_files import UnwritableFile, tensor_bytes, write_new_file
 from .clip import NAMES, encoder_of_width
 from .learned_words import Embedding
@@ -86,23 +86,19 @@ def embedding_path(name: str) -> Path:
     """The path of a listed file. ValueError for any other name."""
     import folder_paths
 
-    path = None
-    if name.endswith(".safetensors") and name in folder_paths.get_filename_list("embeddings"):
-        path = folder_paths.get_full_path("embeddings", name)
+    listed = folder_paths.get_filename_list("embeddings") if name.endswith(".safetensors") else ()
+    path = listed_file("embeddings", name, listed)
     if path is None:
         raise ValueError(
             f"embedding '{shown(name)}' is not among the safetensors files of ComfyUI's embeddings"
             " folder"
         )
-    return Path(path)
+    return path
 
 
 def embedding_state(name: str) -> str:
     """Another text whenever a listed file is another one; empty where it is not there."""
-    try:
-        return file_state(embedding_path(name))
-    except ValueError:
-        return ""
+    return listed_state(embedding_path, name)
 
 
 def _check_shapes(name: str, shapes: Mapping[str, list[int]]) -> None:

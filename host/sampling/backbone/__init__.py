@@ -31,9 +31,9 @@ _PAGE = "docs/model_families.md in this pack's folder, 'How to add a model famil
 
 def backbone_of(model: ModelPatcher) -> Backbone:
     """What a MODEL is. ValueError, with its class, for a kind that the pack does not know."""
-    known: Backbone | None = UNet.read(model) or JointTransformer.read(model)
-    if known is not None:
-        return known
+    backbone: Backbone | None = UNet.read(model) or JointTransformer.read(model)
+    if backbone is not None:
+        return backbone
     name = type(model.model).__name__
     if name in OUT_OF_REACH:
         raise ValueError(f"{name} is a model that this pack cannot work with: {OUT_OF_REACH[name]}")
@@ -62,9 +62,9 @@ def unet_of(model: ModelPatcher) -> UNet:
 def edit_model_of(model: ModelPatcher) -> JointTransformer:
     """The transformer of a MODEL that can be given pictures in its sequence. ValueError, with its
     class, when it cannot."""
-    known = backbone_of(model)
-    if isinstance(known, JointTransformer) and known.family.takes_pictures:
-        return known
+    backbone = backbone_of(model)
+    if isinstance(backbone, JointTransformer) and backbone.family.takes_pictures:
+        return backbone
     raise ValueError(
         f"{type(model.model).__name__} takes no reference pictures in its sequence: load an edit"
         " model (Flux.1 Kontext, Flux.2, Qwen-Image-Edit, Krea 2 edit, Z-Image-Omni), or use"
