@@ -288,10 +288,13 @@ class Injection:
             self._patcher.inject_model()
 
     def remove(self) -> None:
-        """The model is as before."""
+        """The model is as before, and who was let in is let go: a run that holds its injection
+        would otherwise keep a MODEL until the garbage collector comes, and the host, which asks
+        at the next loading what is left of it, would warn of a leak or stumble over it."""
         with self._patcher.use_ejected():
             self._patcher.remove_injections(self._key)
         self._eject(self._patcher)
+        self._acts = {}
 
     def _inject(self, patcher: ModelPatcher) -> None:
         self._eject(patcher)

@@ -251,8 +251,9 @@ def random_transformer(family: str, dtype: torch.dtype = torch.float32) -> Any:
         else:
             is_norm = "norm" in name or name.endswith("scale")
             weight.data.copy_(noise * 0.1 + (1.5 if is_norm else 0.0))
-    for buffer in model.diffusion_model.buffers():
-        if buffer.is_floating_point() and not buffer.isfinite().all():
+    for name, buffer in model.diffusion_model.named_buffers():
+        # SD3's places are left as memory was.
+        if name == "pos_embed" or (buffer.is_floating_point() and not buffer.isfinite().all()):
             buffer.zero_()
     model.eval()
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
