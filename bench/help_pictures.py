@@ -9,7 +9,7 @@ from devkit.pack import ROOT
 
 from . import toy
 from .command_line import bench_parser
-from .sheets import picture_row
+from .sheets import captioned_pictures
 from .toy_references import (
     CONCEPTS,
     PHRASES,
@@ -30,6 +30,7 @@ from magicportrait.demo import portraits
 from magicportrait.host.faces.restoration import SMALLEST_FACE, restore_face
 from magicportrait.host.inversion.run import resample_with
 from magicportrait.host.pictures.compare_grid import CompareGrid
+from magicportrait.host.pictures.conversion import as_image
 from magicportrait.host.pictures.mask_parts import boxes_of_parts
 from magicportrait.host.training.pictures import masked_previews
 from magicportrait.magic.capture_sets import capture_pictures
@@ -49,7 +50,8 @@ from magicportrait.nodes.portrait_crop import MagicPortraitCrop, MagicPortraitPa
 from magicportrait.nodes.restore import MagicPortraitRestore
 from magicportrait.nodes.toy import MagicToyCapture
 
-HEIGHT = 160
+CELL = 160
+"""Side of the pictures of a grid, in pixels."""
 LARGE = 256
 """Side of pictures that show what no model has rendering, in pixels."""
 FOLDER = ROOT / "js" / "docs"
@@ -58,7 +60,13 @@ FOLDER = ROOT / "js" / "docs"
 def save(name: str, images: Sequence[Tensor]) -> None:
     """images: H W 3 each."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    picture_row(images, HEIGHT).save(FOLDER / f"{name}.jpg", quality=88)
+    captions = CAPTIONS.get(name)
+    if captions:
+        sheet = captioned_pictures(images, captions, columns=2 if len(images) == 4 else 3)
+    else:
+        # A grid has its own.
+        sheet = as_image(images[0])
+    sheet.save(FOLDER / f"{name}.jpg", quality=88)
     print(f"wrote js/docs/{name}.jpg")
 
 
@@ -81,7 +89,7 @@ def magicface(checkpoint: toy.Toy) -> list[Tensor]:
     grid = CompareGrid(
         [sources, [*plain.images], [*magic.images]],
         ["references", "prompt alone", "with MagicFace"],
-        cell=HEIGHT,
+        cell=CELL,
         font=22,
     )
     return [grid.draw()[0]]
@@ -321,6 +329,25 @@ PICTURES: dict[str, Callable[[toy.Toy], list[Tensor]]] = {
         toy_capture,
     )
 }
+
+
+CAPTIONS = {
+    "concept": ("picture", "mask", "what is taken"),
+    "concept_mask": ("picture", "your box", "mask"),
+    "refine_mask": ("picture", "soft mask", "threshold", "cleaned", "grown, soft"),
+    "layout": ("picture", "layout", "hat", "scarf", "shirt"),
+    "attention": ("picture", "hat", "scarf", "shirt"),
+    "correspondence": ("picture", "watched place", "looks at: hat", "scarf", "shirt"),
+    "inversion": ("picture", "its noise", "sampled again"),
+    "style": ("portrait", "style", "result", "style", "result"),
+    "crop": ("picture", "cut out", "changed", "pasted"),
+    "capture": ("subject", "subject", "style", "style", "the aim: both"),
+    "restore": ("picture", "first face", "second face", "where they go back"),
+    "toy_checkpoint": ("cartoon", "sketch", "pastel", "neon"),
+    "toy_portrait": ("portrait", "hat", "face", "scarf"),
+    "toy_capture": ("subject", "subject", "head mask", "style", "style", "truth"),
+}
+"""What the pictures of a sheet are; a grid has captions of its own."""
 
 
 def main() -> None:

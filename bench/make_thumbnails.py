@@ -237,6 +237,15 @@ def learned(shown: Shown) -> Shown:
     return Shown(shown.references[: 2 * PICTURES_OF_A_SET : PICTURES_OF_A_SET], shown.pictures, [])
 
 
+def sweep(shown: Shown) -> Image.Image:
+    """Of several strengths of one style: portrait and style, the least and the most of it."""
+    drawn = squares(shown.pictures)
+    tiles = [*squares(shown.references), drawn[0], drawn[-1]]
+    texts = ("portrait", "style", "beta 0", "beta 0.8")
+    halves = [tile.resize((SIDE // 2,) * 2, Image.Resampling.LANCZOS) for tile in tiles]
+    return sheet_of([labelled(tile, text) for tile, text in zip(halves, texts, strict=True)])
+
+
 def training_pictures(shown: Shown) -> Image.Image:
     subject, style = shown.references[:2], shown.references[PICTURES_OF_A_SET:][:2]
     return sheet_of([*subject, *style])
@@ -269,6 +278,7 @@ DRAWN: dict[str, dict[str, Draw]] = {
     "MagicStyle-2-step-by-step": {
         "MagicStyle-SD1.5-style-transfer": lambda shown: labelled(thumbnail(shown), "for SD1.5"),
     },
+    "MagicStyle-4-how-much-style": {"MagicStyle-4-how-much-style": sweep},
     "MagiCapture-1-learn-person-and-style": {
         "MagiCapture-1-learn-person-and-style": lambda shown: thumbnail(learned(shown)),
         "MagiCapture-SD1.5-1-train": lambda shown: labelled(

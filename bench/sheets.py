@@ -9,7 +9,7 @@ from . import in_process  # noqa: F401 (before what follows)
 
 # ruff: isort: split
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from magicportrait.host.pictures.compare_grid import CompareGrid
@@ -48,18 +48,36 @@ def labelled_sheet(
     as_image(grid.draw()[0]).save(path)
 
 
-def picture_row(images: Sequence[Tensor], height: int, gap: int = 6) -> Image.Image:
-    """Pictures (H W 3 in 0..1, of any size) side by side, all `height` pixels high; a single one
-    keeps its size."""
-    tiles = [as_image(image) for image in images]
-    height = height if len(tiles) > 1 else tiles[0].height
-    tiles = [
-        tile.resize((round(tile.width * height / tile.height), height), Image.Resampling.LANCZOS)
-        for tile in tiles
-    ]
-    row = Image.new("RGB", (sum(tile.width + gap for tile in tiles) - gap, height), "white")
-    left = 0
-    for tile in tiles:
-        row.paste(tile, (left, 0))
+def captioned_pictures(
+    images: Sequence[Tensor],
+    captions: Sequence[str],
+    height: int = 200,
+    columns: int = 3,
+    gap: int = 6,
+    font: int = 24,
+) -> Image.Image:
+    """Pictures (H W 3 in 0..1, of any size) with what they are below them, all `height` pixels
+    high, side by side in rows as wide as so many squares. ValueError unless each has a caption. The
+    letters can be read where a page shows the sheet 400 pixels wide."""
+    if len(images) != len(captions):
+        raise ValueError(f"{len(captions)} captions for {len(images)} pictures")
+    lettering = ImageFont.load_default(font)
+    places: list[tuple[Image.Image, str, int, int]] = []
+    left = top = right = 0
+    line, width = height + round(1.5 * font), columns * (height + gap)
+    for image, caption in zip(images, captions):
+        tile = as_image(image)
+        size = (round(tile.width * height / tile.height), height)
+        tile = tile.resize(size, Image.Resampling.LANCZOS)
+        if left and left + tile.width > width:
+            left, top = 0, top + line + gap
+        places.append((tile, caption, left, top))
         left += tile.width + gap
-    return row
+        right = max(right, left - gap)
+    sheet = Image.new("RGB", (right, top + line), "white")
+    draw = ImageDraw.Draw(sheet)
+    for tile, caption, x, y in places:
+        sheet.paste(tile, (x, y))
+        middle = (x + tile.width / 2, y + height + round(0.75 * font))
+        draw.text(middle, caption, "black", lettering, anchor="mm")
+    return sheet
