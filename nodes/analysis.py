@@ -66,7 +66,7 @@ class MagicAttentionMap(Node):
                     "model",
                     tooltip=(
                         "Patched or not: SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2,"
-                        " Qwen-Image, Krea 2, Chroma, SD3.5, or a fine-tune."
+                        " Qwen-Image, Krea 2, Chroma, SD3.5, HiDream-I1, Anima, or a fine-tune."
                     ),
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),

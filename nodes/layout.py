@@ -38,7 +38,7 @@ class MagicSemanticLayout(Node):
                     "model",
                     tooltip=(
                         "SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2, Qwen-Image, Krea 2,"
-                        " Chroma, SD3.5, or a fine-tune."
+                        " Chroma, SD3.5, HiDream-I1, Anima, or a fine-tune."
                     ),
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),

@@ -402,8 +402,8 @@ class MagicFaceApply(Node):
                     "model",
                     tooltip=(
                         "SD1.5, SD2.1, SDXL, Flux.1, Flux.2, Z-Image, Lumina 2, Qwen-Image, Krea 2,"
-                        " Chroma, SD3.5, or a fine-tune. LoRAs and other patches may come before or"
-                        " after."
+                        " Chroma, SD3.5, HiDream-I1, Anima, or a fine-tune. LoRAs and other patches"
+                        " may come before or after."
                     ),
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
@@ -627,7 +627,8 @@ class MagicFaceApply(Node):
         phrases = [concept.phrase for concept in concepts]
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex, backbone.context)
         if loras:
-            tagged = with_lora_text(clip, tagged, [(lora.concept, lora.lora) for lora in loras])
+            chosen = [(lora.concept, lora.lora) for lora in loras]
+            tagged = with_lora_text(clip, tagged, chosen, backbone.context)
         prepared = prepare_references(concepts, clip, vae, backbone, mask_cells)
         channels = model.get_model_object("latent_format").latent_channels
         check_latents((reference.latent for reference in prepared), channels)

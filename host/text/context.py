@@ -42,16 +42,29 @@ class ContextTokens:
     CLIP's chunks stand before these, each word a second time. Either may be missing, when its text
     encoder was not loaded. sees_pictures: whether the text encoder may have been shown pictures,
     whose tokens stand before the prompt's: a context that is longer than the prompt alone ends as
-    the prompt does.
+    the prompt does. behind: the list of another text encoder, whose tokens a layer has behind the
+    context's, twice; either encoder may be missing. is_inside: whether the model makes the context
+    inside, of the tokens of the list one by one.
     """
 
     tokens: str | None = None
     has_clip: bool = False
     sees_pictures: bool = False
+    behind: str | None = None
+    is_inside: bool = False
+
+    @property
+    def is_conditioning(self) -> bool:
+        """Whether positions are those of the conditioning."""
+        return self.behind is None and not self.is_inside
 
     def places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         """Where phrases are in the context of `context` tokens. ValueError, with the words that are
         there, when one is not in the prompt, or the text encoder has no tokens for it."""
+        if self.behind is not None:
+            return self._places_of_both(clip, text, phrases, context)
+        if self.is_inside:
+            return self._places(clip, text, phrases, self.length(clip, text))
         if not self.has_clip:
             return self._places(clip, text, phrases, context)
         encoders, chunks = clip.cond_stage_model, 0
@@ -62,11 +75,29 @@ class ContextTokens:
             found.append(WordPlaces(spans, tuple(place for place, _ in tokens_of(clip, text))))
         if getattr(encoders, str(self.tokens), None) is not None:
             found.append(self._places(clip, text, phrases, context - chunks).moved(chunks))
-        spans = tuple(
-            tuple(place for places in found for place in places.spans[i])
-            for i in range(len(phrases))
+        return _joined(found, len(phrases))
+
+    def _places_of_both(
+        self, clip: Any, text: str, phrases: Sequence[str], context: int
+    ) -> WordPlaces:
+        encoders, found = clip.cond_stage_model, list[WordPlaces]()
+        has_first, has_second = (
+            getattr(encoders, str(name), None) is not None for name in (self.tokens, self.behind)
         )
-        return WordPlaces(spans, tuple(place for places in found for place in places.words))
+        if has_second:
+            second = ContextTokens(self.behind)
+            length = second.length(clip, text)
+            places = second.places(clip, text, phrases, length)
+            found += [places.moved(context), places.moved(context + length)]
+        if has_first:
+            try:
+                found.insert(0, self._places(clip, text, phrases, context))
+            except ValueError:
+                # The first encoder reads the beginning of a long prompt only, and no other writing
+                # than Latin.
+                if not has_second:
+                    raise
+        return _joined(found, len(phrases))
 
     def _places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         prompt = _Prompt(self, clip, text, context)
@@ -104,6 +135,14 @@ class ContextTokens:
         """How many tokens there are, padding included."""
         lists: dict[str, Any] = clip.tokenize(text)
         return sum(len(chunk) for chunk in lists[self.tokens or next(iter(lists))])
+
+
+def _joined(found: Sequence[WordPlaces], phrases: int) -> WordPlaces:
+    """What several encoders have of the same phrases, one behind the other."""
+    spans = tuple(
+        tuple(place for places in found for place in places.spans[i]) for i in range(phrases)
+    )
+    return WordPlaces(spans, tuple(place for places in found for place in places.words))
 
 
 class _Prompt:

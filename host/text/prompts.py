@@ -138,7 +138,8 @@ def tagged_conditioning(
     length = conditioning[0][0].shape[1]
     # The template of Z-Image-Omni is shorter by one token, and begins with one.
     has_texts = bool(conditioning[0][1].get(_TEXTS_OF_PICTURES))
-    is_longer = context.length(clip, text) > length + has_texts
+    # A context that is made inside the model is of other tokens than the conditioning.
+    is_longer = not context.is_inside and context.length(clip, text) > length + has_texts
     if is_longer and not context.sees_pictures:
         raise ValueError(
             f"the prompt '{shown(text)}' is longer than positive, which has {length} tokens: write"
@@ -160,11 +161,15 @@ def with_reference_latents(prompt: TaggedPrompt, latents: Sequence[torch.Tensor]
 
 
 def with_lora_text(
-    clip: Any, prompt: TaggedPrompt, loras: Sequence[tuple[int, ConceptLora]]
+    clip: Any,
+    prompt: TaggedPrompt,
+    loras: Sequence[tuple[int, ConceptLora]],
+    context: ContextTokens | None = None,
 ) -> TaggedPrompt:
     """The prompt as the text encoder reads it with LoRAs: all of it, or only the tokens of the
     phrase that each belongs to, as the LoRA says; several of one phrase together. loras: with the
-    index of the phrase."""
+    index of the phrase; context: as for `tagged_prompt`. ValueError for the tokens of a phrase in
+    a model whose context is not the conditioning, token by token."""
     everywhere = [lora for _, lora in loras if lora.text == "all"]
     base = _with_patches(clip, everywhere)
     conditioning = prompt.conditioning
@@ -176,6 +181,12 @@ def with_lora_text(
         )
         if own is base:
             continue
+        if context is not None and not context.is_conditioning:
+            raise ValueError(
+                f"the LoRA of '{prompt.phrases[index]}' changes the text encoder, and this kind of"
+                " model does not tell where the tokens of one phrase are in what that gives: set"
+                " its text to 'all' or 'none'"
+            )
         span = list(prompt.spans[index])
         for (tensor, _), (other, _) in zip(conditioning, encode(own, prompt.text), strict=True):
             tensor[:, span] = other[:, span].to(tensor)

@@ -20,10 +20,10 @@ from .encoded_text import EncodedPrompt
 from .lora import LoraLinear, patched_tensors
 
 _PREFIX = "diffusion_model."
-_ATTENTION = ("attn", "attn2", "img_attn", "txt_attn", "attention", "linear1", "linear2")
+_ATTENTION = ("attn", "attn1", "attn2", "img_attn", "txt_attn", "attention", "linear1", "linear2")
 """Parts of a block whose linear layers are attention's: `linear1` and `linear2` of Flux's single
 blocks hold attention and MLP in one."""
-_MLP = ("mlp", "img_mlp", "txt_mlp", "feed_forward")
+_MLP = ("mlp", "img_mlp", "txt_mlp", "feed_forward", "ff_i", "ff_t")
 _LEAST_SIGMA = 1e-3
 _FLUX_LINE = (1.15 - 0.5) / (4096 - 256)
 """How the shift of Flux grows with a token of the picture: from .5 at 256 to 1.15 at 4096 (Black

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from magicportrait.tests.host.dits import WIDTH
 
-ENCODERS = ("flux", "flux2", "klein", "qwen", "zimage", "lumina2", "chroma", "sd3", "krea2")
-"""Klein is a Flux.2 with another text encoder."""
+ENCODERS = (
+    *("flux", "flux2", "klein", "qwen", "zimage", "lumina2", "chroma", "sd3", "krea2", "anima"),
+)
+"""Klein is a Flux.2 with another text encoder. HiDream's is beside them, since the host's files of
+Llama's tokenizer may be missing."""
 _CLIP_L = {
     "num_hidden_layers": 3,
     "hidden_size": WIDTH,
@@ -91,10 +94,21 @@ def random_clip_of(encoder: str) -> Any:
     return clip
 
 
+def _llama_tokenizer(tokenizer_data: Any, **options: Any) -> Any:
+    """Qwen's tokenizer in the place of Llama's, which is as long and padded in the same way: hosts
+    may come without the files of Llama's."""
+    from comfy.text_encoders.qwen_image import Qwen25_7BVLITokenizer
+
+    tokenizer = Qwen25_7BVLITokenizer(tokenizer_data=tokenizer_data)
+    tokenizer.min_length = options["min_length"]
+    return tokenizer
+
+
 _REPLACED: dict[str, dict[str, Any]] = {
     "qwen": {"qwen_vl.Qwen2VLVisionTransformer": _NoPictures},
     # It reads twelve layers of 36.
     "krea2": {"qwen3vl.Qwen3VLVisionModel": _NoPictures, "krea2.KREA2_TAP_LAYERS": [1, 2]},
+    "hidream": {"hunyuan_video.LLAMA3Tokenizer": _llama_tokenizer},
 }
 """What of the host's modules is another while an encoder is built."""
 
@@ -126,6 +140,14 @@ def _parts(encoder: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         "zimage": {"qwen3_4b_model_config": _llama(WIDTH, 3)},
         "lumina2": {"gemma2_2b_model_config": _llama(WIDTH, 3, vocab_size=33000)},
         "krea2": {"qwen3vl_4b_model_config": _llama(WIDTH // 2, 3)},
+        "anima": {"qwen3_06b_model_config": _llama(WIDTH, 2)},
+        "hidream": {
+            "clip_l_model_config": {**_CLIP_L, "hidden_size": WIDTH // 2},
+            "clip_g_model_config": {**_CLIP_L, "hidden_size": WIDTH // 2, "hidden_act": "gelu"},
+            "t5xxl_model_config": _T5,
+            "llama_model_config": _llama(WIDTH, 3),
+            "vocab_size": 152000,
+        },
     }[encoder]
     data: dict[str, Any] = {}
     if encoder == "lumina2":
@@ -152,6 +174,8 @@ def _classes(encoder: str, target: Any) -> tuple[Any, Any]:
         "zimage": ("ZImageTokenizer", "te"),
         "lumina2": ("LuminaTokenizer", "te"),
         "krea2": ("Krea2Tokenizer", "te"),
+        "anima": ("AnimaTokenizer", "te"),
+        "hidream": ("HiDreamTokenizer", "hidream_clip"),
     }[encoder]
     network = getattr(target, model)()
     if encoder == "sd3":

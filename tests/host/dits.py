@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 WIDTH = 96
 """Of the conditioning."""
+LLAMA_TOKENS = 7
 _FLUX = {
     "in_channels": 16,
     "out_channels": 16,
@@ -160,12 +163,26 @@ _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "txtkvheads": 2,
         },
     ),
-}
-FAMILIES = tuple(_SHAPES)
-# With tokens of a vision encoder for each picture that it is given.
-_SHAPES["zimage_omni"] = ("ZImage", {**_SHAPES["zimage"][1], "siglip_feat_dim": WIDTH})
-EDIT_FAMILIES = ("flux", "flux2", "qwen", "krea2", "zimage", "zimage_omni")
-_SHAPES |= {
+    "hidream": (
+        "HiDream",
+        {
+            "image_model": "hidream",
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "caption_channels": [WIDTH, WIDTH],
+            "text_emb_dim": WIDTH,
+            "num_routed_experts": 2,
+            "num_activated_experts": 1,
+            "axes_dims_rope": (8, 12, 12),
+            "max_resolution": [32, 32],
+            "llama_layers": [0, 1, 2, 2],
+        },
+    ),
     "anima": (
         "Anima",
         {
@@ -179,7 +196,7 @@ _SHAPES |= {
             "patch_temporal": 1,
             "model_channels": 96,
             "concat_padding_mask": True,
-            "crossattn_emb_channels": 1024,
+            "crossattn_emb_channels": WIDTH,
             "pos_emb_cls": "rope3d",
             "pos_emb_learnable": True,
             "pos_emb_interpolation": "crop",
@@ -195,6 +212,12 @@ _SHAPES |= {
             "rope_t_extrapolation_ratio": 1.0,
         },
     ),
+}
+FAMILIES = tuple(_SHAPES)
+# With tokens of a vision encoder for each picture that it is given.
+_SHAPES["zimage_omni"] = ("ZImage", {**_SHAPES["zimage"][1], "siglip_feat_dim": WIDTH})
+EDIT_FAMILIES = ("flux", "flux2", "qwen", "krea2", "zimage", "zimage_omni")
+_SHAPES |= {
     "ernie": (
         "ErnieImage",
         {
@@ -208,7 +231,7 @@ _SHAPES |= {
         },
     ),
 }
-"""Of these the pack knows no record."""
+"""Of this one the pack knows no record."""
 
 
 def known_here(family: str, shape: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,6 +247,18 @@ def known_here(family: str, shape: Mapping[str, Any]) -> dict[str, Any]:
         return dict(shape)
     names = {"image_model", *(field.name for field in dataclasses.fields(classes[family]))}
     return {name: value for name, value in shape.items() if name in names}
+
+
+def _small_adapter(family: str) -> Any:
+    """Anima's class has no size of what makes its context: at its own that is 100 million
+    parameters."""
+    if family != "anima":
+        return nullcontext()
+    import comfy.ldm.anima.model as anima
+
+    sides = {"source_dim": WIDTH, "target_dim": WIDTH, "model_dim": WIDTH}
+    small = partial(anima.LLMAdapter, **sides, num_layers=1, num_heads=3)
+    return mock.patch.object(anima, "LLMAdapter", small)
 
 
 @cache
@@ -242,7 +277,8 @@ def random_transformer(family: str, dtype: torch.dtype = torch.float32) -> Any:
     parts = {"unet_config": {}, "unet_extra_config": {}}
     config = type(f"Small{base}", (parent,), parts)(dict(shape))
     config.set_inference_dtype(dtype, None)
-    model = config.get_model({}, device=torch.device("cpu"))
+    with _small_adapter(family):
+        model = config.get_model({}, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.diffusion_model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
@@ -265,7 +301,8 @@ def latent_shape(family: str, batch: int = 1, size: tuple[int, int] = (16, 16)) 
     pixels."""
     if family == "flux2":
         return (batch, 128, size[0] // 2, size[1] // 2)
-    return (batch, 16, 1, *size) if family in ("qwen", "krea2") else (batch, 16, *size)
+    has_time = family in ("qwen", "krea2", "anima")
+    return (batch, 16, 1, *size) if has_time else (batch, 16, *size)
 
 
 def heads_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
@@ -281,7 +318,10 @@ def conditioning(tokens: int, seed: int) -> list[Any]:
     """A prompt of so many tokens."""
     generator = torch.Generator().manual_seed(seed)
     context = torch.randn(1, tokens, WIDTH, generator=generator)
-    return [[context, {"pooled_output": torch.randn(1, WIDTH, generator=generator)}]]
+    pooled = torch.randn(1, WIDTH, generator=generator)
+    # Three layers of another text encoder, which HiDream reads beside it.
+    llama = torch.randn(1, 3, LLAMA_TOKENS, WIDTH, generator=generator)
+    return [[context, {"pooled_output": pooled, "conditioning_llama3": llama}]]
 
 
 def sample(

@@ -23,7 +23,7 @@ from magicportrait.tests.host.flow import (
     sample_advanced,
 )
 
-FAMILIES = ("flux", "flux2", "qwen", "zimage", "sd3")
+FAMILIES = ("flux", "flux2", "qwen", "zimage", "sd3", "anima")
 """16 and 128 channels, latents with a time, one with positions that depend on the prompt."""
 
 

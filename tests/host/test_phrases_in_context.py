@@ -3,27 +3,39 @@ templates, with tiny text encoders."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import comfy.lora
+import comfy.utils
 import pytest
 import torch
 
 from magicportrait.host.text.context import ContextTokens, WordPlaces
-from magicportrait.host.text.prompts import tagged_prompt
+from magicportrait.host.text.prompts import tagged_conditioning, tagged_prompt, with_lora_text
+from magicportrait.magic.concepts import ConceptLora
 from magicportrait.tests.host.dit_text import ENCODERS, random_clip_of
 
 CAUSAL = ("flux2", "klein", "qwen", "zimage", "lumina2", "krea2")
 """A word changes what comes from there on."""
-T5 = ("flux", "chroma")
+T5 = ("flux", "chroma", "anima")
 PROMPT = "a man with a green hat and a white scarf"
 
 
 def kind(encoder: str) -> ContextTokens:
-    return ContextTokens("t5xxl" if encoder in (*T5, "sd3") else None, encoder == "sd3")
+    return ContextTokens(
+        "t5xxl" if encoder in (*T5, "sd3", "hidream") else None,
+        encoder == "sd3",
+        behind="llama" if encoder == "hidream" else None,
+        is_inside=encoder == "anima",
+    )
 
 
 def context_of(encoder: str, text: str) -> torch.Tensor:
     clip = random_clip_of(encoder)
+    if encoder == "anima":
+        # As the model will make it, a token for each of T5's.
+        return torch.zeros(1, len(clip.tokenize(text)["t5xxl"][0]), 1)
     tensor: torch.Tensor = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
     return tensor
 
@@ -74,7 +86,7 @@ LISTS = tuple(encoder for encoder in ENCODERS if encoder != "sd3")
     ],
 )
 def test_phrases_are_found_where_they_stand(encoder, text, phrases, expected):
-    first = " " if encoder in ("flux", "chroma", "lumina2") else ""
+    first = " " if encoder in (*T5, "lumina2") else ""
     found = spelt(encoder, text, *phrases)
     if text.startswith(phrases[0]):
         expected = [first + expected[0], *expected[1:]]
@@ -140,6 +152,74 @@ def test_a_wrong_text_encoder_is_told():
     clip: Any = random_clip_of("zimage")
     with pytest.raises(ValueError, match="has no 't5xxl', which this model reads"):
         tagged_prompt(clip, PROMPT, ["hat"], "tag", ContextTokens("t5xxl"))
+
+
+def test_anima_finds_words_by_the_tokens_of_which_it_makes_its_context():
+    """Its conditioning is what another encoder says, in other tokens."""
+    clip, text = random_clip_of("anima"), "a man with a counterclockwise hat"
+    tagged = tagged_prompt(clip, text, ["hat"], "tag", kind("anima"))
+    ids = [token for token, *_ in clip.tokenize(text)["t5xxl"][0]]
+    context = tagged.conditioning[0][0].shape[1]
+    # Its two tokens stand before the end.
+    assert tagged.spans == ((len(ids) - 3, len(ids) - 2),)
+    assert context <= tagged.spans[0][0]
+    again = tagged_conditioning(tagged.conditioning, clip, text, ["hat"], "tag", kind("anima"))
+    assert again.spans == tagged.spans
+
+
+@pytest.mark.parametrize("missing", [None, "t5xxl", "llama"])
+def test_hidream_has_every_word_of_t5_and_twice_of_llama(missing, monkeypatch):
+    clip = random_clip_of("hidream")
+    if missing is not None:
+        monkeypatch.setitem(clip.cond_stage_model._modules, missing, None)
+    lists = clip.tokenize(PROMPT)
+    found = kind("hidream").places(clip, PROMPT, ["green hat", "man"], 128)
+    parts = {"t5xxl": 1, "llama": 2}
+    ids = [t for name, n in parts.items() for t, *_ in lists[name][0] * n]
+    inner = {name: getattr(clip.tokenizer, name).inv_vocab for name in parts}
+    for span, expected in zip(found.spans, ("green hat", "man"), strict=True):
+        words = ["", "", ""]
+        for position in span:
+            words[position // 128] += inner["t5xxl" if position < 128 else "llama"][ids[position]]
+        seen = [word.replace("\u2581", " ").replace("\u0120", " ").strip() for word in words]
+        t5, llama = ("" if missing == name else expected for name in parts)
+        assert seen == [t5, llama, llama]
+    assert set(found.words) >= {position for span in found.spans for position in span}
+
+
+def test_what_t5_cuts_off_or_cannot_read_is_found_with_llama():
+    clip = random_clip_of("hidream")
+    for text, phrase in (
+        ("portrait, " * 90 + "a red hat", "red hat"),
+        ("戴绿色帽子的男人", "帽子"),
+    ):
+        (span,) = kind("hidream").places(clip, text, [phrase], 128).spans
+        length = kind("hidream").length(clip, text)
+        llama = sum(len(chunk) for chunk in clip.tokenize(text)["llama"])
+        assert length == 128 <= llama and 128 <= min(span) < 128 + llama <= max(span)
+
+
+@pytest.mark.parametrize("encoder", ["anima", "hidream"])
+def test_a_lora_of_the_words_alone_is_refused_where_these_are_not_the_conditionings(encoder):
+    clip = random_clip_of(encoder)
+    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    name = next(key for key in sorted(names) if "llama" in names[key] or "qwen3" in names[key])
+    rows, columns = comfy.utils.get_attr(clip.cond_stage_model, names[name]).shape
+    weights = {
+        f"{name}.lora_up.weight": torch.ones(rows, 1),
+        f"{name}.lora_down.weight": torch.ones(1, columns),
+    }
+    tagged = tagged_prompt(clip, PROMPT, ["green hat"], "tag", kind(encoder))
+    lora = ConceptLora("", weights, 1.0)
+    with pytest.raises(ValueError, match=r"LoRA of 'green hat' .* set its text to 'all' or 'none'"):
+        with_lora_text(clip, tagged, [(0, lora)], kind(encoder))
+    whole = with_lora_text(clip, tagged, [(0, replace(lora, text="all"))], kind(encoder))
+    parts = [prompt.conditioning[0] for prompt in (tagged, whole)]
+    if encoder == "anima":
+        assert not torch.equal(parts[0][0], parts[1][0])
+    else:
+        one, other = (options["conditioning_llama3"] for _, options in parts)
+        assert not torch.equal(one, other)
 
 
 def test_sd3_has_every_word_of_clip_and_of_t5():

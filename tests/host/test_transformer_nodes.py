@@ -170,7 +170,8 @@ class Naive:
     """What MagicFace draws in one step, by an override of its own: the picture's places look at all
     references in one joint softmax, or each at its region's own.
 
-    text, tokens: of the call that runs; owners: whose each place is, None for all.
+    text, tokens: of the call that runs, before the picture and of it; owners: whose each place is,
+    None for all.
     """
 
     def __init__(self, text: int, tokens: int, owners: Tensor | None):
@@ -180,8 +181,9 @@ class Naive:
 
     def _joint(self, args: Any, kwargs: Any) -> tuple[Tensor, ...] | None:
         q, k, v = dits.heads_apart(args, kwargs)
-        # Refiners and encoders of the text have fewer.
-        return (q, k, v) if q.shape[2] >= self.text + self.tokens else None
+        # Refiners and encoders of the text have fewer; what looks at the text alone has other keys.
+        is_joint = q.shape[2] >= self.text + self.tokens and q.shape[2] == k.shape[2]
+        return (q, k, v) if is_joint else None
 
     def record(self, visible: Tensor) -> Any:
         """An override that takes the visible tokens of one more reference, layer by layer."""
@@ -218,9 +220,10 @@ class Naive:
 
 
 def context(family: str, conditioning: list[Any]) -> int:
-    """Tokens of a prompt with what the model adds."""
+    """Tokens of a prompt, with what the model adds, that stand before the picture."""
     length: int = conditioning[0][0].shape[1]
-    return {"flux2": 512, "zimage": -(-length // 32) * 32}.get(family, length)
+    known = {"flux2": 512, "zimage": -(-length // 32) * 32, "hidream": 0, "anima": 0}
+    return known.get(family, length)
 
 
 def predict(family: str, model: Any, x: Tensor, sigma: float, conditioning: list[Any]) -> None:

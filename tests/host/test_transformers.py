@@ -3,6 +3,7 @@ shows is what the layers see, and what a rule draws is what a naive joint softma
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -131,12 +132,13 @@ class Oracle:
         self.family, self.text, self.tokens = family, text, tokens
         self.bias, self.by_region = bias, by_region
         self.blocks = [layer.block for layer in backbone(family).layers]
+        self.first = 0 if family == "hidream" else text
         self.seen = 0
 
     def __call__(self, func, *args, **kwargs):
         out = func(*args, **kwargs)
         options, (q, k, v) = kwargs["transformer_options"], dits.heads_apart(args, kwargs)
-        if q.shape[2] < self.text + self.tokens:
+        if min(q.shape[2], k.shape[2]) < self.text + self.tokens:
             return out
         # Every model call goes through all of them, in order.
         layer = (self.blocks[self.seen % len(self.blocks)], 0)
@@ -146,7 +148,7 @@ class Oracle:
         for place, which in enumerate(chunks):
             for picture in range(size if which == 0 else 0):
                 row = place * size + picture
-                out[row, self.text : self.text + self.tokens] = self.row(
+                out[row, self.first : self.first + self.tokens] = self.row(
                     layer, q[row].double(), k[row].double(), v[row].double()
                 ).to(out)
         return out
@@ -161,7 +163,7 @@ class Oracle:
         )
         keys = torch.cat([k, rk.double().transpose(0, 1)], 1)
         values = torch.cat([v, rv.double().transpose(0, 1)], 1)
-        queries = q[:, self.text : self.text + self.tokens]
+        queries = q[:, self.first : self.first + self.tokens]
         logits = queries @ keys.transpose(1, 2) / depth**0.5
         logits[..., own:] += self.bias
         if self.by_region:
@@ -174,8 +176,9 @@ class Oracle:
 
 
 def text_tokens(family: str, tokens: int = 20) -> int:
-    """With the padding."""
-    return {"flux2": 512, "zimage": 32}.get(family, tokens)
+    """In a joint attention, with the padding. Anima's is apart."""
+    known = {"flux2": 512, "zimage": 32, "anima": 0}
+    return known.get(family, tokens + 2 * dits.LLAMA_TOKENS * (family == "hidream"))
 
 
 def image_tokens(family: str, size: tuple[int, int] = SIZE) -> int:
@@ -199,8 +202,17 @@ def test_watching_leaves_the_picture_as_it_is(family):
     for views in seen.values():
         for view in views:
             assert view.grid[0] * view.grid[1] == view.q.shape[1] == image_tokens(family)
+            if family == "anima":
+                own, text = image_tokens(family), 20
+                assert view.k.shape[1] in (own, text)
+                assert view.image == slice(0, own if view.k.shape[1] == own else 0)
+                assert view.text == slice(0, text if view.k.shape[1] == text else 0)
+                continue
             assert view.image.stop - view.image.start == image_tokens(family)
             assert view.text.stop - view.text.start == text_tokens(family)
+        if family == "anima":
+            # The picture by itself, then the text: of each prompt row that is ours, in each step.
+            assert [len(view.k[0]) for view in views] == [image_tokens(family), 20] * 2
 
 
 @pytest.mark.parametrize("family", dits.FAMILIES)
@@ -326,7 +338,7 @@ def test_hosts_that_do_not_name_their_blocks_are_counted_along(family):
     assert seen == [block for block in blocks for _ in range(2)] * 2
 
 
-@pytest.mark.parametrize("family", dits.FAMILIES)
+@pytest.mark.parametrize("family", [name for name in dits.FAMILIES if name != "anima"])
 def test_maps_are_those_of_the_joint_softmax_renormalised(family):
     known, maps = backbone(family), []
 
@@ -336,23 +348,29 @@ def test_maps_are_those_of_the_joint_softmax_renormalised(family):
     draw(family, watched(family, text=look), sigmas=(0.9, 0.0))
     assert len(maps) == len(known.layers)
     view, text, image = maps[-1]
-    heads, tokens, start = view.heads, image_tokens(family), text_tokens(family)
+    heads, tokens, count = view.heads, image_tokens(family), text_tokens(family)
+    first, place = (tokens, 0) if family == "hidream" else (0, count)
     q, k = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (view.q, view.k))
     joint = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-    words = joint[..., :start]
+    words = joint[..., first : first + count]
     words = (words / words.sum(-1, keepdim=True)).mean(1)
-    # Flux.2 pads on the left.
-    own = words[..., start - 20 :] if family == "flux2" else words[..., :20]
-    places = joint[..., start : start + tokens]
+    # Flux.2 pads on the left; HiDream has words of both encoders.
+    own = {"flux2": words[..., count - 20 :], "hidream": words}.get(family, words[..., :20])
+    places = joint[..., place : place + tokens]
     places = (places / places.sum(-1, keepdim=True)).mean(1)
     assert (text - own).abs().max() < 1e-5
     assert (image - places).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("family", [name for name in dits.FAMILIES if name != "sd3"])
+@pytest.mark.parametrize(
+    "family",
+    [name for name in dits.FAMILIES if name not in ("sd3", "anima")],
+)
 def test_a_reference_pass_sees_the_picture_where_the_model_places_it(family, monkeypatch):
-    from comfy.ldm.flux.layers import EmbedND
-
+    if family == "hidream":
+        from comfy.ldm.hidream.model import EmbedND
+    else:
+        from comfy.ldm.flux.layers import EmbedND
     known, ids = backbone(family), []
     forward = EmbedND.forward
 
@@ -402,6 +420,58 @@ def test_a_reference_pass_sees_the_picture_where_the_model_places_it(family, mon
     assert view.k.shape[-1] == view.heads * known.rotary.head
 
 
+@pytest.mark.parametrize("size", [(15, 13), (10, 8)], ids=["other", "as many"])
+def test_maps_of_text_that_stands_apart_are_those_of_its_own_softmax(size):
+    """In the second case the text has as many tokens as the picture."""
+    known, maps, between = backbone("anima"), [], []
+
+    def look(view):
+        maps.append((view, known.text_attention(view, 5)))
+
+    def change(options, conds, x, guider):
+        watch = Watch(known.parse_layers("all"), conds, 1, between.append, look)
+        # Two of ours, one inside the other.
+        return known.with_watch(known.with_watch(options, watch), watch)
+
+    draw("anima", change, sigmas=(0.9, 0.0), size=size)
+    assert len(maps) == len(between) == 2 * len(known.layers)
+    for view, text in maps:
+        q, k = (
+            x.double().unflatten(-1, (view.heads, -1)).transpose(1, 2) for x in (view.q, view.k)
+        )
+        expected = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).mean(1)
+        assert text.shape[-1] == 20 and (text - expected).abs().max() < 1e-5
+    own = {view.layer[0]: view.k for view in between}
+    assert all(not torch.equal(own[view.layer[0]], view.k) for view, _ in maps)
+
+
+def test_a_reference_pass_turns_keys_as_the_model_with_halves_does():
+    """Anima's embedder says the angles themselves: its own rotation of the keys, and ours."""
+    from magicportrait.magic.positions import turned
+
+    known = backbone("anima")
+    embedder = dits.random_transformer("anima").model.diffusion_model.pos_embedder
+    angles = embedder(torch.zeros(1, 1, 6, 8, 1), fps=None, device=torch.device("cpu"))
+    x = torch.randn(48, known.rotary.head, generator=torch.Generator().manual_seed(0))
+    first, second = x.chunk(2, dim=-1)  # N D/2
+    by_model = torch.cat(
+        [
+            angles[..., 0, 0] * first + angles[..., 0, 1] * second,
+            angles[..., 1, 0] * first + angles[..., 1, 1] * second,
+        ],
+        dim=-1,
+    )
+    placed = known.coordinates((12, 16), 20).positions(len(known.rotary.axes))
+    ours = turned(x, known.rotary.angles(placed), known.rotary.pairing)
+    assert (ours - by_model).abs().max() < 1e-5
+
+
+def test_an_edit_of_hidream_is_refused():
+    given = with_options(POSITIVE, concat_latent_image=torch.zeros(dits.latent_shape("hidream")))
+    with pytest.raises(ValueError, match=r"HiDream-E1.*take HiDream-I1"):
+        draw("hidream", watched("hidream", text=lambda view: None), positive=given)
+
+
 def test_nothing_is_held_after_a_run():
     kept: list[Any] = []
 
@@ -424,8 +494,11 @@ def test_nodes_take_every_family(family):
 
 
 def test_other_transformers_are_refused_with_their_class_and_where_to_read_on():
-    with pytest.raises(ValueError, match=r"^Anima is a kind of model .*docs/model_families\.md"):
-        backbone_of(dits.random_transformer("anima"))
+    stranger = dits.random_transformer("flux").clone()
+    stranger.model = copy.copy(stranger.model)
+    stranger.model.__class__ = type("Stranger", (type(stranger.model),), {})
+    with pytest.raises(ValueError, match=r"^Stranger is a kind of model .*docs/model_families\.md"):
+        backbone_of(stranger)
     with pytest.raises(ValueError, match=r"^ErnieImage .* do not pass the host's transformer opt"):
         backbone_of(dits.random_transformer("ernie"))
     page = Path(__file__).resolve().parents[2] / "docs" / "model_families.md"

@@ -1,4 +1,4 @@
-"""Families of transformers whose text and picture share one attention: a record each.
+"""Families of transformers, most of which let text and picture share one attention: a record each.
 
 A new one is a record in `FAMILIES` and a small model of it in tests/host/dits.py:
 docs/model_families.md.
@@ -15,14 +15,17 @@ from ....magic.positions import Pairing
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-Order = Literal["text, picture, references", "text, picture, padding"]
+Order = Literal[
+    "text, picture, references", "text, picture, padding", "picture, text", "picture | text"
+]
 Padding = Literal["none", "left", "right"]
 
 
 @dataclass(frozen=True)
 class BlockKind:
     """Blocks of a kind. letter: in what users type; name: as the host calls the kind in an
-    attention call ('block_type'); attribute: of the network, the list that holds them."""
+    attention call ('block_type'), if it does; attribute: of the network, the list that holds
+    them."""
 
     letter: str
     name: str
@@ -43,17 +46,21 @@ class Family:
     attribute of the network that holds dims and theta of the rotary axes, None for models that turn
     nothing by position; patch: attribute that holds the side of a token in latent pixels; order: of
     the tokens in a joint attention, with the pictures of an edit model ('references') behind the
-    one that is made; text_padding: on which side of a prompt's tokens the model or its conditioning
-    puts others; multiple: attribute that holds to a multiple of what text and picture are padded,
-    or None; is_centred: rows and columns of a picture count from its middle; text_comes_first: a
-    picture's coordinate on axis 0 is the padded length of the text plus one; pairing: of rotated
-    channels; index_step: how far apart the pictures of a sequence lie on axis 0; tokens: which list
-    of the tokenizer's makes the context, None for its only one; has_clip: whether CLIP's chunks
-    come before these; heads: attribute that holds how many heads a layer has; guidance: what the
-    model is told while it sees a reference, None when it is told none; native_side: pixels along a
-    side of what it was trained on; takes_pictures: whether it, or a fine-tune of it, can be given
-    pictures in its sequence; text_sees_pictures: whether its text encoder may be shown pictures
-    too, whose tokens stand before the prompt's.
+    one that is made, or 'picture | text' where a block has two attentions, of the picture by itself
+    and then to the text; text_padding: on which side of a prompt's tokens the model or its
+    conditioning puts others; multiple: attribute that holds to a multiple of what text and picture
+    are padded, or None; is_centred: rows and columns of a picture count from its middle;
+    text_comes_first: a picture's coordinate on axis 0 is the padded length of the text plus one;
+    pairing: of rotated channels; index_step: how far apart the pictures of a sequence lie on axis
+    0; tokens: which list of the tokenizer's makes the context, None for its only one; has_clip:
+    whether CLIP's chunks come before these; behind: the list of another text encoder, whose tokens
+    stand behind the context's, twice; is_inside: whether the model makes its context inside, one
+    token for each of the list, so that the conditioning does not tell how many there are; heads:
+    attribute that holds how many heads a layer has; guidance: what the model is told while it sees
+    a reference, None when it is told none; native_side: pixels along a side of what it was trained
+    on; takes_pictures: whether it, or a fine-tune of it, can be given pictures in its sequence;
+    text_sees_pictures: whether its text encoder may be shown pictures too, whose tokens stand
+    before the prompt's.
     """
 
     model: str
@@ -69,11 +76,23 @@ class Family:
     index_step: float = 1.0
     tokens: str | None = None
     has_clip: bool = False
+    behind: str | None = None
+    is_inside: bool = False
     heads: str = "num_heads"
     guidance: float | None = None
     native_side: int = 1024
     takes_pictures: bool = False
     text_sees_pictures: bool = False
+
+    @property
+    def has_text_of_its_own(self) -> bool:
+        """Whether a layer's text is something else than the conditioning, token by token."""
+        return self.behind is not None or self.is_inside
+
+    @property
+    def has_text_apart(self) -> bool:
+        """Whether the picture looks at the text in attentions of their own."""
+        return self.order == "picture | text"
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -123,6 +142,31 @@ FAMILIES: tuple[Family, ...] = (
         heads="heads",
         takes_pictures=True,
         text_sees_pictures=True,
+    ),
+    # T5's tokens, then Llama's last layer and the one that belongs to the block. Its layers say
+    # neither what they are nor which.
+    Family(
+        "HiDream",
+        (
+            BlockKind("d", "double", "double_stream_blocks"),
+            BlockKind("s", "single", "single_stream_blocks"),
+        ),
+        order="picture, text",
+        tokens="t5xxl",
+        behind="llama",
+        heads="num_attention_heads",
+    ),
+    # Of the class of Cosmos Predict 2. An adapter inside makes the context of T5's tokens and of
+    # what Qwen3 says of the prompt.
+    Family(
+        "Anima",
+        (BlockKind("d", "double", "blocks"),),
+        embedder="pos_embedder",
+        patch="patch_spatial",
+        order="picture | text",
+        pairing="halves",
+        tokens="t5xxl",
+        is_inside=True,
     ),
 )
 """All that are known."""

@@ -116,21 +116,28 @@ class GivenPictures:
         )
 
 
+_LLAMA = "encoder_hidden_states_llama3"
+
+
 @dataclass(frozen=True)
 class CallSize:
     """What a model call runs on. latent_size: rows and columns; context: tokens of its
-    conditioning; given: pictures beside the one that is made."""
+    conditioning; given: pictures beside the one that is made; behind: tokens of a second text
+    encoder in a layer, all together (the host's 'encoder_hidden_states_llama3', twice)."""
 
     latent_size: tuple[int, int]
     context: int
     given: GivenPictures = GivenPictures()
+    behind: int = 0
 
     @classmethod
     def of(cls, x: Tensor, context: Tensor | None, conditioning: Mapping[str, Any]) -> CallSize:
         """x: the latents, B C h w; context: B M C or None; conditioning: what else the model is
         called with."""
         tokens = 0 if context is None else context.shape[1]
-        return cls((x.shape[-2], x.shape[-1]), tokens, GivenPictures.of(conditioning))
+        given, llama = GivenPictures.of(conditioning), conditioning.get(_LLAMA)
+        behind = 0 if llama is None else 2 * llama.shape[-2]  # B L N C, L layers
+        return cls((x.shape[-2], x.shape[-1]), tokens, given, behind)
 
 
 @dataclass(frozen=True)

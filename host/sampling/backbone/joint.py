@@ -1,4 +1,5 @@
-"""Transformers in which text and picture share one attention: Flux, Qwen-Image, Z-Image and others.
+"""Transformers in which text and picture share one attention: Flux, Qwen-Image, Z-Image and others;
+and those in which each block has one of the picture by itself and one to the text (Anima).
 
 The host lets others stand in for its attention function (`optimized_attention_override`), one for
 all layers. Whoever stood there before is called for all that is not ours.
@@ -17,7 +18,7 @@ from torch import Tensor
 from ....magic.blocks import AttentionBlock, Block, BlockNames, parse_blocks
 from ....magic.concepts import Level
 from ....magic.layout import column_attention
-from ....magic.positions import Coordinates, Rotary
+from ....magic.positions import Coordinates, Rotary, RotaryAxis
 from ...text.context import ContextTokens
 from ..attention import biased_attention
 from ..options import ModelOptions
@@ -46,9 +47,17 @@ _CALL = "magicportrait_call"
 _GIVEN = "reference_image_num_tokens"
 """The host's name of how many tokens each given picture has."""
 _FIRST = "magicportrait_first"
+_IS_TEXT = "magicportrait_is_text"
+"""Whether an attention is the one to the text, once one of ours has found that out."""
 _STRENGTHS: Mapping[Level, float] = {"subtle": 0.5, "normal": 1.0, "strong": 2.0}
-_TEXT_NAMES = ("txt", "context", "cap_embedder", "add_q", "add_k", "add_v", "to_add_out")
+_TEXT_NAMES = (
+    *("txt", "context", "cap_embedder", "add_q", "add_k", "add_v", "to_add_out"),
+    *("to_q_t", "to_k_t", "to_v_t", "to_out_t", "ff_t."),
+    *("cross_attn.k_proj", "cross_attn.v_proj"),
+)
 """Parts of the names of layers that see the prompt alone."""
+_VIDEO_THETA = 10000.0
+"""Of the host's embedder of videos, before its factors."""
 _LAYOUT_LAYERS = 8
 """From so many the layout is read, at even distances: neighbours say the same."""
 
@@ -56,10 +65,11 @@ _LAYOUT_LAYERS = 8
 @dataclass
 class _ModelCall:
     """One call of the model. size: what it runs on; seen: joint attentions so far, on hosts that do
-    not name them."""
+    not name them; looked: the block whose picture has looked at itself and not yet at the text."""
 
     size: CallSize
     seen: int = 0
+    looked: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +135,7 @@ class _JointAttention:
         rows, image = chunk.rows, self.sequence.image
         shared = self._shared_bias(rows)
         own_k, own_v = _joined_heads(self.k[rows]), _joined_heads(self.v[rows])
+        own_q = self.q[rows] if self.sequence.is_text else self.q[rows, :, image]
 
         def attended(
             q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None
@@ -161,7 +172,7 @@ class _JointAttention:
         return LayerView(
             layer=(self.block, 0),
             cond=chunk.cond,
-            q=_joined_heads(self.q[rows, :, image]),
+            q=_joined_heads(own_q),
             k=own_k,
             v=own_v,
             grid=coordinates.grid,
@@ -250,8 +261,7 @@ class JointTransformer:
             return None
         rotary, patch = None, int(getattr(network, family.patch))
         if family.embedder is not None:
-            embedder = getattr(network, family.embedder)
-            rotary = Rotary.of(embedder.axes_dim, embedder.theta, family.pairing)
+            rotary = _rotary_of(getattr(network, family.embedder), family)
         heads = int(comfy.utils.get_attr(network, family.heads))
         # Asked of the class: the host's instances answer every unknown name, with a warning.
         config = type(model.model.model_config)
@@ -281,6 +291,8 @@ class JointTransformer:
                 getattr(config, "context_tokens", family.tokens),
                 family.has_clip,
                 family.text_sees_pictures,
+                family.behind,
+                family.is_inside,
             ),
         )
 
@@ -347,6 +359,8 @@ class JointTransformer:
         other; else they keep their own too."""
 
         def act(attention: _JointAttention) -> Tensor | None:
+            if attention.sequence.is_text:
+                return None
             chunks = chunks_of(attention.options, attention.q.shape[0], batch)
             ours = [chunk for chunk in chunks if chunk.cond in conds]
             if not ours:
@@ -374,10 +388,13 @@ class JointTransformer:
         """What stood there before goes on as it did."""
 
         def act(attention: _JointAttention) -> Tensor | None:
+            looks = [watch.image, watch.text]
+            if self.family.has_text_apart:
+                looks = [watch.text if attention.sequence.is_text else watch.image]
             for chunk in chunks_of(attention.options, attention.q.shape[0], watch.batch):
                 if chunk.cond in watch.conds:
                     view = attention.view(chunk, self._coordinates(attention))
-                    for look in (watch.image, watch.text):
+                    for look in looks:
                         if look is not None:
                             look(view)
             return None
@@ -397,6 +414,8 @@ class JointTransformer:
         kept.pop(_OVERRIDE, None)
 
         def act(attention: _JointAttention) -> Tensor | None:
+            if attention.sequence.is_text:
+                return None
             everything = Chunk(None, slice(0, attention.q.shape[0]))
             look(attention.view(everything, self._coordinates(attention)))
             return None
@@ -417,8 +436,10 @@ class JointTransformer:
 
     def text_attention(self, view: LayerView, length: int) -> Tensor:
         """Renormalised over all of the text, padding included; what comes back are the columns of
-        the prompt's own tokens."""
+        the prompt's own tokens, and all of them where a layer's text is not the conditioning's."""
         shares = column_attention(view.q, view.k[:, view.text], view.heads)
+        if self.family.has_text_of_its_own:
+            return shares
         if self.family.text_padding == "left":
             return shares[..., -length:]
         return shares[..., :length]
@@ -453,6 +474,8 @@ class JointTransformer:
         pictures out."""
         grid, given = self.tokens.grid(call.latent_size), call.given.sizes
         image, text = grid[0] * grid[1], self.tokens.padded(call.context)
+        if self.family.has_text_of_its_own:
+            return self._tokens_apart(layer, tokens, call, grid)
         pictures = {image, image + sum(map(self.tokens.tokens, given))}
         is_text = tokens in (call.context, text)
         if self.family.order == "text, picture, padding":
@@ -470,8 +493,24 @@ class JointTransformer:
         own, words = sequence.image, sequence.text
         return LayerTokens((words.start, words.stop), (own.start, own.stop), grid)
 
+    def _tokens_apart(
+        self, layer: str, tokens: int, call: CallSize, grid: tuple[int, int]
+    ) -> LayerTokens | None:
+        """The same where a layer's text is not the conditioning's. What sees one of several text
+        encoders alone is not known."""
+        image, text = grid[0] * grid[1], call.context + call.behind
+        if tokens == text and (tokens != image or _of_text(layer)):
+            return LayerTokens((0, tokens), (0, 0), (0, 0))
+        if tokens == image:
+            return LayerTokens((0, 0), (0, image), grid)
+        if self.family.has_text_apart or tokens != image + text:
+            return None
+        return LayerTokens((image, tokens), (0, image), grid)
+
     def places_in_text(self, span: Sequence[int], length: int, tokens: int) -> list[int]:
         """Behind the padding of families that pad on the left."""
+        if self.family.has_text_of_its_own:
+            return list(span)
         if self.family.text_padding == "left":
             return [place + tokens - length for place in span]
         return list(span) if self.family.text_padding == "right" else repeated(span, length, tokens)
@@ -491,8 +530,21 @@ class JointTransformer:
         """Which of so many tokens are what; None when text and pictures do not make so many."""
         return self.tokens.read(call, tokens, options.get(_GIVEN))
 
+    def _sequence_apart(
+        self, call: _ModelCall, queries: int, keys: int, options: Mapping[str, Any]
+    ) -> TokenSequence | None:
+        """In a block the picture looks at itself, then at the text."""
+        index, is_text = options.get("block_index"), options.get(_IS_TEXT)
+        is_second = call.looked == index if is_text is None else bool(is_text)
+        sequence = self.tokens.read_apart(call.size, queries, keys, is_second)
+        if is_text is None and sequence is not None:
+            call.looked = None if sequence.is_text else index
+        return sequence
+
     def _block(self, call: _ModelCall, options: Mapping[str, Any]) -> Block | None:
         """Which block attends; hosts before block_index are counted along with."""
+        if "block_index" in options and self.family.has_text_apart:
+            return Block(self.family.kinds[0].letter, options["block_index"])
         if "block_index" in options:
             letters = {kind.name: kind.letter for kind in self.family.kinds}
             letter = letters.get(options.get("block_type", ""))
@@ -523,11 +575,18 @@ class JointTransformer:
             split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
             q, k, v = (x.transpose(1, 2) for x in split)
         tokens, kept = k.shape[2], sum(options.get(_GIVEN) or ())
-        if q.shape[:2] != k.shape[:2] or q.shape[2] not in (tokens, tokens - kept):
+        is_joint = q.shape[2] in (tokens, tokens - kept) or self.family.has_text_apart
+        if q.shape[:2] != k.shape[:2] or not is_joint:
             return None
-        sequence = self._sequence(call.size, tokens, options)
+        sequence = (
+            self._sequence_apart(call, q.shape[2], tokens, options)
+            if self.family.has_text_apart
+            else self._sequence(call.size, tokens, options)
+        )
         if sequence is None:
-            if "block_index" in options:
+            # Others may put keys beside those of the text.
+            is_of_text = self.family.has_text_apart and tokens != q.shape[2]
+            if "block_index" in options and not is_of_text:
                 self._refuse(call.size, tokens, options)
             return None
         block = self._block(call, options)
@@ -535,7 +594,9 @@ class JointTransformer:
             return None
         kinds = {kind.letter: kind.name for kind in self.family.kinds}
         # So that others of ours below this one do not count it again.
-        name = {"block_type": kinds[block.kind], "block_index": block.index}
+        name: dict[str, Any] = {"block_type": kinds[block.kind], "block_index": block.index}
+        if self.family.has_text_apart:
+            name[_IS_TEXT] = sequence.is_text
         rest["transformer_options"] = {**options, **name}
         return _JointAttention(block, sequence, call.size, q, k, v, heads, mask, function, rest)
 
@@ -604,6 +665,11 @@ def _tell_call(
     **kwargs: Any,
 ) -> Tensor:
     """An APPLY_MODEL wrapper: attention calls learn what the model runs on."""
+    if kwargs.get("image_cond") is not None:
+        raise ValueError(
+            "a HiDream that edits a picture (HiDream-E1) draws it and another one side by side, and"
+            " MagicPortrait's nodes do not know which tokens are whose: take HiDream-I1"
+        )
     call = _ModelCall(CallSize.of(x, c_crossattn, kwargs))
     options = {**(transformer_options or {}), _CALL: call}
     if blocks := options.get("patches_replace", {}).get("dit"):
@@ -630,6 +696,22 @@ def _tell_block(
         return out
 
     return replacement
+
+
+def _rotary_of(embedder: Any, family: Family) -> Rotary:
+    """How a network's embedder of positions turns: one theta for all axes, or time, rows and
+    columns, each stretched by a factor of its own (the host's embedder of videos)."""
+    if hasattr(embedder, "axes_dim"):
+        return Rotary.of(embedder.axes_dim, embedder.theta, family.pairing)
+    axes = (
+        (embedder.dim_temporal_range, embedder.t_ntk_factor),
+        (embedder.dim_spatial_range, embedder.h_ntk_factor),
+        (embedder.dim_spatial_range, embedder.w_ntk_factor),
+    )
+    return Rotary(
+        tuple(RotaryAxis(2 * len(pairs), _VIDEO_THETA * float(factor)) for pairs, factor in axes),
+        family.pairing,
+    )
 
 
 def _of_text(layer: str) -> bool:

@@ -43,6 +43,10 @@ class TokenOrder:
         """Which of so many tokens are what; None when text and pictures do not make so many.
         given: tokens of each given picture, as the host says; None when it does not."""
         own = self.tokens(call.latent_size)
+        if self.order == "picture, text":
+            end = own + call.context + call.behind
+            is_all = tokens == end
+            return TokenSequence(slice(own, end), slice(0, own), (), end) if is_all else None
         if self.order == "text, picture, padding":
             if call.given.sizes:
                 return self._omni(call, tokens, own)
@@ -54,6 +58,19 @@ class TokenOrder:
             if tokens == sequence.end:
                 return sequence
         return None
+
+    def read_apart(
+        self, call: CallSize, queries: int, keys: int, is_second: bool
+    ) -> TokenSequence | None:
+        """The same of an attention of the picture by itself, or to the text. queries, keys: how
+        many tokens ask and are asked; is_second: whether the picture has looked at itself already,
+        which tells where text and picture have as many."""
+        own = self.tokens(call.latent_size)
+        if queries != own or keys not in (own, call.context):
+            return None
+        if keys == call.context and (keys != own or is_second):
+            return TokenSequence(slice(0, keys), slice(0, 0), (), keys)
+        return TokenSequence(slice(0, 0), slice(0, own), (), own)
 
     def _given(self, call: CallSize, given: Sequence[int] | None) -> list[Sequence[int]]:
         """What may be the tokens of the given pictures: older hosts do not say, and some models
@@ -97,12 +114,17 @@ class TokenOrder:
 class TokenSequence:
     """Where a joint attention has its tokens. text: of the prompt, padding included; image: of the
     picture that is being made; references: of the pictures that are given; end: how many there
-    are."""
+    are. Where the picture looks at the text apart, one of the two is empty."""
 
     text: slice
     image: slice
     references: tuple[slice, ...]
     end: int
+
+    @property
+    def is_text(self) -> bool:
+        """Whether no key is the picture's, whose tokens ask."""
+        return bool(self.image.start == self.image.stop)
 
     @classmethod
     def after(cls, text: int, own: int, given: Sequence[int] = ()) -> TokenSequence:
