@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,11 +237,14 @@ class ConceptLoraRun:
         if share is None or not call.strengths[lora]:
             return None
         is_conv = bool(layer.adapter.is_conv)
-        tokens = 1 if is_conv or x.ndim < 3 else x.shape[1]
-        if not is_conv and tokens <= _FEW_TOKENS:
-            return share.new_ones(()) if lora.lora.is_global else None
+        # Some layers have a picture's time, of one, rows and columns apart.
+        tokens = 1 if is_conv or x.ndim < 3 else math.prod(x.shape[1:-1])
         rows = len(call.conds) * call.batch
-        is_known = rows == x.shape[0] and (output.ndim >= 4 if is_conv else x.ndim == 3)
+        # A mixture of experts has each of its layers see tokens of all rows, picked out.
+        is_picked = not is_conv and x.ndim == 2 and x.shape[0] > rows
+        if not is_conv and tokens <= _FEW_TOKENS and not is_picked:
+            return share.new_ones(()) if lora.lora.is_global else None
+        is_known = rows == x.shape[0] and (output.ndim >= 4 if is_conv else x.ndim in (3, 5))
         if is_conv:
             key: tuple[Any, ...] = (lora.concept, *output.shape[-2:])
             where = LayerTokens((0, 0), (0, 0), (output.shape[-2], output.shape[-1]))
@@ -263,7 +267,7 @@ class ConceptLoraRun:
         if weight is None:
             return None
         if not is_conv:
-            return weight[..., None]
+            return weight.reshape(*weight.shape[:1], *x.shape[1:-1], 1)
         # Latents with a time, of one, have it before rows and columns.
         return weight.reshape(weight.shape[0], *[1] * (output.ndim - 3), *weight.shape[1:])
 

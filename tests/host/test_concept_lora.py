@@ -329,7 +329,51 @@ def test_pictures_that_stand_before_the_one_that_is_made_are_left_alone() -> Non
     assert backbone.tokens_of("x_embedder", 64, call) is None
 
 
-@pytest.mark.parametrize("network", ["flux2", "qwen", "zimage", "lumina2", "sd3", "krea2"])
+def test_text_of_several_encoders_is_where_all_of_it_is() -> None:
+    """What sees the tokens of one encoder alone, or an expert's, is left alone."""
+    backbone = backbone_of(dits.random_transformer("hidream"))
+    call = CallSize((16, 16), 20, behind=44)
+    double, single = "double_stream_blocks.0.block.", "single_stream_blocks.0.block."
+    text = LayerTokens((0, 64), (0, 0), (0, 0))
+    assert backbone.tokens_of(f"{double}attn1.to_k_t", 64, call) == text
+    assert backbone.tokens_of(f"{double}ff_t.w1", 64, call) == text
+    image = LayerTokens((0, 0), (0, 64), (8, 8))
+    assert backbone.tokens_of(f"{double}attn1.to_k", 64, call) == image
+    both = LayerTokens((64, 128), (0, 64), (8, 8))
+    assert backbone.tokens_of(f"{single}attn1.to_k", 128, call) == both
+    assert backbone.tokens_of("caption_projection.0", 20, call) is None
+    assert backbone.places_in_text((3, 25, 47), 20, 64) == [3, 25, 47]
+
+
+ANIMA_LAYERS = (
+    "x_embedder.proj.1",
+    "blocks.0.self_attn.q_proj",
+    "blocks.0.cross_attn.q_proj",
+    "blocks.1.cross_attn.v_proj",
+    "blocks.1.mlp.layer1",
+    "final_layer.linear",
+)
+
+
+def test_layers_that_have_rows_and_columns_apart_take_it_as_all_others() -> None:
+    model = dits.random_transformer("anima")
+    lora = random_lora(model, ANIMA_LAYERS)
+    everywhere = concept(lora, target_region=EVERYWHERE, text="all")
+    patched, positive = applied("anima", model, everywhere)
+    samples = drawn("anima", patched, positive, steps=1)
+    expected = drawn("anima", merged(model, lora, 1.0), positive, steps=1)
+    assert (samples - expected).abs().max() <= 1e-5 * expected.abs().max()
+    left, positive = applied("anima", model, concept(lora, target_region=LEFT, text="none"))
+    assert not torch.equal(drawn("anima", left, positive, steps=1), expected)
+
+
+OUTSIDE = ("txtfusion", "llm_adapter", "experts.", "caption_projection")
+"""Layers of the text before it is a prompt's context, and of tokens that a gate picks out."""
+
+
+@pytest.mark.parametrize(
+    "network", ["flux2", "qwen", "zimage", "lumina2", "sd3", "krea2", "anima", "hidream"]
+)
 def test_other_transformers_know_where_their_tokens_are(
     network: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -337,7 +381,9 @@ def test_other_transformers_know_where_their_tokens_are(
     layers = [
         name
         for name, module in model.model.diffusion_model.named_modules()
-        if isinstance(module, nn.Linear) and module.weight.ndim == 2 and "txtfusion" not in name
+        if isinstance(module, nn.Linear)
+        and module.weight.ndim == 2
+        and not any(part in name for part in OUTSIDE)
     ]
     lora = random_lora(model, layers, size=0.02)
     patched, positive = applied(network, model, concept(lora, target_region=EVERYWHERE, text="all"))
@@ -345,6 +391,12 @@ def test_other_transformers_know_where_their_tokens_are(
     assert samples.isfinite().all()
     assert not torch.equal(samples, drawn(network, model, positive, steps=1))
     assert "it is not known where the tokens" not in caplog.text
+    if network == "hidream":
+        experts = random_lora(model, ["double_stream_blocks.0.block.ff_i.experts.0.w1"])
+        alone = concept(experts, target_region=EVERYWHERE, text="all", global_layers=True)
+        patched, positive = applied(network, model, alone)
+        drawn(network, patched, positive, steps=1)
+        assert "such as diffusion_model.double_stream_blocks.0.block.ff_i.experts" in caplog.text
 
 
 @pytest.mark.parametrize(
