@@ -99,6 +99,7 @@ GROWTH = {
     "MagiCaptureSubject": 224,
     "MagiCaptureTrain": 400,
     "MagicCorrespondenceMap": 470,
+    "MagicEditRegions": 320,
     "MagicFaceApply": 330,
     "MagicFaceConcept": 268,
     "MagicSemanticLayout": 244,

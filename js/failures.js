@@ -15,7 +15,12 @@ const FOLDER =
     .at(-2) ?? "";
 /** The folders of our source; others in the pack's folder, such as .venv, hold everybody's. */
 const SOURCE = ["demo", "host", "magic", "nodes"];
-const PATCHING = new Set(["MagicFaceApply", "MagicSemanticLayout", "MagicAttentionMap"]);
+const PATCHING = new Set([
+  "MagicFaceApply",
+  "MagicEditRegions",
+  "MagicSemanticLayout",
+  "MagicAttentionMap",
+]);
 /** What a node's own check is called by the host, with what comes before its sentence. */
 const CHECKS = new Map([
   ["custom_validation_failed", /^\w+ - /],

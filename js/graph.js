@@ -167,26 +167,40 @@ export function textOf(node, name, outer = outerOf(node)) {
 }
 
 /**
- * The phrases of the concepts that flow into a node, in the server's order; null when that is not
+ * Nodes that hang together by one input, each with a phrase of its own.
+ *
+ * type: of the nodes; input: their name for those before, and that of the node at the end for all.
+ *
+ * @typedef {{ type: string, input: string }} Chain
+ */
+
+/** @type {Chain} */
+export const CONCEPTS = { type: "MagicFaceConcept", input: "concepts" };
+/** @type {Chain} */
+export const EDIT_REFERENCES = { type: "MagicEditReference", input: "references" };
+
+/**
+ * The phrases of the chain that flows into a node, in the server's order; null when that is not
  * known yet.
  *
  * @param {GraphNode} node
- * @param {string} [input]
+ * @param {Chain} chain
  * @param {GraphNode | null} [outer] stands for the subgraph that the node is in
+ * @param {string} [input] of the node
  * @returns {string[] | null}
  */
-export function conceptPhrases(node, input = "concepts", outer = outerOf(node)) {
+export function phrasesOf(node, chain, outer = outerOf(node), input = chain.input) {
   if (!isLinked(node, input)) return [];
   const outside = outsideName(node, input);
-  if (outside) return outer && conceptPhrases(outer, outside);
+  if (outside) return outer && phrasesOf(outer, chain, undefined, outside);
   const source = sourceOf(node, input);
   if (!source) return null;
   // Nothing comes out of it, as if it were not connected.
   if (source.mode === MUTED) return [];
   const around = source.graph === node.graph ? outer : outerOf(source);
-  const before = conceptPhrases(source, "concepts", around);
+  const before = phrasesOf(source, chain, around);
   if (source.mode === BYPASSED || before === null) return before;
-  if (source.type !== "MagicFaceConcept") return null;
+  if (source.type !== chain.type) return null;
   const phrase = textOf(source, "phrase", around);
   return phrase === null ? null : [...before, phrase.trim()];
 }

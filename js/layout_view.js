@@ -154,7 +154,7 @@ export class LayoutView {
     this.run = run;
     const { phrases, references } = run;
     if (!phrases.length) {
-      const words = element("p", { role: "status" }, "No concepts in this run.");
+      const words = element("p", { role: "status" }, "No phrases in this run.");
       this.content.replaceChildren(this.help.content, words);
       return;
     }

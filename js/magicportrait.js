@@ -13,7 +13,7 @@ import { ConceptView, linkStrengths, offerToMaskEditor } from "./concept_view.js
 import { CorrespondenceView } from "./correspondence_view.js";
 import { element } from "./elements.js";
 import { complaintOf, learnType, stopWaiting, tellFailure, watchQueueing } from "./failures.js";
-import { conceptPhrases, findNode, openNodes, textOf } from "./graph.js";
+import { CONCEPTS, EDIT_REFERENCES, findNode, openNodes, phrasesOf, textOf } from "./graph.js";
 import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
 import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
@@ -28,7 +28,13 @@ import { TrainingRun, TrainingView } from "./training_view.js";
  */
 const PROMPTS = {
   MagicFaceApply: (node, outer) => ({
-    phrases: conceptPhrases(node, "concepts", outer),
+    phrases: phrasesOf(node, CONCEPTS, outer),
+    prompt: textOf(node, "prompt", outer),
+    complaint: complaintOf(node),
+  }),
+  MagicEditRegions: (node, outer) => ({
+    // One without a phrase is for all of the picture.
+    phrases: phrasesOf(node, EDIT_REFERENCES, outer)?.filter(Boolean) ?? null,
     prompt: textOf(node, "prompt", outer),
     complaint: complaintOf(node),
   }),
@@ -39,8 +45,6 @@ const PROMPTS = {
   }),
 };
 
-const CONCEPT = "MagicFaceConcept";
-
 /**
  * Which view belongs to which node.
  *
@@ -48,6 +52,7 @@ const CONCEPT = "MagicFaceConcept";
  */
 const VIEWS = {
   MagicFaceApply: LayoutView,
+  MagicEditRegions: LayoutView,
   MagicSemanticLayout: LayoutView,
   MagicStyleInvert: CompareView,
   MagicCorrespondenceMap: CorrespondenceView,
@@ -273,13 +278,13 @@ app.registerExtension({
     const { name, input } = data;
     // The host puts its button for uploads on required inputs only.
     const picture = input?.optional?.picture;
-    if (name !== CONCEPT || !input?.optional || !Array.isArray(picture)) return;
+    if (name !== CONCEPTS.type || !input?.optional || !Array.isArray(picture)) return;
     input.optional.upload = ["IMAGEUPLOAD", { ...picture[1], imageInputName: "picture" }];
   },
   nodeCreated(node) {
     const readPrompt = PROMPTS[classOf(node)];
     if (readPrompt) views.set(node, new LayoutView(node, readPrompt));
-    if (classOf(node) !== CONCEPT) return;
+    if (classOf(node) !== CONCEPTS.type) return;
     linkStrengths(node);
     offerToMaskEditor(node);
     views.set(node, new ConceptView(node));

@@ -12,6 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.layout.patch import LayoutPatch
 from ..host.layout.record import LayoutRecord
+from ..host.page.live_layout import LayoutView, no_layout_on_page
 from ..host.sampling.backbone import edit_model_of
 from ..host.sampling.range import SamplingRange
 from ..host.systems.edit_regions import (
@@ -31,6 +32,7 @@ from .declare import (
     Layout,
     advanced,
     layers_input,
+    node_id,
     schema,
     span_inputs,
 )
@@ -269,6 +271,7 @@ class MagicEditRegions(Node):
                     ),
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -315,6 +318,7 @@ class MagicEditRegions(Node):
             ca_scale=ca_scale or automatic_ca_scale(len(tagged.phrases)),
             record=record,
             targets=concepts.targets[: len(tagged.phrases)],
+            observers=(LayoutView(node_id(cls), tagged.phrases),) if tagged.phrases else (),
         )
         patch = EditRegionsPatch(
             layout=layout,
@@ -331,4 +335,5 @@ class MagicEditRegions(Node):
         if tagged.phrases:
             return io.NodeOutput(patched, tagged.conditioning, record)
         # There is no layout of nothing: what is connected to it does not run.
-        return io.NodeOutput(patched, tagged.conditioning, ExecutionBlocker(None))
+        nothing = ExecutionBlocker(None)
+        return io.NodeOutput(patched, tagged.conditioning, nothing, ui=no_layout_on_page())

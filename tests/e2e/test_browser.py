@@ -46,6 +46,11 @@ PHRASES = (
     "() => app.graph.nodes.filter(node => node.type == 'MagicFaceConcept').map(node =>"
     " node.widgets[0].value)"
 )
+EDIT_PHRASES = PHRASES.replace("MagicFaceConcept", "MagicEditReference")
+FIRST_WITHOUT_PHRASE = (
+    "() => { app.graph.nodes.find(node => node.type == 'MagicEditReference').widgets[0].value = ''"
+    " }"
+)
 MODULE = f"import('/extensions/{PACK_NAME}/{{}}.js')"
 FIND = f"""async cases => {{
     const {{ findPhrases }} = await {MODULE.format("phrases")};
@@ -322,6 +327,34 @@ def test_a_layout_waits_for_the_workflow_that_was_queued(frontend: Frontend) -> 
 
     frontend.load(queued)
     assert layouts.count() == 1
+    assert frontend.complaints_about_us() == []
+
+
+def test_edit_regions_underlines_its_phrases_and_shows_its_layout(frontend: Frontend) -> None:
+    frontend.load(workflow_files.read("MagicFace-Qwen-Image-Edit-regions"))
+    page, view = frontend.page, frontend.view("MagicEditRegions")
+    phrases = page.evaluate(EDIT_PHRASES)
+    # The prompt has them in this order too, and says 'the man' once more.
+    assert view.locator("mark").all_inner_texts() == ["woman", "man", "man", "hat"]
+    assert view.get_by_role("alert").count() == 0
+    about = {
+        "node": page.evaluate(ID_OF, "MagicEditRegions"),
+        "sampler": page.evaluate(ID_OF, "KSampler"),
+    }
+
+    run = {**about, "steps": STEPS, "phrases": phrases, "references": []}
+    frontend.send("magicportrait.run", run)
+    frontend.send(
+        "magicportrait.layout", {**about, "layouts": {"0": [png((2, 2))]}, "done": False}
+    )
+
+    assert view.locator(".magic-legend li").all_inner_texts() == phrases == ["woman", "man", "hat"]
+    assert view.locator(".magic-layout").count() == 1
+    frontend.screenshot("edit_regions")
+    page.evaluate(FIRST_WITHOUT_PHRASE)
+    page.evaluate("() => document.dispatchEvent(new Event('input'))")
+    page.wait_for_function("() => document.querySelectorAll('.magic-prompt mark').length == 3")
+    assert view.get_by_role("alert").count() == 0
     assert frontend.complaints_about_us() == []
 
 

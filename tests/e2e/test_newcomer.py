@@ -417,13 +417,13 @@ def test_a_run_without_concepts_shows_no_layout_of_the_run_before(screen: Fronte
     page.evaluate(MODE, ["MagicFaceConcept", 0, BYPASSED])
     screen.queue()
 
-    view.get_by_text("No concepts in this run").wait_for(state="attached", timeout=300_000)
+    view.get_by_text("No phrases in this run").wait_for(state="attached", timeout=300_000)
     for left in (".magic-legend", ".magic-stage", ".magic-references", "[aria-label='step']"):
         assert view.locator(left).count() == 0
     page.reload(wait_until="domcontentloaded")
     page.wait_for_function(READY, timeout=60_000)
     screen.load(workflow)
-    view.get_by_text("No concepts in this run").wait_for(state="attached", timeout=30_000)
+    view.get_by_text("No phrases in this run").wait_for(state="attached", timeout=30_000)
     assert screen.complaints_about_us() == []
 
 

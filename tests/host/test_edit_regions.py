@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from magicportrait.host.page import live_layout
 from magicportrait.host.sampling.backbone import edit_model_of
 from magicportrait.host.sampling.patch import patches_of
 from magicportrait.host.systems import edit_regions
+from magicportrait.nodes import edit
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.edit import MagicEditReference, MagicEditRegions
 from magicportrait.nodes.layout import MagicLayoutMasks
@@ -546,3 +548,28 @@ def test_magicface_says_what_takes_no_pictures():
             concepts(),
             **{**defaults_of(MagicFaceApply), "prompt": PROMPT, "references": "in the sequence"},
         )
+
+
+def test_a_page_is_shown_the_layout_while_it_samples(monkeypatch):
+    model, clip = dits.random_transformer("flux"), random_clip_of("flux")
+    events: list[tuple[str, dict[str, Any]]] = []
+    server = SimpleNamespace(prompt_queue=SimpleNamespace(currently_running={}))
+    page = SimpleNamespace(server=server, send=lambda event, data: events.append((event, data)))
+    monkeypatch.setattr(live_layout, "listening_page", lambda: page)
+    monkeypatch.setattr(edit, "node_id", lambda node: "7")
+    chained = references({"phrase": ""}, {"phrase": "hat"}, {"phrase": "striped scarf"})
+    settings = {"clip": clip, "prompt": PROMPT}
+    patched, conditioning, _ = apply(model, pictured("flux", 3), chained, **settings)
+    sample("flux", patched, conditioning, encode("flux", NEGATIVE), sigmas=(1.0, 0.5, 0.0))
+    (_, run), *layouts = events
+    assert (run["node"], run["phrases"], run["steps"]) == ("7", ["hat", "striped scarf"], 2)
+    assert sorted(step for _, data in layouts for step in data["layouts"]) == ["0", "1"]
+
+    events.clear()
+    monkeypatch.setattr(live_layout, "output_on_page", lambda page, name, value: {name: value})
+    painted = references({"target_region": regions("flux")[0]}, {})
+    settings = defaults_of(MagicEditRegions)
+    output = MagicEditRegions.execute(model, pictured("flux"), painted, **settings)
+    assert output.ui == {"magic_no_layout": [True]}
+    sample("flux", *output.args[:2], encode("flux", NEGATIVE), sigmas=(1.0, 0.5, 0.0))
+    assert events == []
