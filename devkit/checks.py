@@ -251,7 +251,7 @@ def pytest_step(
     behind: bool = False,
 ) -> Step:
     environment = {"COMFYUI_PATH": str(host)} if host else {}
-    command = (python, "-m", "pytest", *arguments, *(IN_PROCESSES if behind else ()))
+    command = (python, "-m", "pytest", *(IN_PROCESSES if behind else ()), *arguments)
     return Step(name, command, environment, is_pytest=True, behind=behind)
 
 
