@@ -344,9 +344,7 @@ def test_edit_regions_underlines_its_phrases_and_shows_its_layout(frontend: Fron
 
     run = {**about, "steps": STEPS, "phrases": phrases, "references": []}
     frontend.send("magicportrait.run", run)
-    frontend.send(
-        "magicportrait.layout", {**about, "layouts": {"0": [png((2, 2))]}, "done": False}
-    )
+    frontend.send("magicportrait.layout", {**about, "layouts": {"0": [png((2, 2))]}, "done": False})
 
     assert view.locator(".magic-legend li").all_inner_texts() == phrases == ["woman", "man", "hat"]
     assert view.locator(".magic-layout").count() == 1
