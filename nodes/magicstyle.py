@@ -51,7 +51,7 @@ _LAYERS_TOOLTIP = (
     " 'o6-11'. On the toy checkpoint these three come out alike. In transformers 'decoder' and"
     " 'fine' are the later blocks; 'early', 'middle', 'late', or blocks such as 's0-37'."
 )
-_PLACEMENTS: tuple[Placement, ...] = ("attenuated", "same", "aside", "index")
+PLACEMENTS: tuple[Placement, ...] = ("attenuated", "same", "aside", "index")
 """Of those that there are: a style has no region. The first keeps most of the structure at equal
 style (docs/magicstyle_flow.md)."""
 
@@ -67,7 +67,7 @@ def _patch(
     fuses_negative: bool,
     is_kept: bool,
     bands: BandStarts | None = None,
-    placement: Placement = _PLACEMENTS[0],
+    placement: Placement = PLACEMENTS[0],
 ) -> MagicStylePatch:
     """ValueError when content, styles and model do not belong together."""
     content.check_model(model, "the content")
@@ -75,11 +75,7 @@ def _patch(
         name = f"style {number}"
         style.inversion.check_model(model, name)
         style.inversion.check_sigmas(content.sigmas.tolist(), name)
-        if style.inversion.batch != 1:
-            raise ValueError(
-                f"{name} holds {style.inversion.batch} pictures: invert one at a time and chain"
-                " MagicStyle Reference nodes"
-            )
+        style.inversion.check_single(name)
     backbone = backbone_of(model)
     return MagicStylePatch(
         content=content,
@@ -343,9 +339,9 @@ class MagicStyleApply(Node):
                 advanced(
                     io.Combo.Input(
                         "positions",
-                        options=[str(name) for name in _PLACEMENTS],
+                        options=[str(name) for name in PLACEMENTS],
                         optional=True,
-                        default=_PLACEMENTS[0],
+                        default=PLACEMENTS[0],
                         tooltip=(
                             "Transformers only: where the style's picture lies to the content's."
                             " 'attenuated': on it, but content counts more than place, which keeps"
@@ -392,7 +388,7 @@ class MagicStyleApply(Node):
         fuse_negative: bool,
         keep_features: str,
         reference_passes: str = EVERY_STEP,
-        positions: Any = _PLACEMENTS[0],
+        positions: Any = PLACEMENTS[0],
     ) -> io.NodeOutput:
         check_ranges(
             cls,

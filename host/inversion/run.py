@@ -90,6 +90,14 @@ class Inversion:
                 " the same LoRAs, to both nodes"
             )
 
+    def check_single(self, name: str) -> None:
+        """ValueError when it is that of several pictures."""
+        if self.batch != 1:
+            raise ValueError(
+                f"{name} holds {self.batch} pictures: invert one at a time and chain MagicStyle"
+                " Reference nodes"
+            )
+
     def check_sigmas(self, sigmas: Sequence[float], name: str) -> None:
         """ValueError when a sampling run uses sigmas that the inversion does not have."""
         own = self.sigmas.tolist()

@@ -69,7 +69,7 @@ def prepare_references(
                 if concept.mask is None
                 else concept.mask[i if concept.mask.shape[0] > 1 else 0]
             )
-            latent = vae.encode(_fitted(image[None], backbone))
+            latent = vae.encode(fitted(image[None], backbone))
             references.append(
                 Reference(index, latent, mask, strength, conditionings[prompt], cells)
             )
@@ -114,7 +114,9 @@ def advise(references: Sequence[Reference], backbone: Backbone, inject_at: float
         )
 
 
-def _fitted(image: Tensor, backbone: Backbone) -> Tensor:  # 1 H W 3
+def fitted(image: Tensor, backbone: Backbone) -> Tensor:
+    """A picture (1 H W 3) at a size at which the model sees references: at most its own area,
+    sides in whole latent pixels."""
     height, width = image.shape[1:3]
     scale = min(1.0, backbone.native_side / math.sqrt(height * width))
     return scaled(image, max(scale, _MINIMUM_SIDE / min(height, width)), backbone.pixels)

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,14 +27,7 @@ from ...magic.feature_fusion import (
 from ...magic.positions import Placement
 from ...magic.reference_passes import BandStarts
 from ..inversion.run import Inversion
-from ..inversion.start import (
-    InvertedNoise,
-    as_latent,
-    begun,
-    is_lost,
-    taken_in,
-    takes_latent_as_it_is,
-)
+from ..inversion.start import InvertedNoise
 from ..sampling.backbone import Backbone, LayerKey, LayerView
 from ..sampling.feature_store import FeatureStore
 from ..sampling.features import FeatureBank, StepFeatures
@@ -43,7 +36,9 @@ from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
 from ..sampling.range import SamplingRange, noise_bands
 from ..sampling.reference_memory import check_kept_room, make_room
 from ..sampling.reference_pass import ReferencePass
+from ..sampling.references import ReferenceImage
 from ..sampling.rows import rows_of_roles
+from .inverted_start import InvertedStart
 from .placement import PlacedPictures
 
 
@@ -130,83 +125,27 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
         shares = self.shares((first.shape[-2], first.shape[-1]))
         return adapt_statistics(first, styles, shares, self.adain)
 
+    @property
+    def _start(self) -> InvertedStart:
+        return InvertedStart(
+            self.content,
+            self.start_latent(),
+            self.backbone.pixels,
+            "MagicStyle Apply",
+            "say where a style acts by the mask of MagicStyle Reference",
+        )
+
     def start_samples(self, model: Any) -> Tensor:
         """The same as the samples of a LATENT."""
-        return as_latent(model, self.start_latent(), float(self.content.sigmas[0]))
+        return self._start.samples(model)
 
     def start_noise(self, model: Any) -> InvertedNoise:
         """The same as a NOISE."""
-        return InvertedNoise.of(model, self.start_latent(), float(self.content.sigmas[0]))
+        return self._start.noise(model)
 
     def open_run(self, start: SamplingStart) -> MagicStyleRun:
-        self._check_beginning(start)
-        if start.is_masked:
-            raise ValueError(
-                "the LATENT has a noise mask, but MagicStyle draws all of the picture anew: leave"
-                " the mask out, and say where a style acts by the mask of MagicStyle Reference"
-            )
-        self.content.check_sigmas(start.sigmas, "the content")
-        self._check_size(start.shape)
-        self._check_first_sigma(start)
+        self._start.check(start)
         return MagicStyleRun(self, start)
-
-    def _check_beginning(self, start: SamplingStart) -> None:
-        """ValueError when the host does not begin with the start, but with what it makes of it."""
-        sampling, sigma = start.model_sampling, start.sigmas[0]
-        if start.adds_noise:
-            if not self._is_ours(start):
-                raise ValueError(
-                    "the sampler adds noise, but the LATENT of MagicStyle Apply is noise already:"
-                    " turn add_noise off (SamplerCustom), or connect the NOISE of MagicStyle Apply,"
-                    " or DisableNoise (SamplerCustomAdvanced)"
-                )
-        elif is_lost(sampling, sigma) and not takes_latent_as_it_is(start.sampler):
-            raise ValueError(
-                f"the sampler begins at sigma {sigma:.3f} of a flow model, where the host leaves"
-                " nothing of a LATENT without added noise: connect the SAMPLER of MagicStyle"
-                " Invert, or with SamplerCustomAdvanced the NOISE of MagicStyle Apply"
-            )
-
-    def _is_ours(self, start: SamplingStart) -> bool:
-        """Whether what the sampler adds noise to becomes the start."""
-        expected, sigma = self.start_latent(), start.sigmas[0]
-        latent = start.latent.to(expected)
-        if latent.shape[1:] != expected.shape[1:]:
-            return False
-        latent = taken_in(start.guider.model_patcher.get_model_object("latent_format"), latent)
-        x = begun(start.model_sampling, sigma, start.noise.to(expected), latent)
-        if expected.shape[0] not in (1, x.shape[0]):
-            return False
-        return torch.allclose(x, expected.expand_as(x), rtol=1e-3, atol=1e-3 * sigma)
-
-    def _check_size(self, shape: Sequence[int]) -> None:
-        expected, pixels = self.content.latents.shape[1:], self.backbone.pixels
-        if tuple(shape[1:]) != tuple(expected[1:]):
-            inverted, sampled = (
-                f"{size[-1] * pixels}x{size[-2] * pixels}" for size in (expected, shape)
-            )
-            raise ValueError(
-                f"the content was inverted at {inverted}, the sampler runs at {sampled}: connect"
-                " the LATENT output of MagicStyle Apply to the sampler"
-            )
-        if expected[0] not in (1, shape[0]):
-            raise ValueError(
-                f"the content holds {expected[0]} pictures, the sampler runs {shape[0]}: use a"
-                " batch of the same size"
-            )
-
-    def _check_first_sigma(self, start: SamplingStart) -> None:
-        """A run may go on from another one, but not begin late with what the first one needs."""
-        first, begins = float(self.content.sigmas[0]), start.sigmas[0]
-        if begins >= first * (1 - 1e-3):
-            return
-        noise = self.start_samples(start.guider.model_patcher)
-        if torch.allclose(noise, start.latent.to(noise), rtol=1e-3, atol=1e-3 * first):
-            raise ValueError(
-                f"the sampler starts at sigma {begins:.3f}, but the LATENT of MagicStyle Apply is"
-                f" the noise of sigma {first:.3f}: connect all of the SIGMAS of MagicStyle Invert"
-                " (no SplitSigmas before the first sampler, no denoise below 1)"
-            )
 
 
 class MagicStyleRun(PatchRun):
@@ -219,7 +158,7 @@ class MagicStyleRun(PatchRun):
         styles = [InvertedPicture(style.inversion, 0) for style in patch.styles]
         pictures = [*contents, *styles]
         self._places = PlacedPictures(patch.placement, patch.backbone, contents, styles)
-        self._bytes, self._has_room = _feature_bytes(pictures, patch), False
+        self._bytes, self._has_room = feature_bytes(pictures, patch.backbone, patch.blocks), False
         if patch.kept is not None and self._bytes:
             check_kept_room(self._bytes, start.steps)
         references = ReferencePass(pictures, Trajectories(pictures), patch.backbone, patch.blocks)
@@ -229,7 +168,7 @@ class MagicStyleRun(PatchRun):
             patch.blocks,
             references,
             patch.kept,
-            _PictureFeatures,
+            PictureFeatures,
             None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
         )
         self._rows: frozenset[Any] | None = None
@@ -287,15 +226,11 @@ class MagicStyleRun(PatchRun):
         """The `Rule`: feature fusion attention, picture by picture."""
         self.has_reached = True
         features = bank[view.layer]
-        if view.grid != features[0].grid:
-            inverted, drawn = (f"{grid[1]}x{grid[0]}" for grid in (features[0].grid, view.grid))
-            raise ValueError(
-                f"layer {view.layer[0]}: the content has {inverted} tokens, this call {drawn}."
-                " MagicStyle needs the whole picture at once: use ConditioningSetMask, not areas,"
-                " and no node that changes the size"
-            )
+        check_same_grid(view, features[0].grid, "MagicStyle")
         groups = self._groups_of(view.grid, view.q.device)
-        contents, styles = self._places.placed([_cast(one, view.q) for one in features], view)
+        contents, styles = self._places.placed(
+            [cast_features(one, view.q) for one in features], view
+        )
         out = torch.empty_like(view.q)
         for image in range(view.q.shape[0]):
             one = slice(image, image + 1)
@@ -313,18 +248,11 @@ class MagicStyleRun(PatchRun):
 
     def _groups_of(self, grid: tuple[int, int], device: torch.device) -> list[StyledTokens]:
         if grid not in self._groups:
-            self._groups[grid] = [
-                StyledTokens(
-                    group.style,
-                    None if group.index is None else group.index.to(device),
-                    group.share.to(device),
-                )
-                for group in styled_tokens(self._patch.shares(grid))
-            ]
+            self._groups[grid] = groups_on(styled_tokens(self._patch.shares(grid)), device)
         return self._groups[grid]
 
 
-class _PictureFeatures:
+class PictureFeatures:
     """Gathers what each layer saw in each picture: the contents first, then the styles."""
 
     def __init__(self) -> None:
@@ -343,18 +271,45 @@ class _PictureFeatures:
         }
 
 
-def _feature_bytes(pictures: Sequence[InvertedPicture], patch: MagicStylePatch) -> int:
+def feature_bytes(
+    pictures: Sequence[ReferenceImage], backbone: Backbone, blocks: Collection[Block]
+) -> int:
     """Of the queries, keys and values of all pictures in one step; 0 for models of which that is
     not known."""
     tokens = sum(
         layer.depth * math.prod(-(-side // layer.downscale) for side in picture.latent.shape[-2:])
         for picture in pictures
-        for layer in patch.backbone.layers
-        if layer.block in patch.blocks
+        for layer in backbone.layers
+        if layer.block in blocks
     )
-    # `feature_bytes` is that of a key and a value.
-    return tokens * patch.backbone.feature_bytes * 3 // 2
+    # `Backbone.feature_bytes` is that of a key and a value.
+    return tokens * backbone.feature_bytes * 3 // 2
 
 
-def _cast(features: Features, like: Tensor) -> Features:
+def check_same_grid(view: LayerView, inverted: tuple[int, int], node: str) -> None:
+    """ValueError when a model call shows another part of the picture than was inverted. inverted:
+    rows and columns of tokens; node: who needs it."""
+    if view.grid != inverted:
+        was, drawn = (f"{grid[1]}x{grid[0]}" for grid in (inverted, view.grid))
+        raise ValueError(
+            f"layer {view.layer[0]}: the content has {was} tokens, this call {drawn}."
+            f" {node} needs the whole picture at once: use ConditioningSetMask, not areas,"
+            " and no node that changes the size"
+        )
+
+
+def groups_on(groups: Sequence[StyledTokens], device: torch.device) -> list[StyledTokens]:
+    """The rules of a token grid where its tokens are."""
+    return [
+        StyledTokens(
+            group.style,
+            None if group.index is None else group.index.to(device),
+            group.share.to(device),
+        )
+        for group in groups
+    ]
+
+
+def cast_features(features: Features, like: Tensor) -> Features:
+    """In the type and on the device of what a layer has now."""
     return Features(features.q.to(like), features.k.to(like), features.v.to(like), features.grid)

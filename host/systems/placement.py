@@ -211,3 +211,19 @@ class PlacedPictures:
         if bool(angles.any()):
             keys = Turn.by(angles, device)
         return _Move(unturn, turn, keys)
+
+
+def beside_itself(
+    features: Features, placement: Placement, backbone: Backbone, view: LayerView
+) -> Features:
+    """What a layer sees of a picture that is being made, as others of its batch are to meet it:
+    its keys lie where the placement puts them to a picture of the same size."""
+    picture, rotary = view.coordinates, backbone.rotary
+    if picture is None or rotary is None:
+        return features
+    place = ReferencePlace(placement, index_step=backbone.index_step)
+    angles = place.angles(rotary, picture, picture)
+    if not bool(angles.any()):
+        return features
+    turn = Turn.by(angles, view.k.device)
+    return dataclasses.replace(features, k=turned(features.k, turn, rotary.pairing, view.heads))

@@ -324,7 +324,9 @@ def test_what_a_step_takes_is_counted():
     known, rows = backbone("flux"), (SIZE[0] // 2) * (SIZE[1] // 2)
     pictures = [magicstyle.InvertedPicture(inverted("flux")[0], 0)] * 2
     of_layer = 2 * rows * 3 * 64 * 4
-    assert magicstyle._feature_bytes(pictures, patch) == of_layer * len(known.layers)
+    assert magicstyle.feature_bytes(pictures, patch.backbone, patch.blocks) == of_layer * len(
+        known.layers
+    )
 
 
 # The start
