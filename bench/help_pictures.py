@@ -4,6 +4,7 @@ bench.help_pictures`"""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from devkit.pack import ROOT
 
@@ -44,6 +45,7 @@ from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.inversion import MagicStyleInvert
 from magicportrait.nodes.layout import MagicLayoutMasks
 from magicportrait.nodes.magicstyle import MagicStyleSampler
+from magicportrait.nodes.magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, refined
 from magicportrait.nodes.metrics import MagicCompareGrid
 from magicportrait.nodes.portrait_crop import MagicPortraitCrop, MagicPortraitPaste
@@ -157,6 +159,48 @@ def style(checkpoint: toy.Toy) -> list[Tensor]:
         ).args[1]
         pictures += [look, sample]
     return [picture[0] for picture in pictures]
+
+
+def new_style(checkpoint: toy.Toy) -> list[Tensor]:
+    """A prompt; a style and the prompt in it, twice; two of a batch that takes its first's look."""
+    prompt = checkpoint.encode_text(
+        "a smiling woman with light skin and red hair wearing a blue hat, pink background"
+    )
+    noise, options = checkpoint.noise([3]), defaults_of(MagicStyleNewPicture)
+    pictures = [checkpoint.decode(checkpoint.sample(checkpoint.model, prompt, noise))]
+    for look in (portrait_in("sketch"), portrait_in("pastel")):
+        given = {"image": look, "vae": checkpoint.vae, "clip": checkpoint.clip}
+        [model] = MagicStyleNewPicture.execute(model=checkpoint.model, **options, **given).args
+        pictures += [look, checkpoint.decode(checkpoint.sample(model, prompt, noise))]
+    return [picture[0] for picture in pictures]
+
+
+def edit(checkpoint: toy.Toy) -> list[Tensor]:
+    """A picture; another colour of its hat; the same with all else kept; what is kept."""
+    [portrait] = toy.held_out(1, lambda portrait: bool(portrait.hat and not portrait.glasses))
+    portrait = replace(portrait, style="cartoon")
+    rendering = portraits.render(portrait)
+    assert portrait.hat
+    asked = "green" if portrait.hat.colour != "green" else "yellow"
+    other = replace(portrait, hat=replace(portrait.hat, colour=asked))
+    was, words = (checkpoint.encode_text(portraits.caption(person)) for person in (portrait, other))
+    inverted, *_ = MagicStyleInvert.execute(
+        checkpoint.model,
+        **{**defaults_of(MagicStyleInvert), "measure": False, "cache_mb": 0},
+        image=toy.picture(rendering),
+        vae=checkpoint.vae,
+        clip=checkpoint.clip,
+        positive=was,
+    ).args
+    conds = {"positive": words, "negative": checkpoint.encode_text("")}
+    keep = 1 - toy.part_mask(rendering, "hat")
+    pictures = [toy.picture(rendering)[0]]
+    for given in ({}, {"keep": keep}):
+        options = {**defaults_of(MagicStyleEdit), **given}
+        model, start, _ = MagicStyleEdit.execute(checkpoint.model, inverted, **options).args
+        samples = resample_with(model, inverted, start["samples"], conds, 4.0, None)
+        pictures.append(checkpoint.decode(samples)[0])
+    return [*pictures, gray(keep[0])]
 
 
 def crop(checkpoint: toy.Toy) -> list[Tensor]:
@@ -321,6 +365,8 @@ PICTURES: dict[str, Callable[[toy.Toy], list[Tensor]]] = {
         compare,
         inversion,
         style,
+        new_style,
+        edit,
         crop,
         capture,
         restore,

@@ -29,6 +29,7 @@ from .magicapture import (
 )
 from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
 from .magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
+from .magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
 from .masks import MagicConceptMask, MagicMaskRefine
 from .metrics import MagicCompareGrid, MagicPortraitMetrics
 from .portrait_crop import MagicPortraitCrop, MagicPortraitPaste
@@ -73,6 +74,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicConceptLora,
     MagicConceptSave,
     MagicConceptLoad,
+    MagicStyleNewPicture,
+    MagicStyleEdit,
 )
 
 

@@ -1,0 +1,347 @@
+"""MagicStyle where a prompt leads: the look of a picture in a new one, and a picture edited by
+other words. Both are this pack's own; the paper has no such use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..host.inversion.inputs import empty_conditioning, encoded_picture
+from ..host.inversion.run import Inversion
+from ..host.sampling.backbone import Backbone, backbone_of
+from ..host.sampling.range import SamplingRange
+from ..host.sampling.references import fitted
+from ..host.systems.magicstyle import Style
+from ..host.systems.new_style import NewStylePatch, StylePicture
+from ..host.systems.prompt_edit import HOLDS, PromptEditPatch
+from ..magic.concepts import LEVELS
+from ..magic.pictures import picture_batch
+from .declare import (
+    InversionType,
+    NoiseType,
+    Styles,
+    advanced,
+    choice_complaint,
+    layers_input,
+    schema,
+    span_complaint,
+    span_inputs,
+)
+from .inputs import Node, check_ranges, check_texts, invert_input, painted_mask, refuse
+from .magicstyle import PLACEMENTS
+
+_CUSTOM = "custom"
+_WHAT_STAYS = "paint what must not change, or disconnect it to let everything change"
+
+
+class MagicStyleNewPicture(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicStyleNewPicture",
+            display_name="MagicStyle New Picture",
+            category="MagicPortrait/MagicStyle",
+            description=(
+                "Pictures drawn from a prompt take the look of a style picture; without one, all of"
+                " a batch take the look of its first. Between the model and any sampler: nothing is"
+                " inverted, nothing trained."
+            ),
+            search_aliases=[
+                "style reference",
+                "style aligned",
+                "stylealigned",
+                "visual style prompting",
+                "ip-adapter style",
+                "reference only",
+                "shared attention",
+                "consistent style",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="SD1.5, SD2.1, SDXL, or a transformer that the README lists."
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip=(
+                        "The style picture, of any size. Several share. Without image and styles,"
+                        " the pictures of a batch take the look of the first."
+                    ),
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="The VAE of the model. Needed with image."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "The text encoder of the model: gives image its empty prompt. Zeros without"
+                        " it; transformers need it."
+                    ),
+                ),
+                Styles.Input(
+                    "styles",
+                    optional=True,
+                    tooltip=(
+                        "Style pictures with a weight and a mask each: MagicStyle Reference. They"
+                        " come beside image, or in its place."
+                    ),
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[*(str(level) for level in LEVELS), _CUSTOM],
+                    default="normal",
+                    tooltip=(
+                        "How much style, in words that fit every model: subtle, normal and strong"
+                        " are a strength of 0, 1, 2 on UNets and of -3, -1.5, 0 on transformers"
+                        " (Flux, Z-Image, ...). 'custom' takes the number of strength."
+                    ),
+                ),
+                advanced(
+                    io.Float.Input(
+                        "strength",
+                        default=1.0,
+                        min=-10.0,
+                        max=10.0,
+                        step=0.05,
+                        tooltip=(
+                            "Custom: added to the logits of style tokens. Higher is more style, and"
+                            " more of what the style picture shows."
+                        ),
+                    )
+                ),
+                io.Float.Input(
+                    "colour",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip=(
+                        "How far the picture takes the style's mean colour and contrast. Lower it"
+                        " when colours of the prompt get lost."
+                    ),
+                ),
+                *span_inputs(
+                    "Share of sampling after which the style begins. Later leaves the composition"
+                    " to the prompt.",
+                    "Share of sampling after which the style ends and the model draws on alone.",
+                ),
+                layers_input(
+                    "decoder",
+                    "Where the style is seen: 'decoder', 'fine', 'all', or blocks such as 'o6-11'."
+                    " In transformers 'decoder' and 'fine' are the later blocks; 'early', 'middle',"
+                    " 'late', or blocks such as 's0-37'.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "positions",
+                        options=[str(name) for name in PLACEMENTS],
+                        default=PLACEMENTS[0],
+                        tooltip=(
+                            "Transformers only: where the style picture lies to the new one."
+                            " 'attenuated': on it, but content counts more than place. 'same': on"
+                            " it. 'aside': next to it. 'index': as another picture."
+                        ),
+                    )
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="The patched model.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        preset: str,
+        strength: float,
+        colour: float,
+        start: float,
+        end: float,
+        layers: str,
+        positions: Any,
+        image: torch.Tensor | None = None,
+        vae: Any = None,
+        clip: Any = None,
+        styles: tuple[Style, ...] = (),
+    ) -> io.NodeOutput:
+        check_ranges(cls, strength=strength, colour=colour, start=start, end=end)
+        refuse(choice_complaint("preset", preset, [*LEVELS, _CUSTOM]))
+        refuse(span_complaint(start, end))
+        check_texts(layers=layers)
+        backbone = backbone_of(model)
+        blocks = backbone.parse_layers(layers)
+        pictures = [_inverted(model, style, number) for number, style in enumerate(styles, 1)]
+        if image is not None:
+            pictures += _noised(model, image, vae, clip, backbone)
+        level = next((level for level in LEVELS if level == preset), None)
+        patch = NewStylePatch(
+            pictures=tuple(pictures),
+            strength=strength if level is None else backbone.habits.style_strengths[level],
+            colour=colour,
+            backbone=backbone,
+            blocks=blocks,
+            range=SamplingRange(start, end),
+            placement=positions,
+        )
+        return io.NodeOutput(patch.add_to(model))
+
+
+def _inverted(model: Any, style: Style, number: int) -> StylePicture:
+    """ValueError when the style is another model's, or several pictures."""
+    inversion = style.inversion
+    inversion.check_model(model, f"style {number}")
+    inversion.check_single(f"style {number}")
+    return StylePicture(
+        inversion.latents[-1], inversion.conditioning, style.weight, style.mask, inversion
+    )
+
+
+def _noised(
+    model: Any, image: torch.Tensor, vae: Any, clip: Any, backbone: Backbone
+) -> list[StylePicture]:
+    """Pictures that are not inverted; ValueError without what they need."""
+    image = picture_batch(image, "image")[..., :3]
+    if vae is None:
+        raise ValueError("image needs the VAE of the model: connect vae, or disconnect image")
+    empty = empty_conditioning(model, clip)
+    return [
+        StylePicture(encoded_picture(model, fitted(one, backbone), vae, "image"), empty)
+        for one in image.split(1)
+    ]
+
+
+class MagicStyleEdit(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicStyleEdit",
+            display_name="MagicStyle Edit (new prompt)",
+            category="MagicPortrait/MagicStyle",
+            description=(
+                "Draws an inverted picture again under another prompt, and holds its structure."
+                " Sample with SamplerCustom: add_noise off, the new prompt as positive, CFG 3 to 7"
+                " (1 for distilled models), SAMPLER and SIGMAS of MagicStyle Invert, and the LATENT"
+                " of this node. Or with SamplerCustomAdvanced and NOISE."
+            ),
+            search_aliases=[
+                "prompt to prompt",
+                "plug and play",
+                "pnp",
+                "masactrl",
+                "image editing",
+                "edit picture",
+                "img2img",
+                "rf edit",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the picture was inverted with."),
+                InversionType.Input(
+                    "content",
+                    tooltip=(
+                        "The picture, after MagicStyle Invert; best with its own words as positive"
+                        " there."
+                    ),
+                ),
+                io.Mask.Input(
+                    "keep",
+                    optional=True,
+                    tooltip=(
+                        "What must not change. May be soft. Layout Masks and Concept Mask make one"
+                        " from a word. Default: everything may change."
+                    ),
+                ),
+                io.Float.Input(
+                    "until",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "Share of sampling to which the structure is held. Higher keeps shapes,"
+                        " lower lets the prompt change them. 0: not at all."
+                    ),
+                ),
+                advanced(
+                    io.Float.Input(
+                        "structure",
+                        default=1.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.05,
+                        tooltip=(
+                            "How much of what is held is the picture's, as long as it is held: what"
+                            " is left of 1 is the new one's own."
+                        ),
+                    )
+                ),
+                io.Combo.Input(
+                    "hold",
+                    options=[str(name) for name in HOLDS],
+                    default=HOLDS[0],
+                    tooltip=(
+                        "What is held. 'structure and look': queries, keys and values, so that what"
+                        " the new words do not speak of stays as it is. 'structure': queries and"
+                        " keys, so that the words may change colours and material everywhere."
+                    ),
+                ),
+                layers_input(
+                    "all",
+                    "Where the structure is held: 'decoder', 'fine', 'all', or blocks such as"
+                    " 'o6-11'. In transformers 'decoder' and 'fine' are the later blocks; 'early',"
+                    " 'middle', 'late', or blocks such as 's0-37'.",
+                ),
+                invert_input("the mask"),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The patched model."),
+                io.Latent.Output(
+                    display_name="LATENT", tooltip="Where sampling starts: the picture's noise."
+                ),
+                NoiseType.Output(
+                    display_name="NOISE",
+                    tooltip=(
+                        "The same start for SamplerCustomAdvanced, with any sampler. Its"
+                        " latent_image is then any LATENT of this size."
+                    ),
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        content: Inversion,
+        until: float,
+        structure: float,
+        hold: Any,
+        layers: str,
+        keep: torch.Tensor | None = None,
+        invert: bool = False,
+    ) -> io.NodeOutput:
+        check_ranges(cls, until=until, structure=structure)
+        refuse(choice_complaint("hold", hold, HOLDS))
+        check_texts(layers=layers)
+        content.check_model(model, "the content")
+        backbone = backbone_of(model)
+        blocks = backbone.parse_layers(layers)
+        if keep is not None:
+            keep = painted_mask(keep, "keep", _WHAT_STAYS, invert).cpu()
+            if len(keep) not in (1, content.batch):
+                raise ValueError(
+                    f"keep has {len(keep)} masks, the content {content.batch} pictures: give one"
+                    " mask, or one for each (MaskFromBatch picks one)"
+                )
+        patch = PromptEditPatch(
+            content=content,
+            structure=structure if until else 0.0,
+            hold=hold,
+            backbone=backbone,
+            blocks=blocks,
+            range=SamplingRange(0.0, until),
+            keep=keep,
+        )
+        latent = {"samples": patch.start_samples(model)}
+        return io.NodeOutput(patch.add_to(model), latent, patch.start_noise(model))

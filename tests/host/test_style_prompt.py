@@ -1,0 +1,328 @@
+"""A style in a new picture, one look for a batch, and an edit by another prompt: on a UNet and on
+transformers."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from magicportrait.host.systems import new_style, prompt_edit
+from magicportrait.host.systems.new_style import NewStylePatch
+from magicportrait.magic.feature_fusion import Features
+from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.magicstyle import MagicStyleReference
+from magicportrait.nodes.magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
+from magicportrait.tests.host import dits, flow
+from magicportrait.tests.host import sampling as unet
+from magicportrait.tests.host.dit_nodes import SmallVae
+from magicportrait.tests.host.dit_text import random_clip_of
+from magicportrait.tests.host.models import state_of
+from magicportrait.tests.host.test_magicstyle import inverted as unet_inverted
+from magicportrait.tests.host.test_transformers import apart
+
+UNET = "unet"
+KINDS = (UNET, "flux", "qwen")
+FEW = ("flux",)
+SIGMAS = (0.9, 0.4, 0.0)
+
+
+@cache
+def loaded(kind: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE."""
+    if kind == UNET:
+        return unet.parts()
+    return dits.random_transformer(kind), random_clip_of(kind), SmallVae(kind)
+
+
+@cache
+def words(kind: str, seed: int = 7) -> list[Any]:
+    """A prompt; another seed, other words of another length."""
+    if kind == UNET:
+        return unet.encode("a man with a hat" if seed == 7 else "a dog")
+    return dits.conditioning(flow.TOKENS if seed == 7 else 9, seed)
+
+
+def shape_of(kind: str, batch: int = 1) -> tuple[int, ...]:
+    return (batch, 4, 8, 8) if kind == UNET else dits.latent_shape(kind, batch, flow.SIZE)
+
+
+def noise_of(kind: str, batch: int = 1, seed: int = 3) -> Tensor:
+    one = shape_of(kind)
+    return torch.cat(
+        [torch.randn(one, generator=torch.Generator().manual_seed(seed + i)) for i in range(batch)]
+    )
+
+
+def draw(kind: str, model: Any, noise: Tensor, cfg: float = 3.0, positive: Any = None) -> Tensor:
+    """Pictures of a prompt, from noise."""
+    sigmas = (5.0, 1.0, 0.0) if kind == UNET else SIGMAS
+    prompts = (positive or words(kind), words(kind, 11))
+    return dits.sample(model, noise.shape, *prompts, cfg=cfg, sigmas=sigmas, noise=noise)
+
+
+def picture(seed: int = 0, batch: int = 1) -> Tensor:
+    return torch.rand(batch, 64, 80, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def styled(kind: str, image: Tensor | None = None, **options: Any) -> Any:
+    """MODEL of MagicStyle New Picture."""
+    model, clip, vae = loaded(kind)
+    given = {} if image is None else {"image": image, "vae": vae, "clip": clip}
+    chosen = {"preset": "custom", "layers": "all"}
+    inputs = {**defaults_of(MagicStyleNewPicture), **chosen, **given, **options}
+    return MagicStyleNewPicture.execute(model=model, **inputs).args[0]
+
+
+def inverted(kind: str, seed: int = 0, **options: Any) -> tuple[Any, ...]:
+    """The outputs of MagicStyle Invert."""
+    if kind == UNET:
+        return unet_inverted(seed, **options)
+    return flow.inverted(kind, seed, **options)
+
+
+def edited(kind: str, content: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
+    """MODEL, LATENT and NOISE of MagicStyle Edit."""
+    inputs = {**defaults_of(MagicStyleEdit), "layers": "all", **options}
+    return MagicStyleEdit.execute(loaded(kind)[0], content[0], **inputs).args
+
+
+def sample(
+    kind: str, edit: tuple[Any, ...], content: tuple[Any, ...], seed: int = 11, cfg: float = 1.0
+) -> Tensor:
+    """SamplerCustom under a prompt."""
+    outputs = (*content[:4], words(kind, seed))
+    return flow.sample(edit[0], edit[1], outputs, cfg=cfg)
+
+
+# A style in a new picture
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_style_picture_changes_a_new_one(kind):
+    plain = draw(kind, loaded(kind)[0], noise_of(kind, 2))
+    model = styled(kind, picture())
+    out = draw(kind, model, noise_of(kind, 2))
+    assert out.isfinite().all() and out.shape == plain.shape and apart(out, plain) > 1e-3
+    assert torch.equal(draw(kind, model, noise_of(kind, 2)), out)
+    alone = draw(kind, model, noise_of(kind, 2)[1:])
+    assert apart(alone, out[1:]) < 1e-3, "pictures of a batch do not see each other"
+
+
+def test_each_input_of_a_new_picture_counts():
+    before, noise = state_of(loaded("flux")[0]), noise_of("flux")
+    out = draw("flux", styled("flux", picture()), noise)
+    for options in ({"strength": 3.0}, {"colour": 0.0}, {"start": 0.4}, {"layers": "late"}):
+        assert apart(draw("flux", styled("flux", picture(), **options), noise), out) > 1e-4
+    for preset, strength in (("subtle", -3.0), ("normal", -1.5), ("strong", 0.0)):
+        own = draw("flux", styled("flux", picture(), strength=strength), noise)
+        assert torch.equal(draw("flux", styled("flux", picture(), preset=preset), noise), own)
+    assert state_of(loaded("flux")[0]) == before
+
+
+def test_a_style_that_is_the_picture_itself_changes_nothing():
+    """Twice the same keys give each value the same weight."""
+    noise = noise_of(UNET).expand(2, -1, -1, -1)
+    plain = draw(UNET, loaded(UNET)[0], noise)
+    out = draw(UNET, styled(UNET, strength=0.0), noise)
+    assert apart(out, plain) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ("flux", "sd3"))
+def test_a_batch_takes_the_look_of_its_first_picture(kind):
+    noise = noise_of(kind, 3)
+    plain, out = (draw(kind, model, noise) for model in (loaded(kind)[0], styled(kind)))
+    assert apart(out[:1], plain[:1]) < 1e-4
+    for i in (1, 2):
+        assert apart(out[i : i + 1], plain[i : i + 1]) > 1e-3
+    pair = draw(kind, styled(kind), noise[[0, 2]])
+    assert apart(pair[1:], out[2:]) < 1e-3, "only of the first"
+    other = draw(kind, styled(kind), noise[[1, 2]])
+    assert apart(other[1:], out[2:]) > 1e-3
+
+
+def test_the_first_pictures_keys_lie_where_a_style_would():
+    noise = noise_of("flux", 2)
+    drawn = [
+        draw("flux", styled("flux", positions=name), noise)
+        for name in ("same", "aside", "index", "attenuated")
+    ]
+    for other in drawn[1:]:
+        assert apart(other[1:], drawn[0][1:]) > 1e-4
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_styles_of_inversions_have_weights_and_masks(kind):
+    noise, plain = noise_of(kind), draw(kind, loaded(kind)[0], noise_of(kind))
+
+    def out(weight: float, mask: Tensor | None = None) -> Tensor:
+        styles = MagicStyleReference.execute(inverted(kind)[0], weight, mask).args[0]
+        return draw(kind, styled(kind, styles=styles), noise)
+
+    assert apart(out(0.0), plain) < 1e-4
+    assert apart(out(0.3), plain) < apart(out(1.0), plain)
+    left = torch.zeros(1, 64, 64)
+    left[..., :32] = 1
+    both = out(1.0, left)
+    assert apart(both, plain) > 1e-3 and apart(both, out(1.0)) > 1e-3
+    styles = MagicStyleReference.execute(inverted(kind)[0], 1.0).args[0]
+    assert apart(draw(kind, styled(kind, picture(), styles=styles), noise), out(1.0)) > 1e-4
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_out_of_range_a_style_is_bit_identical_to_none(kind):
+    plain = draw(kind, loaded(kind)[0], noise_of(kind))
+    assert torch.equal(
+        draw(kind, styled(kind, picture(), start=1.0, end=1.0), noise_of(kind)), plain
+    )
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_the_negative_prompt_does_not_see_the_style(kind, monkeypatch):
+    seen: list[int] = []
+    original = new_style.NewStyleRun._styled
+
+    def counted(self: Any, bank: Any, view: Any) -> Tensor:
+        seen.append(len(view.q))
+        return original(self, bank, view)
+
+    monkeypatch.setattr(new_style.NewStyleRun, "_styled", counted)
+    rows = []
+    for cfg in (1.0, 3.0):
+        draw(kind, styled(kind, picture()), noise_of(kind), cfg)
+        rows.append(sum(seen))
+        seen.clear()
+    assert rows[0] == rows[1] > 0
+
+
+def test_what_a_new_picture_cannot_have_is_refused(model_calls):
+    with pytest.raises(ValueError, match="image needs the VAE of the model"):
+        styled("flux", vae=None, image=picture())
+    with pytest.raises(ValueError, match="needs its own empty prompt: connect clip"):
+        styled("flux", picture(), clip=None)
+    with pytest.raises(ValueError, match="style 1 was inverted with another model"):
+        styled(UNET, styles=MagicStyleReference.execute(inverted("flux")[0], 1.0).args[0])
+    two = MagicStyleReference.execute(inverted("flux", batch=2)[0], 1.0).args[0]
+    with pytest.raises(ValueError, match="style 1 holds 2 pictures"):
+        styled("flux", styles=two)
+    model_calls.clear()
+    with pytest.raises(ValueError, match=r"one picture and no style: connect image and vae"):
+        draw("flux", styled("flux"), noise_of("flux"))
+    assert not model_calls
+
+
+def test_a_mask_and_a_prompt_for_an_area_do_not_go_together():
+    mask = torch.ones(1, 64, 64)
+    styles = MagicStyleReference.execute(inverted(UNET)[0], 1.0, mask).args[0]
+    part = [[words(UNET)[0][0], {**words(UNET)[0][1], "area": (8, 4, 0, 0), "strength": 1.0}]]
+    with pytest.raises(ValueError, match="a style has a mask, which lies over the whole picture"):
+        draw(UNET, styled(UNET, styles=styles), noise_of(UNET), positive=part)
+    plain = draw(UNET, loaded(UNET)[0], noise_of(UNET), positive=part)
+    assert apart(draw(UNET, styled(UNET, picture()), noise_of(UNET), positive=part), plain) > 1e-3
+
+
+@pytest.mark.parametrize("module", [new_style, prompt_edit])
+def test_nothing_is_held_after_sampling(module, monkeypatch):
+    made: list[Any] = []
+
+    def tracked(*parts: Any) -> Features:
+        made.extend(weakref.ref(tensor) for tensor in parts[:3])
+        return Features(*parts)
+
+    monkeypatch.setattr("magicportrait.host.systems.magicstyle.Features", tracked)
+    if module is new_style:
+        draw("flux", styled("flux", picture()), noise_of("flux"))
+    else:
+        content = inverted("flux")
+        sample("flux", edited("flux", content), content)
+    gc.collect()
+    assert made and not [ref for ref in made if ref() is not None]
+
+
+# An edit
+
+
+@pytest.mark.parametrize("kind", (UNET, "flux", "zimage"))
+def test_held_all_the_time_under_its_own_words_it_is_the_picture(kind):
+    content = inverted(kind, batch=2)
+    plain = flow.sample(loaded(kind)[0], content[1], content)
+    edit = edited(kind, content, until=1.0)
+    again = flow.sample(edit[0], edit[1], content)
+    assert apart(again, plain) < 5e-3
+
+
+@pytest.mark.parametrize("kind", ("flux", "sd3"))
+def test_other_words_edit_what_is_not_held(kind):
+    content, cfg = inverted(kind), 3.0
+    plain = sample(kind, (loaded(kind)[0], content[1]), content, cfg=cfg)
+    off = edited(kind, content, until=0.0)
+    assert torch.equal(sample(kind, off, content, cfg=cfg), plain)
+    held = sample(kind, edited(kind, content, until=1.0), content, cfg=cfg)
+    assert held.isfinite().all() and apart(held, plain) > 1e-4
+    half = sample(kind, edited(kind, content, until=1.0, structure=0.5), content, cfg=cfg)
+    assert apart(half, held) > 1e-5 and apart(half, plain) > 1e-5
+    look = sample(kind, edited(kind, content, until=1.0, hold="structure"), content, cfg=cfg)
+    assert apart(look, held) > 1e-5
+    shorter = sample(kind, edited(kind, content, until=0.5), content, cfg=cfg)
+    assert apart(shorter, held) > 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_comes_out_as_it_was(kind):
+    content = inverted(kind, method="ddim")
+    was = loaded(kind)[0].model.process_latent_out(content[0].latents[-1])
+    keep = torch.zeros(1, 64, 64)
+    keep[..., :32] = 1
+    middle = was.shape[-1] // 2
+    for options, side in (({}, slice(0, middle)), ({"invert": True}, slice(middle, None))):
+        out = sample(kind, edited(kind, content, keep=keep, **options), content, cfg=3.0)
+        other = [slice(middle, None), slice(0, middle)][side.start != 0]
+        torch.testing.assert_close(out[..., side], was[..., side], rtol=1e-4, atol=1e-4)
+        assert apart(out[..., other], was[..., other]) > 1e-2
+
+
+def test_each_picture_keeps_by_its_own_mask():
+    content = inverted("flux", batch=2, method="ddim")
+    was = content[0].latents[-1]
+    keep = torch.zeros(2, 64, 48)
+    keep[0] = 1
+    keep[1, :, 24:] = 1
+    out = sample("flux", edited("flux", content, keep=keep), content, cfg=3.0)
+    out = loaded("flux")[0].model.process_latent_in(out)
+    torch.testing.assert_close(out[0], was[0], rtol=1e-4, atol=1e-4)
+    assert apart(out[1], was[1]) > 1e-2
+
+
+def test_edits_that_begin_elsewhere_are_refused(model_calls):
+    content = inverted("flux")
+    model, start, noise = edited("flux", content)
+    outputs = (*content[:4], words("flux", 11))
+    with pytest.raises(ValueError, match="content was inverted with another model"):
+        edited(UNET, content)
+    with pytest.raises(ValueError, match="keep has 3 masks, the content 1 pictures"):
+        edited("flux", content, keep=torch.ones(3, 8, 8))
+    model_calls.clear()
+    with pytest.raises(ValueError, match="adds noise, but the LATENT of MagicStyle Edit is noise"):
+        flow.sample(model, start, outputs, add_noise=True)
+    with pytest.raises(ValueError, match="with SamplerCustomAdvanced the NOISE of MagicStyle Edit"):
+        flow.sample(model, start, outputs, flow.euler())
+    with pytest.raises(ValueError, match="what must not change to keep of MagicStyle Edit"):
+        flow.sample(model, {**start, "noise_mask": torch.ones(1, 1, 64, 48)}, outputs)
+    assert not model_calls
+    drawn = flow.sample(model, start, outputs, flow.inverted("flux", method="ddim")[3])
+    again = flow.sample_advanced(
+        model, noise, {"samples": flow.latent("flux")}, outputs, flow.euler()
+    )
+    torch.testing.assert_close(again, drawn, rtol=1e-3, atol=1e-3)
+
+
+def test_each_new_style_is_a_patch_of_its_own():
+    first, second = (styled("flux", picture(i)).wrappers["outer_sample"] for i in (0, 1))
+    [key], [other] = first, second
+    assert key != other
+    assert isinstance(first[key][0].__self__, NewStylePatch)
