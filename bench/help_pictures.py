@@ -385,6 +385,8 @@ CAPTIONS = {
     "attention": ("picture", "hat", "scarf", "shirt"),
     "correspondence": ("picture", "watched place", "looks at: hat", "scarf", "shirt"),
     "inversion": ("picture", "its noise", "sampled again"),
+    "edit": ("picture", "other prompt", "with keep", "keep"),
+    "new_style": ("prompt alone", "style", "result", "style", "result"),
     "style": ("portrait", "style", "result", "style", "result"),
     "crop": ("picture", "cut out", "changed", "pasted"),
     "capture": ("subject", "subject", "style", "style", "the aim: both"),

@@ -182,16 +182,19 @@ def invert_input(what: str) -> io.Input:
     )
 
 
-def painted_mask(mask: Any, owner: str, what_to_do: str, invert: bool = False) -> torch.Tensor:
+def painted_mask(
+    mask: Any, owner: str, what_to_do: str, invert: bool = False, is_of_a_thing: bool = True
+) -> torch.Tensor:
     """A mask as B H W, turned round if asked. ValueError when nothing is painted; a notice when it
-    has the picture's border and not its middle. owner: whose mask, for both; what_to_do: when it is
-    empty."""
+    should be of a thing, but has the picture's border and not its middle. owner: whose mask, for
+    both; what_to_do: when it is empty."""
     masks = mask_batch(mask, owner)
     check_painted(masks, 0.0, owner, what_to_do)
     if invert:
         masks = inverted(masks)
         check_painted(masks, 0.0, f"{owner}, turned round,", "turn off invert, or paint less")
-    warn_of_border(masks, owner)
+    if is_of_a_thing:
+        warn_of_border(masks, owner)
     return masks
 
 

@@ -328,7 +328,8 @@ class MagicStyleEdit(Node):
         backbone = backbone_of(model)
         blocks = backbone.parse_layers(layers)
         if keep is not None:
-            keep = painted_mask(keep, "keep", _WHAT_STAYS, invert).cpu()
+            # What stays is mostly what is around the thing that changes.
+            keep = painted_mask(keep, "keep", _WHAT_STAYS, invert, is_of_a_thing=False).cpu()
             if len(keep) not in (1, content.batch):
                 raise ValueError(
                     f"keep has {len(keep)} masks, the content {content.batch} pictures: give one"

@@ -286,6 +286,13 @@ def test_what_is_kept_comes_out_as_it_was(kind):
         assert apart(out[..., other], was[..., other]) > 1e-2
 
 
+def test_all_around_a_thing_may_be_kept(caplog):
+    keep = torch.ones(1, 64, 64)
+    keep[:, 16:48, 16:48] = 0
+    edited("flux", inverted("flux"), keep=keep)
+    assert "leaves out its middle" not in caplog.text
+
+
 def test_each_picture_keeps_by_its_own_mask():
     content = inverted("flux", batch=2, method="ddim")
     was = content[0].latents[-1]
