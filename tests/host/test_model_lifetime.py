@@ -22,6 +22,7 @@ from magicportrait.tests.host import (
     test_flow_style,
     test_flow_training,
     test_magicstyle,
+    test_style_prompt,
 )
 from magicportrait.tests.host.loras import random_lora
 from magicportrait.tests.host.test_magicapture import sets
@@ -77,6 +78,19 @@ def magicstyle_on_a_transformer() -> Any:
     return patched[0]
 
 
+def new_picture_in_a_style() -> Any:
+    model = test_style_prompt.styled("flux", test_style_prompt.picture())
+    test_style_prompt.draw("flux", model, test_style_prompt.noise_of("flux"))
+    return model
+
+
+def edit_by_a_prompt() -> Any:
+    content = test_style_prompt.inverted("flux")
+    model, latent, noise = test_style_prompt.edited("flux", content)
+    test_style_prompt.sample("flux", (model, latent, noise), content)
+    return model
+
+
 def edit_regions() -> Any:
     positive = test_edit_regions.with_pictures("flux", dit_nodes.encode("flux", "a hat"))
     first, second = test_edit_regions.regions("flux")
@@ -103,6 +117,8 @@ RUNS: tuple[Run, ...] = (
     lora_of_a_transformer,
     magicstyle,
     magicstyle_on_a_transformer,
+    new_picture_in_a_style,
+    edit_by_a_prompt,
     edit_regions,
     training_of_a_transformer,
 )
