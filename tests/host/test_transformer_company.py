@@ -4,6 +4,7 @@ guidance, step caches, pictures that an edit model is given."""
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -141,6 +142,7 @@ def test_a_block_that_is_left_out_is_counted(family):
 
 def control_of(family: str) -> Any:
     """A ControlNet of the family with random weights."""
+    import comfy.cldm.mmdit
     import comfy.controlnet
     import comfy.ldm.flux.controlnet
     import comfy.ldm.qwen_image.controlnet
@@ -154,6 +156,12 @@ def control_of(family: str) -> Any:
     if family == "flux":
         network = comfy.ldm.flux.controlnet.ControlNetFlux(**config, **options)
         more["extra_conds"] = ["y", "guidance"]
+    elif family == "sd3":
+        config.update(num_blocks=2, x_block_self_attn_layers=[])
+        network = comfy.cldm.mmdit.ControlNet(control_latent_channels=16, **config, **options)
+        more.update(
+            compression_ratio=1, latent_format=dits.random_transformer(family).model.latent_format
+        )
     else:
         network = comfy.ldm.qwen_image.controlnet.QwenImageControlNetModel(**config, **options)
         more.update(
@@ -164,21 +172,28 @@ def control_of(family: str) -> Any:
     generator = torch.Generator().manual_seed(1)
     for weight in network.parameters():
         weight.data = torch.randn(weight.shape, generator=generator) * 0.1
+    for buffer in network.buffers():
+        # Positions that a file brings along.
+        buffer.zero_()
     return comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"), **more)
 
 
 class ControlVae:
-    """Of hints that are latents."""
+    """Of hints that are latents. has_time: whether these have one."""
+
+    def __init__(self, has_time: bool = True):
+        self._has_time = has_time
 
     def encode(self, images: Tensor) -> Tensor:  # B H W 3
         means = torch.nn.functional.avg_pool2d(images.movedim(-1, 1), 8)
-        return means.mean(1, keepdim=True).expand(-1, 16, -1, -1).unsqueeze(2)
+        latent = means.mean(1, keepdim=True).expand(-1, 16, -1, -1)
+        return latent.unsqueeze(2) if self._has_time else latent
 
     def spacial_compression_encode(self) -> int:
         return 8
 
 
-@pytest.mark.parametrize("family", ["flux", "qwen"])
+@pytest.mark.parametrize("family", ["flux", "qwen", "sd3"])
 def test_references_act_under_a_controlnet_of_the_family(family):
     import nodes
 
@@ -188,7 +203,8 @@ def test_references_act_under_a_controlnet_of_the_family(family):
 
     def controlled(positive: list[Any]) -> Any:
         return nodes.ControlNetApplyAdvanced().apply_controlnet(
-            positive, encode(family, "bad"), control, hint, 1.0, 0.0, 1.0, vae=ControlVae()
+            *(positive, encode(family, "bad"), control, hint, 1.0, 0.0, 1.0),
+            vae=ControlVae(family != "sd3"),
         )
 
     def draw(which: Any, conds: Any) -> Tensor:
@@ -202,6 +218,54 @@ def test_references_act_under_a_controlnet_of_the_family(family):
     idle, of_idle, _ = apply(family, **IDLE)
     conds = controlled(of_idle)
     assert torch.equal(draw(idle, conds), draw(dits.random_transformer(family), conds))
+
+
+def test_references_act_under_z_images_control_which_is_a_patch():
+    """Its blocks are as many tokens as the model's own, and are not taken for these."""
+    import comfy.model_patcher
+    import comfy.ops
+
+    patches = pytest.importorskip("comfy_extras.nodes_model_patch")
+    control = pytest.importorskip("comfy.ldm.lumina.controlnet")
+    if not hasattr(patches, "ZImageFunControlnet"):
+        pytest.skip("this host has no ZImageFunControlnet")
+    network = control.ZImage_Control(
+        *(256, 8, 8, 32, 2.0),
+        n_control_layers=15,
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+    generator = torch.Generator().manual_seed(1)
+    for weight in network.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.05
+    cpu = torch.device("cpu")
+    patch = comfy.model_patcher.ModelPatcher(network.eval(), load_device=cpu, offload_device=cpu)
+    hint = torch.rand(1, 128, 96, 3, generator=generator)
+
+    def controlled(model: Any) -> Any:
+        node = patches.ZImageFunControlnet()
+        return node.diffsynth_controlnet(model, patch, ControlVae(False), image=hint)[0]
+
+    layers: list[int] = []
+    attend = magicface._ReferenceRule.attend
+
+    def seen(self: Any, view: Any) -> Tensor:
+        layers.append(view.layer[0].index)
+        return attend(self, view)
+
+    magic, positive, _ = apply("zimage", layers="all", semantic_cfg=False)
+    plain = controlled(dits.random_transformer("zimage"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(magicface._ReferenceRule, "attend", seen)
+        samples = sample("zimage", controlled(magic), positive, size=SIZE, sigmas=(0.9, 0.0))
+    assert layers == [0, 1, 2]
+    drawn = partial(sample, "zimage", size=SIZE, sigmas=(0.9, 0.0))
+    assert samples.isfinite().all() and not torch.equal(samples, drawn(plain, positive))
+    assert not torch.equal(samples, drawn(magic, positive)), "no control"
+    before, of_before, _ = apply("zimage", plain, layers="all", semantic_cfg=False)
+    torch.testing.assert_close(drawn(before, of_before), samples, rtol=1e-4, atol=1e-5)
+    idle, of_idle, _ = apply("zimage", plain, **IDLE)
+    assert torch.equal(drawn(idle, of_idle), drawn(plain, of_idle))
 
 
 # ---- weights in other forms ----
@@ -271,6 +335,53 @@ def test_no_weight_is_ever_read(keep):
     first, again = (sample("flux", magic, positive, size=SIZE) for _ in range(2))
     assert first.isfinite().all() and torch.equal(first, again)
     assert not torch.equal(first, sample("flux", model, positive, size=SIZE))
+
+
+def quantised(family: str, kind: str) -> Any:
+    """The family's model as the host loads one of its quantised files. Skips the test on hosts that
+    do not know the kind, and machines that cannot run it."""
+    import comfy.model_patcher
+
+    quant = pytest.importorskip("comfy.quant_ops")
+    layout = getattr(quant, "QUANT_ALGOS", {}).get(kind)
+    if layout is None:
+        pytest.skip(f"this host has no {kind}")
+    whole = dits.random_transformer(family)
+    state = dict(whole.model.diffusion_model.state_dict())
+    for name, weight in list(state.items()):
+        owner = name.removesuffix(".weight")
+        if weight.ndim != 2 or owner == name or "blocks." not in name or min(weight.shape) < 64:
+            continue
+        packed = quant.QuantizedTensor.from_float(weight, layout["comfy_tensor_layout"])
+        state.update(packed.state_dict(name))
+        told = json.dumps({"format": kind}).encode()
+        state[f"{owner}.comfy_quant"] = torch.tensor(list(told), dtype=torch.uint8)
+    config = type(whole.model.model_config)(dict(whole.model.model_config.unet_config))
+    config.quant_config = {"mixed_ops": True}
+    config.set_inference_dtype(torch.float32, torch.float32)
+    device = torch.device("cpu")
+    model = config.get_model({}, device=device)
+    model.diffusion_model.load_state_dict(state, strict=False)
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model.eval(), load_device=device, offload_device=device)
+
+
+@pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn", "nvfp4"])
+def test_the_hosts_own_quantised_layers_are_as_they_were_beside_references(kind):
+    model = quantised("flux", kind)
+    kinds = [type(weight.data).__name__ for weight in model.model.diffusion_model.parameters()]
+    assert "QuantizedTensor" in kinds
+    magic, positive, _ = apply("flux", model)
+    plain = sample("flux", model, positive, size=SIZE)
+    samples = sample("flux", magic, positive, size=SIZE)
+    assert samples.isfinite().all() and not torch.equal(samples, plain)
+    idle, of_idle, _ = apply("flux", model, **IDLE)
+    assert torch.equal(*(sample("flux", m, of_idle, size=SIZE) for m in (idle, model)))
+    # Nearly what the whole weights draw: these were quantised, and no others.
+    whole, of_whole, _ = apply("flux")
+    expected = sample("flux", whole, of_whole, size=SIZE)
+    apart = (samples - expected).norm() / expected.norm()
+    assert 0 < apart < 0.5
 
 
 # ---- pictures that an edit model is given ----
