@@ -3,6 +3,11 @@
 An SD1.5-sized UNet with random weights at 512 px, CFG, batch 1, and N references of which a mask
 shows 40 %. Every figure is a ratio to the plain CFG step of the same run. Memory is the peak of the
 process (or of the GPU), weights included.
+
+`--family flux` and `z_image` take three blocks of the published width instead, without CFG, as
+their distilled models are sampled. References take two thirds of the blocks there, as in all of the
+model. The layout takes two of the three, but at most eight of a whole model: its cost is also given
+for all of the depth. On a CPU it is the processor's time that is measured: others may be at work.
 """
 
 from __future__ import annotations
@@ -11,9 +16,13 @@ import argparse
 import gc
 import statistics
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from . import random_sd15
+from . import random_sd15, random_transformers
 from .command_line import bench_parser, command_of, parse_with_quick
 from .report import Report
 from .step_cost import (
@@ -43,14 +52,36 @@ from magicportrait.host.text.prompts import TAG, TaggedPrompt
 from magicportrait.magic.reference_passes import SPARSE
 
 CFG = 7.5
+_LAYOUT_LAYERS = 8
+"""Of a whole transformer."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What kind of model is measured. conditioning: (seed, options) -> CONDITIONING; channels: of
+    its latents; strength: of references."""
+
+    conditioning: Callable[..., list[Any]] = random_sd15.conditioning
+    channels: int = 4
+    strength: float = 2.5
+
+
+UNET = Kind()
 
 
 def with_references(
-    model: Any, latent: int, references: int, keep: bool, is_sparse: bool = False
+    model: Any,
+    latent: int,
+    references: int,
+    keep: bool,
+    is_sparse: bool = False,
+    kind: Kind = UNET,
+    layout_only: bool = False,
 ) -> tuple[Any, list[Any]]:
     """The model with a patch whose references are random latents of the side `latent`: no text
-    encoder or VAE is needed. And the conditioning that belongs to it."""
-    positive = random_sd15.conditioning(1, **{TAG: "bench"})
+    encoder or VAE is needed. And the conditioning that belongs to it. layout_only: with what
+    Semantic Layout puts on it instead."""
+    positive = kind.conditioning(1, **{TAG: "bench"})
     mask = torch.zeros(latent, latent)
     mask[:, : round(0.4 * latent)] = 1
     backbone = backbone_of(model)
@@ -68,11 +99,17 @@ def with_references(
         record=LayoutRecord(prompt.phrases, backbone.pixels),
         targets=(None,) * references,
     )
+    if layout_only:
+        return layout.add_to(model), positive
     patch = MagicFacePatch(
         layout=layout,
         references=tuple(
             Reference(
-                i, torch.randn(1, 4, latent, latent), mask, 2.5, random_sd15.conditioning(10 + i)
+                i,
+                torch.randn(1, kind.channels, latent, latent),
+                mask,
+                kind.strength,
+                kind.conditioning(10 + i),
             )
             for i in range(references)
         ),
@@ -115,6 +152,8 @@ def main() -> None:
     parser.add_argument(
         "--references", type=int, nargs="*", default=[1, 2, 3], help="how many, a row for each"
     )
+    parser.add_argument("--bf16", dest="dtype", action="store_const", const=torch.bfloat16)
+    parser.add_argument("--family", choices=("unet", *random_transformers.WIDTHS), default="unet")
     parser.add_argument("--one", nargs=2, metavar=("N", "MODE"), help=argparse.SUPPRESS)
     args = parse_with_quick(parser, references=[1], **QUICK)
     scale = Scale.of(args)
@@ -127,6 +166,9 @@ def main() -> None:
         count = f"{references}"
         return Cost(*figures_alone("bench.magicface_step", *sys.argv[1:], "--one", count, mode))
 
+    if args.family != "unet":
+        report_stack(args.family, scale, args.references, kept=not args.quick)
+        return
     plain = measure_alone(0, "plain")
     report = Report(
         "magicface_step",
@@ -155,6 +197,72 @@ def main() -> None:
             f"{kept.memory / plain.memory:.2f} x",
         )
     report.finish(kept=not args.quick)
+
+
+@torch.inference_mode()
+def report_stack(family: str, scale: Scale, references: list[int], kept: bool) -> None:
+    """The same of a stack of blocks, in one process: its parts take more and more memory, so that
+    the peak of each is its own. The layout's cost is also given for all of the depth."""
+    width = random_transformers.WIDTHS[family]
+    kind = Kind(
+        partial(random_transformers.conditioning, family), random_transformers.CHANNELS, 1.0
+    )
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    model = random_transformers.transformer(family, scale.dtype)
+    sigmas = sampling_sigmas(model, "simple", scale.steps)
+    negative = kind.conditioning(2)
+
+    def seconds_of(which: Any, positive: list[Any]) -> float:
+        start = noise_latent(model, sigmas[0], scale.latent, kind.channels)
+        return statistics.median(
+            seconds_of_steps(which, positive, negative, sigmas, start, 1.0, clock)
+        )
+
+    def patched(count: int, **mode: Any) -> tuple[Any, list[Any]]:
+        keep = bool(mode.pop("keep", False))
+        return with_references(model, scale.latent, count, keep, kind=kind, **mode)
+
+    plain = seconds_of(model, kind.conditioning(1))
+    of_plain = peak_bytes()
+    report = Report(
+        f"magicface_step_{family}",
+        f"Cost of a MagicFace step: {family}",
+        f"`{command_of('bench.magicface_step')}` on {device_name()}, {str(scale.dtype)[6:]}: plain"
+        f" step {plain:.2f} s",
+    )
+    layout = seconds_of(*patched(2, layout_only=True)) / plain
+    count = width.blocks - width.blocks // 3
+    share = (_LAYOUT_LAYERS / width.depth) / (count / width.blocks)
+    report.begin_table(
+        *("references", "live", "whole depth", "1+N", "whole depth / that", "kept", "memory, live")
+    )
+    for n in references:
+        live = seconds_of(*patched(n)) / plain
+        memory = peak_bytes() / of_plain
+        again = patched(n, keep=True)
+        seconds_of(*again)
+        from_kept = seconds_of(*again) / plain
+        # Of the layout less layers are looked at in a whole model, of all else as many.
+        whole = live - (layout - 1) * (1 - share)
+        report.add_row(
+            f"{n}",
+            f"{live:.2f} x",
+            f"{whole:.2f} x",
+            f"{1 + n}",
+            f"{whole / (1 + n):.2f}",
+            f"{from_kept:.2f} x",
+            f"{memory:.2f} x",
+        )
+    parts = ", ".join(f"{name} {number}" for name, number in width.stack.items())
+    report.write(
+        "",
+        f"The layout alone, of two phrases: {layout:.2f} x, read from {count} of {width.blocks}"
+        f" blocks; from {_LAYOUT_LAYERS} of {width.depth}, as in the whole model, that is"
+        f" {1 + (layout - 1) * share:.2f} x.",
+        f"The stack ({parts}) has the published width; {8 * scale.latent} px, a prompt of"
+        f" {width.tokens} tokens, no CFG, masks show 40 %.",
+    )
+    report.finish(kept)
 
 
 if __name__ == "__main__":

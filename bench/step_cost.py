@@ -122,9 +122,9 @@ def sampling_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
     return comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
 
 
-def noise_latent(model: Any, sigma: Tensor, side: int) -> Tensor:
-    """A LATENT's samples that are noise of the first sigma of a run: 1 4 side side."""
-    samples: Tensor = model.model.process_latent_out(torch.randn(1, 4, side, side) * sigma)
+def noise_latent(model: Any, sigma: Tensor, side: int, channels: int = 4) -> Tensor:
+    """A LATENT's samples that are noise of the first sigma of a run: 1 C side side."""
+    samples: Tensor = model.model.process_latent_out(torch.randn(1, channels, side, side) * sigma)
     return samples
 
 

@@ -16,6 +16,7 @@ from bench import (
     magicstyle,
     metrics,
     random_sd15,
+    random_transformers,
     sheets,
     toy,
 )
@@ -24,6 +25,7 @@ from bench.toy_patterns import pattern_of
 from devkit.pack import ROOT
 from magicportrait.demo.portraits import PATTERNS, render
 from magicportrait.host.training.settings import CaptureSettings
+from magicportrait.tests.host.dits import known_here
 from magicportrait.tests.host.models import random_vae
 
 FOLDER = ROOT / "bench"
@@ -72,6 +74,22 @@ def test_a_figure_of_a_process_that_failed_says_why():
 @pytest.mark.parametrize("mode", ["plain", "live", "kept"])
 def test_a_step_of_magicface_can_be_measured(mode):
     assert all(figure > 0 for figure in magicface_step.measure(2, mode, TINY))
+
+
+def test_a_step_on_a_stack_of_a_transformers_blocks_can_be_measured(monkeypatch, capsys):
+    width = random_transformers.WIDTHS["flux"]
+    small = {**width.config, "hidden_size": 64, "num_heads": 2, "axes_dim": [8, 12, 12]}
+    known = known_here("flux", small)
+    monkeypatch.setitem(
+        random_transformers.WIDTHS, "flux", dataclasses.replace(width, config=known)
+    )
+    scale = dataclasses.replace(TINY, latent=16)
+    magicface_step.report_stack("flux", scale, [1], kept=False)
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if line.startswith("| 1 |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3] == "2" and all(float(cell.removesuffix(" x")) > 0 for cell in cells)
+    assert "read from 2 of 3 blocks; from 8 of 57" in text
 
 
 @pytest.mark.parametrize("mode", ["plain", *magicstyle.ROWS])
