@@ -394,11 +394,11 @@ def test_layers_of_a_unet_mean_the_later_blocks():
 
 
 def test_a_model_of_no_known_kind_is_refused(model_calls):
-    model, content = dits.random_transformer("ernie"), inverted("flux")
+    model, content, styles = dits.random_transformer("ernie"), inverted("flux"), style("flux")
     model_calls.clear()
     with pytest.raises(ValueError, match="inverted with another model"):
         nodes.MagicStyleApply.execute(
-            model, content[0], style("flux"), **defaults_of(nodes.MagicStyleApply)
+            model, content[0], styles, **defaults_of(nodes.MagicStyleApply)
         )
     with pytest.raises(ValueError, match="ErnieImage is a model that this pack cannot work with"):
         MagicStyleSampler.execute(
