@@ -50,6 +50,40 @@ function occurrences(phrase, prompt) {
   return starts.map((at) => phrase.map((_, i) => at + i));
 }
 
+// A phrase that names one occurrence of its words: 'man#2' is the second 'man'.
+const NUMBERED = /^([^]*\S)\s*[#＃]([1-9][0-9]{0,2})$/u;
+
+/**
+ * The words of a phrase and which occurrence of them it names, null for all: a number counts where
+ * the prompt does not have it written so.
+ *
+ * @param {string} phrase
+ * @param {Word[]} prompt
+ * @returns {{ text: string, cut: string[], number: number | null }}
+ */
+function named(phrase, prompt) {
+  const whole = words(phrase).map((word) => word.text);
+  const match = NUMBERED.exec(phrase.trim());
+  if (!match || occurrences(whole, prompt).length)
+    return { text: phrase, cut: whole, number: null };
+  const [, text, number] = match;
+  return { text, cut: words(text).map((word) => word.text), number: Number(number) };
+}
+
+/**
+ * What to say of a phrase that is not in a prompt.
+ *
+ * @param {string} phrase
+ * @param {string} prompt
+ */
+export function missing(phrase, prompt) {
+  const inPrompt = words(prompt);
+  const { text, cut, number } = named(phrase, inPrompt);
+  const times = number ? occurrences(cut, inPrompt).length : 0;
+  if (!times) return `'${text}'`;
+  return `'${phrase}' ('${text}' is there ${times === 1 ? "once" : `${times} times`})`;
+}
+
 /**
  * For every phrase the characters that it owns in `prompt`; none where it is not in there.
  *
@@ -59,16 +93,27 @@ function occurrences(phrase, prompt) {
  */
 export function findPhrases(phrases, prompt) {
   const inPrompt = words(prompt);
-  const cut = phrases.map((phrase) => words(phrase).map((word) => word.text));
-  const places = cut.map((phrase) => occurrences(phrase, inPrompt));
-  return cut.map((phrase, i) => {
-    const longer = cut.flatMap((other, j) =>
-      other.length > phrase.length ? places[j].flat() : [],
+  const names = phrases.map((phrase) => named(phrase, inPrompt));
+  const keys = names.map(({ cut }) => cut.join(" "));
+  const places = names.map(({ cut }) => occurrences(cut, inPrompt));
+  const held = names.map(({ number }, i) =>
+    number === null ? places[i] : places[i].slice(number - 1, number),
+  );
+  return names.map(({ cut, number }, i) => {
+    const longer = names.flatMap((other, j) =>
+      other.cut.length > cut.length ? held[j].flat() : [],
     );
     const free = places[i].filter((place) => !place.some((at) => longer.includes(at)));
     let own = free.length ? free : places[i];
-    const alike = cut.flatMap((other, j) => (other.join(" ") === phrase.join(" ") ? [j] : []));
-    if (alike.length > 1 && own.length) own = [own[Math.min(alike.indexOf(i), own.length - 1)]];
+    const taken = names.flatMap((other, j) => (keys[j] === keys[i] ? [other.number] : []));
+    const unnamed = own.filter((place) => !taken.includes(places[i].indexOf(place) + 1));
+    if (unnamed.length) own = unnamed;
+    const alike = names.flatMap((other, j) =>
+      keys[j] === keys[i] && other.number === null ? [j] : [],
+    );
+    if (number !== null) own = held[i];
+    else if (alike.length > 1 && own.length)
+      own = [own[Math.min(alike.indexOf(i), own.length - 1)]];
     return own.map((place) => [inPrompt[place[0]].start, inPrompt[place[place.length - 1]].end]);
   });
 }

@@ -6,15 +6,16 @@
 /** @import { Range } from "./phrases.js" */
 import { element } from "./elements.js";
 import { colourOf } from "./palette.js";
-import { findPhrases } from "./phrases.js";
+import { findPhrases, missing } from "./phrases.js";
 
 /**
  * `prompt` as nodes; the ranges of phrase i become <mark>s of its colour.
  *
  * @param {string} prompt
  * @param {Range[][]} ranges
+ * @param {string[]} phrases said when a word is pointed at: of two like words, which is whose
  */
-function underlined(prompt, ranges) {
+function underlined(prompt, ranges, phrases) {
   const marks = ranges.flatMap((places, phrase) =>
     places.map(([start, end]) => ({ start, end, phrase })),
   );
@@ -23,7 +24,8 @@ function underlined(prompt, ranges) {
   let at = 0;
   for (const { start, end, phrase } of marks) {
     if (start < at) continue;
-    const mark = element("mark", { className: colourOf(phrase) }, prompt.slice(start, end));
+    const look = { className: colourOf(phrase), title: phrases[phrase] };
+    const mark = element("mark", look, prompt.slice(start, end));
     parts.push(prompt.slice(at, start), mark);
     at = end;
   }
@@ -49,9 +51,10 @@ export class PromptHelp {
     const complaints = complaint ? [complaint] : [];
     if (phrases?.length && prompt?.trim()) {
       const ranges = findPhrases(phrases, prompt);
-      const list = phrases.filter((_, i) => !ranges[i].length).map((phrase) => `'${phrase}'`);
+      const absent = phrases.filter((_, i) => !ranges[i].length);
+      const list = absent.map((phrase) => missing(phrase, prompt));
       if (list.length) complaints.push(`Not in the prompt: ${list.join(", ")}`);
-      this.prompt.replaceChildren(...underlined(prompt, ranges));
+      this.prompt.replaceChildren(...underlined(prompt, ranges, phrases));
       if (!this.prompt.parentNode) this.content.prepend(this.prompt);
     } else {
       this.prompt.remove();

@@ -65,46 +65,71 @@ def _places(
     ]
 
 
+_NUMBERED = re.compile(r"(.*\S)\s*[#＃]([1-9][0-9]{0,2})", re.DOTALL)
+
+
+def numbered(phrase: str) -> tuple[str, int] | None:
+    """The words and the number of a phrase that names one occurrence of them: 'man#2' is the second
+    'man'. None for other phrases."""
+    match = _NUMBERED.fullmatch(phrase.strip())
+    return None if match is None else (match[1], int(match[2]))
+
+
 def assign_spans(
-    phrases: Sequence[Sequence[Token]], prompt: Sequence[tuple[int, Token]]
+    phrases: Sequence[Sequence[Token]],
+    prompt: Sequence[tuple[int, Token]],
+    numbers: Sequence[int | None] = (),
 ) -> list[tuple[int, ...]]:
     """The token positions of every phrase; empty where a phrase is not in the prompt.
 
     A phrase owns every place where it stands, except inside a longer phrase ('hat' inside 'red
     hat') if it stands elsewhere too. When several concepts have the same phrase ('a man and a
     man'), the first gets its first place and so on, and those that are left over share the last
-    one.
+    one. numbers: for each phrase which of its places it has, from 1, or None; the others of the
+    same phrase share out what is left.
     """
     positions = [position for position, _ in prompt]
     tokens = comparable([token for _, token in prompt])
     keys = [comparable(phrase) for phrase in phrases]
-    return share_places(keys, {key: _places(key, tokens, positions) for key in dict.fromkeys(keys)})
+    places = {key: _places(key, tokens, positions) for key in dict.fromkeys(keys)}
+    return share_places(keys, places, numbers)
 
 
 _Key = TypeVar("_Key", bound=Collection[Any])
 
 
 def share_places(
-    keys: Sequence[_Key], places: Mapping[_Key, Sequence[tuple[int, ...]]]
+    keys: Sequence[_Key],
+    places: Mapping[_Key, Sequence[tuple[int, ...]]],
+    numbers: Sequence[int | None] = (),
 ) -> list[tuple[int, ...]]:
     """As `assign_spans`, once it is known where every phrase stands. keys: the phrases, tokens or
     characters; places: for each the positions of its tokens, each time that it stands there."""
+    which = list(numbers) or [None] * len(keys)
+    held: dict[_Key, list[tuple[int, ...]]] = {key: [] for key in places}
+    for key, number in zip(keys, which, strict=True):
+        held[key] += places[key] if number is None else places[key][number - 1 : number]
     own: dict[_Key, Sequence[tuple[int, ...]]] = {}
     for key, stands in places.items():
         of_longer = {
             position
-            for other, there in places.items()
+            for other, there in held.items()
             if len(other) > len(key)
             for place in there
             for position in place
         }
-        own[key] = [place for place in stands if of_longer.isdisjoint(place)] or stands
-    counts = Counter(keys)
+        free = [place for place in stands if of_longer.isdisjoint(place)] or stands
+        named = {number for other, number in zip(keys, which, strict=True) if other == key}
+        unnamed = [place for place in free if stands.index(place) + 1 not in named]
+        own[key] = unnamed or free
+    counts = Counter(key for key, number in zip(keys, which, strict=True) if number is None)
     place_of: Counter[_Key] = Counter()
     spans: list[tuple[int, ...]] = []
-    for key in keys:
+    for key, number in zip(keys, which, strict=True):
         mine = own[key]
-        if counts[key] > 1 and mine:
+        if number is not None:
+            mine = places[key][number - 1 : number]
+        elif counts[key] > 1 and mine:
             mine = [mine[min(place_of[key], len(mine) - 1)]]
             place_of[key] += 1
         spans.append(tuple(dict.fromkeys(position for place in mine for position in place)))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ...magic.messages import shown
-from ...magic.phrases import Token, assign_spans
+from ...magic.phrases import Token, assign_spans, numbered, occurrences
 
 _START, _END = 49406, 49407
 _WRITTEN_END = "<|endoftext|>"
@@ -32,19 +32,57 @@ def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
     return stream
 
 
+class NamedPhrase(NamedTuple):
+    """What a phrase names. words: of the prompt; number: which time that they stand there, from 1;
+    None for all."""
+
+    words: str
+    number: int | None
+
+
+def named_phrase(phrase: str, times: Callable[[str], int]) -> NamedPhrase:
+    """What a phrase names in a prompt: 'man#2' the second 'man', unless the prompt has it written
+    so. times: how often words stand in it. ValueError when there are not so many."""
+    found = numbered(phrase)
+    if found is None or times(phrase):
+        return NamedPhrase(phrase, None)
+    words, number = found
+    if 0 < (count := times(words)) < number:
+        how_often = "once" if count == 1 else f"{count} times"
+        raise ValueError(
+            f"phrase '{shown(phrase)}' is not in the prompt, where '{shown(words)}' stands"
+            f" {how_often}: name it by a number from 1 to {count}, or add it"
+        )
+    return NamedPhrase(words, number)
+
+
+def names_in_chunks(clip: Any, text: str, phrases: Sequence[str]) -> tuple[NamedPhrase, ...]:
+    """What phrases name in a prompt."""
+    stream = tokens_of(clip, text)
+
+    def times(words: str) -> int:
+        return len(occurrences([token for _, token in tokens_of(clip, words)], stream))
+
+    return tuple(named_phrase(phrase, times) for phrase in phrases)
+
+
 def spans_in_chunks(clip: Any, text: str, phrases: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """For each phrase its token positions. ValueError, with the words that are there, when one is
     not."""
     stream = tokens_of(clip, text)
+    names = names_in_chunks(clip, text, phrases)
     tokens = {
-        phrase: [token for _, token in tokens_of(clip, phrase)] for phrase in dict.fromkeys(phrases)
+        words: [token for _, token in tokens_of(clip, words)]
+        for words in dict.fromkeys(name.words for name in names)
     }
-    spans = assign_spans([tokens[phrase] for phrase in phrases], stream)
-    for phrase, span in zip(phrases, spans, strict=True):
+    spans = assign_spans(
+        [tokens[name.words] for name in names], stream, [name.number for name in names]
+    )
+    for name, span in zip(names, spans, strict=True):
         if not span:
             read, end, _ = text.partition(_WRITTEN_END)
             hint = f". What stands behind {end} is not read: take that out" if end else ""
-            raise phrase_is_missing(phrase, read, hint)
+            raise phrase_is_missing(name.words, read, hint)
     return tuple(spans)
 
 

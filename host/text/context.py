@@ -14,7 +14,14 @@ from typing import Any
 
 from ...magic.messages import shown
 from ...magic.phrases import Token, comparable, places_in_text, share_places, words_of
-from .chunks import phrase_is_missing, spans_in_chunks, tokens_of
+from .chunks import (
+    NamedPhrase,
+    named_phrase,
+    names_in_chunks,
+    phrase_is_missing,
+    spans_in_chunks,
+    tokens_of,
+)
 
 _OTHERS = ("Q", "Z", "J", "7")
 """What words are exchanged for: the first that is no part of the word."""
@@ -101,12 +108,13 @@ class ContextTokens:
 
     def _places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         prompt = _Prompt(self, clip, text, context)
-        keys = [" ".join(words_of(phrase)).casefold() for phrase in phrases]
+        names = _names(text, phrases)
+        keys = [" ".join(words_of(name.words)).casefold() for name in names]
         places = {key: prompt.places(key) for key in dict.fromkeys(keys)}
-        for phrase, key in zip(phrases, keys, strict=True):
+        for name, key in zip(names, keys, strict=True):
             if not places[key]:
-                raise phrase_is_missing(phrase, text)
-        spans = share_places(keys, places)
+                raise phrase_is_missing(name.words, text)
+        spans = share_places(keys, places, [name.number for name in names])
         for phrase, span in zip(phrases, spans, strict=True):
             if not span or prompt.is_unknown(span):
                 raise ValueError(
@@ -115,6 +123,10 @@ class ContextTokens:
                 )
         words = {*prompt.words, *(position for span in spans for position in span)}
         return WordPlaces(tuple(spans), tuple(sorted(words)))
+
+    def names(self, clip: Any, text: str, phrases: Sequence[str]) -> tuple[NamedPhrase, ...]:
+        """What phrases name in a prompt."""
+        return names_in_chunks(clip, text, phrases) if self.has_clip else _names(text, phrases)
 
     def list_of(self, clip: Any, text: str) -> list[Token]:
         """The tokens of a text, template included, without padding at the end."""
@@ -143,6 +155,13 @@ def _joined(found: Sequence[WordPlaces], phrases: int) -> WordPlaces:
         tuple(place for places in found for place in places.spans[i]) for i in range(phrases)
     )
     return WordPlaces(spans, tuple(place for places in found for place in places.words))
+
+
+def _names(text: str, phrases: Sequence[str]) -> tuple[NamedPhrase, ...]:
+    return tuple(
+        named_phrase(phrase, lambda words: len(places_in_text(words_of(words), text)))
+        for phrase in phrases
+    )
 
 
 class _Prompt:

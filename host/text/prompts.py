@@ -12,7 +12,7 @@ import torch
 
 from ...magic.concepts import ConceptLora
 from ...magic.messages import shown
-from .chunks import spans_in_chunks
+from .chunks import names_in_chunks, spans_in_chunks
 from .context import ContextTokens
 
 TAG = "magicportrait_prompt"
@@ -121,6 +121,19 @@ def tagged_prompt(
     return TaggedPrompt(text, tuple(phrases), conditioning, tag, spans, words)
 
 
+def words_of_phrases(
+    clip: Any, text: str, phrases: Sequence[str], context: ContextTokens | None = None
+) -> tuple[str, ...]:
+    """The phrases without the number of an occurrence, where that is what a number in them is:
+    'man' of 'man#2'. All else as for `tagged_prompt`."""
+    names = (
+        names_in_chunks(clip, text, phrases)
+        if context is None
+        else context.names(clip, text, phrases)
+    )
+    return tuple(name.words for name in names)
+
+
 def tagged_conditioning(
     conditioning: list[Any],
     clip: Any,
@@ -191,6 +204,12 @@ def with_lora_text(
         for (tensor, _), (other, _) in zip(conditioning, encode(own, prompt.text), strict=True):
             tensor[:, span] = other[:, span].to(tensor)
     return dataclasses.replace(prompt, conditioning=conditioning)
+
+
+def encode_with_loras(clip: Any, text: str, loras: Sequence[ConceptLora]) -> list[Any]:
+    """A prompt as CONDITIONING, all of it as the text encoder reads it with LoRAs, but for those
+    that are for no text. ValueError as `encode`."""
+    return encode(_with_patches(clip, [lora for lora in loras if lora.text != "none"]), text)
 
 
 def _tagged(conditioning: list[Any], tag: str) -> list[Any]:

@@ -499,6 +499,16 @@ def test_phrases_are_found_as_the_server_finds_them(frontend: Frontend) -> None:
     )
     assert longer == [[[2, 5]], [[9, 16]]]
     assert twins == [[[2, 5]], [[12, 15]]]
+    numbered, written, too_many = frontend.page.evaluate(
+        FIND,
+        [
+            [["man", "man#2"], "a man and a man"],
+            [["room#2"], "a room#2 and a room"],
+            [["man#3"], "a man and a man"],
+        ],
+    )
+    assert numbered == [[[2, 5]], [[12, 15]]]
+    assert written == [[[2, 8]]] and too_many == [[]]
 
 
 def test_the_page_splits_phrases_as_the_server_does(frontend: Frontend) -> None:

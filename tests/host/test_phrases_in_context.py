@@ -12,8 +12,14 @@ import pytest
 import torch
 
 from magicportrait.host.text.context import ContextTokens, WordPlaces
-from magicportrait.host.text.prompts import tagged_conditioning, tagged_prompt, with_lora_text
+from magicportrait.host.text.prompts import (
+    tagged_conditioning,
+    tagged_prompt,
+    with_lora_text,
+    words_of_phrases,
+)
 from magicportrait.magic.concepts import ConceptLora
+from magicportrait.tests.host import sampling
 from magicportrait.tests.host.dit_text import ENCODERS, random_clip_of
 
 CAUSAL = ("flux2", "klein", "qwen", "zimage", "lumina2", "krea2")
@@ -131,6 +137,32 @@ def test_what_a_text_encoder_cannot_read_is_told(encoder):
 def test_a_phrase_that_is_not_there_is_an_error_with_the_words_that_are(encoder):
     with pytest.raises(ValueError, match=r"phrase 'hat' is not in the prompt.*there: a, man, hats"):
         places(encoder, "a man, hats", "hat")
+
+
+@pytest.mark.parametrize("encoder", ["clip", "sd3", "qwen"])
+def test_a_number_names_one_of_several_like_words(encoder):
+    if encoder == "clip":
+        clip, context = sampling.parts()[1], None
+    else:
+        clip, context = random_clip_of(encoder), kind(encoder)
+
+    def spans(text, *phrases):
+        return tagged_prompt(clip, text, phrases, "x", context).spans
+
+    text = "a man, a man and a man"
+    first, second, third = spans(text, "man", "man", "man")
+    assert spans(text, "man#2", "man#1") == (second, first)
+    [rest, own] = spans(text, "man", "man #2")
+    assert set(rest) == {*first, *third} and own == second
+    with pytest.raises(ValueError, match=r"phrase 'man#4'.*'man' stands 3 times.*from 1 to 3"):
+        spans(text, "man#4")
+    with pytest.raises(ValueError, match=r"phrase 'hat' is not in the prompt\. Words that"):
+        spans(text, "hat#2")
+    assert words_of_phrases(clip, text, ["man#2", "a man"], context) == ("man", "a man")
+    # What is written so is meant so.
+    written = "a room#2 and a room"
+    assert words_of_phrases(clip, written, ["room#2"], context) == ("room#2",)
+    assert min(spans(written, "room#2")[0]) == min(spans(written, "room#1")[0])
 
 
 @pytest.mark.parametrize("encoder", LISTS)

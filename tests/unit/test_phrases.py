@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from magicportrait.magic.phrases import (
     Token,
     assign_spans,
+    numbered,
     occurrences,
     places_in_text,
     share_places,
@@ -155,3 +156,51 @@ def test_places_are_shared_out_by_length_of_any_kind_of_key() -> None:
     places = {"hat": [(3,), (5,)], "red hat": [(2, 3)]}
     assert share_places(["hat", "red hat"], places) == [(5,), (2, 3)]
     assert share_places(["hat", "hat"], {"hat": [(3,), (5,)]}) == [(3,), (5,)]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [
+        ("man#2", ("man", 2)),
+        ("old man #12", ("old man", 12)),
+        ("人＃2", ("人", 2)),
+        ("man", None),
+        ("#2", None),
+        ("man#0", None),
+        ("man#02", None),
+        ("man#2 hat", None),
+    ],
+)
+def test_a_number_behind_a_phrase_names_an_occurrence(phrase: str, expected: object) -> None:
+    assert numbered(phrase) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases", "numbers", "expected"),
+    [
+        ("a man and a man", ["man"], [2], [(5,)]),
+        ("a man and a man", ["man", "man"], [2, 1], [(5,), (2,)]),
+        # What has no number has the rest.
+        ("a man and a man", ["man", "man"], [None, 2], [(2,), (5,)]),
+        ("a man and a man", ["man", "man"], [1, None], [(2,), (5,)]),
+        ("a man and a man and a man", ["man", "man", "man"], [None, 2, None], [(2,), (5,), (8,)]),
+        ("a man and a man and a man", ["man", "man"], [None, 2], [(2, 8), (5,)]),
+        # Named twice, and more often than it is there.
+        ("a man and a man", ["man", "man"], [2, 2], [(5,), (5,)]),
+        ("a man", ["man", "man"], [None, 1], [(2,), (2,)]),
+        ("a man", ["man"], [2], [()]),
+        # A longer phrase has only the place that it names.
+        ("a red hat and a red hat", ["red hat", "hat"], [1, None], [(2, 3), (7,)]),
+        ("a red hat and a red hat", ["red hat", "hat"], [1, 2], [(2, 3), (7,)]),
+    ],
+)
+def test_numbered_places(
+    prompt: str,
+    phrases: list[str],
+    numbers: list[int | None],
+    expected: list[tuple[int, ...]],
+) -> None:
+    found = assign_spans(
+        [tokens(phrase) for phrase in phrases], prompt_of(*tokens(prompt)), numbers
+    )
+    assert found == expected
