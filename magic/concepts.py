@@ -13,6 +13,7 @@ from torch import Tensor
 from .curves import Curve
 from .phrases import words_of
 from .pictures import check_aspect, check_painted
+from .region_texts import PhraseText
 
 MINIMUM_COVERAGE = 0.1
 """A token whose cell the mask covers less than this takes no part: it shows mostly something
@@ -60,12 +61,13 @@ class Concept:
     """One concept of a MagicFace picture.
 
     phrase: the words of the target prompt that name it; images: B H W 3 in 0..1, one or several
-    references of the same thing, or None where LoRAs alone know it; mask: B H W or 1 H W in 0..1,
-    None for the whole image; prompt: what the references show, empty for the phrase; strength:
-    added to the logits of the reference's tokens (natural log: 3 multiplies the odds by 20);
-    target_region: 1 H W in 0..1, where the concept goes, or B H W for a batch of B pictures, None
-    for automatic; level: a strength in words, which the kind of model turns into a number and which
-    counts in place of `strength`; loras: that act where it is.
+    references of the same thing, or None where LoRAs or a text alone know it; mask: B H W or 1 H W
+    in 0..1, None for the whole image; prompt: what the references show, empty for the phrase;
+    strength: added to the logits of the reference's tokens (natural log: 3 multiplies the odds by
+    20); target_region: 1 H W in 0..1, where the concept goes, or B H W for a batch of B pictures,
+    None for automatic; level: a strength in words, which the kind of model turns into a number and
+    which counts in place of `strength`; loras: that act where it is; text: of its own, which is
+    read there.
     """
 
     phrase: str
@@ -76,6 +78,7 @@ class Concept:
     target_region: Tensor | None = None
     level: Level | None = None
     loras: tuple[ConceptLora, ...] = ()
+    text: PhraseText | None = None
 
     def __post_init__(self) -> None:
         if not self.phrase.strip():
@@ -84,7 +87,7 @@ class Concept:
                 " 'hat'"
             )
         if self.images is None:
-            if not self.loras:
+            if not self.loras and self.text is None:
                 raise ValueError(f"concept '{self.phrase}' has neither an image nor a LoRA")
         else:
             self._check_images(self.images)
@@ -132,10 +135,11 @@ class Concept:
 
 
 def with_loras_joined(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
-    """Each phrase once with its references and its LoRAs.
+    """Each phrase once with its references, its LoRAs and its text.
 
-    A concept of LoRAs alone goes to the one of the same phrase before it, else behind it; without
-    one it stands for itself. Concepts with references stay apart, however often a phrase is named.
+    A concept of LoRAs or a text alone goes to the one of the same phrase before it, else behind
+    it; without one it stands for itself. Concepts with references stay apart, however often a
+    phrase is named.
     """
     joined: list[Concept] = []
     for concept in concepts:
@@ -162,9 +166,19 @@ def _words(concept: Concept) -> str:
 
 
 def _joined(first: Concept, second: Concept) -> Concept:
+    if first.text is not None and second.text is not None:
+        raise ValueError(
+            f"phrase '{first.phrase}' has two texts of its own: write them as one, or name two"
+            " occurrences of the words, such as 'man' and 'man#2'"
+        )
     base, more = (first, second) if second.images is None else (second, first)
     region = base.target_region if base.target_region is not None else more.target_region
-    return dataclasses.replace(base, loras=(*first.loras, *second.loras), target_region=region)
+    return dataclasses.replace(
+        base,
+        loras=(*first.loras, *second.loras),
+        target_region=region,
+        text=first.text if first.text is not None else second.text,
+    )
 
 
 Cells = Literal["share", "nearest"]

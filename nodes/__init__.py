@@ -18,6 +18,7 @@ from .concept_lora import MagicConceptLora
 from .edit import MagicEditReference, MagicEditRegions
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
+from .layout_conditioning import MagicLayoutConditioning
 from .magicapture import (
     MagiCaptureApply,
     MagiCaptureStyle,
@@ -76,6 +77,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicConceptLoad,
     MagicStyleNewPicture,
     MagicStyleEdit,
+    MagicLayoutConditioning,
 )
 
 

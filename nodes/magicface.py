@@ -18,7 +18,7 @@ from ..host.page.notices import notice
 from ..host.page.thumbnails import taken_on_page
 from ..host.pictures import concept_folder, own_picture
 from ..host.pictures.own_picture import NO_PICTURE
-from ..host.sampling.backbone import Backbone, backbone_of, edit_model_of
+from ..host.sampling.backbone import Backbone, backbone_of, check_reads_texts, edit_model_of
 from ..host.sampling.feature_store import FeatureStore
 from ..host.sampling.observers import ObservedPatch
 from ..host.sampling.patch import patches_of
@@ -32,12 +32,14 @@ from ..host.sampling.references import (
 from ..host.systems.concept_lora import loras_of
 from ..host.systems.edit_regions import ConceptPictures, EditRegionsPatch
 from ..host.systems.magicface import MagicFacePatch
+from ..host.systems.region_texts import texts_of
 from ..host.text.prompts import (
     TaggedPrompt,
     encode,
     tagged_prompt,
     with_lora_text,
     with_reference_latents,
+    words_of_phrases,
 )
 from ..magic.concepts import CELLS, LEVELS, Concept, with_loras_joined
 from ..magic.layout import automatic_ca_scale
@@ -629,7 +631,18 @@ class MagicFaceApply(Node):
         if loras:
             chosen = [(lora.concept, lora.lora) for lora in loras]
             tagged = with_lora_text(clip, tagged, chosen, backbone.context)
-        prepared = prepare_references(concepts, clip, vae, backbone, mask_cells)
+        texts = texts_of(clip, concepts)
+        if texts:
+            check_reads_texts(backbone)
+        words = words_of_phrases(clip, prompt, phrases, backbone.context)
+        # An image of a man is of 'a man', and not of the second one.
+        shown_words = tuple(
+            concept
+            if concept.prompt or name == concept.phrase
+            else dataclasses.replace(concept, prompt=name)
+            for concept, name in zip(concepts, words, strict=True)
+        )
+        prepared = prepare_references(shown_words, clip, vae, backbone, mask_cells)
         channels = model.get_model_object("latent_format").latent_channels
         check_latents((reference.latent for reference in prepared), channels)
         check_masks(prepared, concepts, blocks, backbone)
@@ -649,6 +662,7 @@ class MagicFaceApply(Node):
             bands=PASSES[reference_passes],
             placement=positions,
             loras=loras,
+            texts=texts,
         )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, layout.record)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from ...magic.concepts import LEVELS, LORA_TEXTS, Concept, ConceptLora
 from ...magic.curves import Curve
 from ...magic.messages import shown
+from ...magic.region_texts import PhraseText
 from .folders import file_state, listed_file
 from .lora_files import load_lora, lora_state
 from .safe_files import tensor_bytes, write_numbered
@@ -103,6 +104,19 @@ def _described(concept: Concept) -> dict[str, Any]:
             }
             for lora in concept.loras
         ],
+        **({} if concept.text is None else {"text": _described_text(concept.text)}),
+    }
+
+
+def _described_text(text: PhraseText) -> dict[str, Any]:
+    return {
+        "text": text.text,
+        "negative": text.negative,
+        "strength": text.strength,
+        "is_inside_target": text.is_inside_target,
+        "start": text.start,
+        "end": text.end,
+        "curve": None if text.curve is None else text.curve.points,
     }
 
 
@@ -136,19 +150,23 @@ def read_concepts(path: Path) -> tuple[Concept, ...]:
     concepts = []
     for i, entry in enumerate(fields):
         loras = tuple(_lora(lora) for lora in entry.pop("loras"))
+        own = entry.pop("text", None)
         images, mask = (_from_bytes(tensors.get(f"{kind}.{i}")) for kind in ("pictures", "mask"))
         try:
-            concepts.append(Concept(images=images, mask=mask, loras=loras, **entry))
+            text = None if own is None else PhraseText(**{**own, "curve": _curve(own["curve"])})
+            concepts.append(Concept(images=images, mask=mask, loras=loras, text=text, **entry))
         except ValueError as error:
             raise UnreadableConcept(f"{path.name}: {error}") from error
     return tuple(concepts)
 
 
 def _lora(fields: Mapping[str, Any]) -> ConceptLora:
-    points = fields["curve"]
-    curve = None if points is None else Curve(tuple((share, at) for share, at in points))
-    own = {**fields, "curve": curve}
+    own = {**fields, "curve": _curve(fields["curve"])}
     return ConceptLora(weights=load_lora(fields["name"]), **own)
+
+
+def _curve(points: Sequence[Sequence[float]] | None) -> Curve | None:
+    return None if points is None else Curve(tuple((share, at) for share, at in points))
 
 
 def _checked_fields(file: str, header: str) -> list[dict[str, Any]]:
@@ -160,9 +178,11 @@ def _checked_fields(file: str, header: str) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_CONCEPTS:
         raise UnreadableConcept(f"{file} does not hold 1 to {_MOST_CONCEPTS} concepts")
     for entry in entries:
-        _check_fields(file, entry, _FIELDS)
+        _check_fields(file, entry, _FIELDS, _MORE_FIELDS)
         for lora in entry["loras"]:
             _check_fields(file, lora, _LORA_FIELDS)
+        if "text" in entry:
+            _check_fields(file, entry["text"], _TEXT_FIELDS)
     return entries
 
 
@@ -197,6 +217,17 @@ _FIELDS = {
     "level": lambda value: value is None or value in LEVELS,
     "loras": lambda value: isinstance(value, list) and len(value) <= _MOST_LORAS,
 }
+_MORE_FIELDS = {"text": lambda value: isinstance(value, dict)}
+"""Only in the files of concepts that have them."""
+_TEXT_FIELDS = {
+    "text": _is_text,
+    "negative": _is_text,
+    "strength": _is_share,
+    "is_inside_target": lambda value: isinstance(value, bool),
+    "start": _is_share,
+    "end": _is_share,
+    "curve": _is_curve,
+}
 _LORA_FIELDS = {
     "name": _is_text,
     "strength": _is_strength,
@@ -209,11 +240,15 @@ _LORA_FIELDS = {
 }
 
 
-def _check_fields(file: str, entry: Any, fields: Mapping[str, Any]) -> None:
-    if not isinstance(entry, dict) or entry.keys() != fields.keys():
+def _check_fields(
+    file: str, entry: Any, fields: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> None:
+    """more: fields that may be missing."""
+    known = {**fields, **(more or {})}
+    if not isinstance(entry, dict) or not fields.keys() <= entry.keys() <= known.keys():
         raise UnreadableConcept(f"{file} does not say what its concepts are")
-    for name, is_right in fields.items():
-        if not is_right(entry[name]):
+    for name, is_right in known.items():
+        if name in entry and not is_right(entry[name]):
             raise UnreadableConcept(f"{file}: its {name} cannot be {entry[name]!r:.40}")
 
 

@@ -7,23 +7,29 @@ import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...magic.concept_regions import concept_shares, share_at
+from ...magic.concept_regions import share_at
 from ...magic.concepts import Concept, ConceptLora
-from ...magic.layout import area_cells
 from ..layout.patch import LayoutPatch
 from ..layout.tracker import LayoutTracker
 from ..sampling.adapters import Adapters, Injection, LayerAdapter, adapters_of
-from ..sampling.backbone import CallSize, LayerTokens
+from ..sampling.backbone import (
+    CallSize,
+    LayerTokens,
+    TextsOfConds,
+    text_places,
+    text_tokens,
+)
 from ..sampling.options import ModelOptions
 from ..sampling.patch import SamplingStart
 from ..sampling.range import SamplingRange, share_passed
 from ..sampling.rows import SamplingRows
+from .regions import areas_of_conds, regions_of_concepts, share_in_area
 
 _FEW_TOKENS = 2
 """A layer that sees no more than so many has no place in the picture: the time, the pooled text."""
@@ -61,7 +67,8 @@ class _Call:
 
     size: what it runs on; conds: the ids of the prompts whose rows it has; batch: pictures;
     shares: for each concept where it is, B H W, None for nowhere; strengths: of each LoRA at this
-    noise level, relative to that of its adapters; weights: what has been worked out for layers.
+    noise level, relative to that of its adapters; texts: of regions, whose tokens stand behind the
+    prompt's; weights: what has been worked out for layers.
     """
 
     size: CallSize
@@ -69,6 +76,7 @@ class _Call:
     batch: int
     shares: Sequence[Tensor | None]
     strengths: Mapping[LoraOfConcept, float]
+    texts: TextsOfConds
     weights: dict[tuple[Any, ...], Tensor | None] = field(default_factory=dict)
 
 
@@ -111,35 +119,24 @@ class ConceptLoraRun:
         options: ModelOptions,
         x: Tensor,
         sigma: float,
+        texts: TextsOfConds,
     ) -> ModelOptions:
         """Options of a model call in which the LoRAs act, by the layout as the call before has left
-        it; the same ones when that is nowhere, or none acts at this noise level."""
+        it; the same ones when that is nowhere, or none acts at this noise level. texts: of regions,
+        whose tokens stand behind the prompt's in this call."""
         strengths = {lora: self._strength_at(lora, sigma) for lora in self._loras}
-        batch = x.shape[0]
-        layout = tracker.picture
-        owners = None
-        if layout is not None and layout.regions.shape[0] == batch:
-            owners = layout.concepts(self._layout.prompt.spans)
-        shares = [
-            None if share is None or not bool(share.any()) else share.to(x.device)
-            for share in concept_shares(owners, self._layout.targets, self._inside, batch)
-        ]
+        shares = regions_of_concepts(self._layout, tracker, self._inside, x)
         if not any(strengths[lora] and shares[lora.concept] is not None for lora in self._loras):
             return options
         self._rows = rows
         if self._areas is None:
-            self._areas = {
-                cond["uuid"]: tuple(cond["area"])
-                for conds in self._guider.conds.values()
-                for cond in conds or ()
-                if "area" in cond
-            }
+            self._areas = areas_of_conds(self._guider)
         if not self._is_moved:
             for layer in self._layers:
                 layer.to(x.device)
             self._is_moved = True
         self._injection.ensure()
-        return self._around_network(options, batch, shares, strengths)
+        return self._around_network(options, x.shape[0], shares, strengths, texts)
 
     def _strength_at(self, lora: LoraOfConcept, sigma: float) -> float:
         """Relative to that of its adapters."""
@@ -154,6 +151,7 @@ class ConceptLoraRun:
         batch: int,
         shares: Sequence[Tensor | None],
         strengths: Mapping[LoraOfConcept, float],
+        texts: TextsOfConds,
     ) -> ModelOptions:
         import comfy.patcher_extension as extension
 
@@ -169,8 +167,10 @@ class ConceptLoraRun:
         ) -> Tensor:
             inner = transformer_options or {}
             size = CallSize.of(x, c_crossattn, kwargs)
+            if texts:
+                size = replace(size, context=size.context + text_tokens(texts))
             before = self._call
-            self._call = _Call(size, inner.get("uuids") or (), batch, shares, strengths)
+            self._call = _Call(size, inner.get("uuids") or (), batch, shares, strengths, texts)
             try:
                 result: Tensor = executor(
                     x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
@@ -276,10 +276,7 @@ class ConceptLoraRun:
         areas = self._areas or {}
         parts = []
         for cond in call.conds:
-            own = share
-            if (area := areas.get(cond)) is not None:
-                rows, columns = area_cells(area, share.shape[1:], self._latent_size)
-                own = share[:, rows, columns]
+            own = share_in_area(share, areas.get(cond), self._latent_size)
             parts.append(share_at(own, grid))
         return torch.cat(parts)
 
@@ -295,13 +292,18 @@ class ConceptLoraRun:
         if end > first and lora.lora.text != "none":
             # Where a concept is nowhere in a picture, its words are as ever.
             is_there = share.flatten(1).any(1).to(share)
+            last = end - (text_tokens(call.texts) if call.texts else 0)
             for i, cond in enumerate(call.conds):
                 rows = slice(i * call.batch, (i + 1) * call.batch)
                 if lora.lora.text == "all":
-                    weight[rows, first:end] = is_there[:, None]
+                    weight[rows, first:last] = is_there[:, None]
                 elif cond in self._rows.ours:
                     span = self._layout.prompt.spans[lora.concept]
                     length = self._rows.lengths[cond]
-                    places = self._layout.backbone.places_in_text(span, length, end - first)
+                    places = self._layout.backbone.places_in_text(span, length, last - first)
                     weight[rows, [first + place for place in places]] = is_there[:, None]
+                own = call.texts.get(cond, ())
+                for text, place in zip(own, text_places(own, last), strict=True):
+                    if text.concept == lora.concept:
+                        weight[rows, place] = is_there[:, None]
         return weight

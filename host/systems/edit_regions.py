@@ -302,6 +302,11 @@ class ConceptPictures:
         step = backbone.pixels * backbone.tokens.patch
         for index, concept in enumerate(concepts):
             strength = concept.strength if concept.level is None else GIVEN_LEVELS[concept.level]
+            if concept.text is not None:
+                raise ValueError(
+                    "a text of a region is read beside a reference pass only: set references to"
+                    " 'reference pass', or leave the Layout Conditioning out"
+                )
             if concept.images is None or concept.loras:
                 raise ValueError(
                     "a concept's LoRA acts beside a reference pass only: set references to"

@@ -50,6 +50,7 @@ from ..sampling.references import Reference
 from ..sampling.rows import SamplingRows
 from .concept_lora import ConceptLoraRun, LoraOfConcept
 from .placement import PlacedReferences
+from .region_texts import RegionTextRun, TextOfConcept
 from .regions import ConceptRegions, check_whole, stretches
 
 
@@ -65,7 +66,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     step, as in the official code; kept: features of earlier runs, None to compute them in each;
     bands: of noise levels that share a reference pass, None for one at each level; observers: who
     sees what the picture looks at; placement: where the references' keys lie, in models that turn
-    them by position; loras: that act where their concepts are.
+    them by position; loras: that act where their concepts are; texts: that are read there.
     """
 
     layout: LayoutPatch
@@ -81,6 +82,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     observers: tuple[ReferenceObserver, ...] = ()
     placement: Placement = "region"
     loras: tuple[LoraOfConcept, ...] = ()
+    texts: tuple[TextOfConcept, ...] = ()
 
     @property
     def key(self) -> str:
@@ -139,6 +141,7 @@ class MagicFaceRun(PatchRun):
         self._has_room = False
         if patch.kept is not None:
             check_kept_room(self._bytes, start.steps)
+        self._texts = RegionTextRun(patch.texts, patch.layout, start)
         self._report()
         # The last thing: it changes the model, and only a run that has begun is closed.
         self._loras = (
@@ -156,6 +159,8 @@ class MagicFaceRun(PatchRun):
                 len(patch.loras),
                 len({lora.concept for lora in patch.loras}),
             )
+        if patch.texts:
+            logging.info("MagicFace: %d phrases with a text of their own", len(patch.texts))
         if not patch.references:
             return
         acting = [i for i, sigma in enumerate(sigmas, 1) if self._range.covers(sigma)]
@@ -194,7 +199,8 @@ class MagicFaceRun(PatchRun):
         sigma = float(timestep.flatten()[0])
         is_acting = bool(self._patch.references) and self._range.covers(sigma)
         is_measured = self._is_measured(sigma)
-        if not is_acting and not is_measured and self._loras is None:
+        has_texts = bool(self._patch.texts)
+        if not is_acting and not is_measured and self._loras is None and not has_texts:
             return executor(x, timestep, model_options, *args, **kwargs)
         rows, options = self._layout.rows, model_options
         # Our prompt may be limited to other steps.
@@ -210,10 +216,14 @@ class MagicFaceRun(PatchRun):
             options = self._patch.layout.backbone.with_rule(
                 options, self._patch.blocks, rows.ours, x.shape[0], rule.attend
             )
+        tracker = self._layout.tracker
+        texts = self._texts.acting(rows, tracker, x, sigma) if has_texts else {}
         if self._loras is not None:
-            options = self._loras.acting(rows, self._layout.tracker, options, x, sigma)
+            options = self._loras.acting(rows, tracker, options, x, sigma, texts)
         if is_measured:
             options = self._layout.begin(sigma, options, x.shape, self._guided)
+        if texts:
+            options = self._patch.layout.backbone.with_texts(options, texts, x.shape[0])
         prediction = executor(x, timestep, options, *args, **kwargs)
         if is_measured:
             self._layout.end(sigma)
@@ -236,7 +246,7 @@ class MagicFaceRun(PatchRun):
         self._features.close()
         self._layout.close()
         self._visible = {}
-        del self._start, self._features, self._watching, self._loras
+        del self._start, self._features, self._watching, self._loras, self._texts
 
     def visible_tokens(
         self, reference: int, grid: tuple[int, int], device: torch.device
@@ -281,7 +291,8 @@ class MagicFaceRun(PatchRun):
     def _is_measured(self, sigma: float) -> bool:
         """RBA and the placement of keys need the layout of the call before it, guidance that of its
         own call, and the user the last one."""
-        if self._guides or self._patch.places_by_layout or self._patch.loras:
+        patch = self._patch
+        if self._guides or patch.places_by_layout or patch.loras or patch.texts:
             return True
         step, last = self._start.step_at(sigma), self._start.steps - 1
         following = self._start.sigmas[min(step + 1, self._start.steps)]

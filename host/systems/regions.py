@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from ...magic.concept_regions import concept_shares
 from ...magic.layout import SemanticLayout, area_cells
 from ...magic.reference_attention import RegionTokens, group_tokens, place_concepts
+from ..layout.patch import LayoutPatch
+from ..layout.tracker import LayoutTracker
 from ..sampling.backbone import LayerView
 from ..sampling.rows import SamplingRows
 
@@ -60,6 +63,39 @@ class ConceptRegions:
         if (view.cond, view.grid) not in self._groups:
             self._groups[view.cond, view.grid] = group_tokens(owners)
         return self._groups[view.cond, view.grid]
+
+
+def regions_of_concepts(
+    layout: LayoutPatch, tracker: LayoutTracker, inside: Collection[int], x: Tensor
+) -> list[Tensor | None]:
+    """Where each concept is, softly, in a model call on `x` (B C h w), by the layout as the call
+    before has left it: B H W in 0..1; None for nowhere. inside: as for `concept_shares`."""
+    measured, batch, owners = tracker.picture, x.shape[0], None
+    if measured is not None and measured.regions.shape[0] == batch:
+        owners = measured.concepts(layout.prompt.spans)
+    return [
+        None if share is None or not bool(share.any()) else share.to(x.device)
+        for share in concept_shares(owners, layout.targets, inside, batch)
+    ]
+
+
+def areas_of_conds(guider: Any) -> dict[Any, tuple[int, ...]]:
+    """The areas of all conds that cover a part of the picture only, by their ids."""
+    return {
+        cond["uuid"]: tuple(cond["area"])
+        for conds in guider.conds.values()
+        for cond in conds or ()
+        if "area" in cond
+    }
+
+
+def share_in_area(share: Tensor, area: Sequence[int] | None, size: tuple[int, int]) -> Tensor:
+    """The part of a region (B H W) that a cond's area of a latent of `size` has; all of it without
+    one."""
+    if area is None:
+        return share
+    rows, columns = area_cells(area, share.shape[1:], size)
+    return share[:, rows, columns]
 
 
 def check_whole(view: LayerView, rows: SamplingRows, size: tuple[int, int], pixels: int) -> None:

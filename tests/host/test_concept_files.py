@@ -15,6 +15,7 @@ from magicportrait.host.models import concept_files
 from magicportrait.host.models.concept_files import UnreadableConcept, read_concepts
 from magicportrait.magic.concepts import Concept, ConceptLora
 from magicportrait.magic.curves import Curve
+from magicportrait.magic.region_texts import PhraseText
 from magicportrait.nodes.concept_files import MagicConceptLoad, MagicConceptSave
 from magicportrait.tests.host import sampling
 
@@ -69,6 +70,18 @@ def test_what_is_read_is_what_was_saved(folders: Path) -> None:
     # What was read once stays as it is.
     again = MagicConceptLoad.execute(saved(read[1:2], "b"), "").args[0]
     assert torch.equal(again[0].images, read[1].images)
+
+
+def test_a_text_of_a_phrase_is_saved_too(folders: Path) -> None:
+    text = PhraseText("a red hat", "snow", 0.5, True, 0.1, 0.9, Curve(((0.0, 1.0), (0.5, 0.25))))
+    file = saved((Concept("hat", None, None, "", 0.0, text=text),))
+    [again] = MagicConceptLoad.execute(file, "").args[0]
+    assert again.text == text
+    header = json.dumps(
+        [{"phrase": "hat", "prompt": "", "strength": 0.0, "level": None, "loras": [], "text": {}}]
+    )
+    with pytest.raises(UnreadableConcept, match="does not say what its concepts are"):
+        concept_files._checked_fields("x", header)
 
 
 def test_a_concept_may_be_called_otherwise() -> None:

@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .families import OUT_OF_REACH, family_of
-from .interface import Backbone, CallSize, LayerKey, LayerTokens, LayerView, Look, Rule, Watch
+from .interface import (
+    Backbone,
+    CallSize,
+    LayerKey,
+    LayerTokens,
+    LayerView,
+    Look,
+    Rule,
+    Watch,
+)
 from .joint import JointTransformer
+from .texts import RegionText, TextsOfConds, text_places, text_tokens
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -20,10 +30,15 @@ __all__ = [
     "LayerTokens",
     "LayerView",
     "Look",
+    "RegionText",
     "Rule",
+    "TextsOfConds",
     "Watch",
     "backbone_of",
+    "check_reads_texts",
     "edit_model_of",
+    "text_places",
+    "text_tokens",
     "unet_of",
 ]
 _PAGE = "docs/model_families.md in this pack's folder, 'How to add a model family'"
@@ -46,6 +61,12 @@ def backbone_of(model: ModelPatcher) -> Backbone:
         f"{name} is a kind of model that this pack does not know: use a UNet (SD1.5, SD2.1, SDXL)"
         f" or one of the transformers that the README lists. {_PAGE} says how to teach it another"
     )
+
+
+def check_reads_texts(backbone: Backbone) -> None:
+    """ValueError for a kind of model in which no text can stand beside the prompt."""
+    if isinstance(backbone, JointTransformer):
+        backbone.check_reads_texts()
 
 
 def unet_of(model: ModelPatcher) -> UNet:

@@ -60,7 +60,8 @@ class Family:
     a reference, None when it is told none; native_side: pixels along a side of what it was trained
     on; takes_pictures: whether it, or a fine-tune of it, can be given pictures in its sequence;
     text_sees_pictures: whether its text encoder may be shown pictures too, whose tokens stand
-    before the prompt's.
+    before the prompt's; text_attends: whether a prompt's tokens look at each other in layers of
+    their own, before those of text and picture.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Family:
     native_side: int = 1024
     takes_pictures: bool = False
     text_sees_pictures: bool = False
+    text_attends: bool = False
 
     @property
     def has_text_of_its_own(self) -> bool:
@@ -142,6 +144,7 @@ FAMILIES: tuple[Family, ...] = (
         heads="heads",
         takes_pictures=True,
         text_sees_pictures=True,
+        text_attends=True,
     ),
     # T5's tokens, then Llama's last layer and the one that belongs to the block. Its layers say
     # neither what they are nor which.

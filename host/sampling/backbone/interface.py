@@ -17,6 +17,7 @@ from ....magic.concepts import Level
 from ....magic.positions import Coordinates, Rotary
 from ...text.context import ContextTokens
 from ..options import ModelOptions
+from .texts import TextsOfConds
 
 LayerKey = tuple[Block, int]
 """A block and which of its transformer blocks: one attention layer."""
@@ -247,6 +248,13 @@ class Backbone(Protocol):
     def with_watch(self, options: ModelOptions, watch: Watch) -> ModelOptions:
         """Options of a model call in which the watch is shown its layers. Pictures stay as they
         are."""
+        ...
+
+    def with_texts(self, options: ModelOptions, texts: TextsOfConds, batch: int) -> ModelOptions:
+        """Options of a model call in which parts of the picture read texts of their own, in the
+        place of so much of the prompt: out + share * (attention to the text - attention to the
+        prompt). To be put around everything else. batch: pictures in the call. ValueError for a
+        kind of model that cannot."""
         ...
 
     def reference_options(

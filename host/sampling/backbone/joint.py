@@ -7,6 +7,7 @@ all layers. Whoever stood there before is called for all that is not ours.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,7 @@ from ....magic.concepts import Level
 from ....magic.layout import column_attention
 from ....magic.positions import Coordinates, Rotary, RotaryAxis
 from ...text.context import ContextTokens
-from ..attention import biased_attention
+from ..attention import attention_with_bias, biased_attention
 from ..options import ModelOptions
 from ..rows import Chunk, chunks_of
 from .families import Family, family_of
@@ -35,6 +36,7 @@ from .interface import (
     repeated,
 )
 from .sequence import TokenOrder, TokenSequence
+from .texts import TextsOfConds, TextWeights, text_places, text_tokens, with_texts_behind
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -49,6 +51,7 @@ _GIVEN = "reference_image_num_tokens"
 _FIRST = "magicportrait_first"
 _IS_TEXT = "magicportrait_is_text"
 """Whether an attention is the one to the text, once one of ours has found that out."""
+_TEXTS = "magicportrait_texts"
 _STRENGTHS: Mapping[Level, float] = {"subtle": 0.5, "normal": 1.0, "strong": 2.0}
 _STYLE_STRENGTHS: Mapping[Level, float] = {"subtle": -3.0, "normal": -1.5, "strong": 0.0}
 _TEXT_NAMES = (
@@ -216,8 +219,7 @@ class _JointAttention:
         if self.mask is None:
             return None
         mask = self.mask
-        if mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+        mask = _as_bias(mask)
         if mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
             mask = mask[rows]
         by_query = mask.reshape(-1, mask.shape[-1])
@@ -227,6 +229,107 @@ class _JointAttention:
                 " cannot be put together with references or regions: remove the node that sets it"
             )
         return by_query[0].float()
+
+
+@dataclass(frozen=True, eq=False)
+class _AttentionWithTexts:
+    """One attention of a model call with texts of regions behind its prompt.
+
+    sequence: its tokens, the texts' among the prompt's; prompt: how many are the prompt's own;
+    behind: how many of texts follow; grid: rows and columns of the picture's; q, k, v: B H N D, q
+    may leave out the references; mask: of the host; function: the host's; plain: whoever stood
+    there before; rest: what it gets beside.
+    """
+
+    sequence: TokenSequence
+    prompt: int
+    behind: int
+    grid: tuple[int, int]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    mask: Tensor | None
+    function: Attention
+    plain: Attention
+    rest: Mapping[str, Any]
+
+    def attended(self, texts: TextsOfConds, weights: TextWeights, batch: int) -> Tensor:
+        """What comes out: B N C."""
+        queries, keys = (self._without_texts(x.shape[2]) for x in (self.q, self.k))
+        is_joint = self.sequence.image.start < self.sequence.end
+        out = self.q.new_zeros(self.q.shape[0], self.q.shape[2], self.heads * self.v.shape[-1])
+        rest = {**self.rest, "skip_reshape": True, "skip_output_reshape": False}
+        out[:, queries] = self.plain(
+            self.q[:, :, queries],
+            self.k[:, :, keys],
+            self.v[:, :, keys],
+            self.heads,
+            mask=self._mask_of(queries, keys),
+            **rest,
+        )
+        for chunk in chunks_of(self.rest["transformer_options"], self.q.shape[0], batch):
+            own = texts.get(chunk.cond, ())
+            places = text_places(own, self.prompt)
+            shares: Sequence[Tensor | None] = weights.at(chunk.cond, self.grid)
+            for place, share in zip(places, shares if is_joint else [None] * len(own), strict=True):
+                for picture in range(batch):
+                    row = chunk.rows.start + picture
+                    self._read(out, row, place, None if share is None else share[picture].to(out))
+        return out
+
+    def _read(self, out: Tensor, row: int, text: slice, share: Tensor | None) -> None:
+        """Lets a text see itself and its region, and the places of that read it. share: N, how much
+        each does; None where there is no picture."""
+        own = torch.arange(text.start, text.stop, device=out.device)
+        if share is None:
+            out[row, own] = self._attend(row, own, own, None)
+            return
+        region = share.nonzero().flatten()
+        image = region + self.sequence.image.start
+        seen = torch.cat([share.new_zeros(len(own)), share[region].log()])
+        out[row, own] = self._attend(row, own, torch.cat([own, image]), seen)
+        if not len(region):
+            return
+        others = torch.arange(self.sequence.image.start, self.k.shape[2], device=out.device)
+        prompt = torch.arange(self.prompt, device=out.device)
+        by_text, by_prompt = (
+            self._attend(row, image, torch.cat([words, others]), None) for words in (own, prompt)
+        )
+        out[row, image] += share[region, None] * (by_text - by_prompt)
+
+    def _attend(self, row: int, queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+        """Some queries of a row to some keys, past what other nodes set: N C. bias: of each key."""
+        q, k, v = (
+            x[row : row + 1, :, at] for x, at in ((self.q, queries), (self.k, keys), (self.v, keys))
+        )
+        mask = self._mask_of(queries, keys, row)
+        if bias is not None or mask is not None:
+            added = q.new_zeros(1, 1, 1, len(keys)) if mask is None else _as_bias(mask).to(q)
+            if bias is not None:
+                added = added + bias.to(q)
+            return attention_with_bias(
+                _joined_heads(q), _joined_heads(k), _joined_heads(v), added, self.heads
+            )[0]
+        rest = {**self.rest, "skip_reshape": True, "skip_output_reshape": False}
+        return self.function(q, k, v, self.heads, mask=None, **rest)[0]
+
+    def _without_texts(self, tokens: int) -> Tensor:
+        """The places of the first tokens that are none of a text."""
+        places = torch.arange(tokens, device=self.q.device)
+        return places[(places < self.prompt) | (places >= self.prompt + self.behind)]
+
+    def _mask_of(self, queries: Tensor, keys: Tensor, row: int | None = None) -> Tensor | None:
+        """The host's mask of some queries and keys, of all rows or one."""
+        mask = self.mask
+        if mask is None:
+            return None
+        if row is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
+            mask = mask[row : row + 1]
+        if mask.ndim > 1 and mask.shape[-2] == self.q.shape[2]:
+            mask = mask[..., queries, :]
+        mask = mask[..., keys]
+        return mask if row is None or mask.ndim == 4 else mask.reshape(1, 1, -1, len(keys))
 
 
 Act = Callable[[_JointAttention], "Tensor | None"]
@@ -402,6 +505,96 @@ class JointTransformer:
 
         return self._overridden(options, watch.blocks, act, options)
 
+    def with_texts(self, options: ModelOptions, texts: TextsOfConds, batch: int) -> ModelOptions:
+        """The texts' tokens go through the model behind the prompt's. Whatever else stands in its
+        attention sees the sequence without them."""
+        import comfy.patcher_extension as extension
+
+        self.check_reads_texts()
+        inner = dict(options.get("transformer_options", {}))
+        previous, weights = inner.get(_OVERRIDE), TextWeights(texts)
+
+        def override(func: Attention, *args: Any, **kwargs: Any) -> Tensor:
+            def plain(*a: Any, **kw: Any) -> Tensor:
+                return func(*a, **kw) if previous is None else previous(func, *a, **kw)
+
+            extended = self._with_texts(func, plain, args, kwargs, texts, batch)
+            if extended is None:
+                return plain(*args, **kwargs)
+            return extended.attended(texts, weights, batch)
+
+        def extend(
+            executor: Callable[..., Tensor],
+            x: Tensor,
+            t: Tensor,
+            c_concat: Tensor | None = None,
+            c_crossattn: Tensor | None = None,
+            control: Any = None,
+            transformer_options: Mapping[str, Any] | None = None,
+            **kwargs: Any,
+        ) -> Tensor:
+            told: Any = transformer_options or {}
+            context, mask = c_crossattn, kwargs.get("attention_mask")
+            if context is not None:
+                is_of_text = isinstance(mask, Tensor) and mask.shape[-1] == context.shape[1]
+                chunks = chunks_of(told, x.shape[0], batch)
+                context = with_texts_behind(context, texts, chunks)
+                if isinstance(mask, Tensor) and is_of_text:
+                    # Of the prompt's tokens: 1, or added 0, for those that are there.
+                    seen = 0 if mask.is_floating_point() else 1
+                    more = mask.new_full((*mask.shape[:-1], text_tokens(texts)), seen)
+                    kwargs["attention_mask"] = torch.cat([mask, more], dim=-1)
+            return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
+
+        inner[_OVERRIDE] = override
+        inner.setdefault(_FIRST, self._first)
+        inner["wrappers"] = {kind: dict(keys) for kind, keys in inner.get("wrappers", {}).items()}
+        around = inner["wrappers"].setdefault(extension.WrappersMP.APPLY_MODEL, {})
+        around.setdefault(_CALL, [_tell_call])
+        # Within the other: attention is told of the prompt's own tokens.
+        around[_TEXTS] = [extend]
+        return {**options, "transformer_options": inner}
+
+    def check_reads_texts(self) -> None:
+        """ValueError for a family in which no text can stand beside the prompt."""
+        if self.family.order != "text, picture, references" or self.family.has_text_of_its_own:
+            raise ValueError(
+                f"texts of regions do not work on {self.family.model}, where a text cannot stand"
+                " behind the prompt without moving the picture or being read by another encoder:"
+                " use a UNet, Flux, Flux.2, Qwen-Image, Krea 2, Chroma or SD3.5, or leave the"
+                " Layout Conditioning nodes out"
+            )
+
+    def _with_texts(
+        self,
+        function: Attention,
+        plain: Attention,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        texts: TextsOfConds,
+        batch: int,
+    ) -> _AttentionWithTexts | None:
+        """A call of the host's attention on a sequence with texts behind its prompt; None when it
+        is none."""
+        parsed = _parsed(args, kwargs)
+        if parsed is None:
+            return None
+        call, q, k, v, heads, mask, rest = parsed
+        options, behind, tokens = rest["transformer_options"], text_tokens(texts), k.shape[2]
+        prompt = call.size.context
+        longer = dataclasses.replace(call.size, context=prompt + behind)
+        sequence = self._sequence(longer, tokens, options)
+        if sequence is None:
+            is_text = q.shape[2] == tokens == prompt + behind
+            has_rows = q.shape[0] == len(options.get("uuids", ())) * batch
+            if not (self.family.text_attends and is_text and has_rows):
+                return None
+            sequence = TokenSequence(slice(0, tokens), slice(tokens, tokens), (), tokens)
+        grid = self.tokens.grid(call.size.latent_size)
+        return _AttentionWithTexts(
+            sequence, prompt, behind, grid, q, k, v, heads, mask, function, plain, rest
+        )
+
     def reference_options(
         self, options: ModelOptions, blocks: Collection[Block], look: Look, is_bare: bool
     ) -> ModelOptions:
@@ -565,16 +758,11 @@ class JointTransformer:
         self, function: Attention, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> _JointAttention | None:
         """A call of the host's attention as a joint attention; None when it is none."""
-        rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-        options = rest.get("transformer_options") or {}
-        call: _ModelCall | None = options.get(_CALL)
-        q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
-        if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
+        parsed = _parsed(args, kwargs)
+        if parsed is None:
             return None
-        if not rest.get("skip_reshape"):
-            # B N C; SD3 has v as B N H D.
-            split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
-            q, k, v = (x.transpose(1, 2) for x in split)
+        call, q, k, v, heads, mask, rest = parsed
+        options = rest["transformer_options"]
         tokens, kept = k.shape[2], sum(options.get(_GIVEN) or ())
         is_joint = q.shape[2] in (tokens, tokens - kept) or self.family.has_text_apart
         if q.shape[:2] != k.shape[:2] or not is_joint:
@@ -639,6 +827,32 @@ class JointTransformer:
         around = inner["wrappers"].setdefault(extension.WrappersMP.APPLY_MODEL, {})
         around[_CALL] = [_tell_call]
         return {**options, "transformer_options": inner}
+
+
+def _parsed(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[_ModelCall, Tensor, Tensor, Tensor, int, Tensor | None, dict[str, Any]] | None:
+    """A call of the host's attention in a model call that was told: the call, q, k and v as B H N
+    D, heads, mask, and what else it gets. None for others."""
+    rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+    options = rest.get("transformer_options") or {}
+    call: _ModelCall | None = options.get(_CALL)
+    q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
+    if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
+        return None
+    if not rest.get("skip_reshape"):
+        # B N C; SD3 has v as B N H D.
+        split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+        q, k, v = (x.transpose(1, 2) for x in split)
+    rest["transformer_options"] = options
+    return call, q, k, v, heads, mask, rest
+
+
+def _as_bias(mask: Tensor) -> Tensor:
+    """A host's mask as what is added to logits."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
 
 
 def recount(options: Mapping[str, Any]) -> Callable[[], None]:

@@ -30,6 +30,7 @@ from .interface import (
     Watch,
     repeated,
 )
+from .texts import TextsOfConds, TextWeights, text_places, text_tokens, with_texts_behind
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -145,6 +146,44 @@ class UNet:
             options = _replaced(options, "attn2", watch.blocks, looking)
         return options
 
+    def with_texts(self, options: ModelOptions, texts: TextsOfConds, batch: int) -> ModelOptions:
+        """The texts' tokens go behind the prompt's before keys and values are made of them; what
+        stood in the slots sees the prompt's alone."""
+        behind = text_tokens(texts)
+        weights = TextWeights(texts)
+
+        def extend(
+            n: Tensor, context: Tensor, value: Tensor, extra: AttentionOptions
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            chunks = chunks_of(extra, n.shape[0], batch)
+            value = context if value is None else value
+            return (
+                n,
+                with_texts_behind(context, texts, chunks),
+                with_texts_behind(value, texts, chunks),
+            )
+
+        def make(block: Block, previous: AttentionPatch) -> AttentionPatch:
+            def patch(q: Tensor, k: Tensor, v: Tensor, extra: AttentionOptions) -> Tensor:
+                prompt = slice(0, k.shape[1] - behind)
+                out = previous(q, k[:, prompt], v[:, prompt], extra).clone()
+                grid = token_grid(q, extra)
+                for chunk in chunks_of(extra, q.shape[0], batch):
+                    own = texts.get(chunk.cond, ())
+                    places = text_places(own, prompt.stop)
+                    for weight, place in zip(weights.at(chunk.cond, grid), places, strict=True):
+                        _read(out, q, k, v, chunk.rows, (prompt, place), weight.to(q), extra)
+                return out
+
+            return patch
+
+        inner = dict(options.get("transformer_options", {}))
+        patches = dict(inner.get("patches", {}))
+        patches["attn2_patch"] = [*patches.get("attn2_patch", ()), extend]
+        inner["patches"] = patches
+        blocks = [layer.block for layer in self.layers]
+        return _replaced({**options, "transformer_options": inner}, "attn2", blocks, make)
+
     def reference_options(
         self, options: ModelOptions, blocks: Collection[Block], look: Look, is_bare: bool
     ) -> ModelOptions:
@@ -217,6 +256,28 @@ class UNet:
     def places_in_text(self, span: Sequence[int], length: int, tokens: int) -> list[int]:
         """In each repetition."""
         return repeated(span, length, tokens)
+
+
+def _read(
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: slice,
+    keys: tuple[slice, slice],
+    weight: Tensor,
+    extra: AttentionOptions,
+) -> None:
+    """Lets places of `rows` read a text in the place of so much of the prompt. keys: the prompt's,
+    the text's; weight: B N."""
+    for picture, share in enumerate(weight):
+        index = share.nonzero().flatten()
+        if not len(index):
+            continue
+        row = slice(rows.start + picture, rows.start + picture + 1)
+        queries = q[row, index]
+        prompt, own = (plain_attention(queries, k[row, at], v[row, at], extra) for at in keys)
+        out[row, index] += share[index, None] * (own - prompt)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, extra: AttentionOptions) -> Tensor:
