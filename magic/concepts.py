@@ -67,7 +67,8 @@ class Concept:
     20); target_region: 1 H W in 0..1, where the concept goes, or B H W for a batch of B pictures,
     None for automatic; level: a strength in words, which the kind of model turns into a number and
     which counts in place of `strength`; loras: that act where it is; text: of its own, which is
-    read there.
+    read there; start, end: shares of sampling between which its references are looked at; curve:
+    their strength over sampling, in place of `strength` and `level`, or None.
     """
 
     phrase: str
@@ -79,6 +80,9 @@ class Concept:
     level: Level | None = None
     loras: tuple[ConceptLora, ...] = ()
     text: PhraseText | None = None
+    start: float = 0.0
+    end: float = 1.0
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
         if not self.phrase.strip():

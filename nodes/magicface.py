@@ -31,7 +31,7 @@ from ..host.sampling.references import (
 )
 from ..host.systems.concept_lora import loras_of
 from ..host.systems.edit_regions import ConceptPictures, EditRegionsPatch
-from ..host.systems.magicface import MagicFacePatch
+from ..host.systems.magicface import MagicFacePatch, ReferenceTime
 from ..host.systems.region_texts import texts_of
 from ..host.text.prompts import (
     TaggedPrompt,
@@ -42,6 +42,7 @@ from ..host.text.prompts import (
     words_of_phrases,
 )
 from ..magic.concepts import CELLS, LEVELS, Concept, with_loras_joined
+from ..magic.curves import parse_curve
 from ..magic.layout import automatic_ca_scale
 from ..magic.messages import shown
 from ..magic.pictures import mask_batch, picture_batch
@@ -58,6 +59,7 @@ from .declare import (
     keep_features_input,
     layers_input,
     node_id,
+    optional,
     reference_passes_input,
     schema,
     span_inputs,
@@ -74,6 +76,7 @@ from .inputs import (
 
 DEFAULT_STRENGTH = 3.0
 CUSTOM_STRENGTH = "custom"
+_STRENGTHS = (-5.0, 10.0)
 REFERENCE_PASS, IN_THE_SEQUENCE = "reference pass", "in the sequence"
 _NOT_CONNECTED = object()
 """What an input has that the host does not name: None stands for one that is linked."""
@@ -138,8 +141,8 @@ class MagicFaceConcept(Node):
                 io.Float.Input(
                     "strength",
                     default=DEFAULT_STRENGTH,
-                    min=-5.0,
-                    max=10.0,
+                    min=_STRENGTHS[0],
+                    max=_STRENGTHS[1],
                     step=0.1,
                     tooltip=(
                         "How much more the picture looks at this reference: added to the attention"
@@ -200,6 +203,27 @@ class MagicFaceConcept(Node):
                     ),
                 ),
                 invert_input("the mask"),
+                *(
+                    optional(item)
+                    for item in span_inputs(
+                        "Share of sampling after which this reference is looked at. Later: the"
+                        " prompt alone lays out the picture.",
+                        "Share of sampling after which this reference is no longer looked at."
+                        " Earlier: the model draws the details alone.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "strength_curve",
+                        default="",
+                        optional=True,
+                        tooltip=(
+                            "The strength over sampling, in place of strength and preset: shares"
+                            " and strengths such as '0: 3, 0.5: 1', straight lines between. Empty:"
+                            " the same all the time."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 Concepts.Output(
@@ -236,9 +260,14 @@ class MagicFaceConcept(Node):
         picture: str = NO_PICTURE,
         preset: str = CUSTOM_STRENGTH,
         invert: bool = False,
+        start: float = 0.0,
+        end: float = 1.0,
+        strength_curve: str = "",
     ) -> io.NodeOutput:
         check_ranges(cls, strength=strength)
-        check_texts(phrase=phrase, reference_prompt=reference_prompt)
+        check_span(cls, start, end)
+        check_texts(phrase=phrase, reference_prompt=reference_prompt, strength_curve=strength_curve)
+        curve = parse_curve(strength_curve, *_STRENGTHS)
         phrase, covered = phrase.strip(), mask
         if not phrase:
             raise ValueError(
@@ -256,7 +285,18 @@ class MagicFaceConcept(Node):
             )
         region = None if target_region is None else mask_batch(target_region, "target_region")
         level, prompt = next((at for at in LEVELS if at == preset), None), reference_prompt.strip()
-        concept = Concept(phrase, image, covered, prompt, strength, region, level)
+        concept = Concept(
+            phrase,
+            image,
+            covered,
+            prompt,
+            strength,
+            region,
+            level,
+            start=start,
+            end=end,
+            curve=curve,
+        )
         return io.NodeOutput((*concepts, concept), ui=taken_on_page(concept))
 
 
@@ -663,6 +703,10 @@ class MagicFaceApply(Node):
             placement=positions,
             loras=loras,
             texts=texts,
+            times=tuple(
+                ReferenceTime(SamplingRange(concept.start, concept.end), concept.curve)
+                for concept in concepts
+            ),
         )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, layout.record)
 

@@ -105,7 +105,16 @@ def _described(concept: Concept) -> dict[str, Any]:
             for lora in concept.loras
         ],
         **({} if concept.text is None else {"text": _described_text(concept.text)}),
+        **_described_times(concept),
     }
+
+
+def _described_times(concept: Concept) -> dict[str, Any]:
+    """Nothing of a concept that acts all the time, as in files from before there were times."""
+    if (concept.start, concept.end, concept.curve) == (0.0, 1.0, None):
+        return {}
+    curve = None if concept.curve is None else concept.curve.points
+    return {"start": concept.start, "end": concept.end, "curve": curve}
 
 
 def _described_text(text: PhraseText) -> dict[str, Any]:
@@ -150,11 +159,13 @@ def read_concepts(path: Path) -> tuple[Concept, ...]:
     concepts = []
     for i, entry in enumerate(fields):
         loras = tuple(_lora(lora) for lora in entry.pop("loras"))
-        own = entry.pop("text", None)
+        own, curve = entry.pop("text", None), _curve(entry.pop("curve", None))
         images, mask = (_from_bytes(tensors.get(f"{kind}.{i}")) for kind in ("pictures", "mask"))
         try:
             text = None if own is None else PhraseText(**{**own, "curve": _curve(own["curve"])})
-            concepts.append(Concept(images=images, mask=mask, loras=loras, text=text, **entry))
+            concepts.append(
+                Concept(images=images, mask=mask, loras=loras, text=text, curve=curve, **entry)
+            )
         except ValueError as error:
             raise UnreadableConcept(f"{path.name}: {error}") from error
     return tuple(concepts)
@@ -217,7 +228,12 @@ _FIELDS = {
     "level": lambda value: value is None or value in LEVELS,
     "loras": lambda value: isinstance(value, list) and len(value) <= _MOST_LORAS,
 }
-_MORE_FIELDS = {"text": lambda value: isinstance(value, dict)}
+_MORE_FIELDS = {
+    "text": lambda value: isinstance(value, dict),
+    "start": _is_share,
+    "end": _is_share,
+    "curve": _is_curve,
+}
 """Only in the files of concepts that have them."""
 _TEXT_FIELDS = {
     "text": _is_text,

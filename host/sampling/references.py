@@ -63,6 +63,9 @@ def prepare_references(
         level, strength = concept.level, concept.strength
         if level is not None:
             strength = backbone.habits.strengths[level]
+        if concept.curve is not None:
+            # What it says is added in each model call.
+            strength = 0.0
         for i, image in enumerate(concept.views):
             mask = (
                 None

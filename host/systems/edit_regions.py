@@ -307,6 +307,12 @@ class ConceptPictures:
                     "a text of a region is read beside a reference pass only: set references to"
                     " 'reference pass', or leave the Layout Conditioning out"
                 )
+            if (concept.start, concept.end, concept.curve) != (0.0, 1.0, None):
+                raise ValueError(
+                    f"concept '{shown(concept.phrase)}' has times of its own (start, end or"
+                    " strength_curve), which count beside a reference pass only: set references to"
+                    " 'reference pass', or leave them as they were"
+                )
             if concept.images is None or concept.loras:
                 raise ValueError(
                     "a concept's LoRA acts beside a reference pass only: set references to"

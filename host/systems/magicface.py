@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...magic.blocks import Block
+from ...magic.curves import Curve
 from ...magic.guidance import guide_by_region
 from ...magic.layout import SemanticLayout
 from ...magic.positions import Placement
@@ -38,7 +39,14 @@ from ..sampling.observers import (
 )
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingStart
-from ..sampling.range import ALL_OF_SAMPLING, SamplingRange, noise_bands, sigma_at
+from ..sampling.range import (
+    ALL_OF_SAMPLING,
+    SamplingRange,
+    SigmaRange,
+    noise_bands,
+    share_passed,
+    sigma_at,
+)
 from ..sampling.reference_memory import (
     check_kept_room,
     feature_bytes,
@@ -53,6 +61,18 @@ from .placement import PlacedReferences
 from .region_texts import RegionTextRun, TextOfConcept
 from .regions import ConceptRegions, check_whole, stretches
 
+_OFF = -math.inf
+"""Added to the logits of what is not looked at."""
+
+
+@dataclass(frozen=True)
+class ReferenceTime:
+    """When the references of a concept act. range: shares of sampling; curve: what is added to the
+    logits of their tokens over sampling, or None."""
+
+    range: SamplingRange = ALL_OF_SAMPLING
+    curve: Curve | None = None
+
 
 @dataclass(frozen=True, eq=False)
 class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
@@ -66,7 +86,8 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     step, as in the official code; kept: features of earlier runs, None to compute them in each;
     bands: of noise levels that share a reference pass, None for one at each level; observers: who
     sees what the picture looks at; placement: where the references' keys lie, in models that turn
-    them by position; loras: that act where their concepts are; texts: that are read there.
+    them by position; loras: that act where their concepts are; texts: that are read there;
+    times: for each concept when its references act and how strongly; none for always, as they are.
     """
 
     layout: LayoutPatch
@@ -83,6 +104,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     placement: Placement = "region"
     loras: tuple[LoraOfConcept, ...] = ()
     texts: tuple[TextOfConcept, ...] = ()
+    times: tuple[ReferenceTime, ...] = ()
 
     @property
     def key(self) -> str:
@@ -125,6 +147,9 @@ class MagicFaceRun(PatchRun):
         ]
         self._layout = LayoutRun(patch.layout, start)
         self._range = patch.range.sigmas(start.model_sampling)
+        self._times: tuple[SigmaRange, ...] = tuple(
+            time.range.sigmas(start.model_sampling) for time in patch.times
+        )
         self._inject = sigma_at(start.model_sampling, patch.inject_at)
         source = Renoised(patch.noise_seed, patch.noise_per_step)
         self._features: StepFeatures[ReferenceTokens] = StepFeatures(
@@ -197,7 +222,10 @@ class MagicFaceRun(PatchRun):
         **kwargs: Any,
     ) -> Tensor:
         sigma = float(timestep.flatten()[0])
-        is_acting = bool(self._patch.references) and self._range.covers(sigma)
+        changes = self._changes_at(sigma)
+        is_acting = self._range.covers(sigma) and any(
+            changes.get(reference.concept) != _OFF for reference in self._patch.references
+        )
         is_measured = self._is_measured(sigma)
         has_texts = bool(self._patch.texts)
         if not is_acting and not is_measured and self._loras is None and not has_texts:
@@ -212,7 +240,7 @@ class MagicFaceRun(PatchRun):
                 self._has_room = True
             hooks = rows.hooks_at(sigma)
             bank = self._features.at(sigma, timestep, model_options, hooks)
-            rule = self._rule(sigma, rows, bank, x.shape)
+            rule = self._rule(sigma, rows, bank, x.shape, changes)
             options = self._patch.layout.backbone.with_rule(
                 options, self._patch.blocks, rows.ours, x.shape[0], rule.attend
             )
@@ -273,12 +301,25 @@ class MagicFaceRun(PatchRun):
         rows: SamplingRows,
         bank: FeatureBank[ReferenceTokens],
         shape: Sequence[int],
+        changes: Mapping[int, float],
     ) -> _ReferenceRule:
         # Finishing this call's measurement replaces the layouts in mid-call.
         layouts = {cond: self._layout.tracker.layout_of(cond) for cond in rows.ours}
         step, size = self._start.step_at(sigma), (shape[-2], shape[-1])
         call = _Call(sigma, step, shape[0], size, sigma < self._inject)
-        return _ReferenceRule(self._patch, rows, layouts, bank, call, self._watching)
+        return _ReferenceRule(self._patch, rows, layouts, bank, call, self._watching, changes)
+
+    def _changes_at(self, sigma: float) -> dict[int, float]:
+        """What is added to the logits of the references of concepts at a noise level, where that
+        is not nothing."""
+        changes: dict[int, float] = {}
+        for concept, (time, span) in enumerate(zip(self._patch.times, self._times, strict=True)):
+            if not span.covers(sigma):
+                changes[concept] = _OFF
+            elif time.curve is not None:
+                share = share_passed(self._start.model_sampling, sigma)
+                changes[concept] = time.curve.at(share)
+        return changes
 
     @property
     def _guides(self) -> bool:
@@ -356,7 +397,8 @@ class _Call:
 class _ReferenceRule:
     """Reference attention in one model call.
 
-    layouts: by the id of each of our conds, as the call before has left them.
+    layouts: by the id of each of our conds, as the call before has left them; changes: what is
+    added to the logits of concepts in this call.
     has_acted: whether a layer was drawn by it.
     """
 
@@ -368,8 +410,9 @@ class _ReferenceRule:
         bank: FeatureBank[ReferenceTokens],
         call: _Call,
         observers: Sequence[ReferenceRunObserver],
+        changes: Mapping[int, float],
     ):
-        self._patch, self._rows, self._bank = patch, rows, bank
+        self._patch, self._rows, self._bank, self._changes = patch, rows, bank, changes
         self._call, self._observers = call, observers
         self.has_acted = False
         layers = patch.layout.backbone.layers
@@ -390,7 +433,7 @@ class _ReferenceRule:
         check_whole(view, self._rows, self._call.latent_size, self._patch.pixels)
         downscale, owners = self._downscales[view.layer[0]], self._owners_of(view)
         bank = self._placed.moved(self._bank[view.layer], view, downscale, owners)
-        references = _weighed(bank, view)
+        references = self._at_this_time(_weighed(bank, view))
         regions = self._regions.groups(view) if self._call.is_by_region else None
         if regions is None:
             out = reference_attention(view.q, view.k, view.v, references, view.attend)
@@ -400,6 +443,15 @@ class _ReferenceRule:
             for observer in self._observers:
                 observer.see(self._shown(view, references, regions))
         return out
+
+    def _at_this_time(self, bank: Sequence[ReferenceTokens]) -> Sequence[ReferenceTokens]:
+        """What nobody looks at now stays among the keys, so that observers find it."""
+        if not self._changes:
+            return bank
+        return [
+            dataclasses.replace(tokens, bias=tokens.bias + self._changes.get(concept, 0.0))
+            for concept, tokens in enumerate(bank)
+        ]
 
     def _shown(
         self,

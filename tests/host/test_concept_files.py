@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,14 @@ def test_a_text_of_a_phrase_is_saved_too(folders: Path) -> None:
     )
     with pytest.raises(UnreadableConcept, match="does not say what its concepts are"):
         concept_files._checked_fields("x", header)
+
+
+def test_times_are_saved_too() -> None:
+    [concept] = sampling.concepts(1)
+    curve = Curve(((0.0, 1.0), (0.5, 0.25)))
+    own = dataclasses.replace(concept, start=0.25, end=0.75, curve=curve)
+    [again] = MagicConceptLoad.execute(saved((own,)), "").args[0]
+    assert (again.start, again.end, again.curve) == (0.25, 0.75, curve)
 
 
 def test_a_concept_may_be_called_otherwise() -> None:
