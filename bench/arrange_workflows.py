@@ -59,6 +59,7 @@ HEIGHTS = {
     "MagicFaceApply": 628,
     "MagicFaceConcept": 316,
     "MagicIdentityLoader": 86,
+    "MagicLayoutConditioning": 390,
     "MagicLayoutMasks": 146,
     "MagicMaskRefine": 222,
     "MagicPortraitCrop": 178,
@@ -155,6 +156,11 @@ LAYOUTS: dict[str, Groups] = {
         "references": _TOY_REFERENCES,
         "sampling": (Column(430, (12,)), Column(300, (11, 13, 14, 15))),
         "result": (Column(400, (16, 17, 18, 19)),),
+    },
+    "MagicFace-6-two-people": {
+        "who is where": (Column(210, (2, 3, 4, 5)), Column(330, (6, 7))),
+        "sampling": (Column(430, (9,)), Column(300, (8, 10, 11, 12))),
+        "result": (Column(400, (13, 14)),),
     },
     "MagicFace-SD1.5-three-concepts": {
         "references": _OWN_REFERENCES,

@@ -40,6 +40,7 @@ EXPECTED = {
         "magicface_transformer": (4, 2 * SIDE, 2 * SIDE),
         "magicface_transformer_layout": (4, 2 * SIDE, 2 * SIDE + LEGEND[3]),
     },
+    "MagicFace-6-two-people": {"magicface_two_people": (4, 2 * SIDE, SIDE)},
     "MagicStyle-1-style-transfer": {"magicstyle_one_node": (1, SIDE, SIDE)},
     "MagicStyle-2-step-by-step": {"magicstyle_portrait": (1, SIDE, SIDE)},
     "MagicStyle-5-small-face": {

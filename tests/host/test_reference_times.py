@@ -62,7 +62,7 @@ def test_the_node_reads_times() -> None:
     ).args[0]
     assert (concept.start, concept.end) == (0.25, 1.0)
     assert concept.curve is not None and concept.curve.at(0.5) == 2.0
-    with pytest.raises(ValueError, match="start .* is after end"):
+    with pytest.raises(ValueError, match=r"start .* is after end"):
         MagicFaceConcept.execute(image, "hat", start=0.5, end=0.25)
     with pytest.raises(ValueError, match="is no point of a curve"):
         MagicFaceConcept.execute(image, "hat", strength_curve="0: 30")
