@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "layout": {"strength": 0.75},
     "halves": {"strength": 0.75, "is_painted": True},
     "halves, strength 1": {"strength": 1.0, "is_painted": True},
+    "halves, start 0.2": {"strength": 0.75, "is_painted": True, "start": 0.2},
 }
 """How two people are asked for."""
 COUPLES = (
@@ -138,14 +139,17 @@ def applied(checkpoint: toy.Toy, prompt: str, concepts: Any) -> tuple[Any, Any]:
 
 
 def chained(
-    texts: Mapping[str, str], regions: Mapping[str, Tensor] | None = None, strength: float = 1.0
+    texts: Mapping[str, str],
+    regions: Mapping[str, Tensor] | None = None,
+    strength: float = 1.0,
+    start: float = 0.0,
 ) -> Any:
     """Concepts of texts by their phrases. regions: painted, 1 H W each."""
     concepts: Any = ()
     for phrase, text in texts.items():
         region = None if regions is None else regions[phrase]
         [concepts] = MagicLayoutConditioning.execute(
-            phrase, text, strength, "", region, concepts
+            phrase, text, strength, "", region, concepts, start=start
         ).args
     return concepts
 
@@ -242,7 +246,8 @@ def measure_couples(
             concepts: Any = ()
             if settings := VARIANTS[name]:
                 painted = regions if settings.get("is_painted") else None
-                concepts = chained(texts, painted, settings["strength"])
+                start = settings.get("start", 0.0)
+                concepts = chained(texts, painted, settings["strength"], start)
             people = ", ".join(couples.words(person) for person in couple)
             prompt = f"{people}, cartoon style"
             model, positive = applied(couples.checkpoint, prompt, concepts)
