@@ -64,7 +64,7 @@ HEIGHTS = {
     "MagicMaskRefine": 222,
     "MagicPortraitCrop": 178,
     "MagicPortraitMetrics": 310,
-    "MagicPortraitPaste": 186,
+    "MagicPortraitPaste": 264,
     "MagicPortraitRestore": 236,
     "MagicSemanticLayout": 346,
     "MagicStyleApply": 416,

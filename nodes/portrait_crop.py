@@ -9,9 +9,12 @@ from comfy_api.latest import io
 from ..host.page.notices import notice
 from ..magic.pictures import check_aspect, differ_in_aspect, mask_batch, picture_batch
 from ..magic.portrait_crop import Crop, crop_box, cut, paste, resize, working_size
+from ..magic.registration import Fit, fitted
 from .declare import CropType, advanced, schema
 from .inputs import Node, check_ranges, invert_input, inverted, painted_mask
 
+_SEEN = 2 / 255
+"""Difference of a colour from which a place is another one."""
 _WHAT_TO_CUT = "paint over the part of the picture to cut out, or connect a face mask"
 
 
@@ -155,11 +158,55 @@ class MagicPortraitPaste(Node):
                     ),
                 ),
                 invert_input("the mask"),
+                advanced(
+                    io.Boolean.Input(
+                        "align",
+                        default=False,
+                        optional=True,
+                        tooltip=(
+                            "Lays the patch on the picture again where the mask is not: edit models"
+                            " shift and scale what they keep by a few pixels."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "match_colour",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.05,
+                        optional=True,
+                        tooltip=(
+                            "How far the patch takes the picture's brightness and contrast where"
+                            " the mask is not: 1 takes a tint away, 0 leaves it."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "only_changed",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        optional=True,
+                        tooltip=(
+                            "Above 0 only what has changed is pasted: places whose colour differs"
+                            " by more than this, such as 0.1. Higher pastes less. 0: all of the"
+                            " patch."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="IMAGE", tooltip="The whole picture with the patch in it."
-                )
+                ),
+                io.Mask.Output(
+                    display_name="changed",
+                    tooltip="Where the picture is another one now: 1, elsewhere 0.",
+                ),
             ],
         )
 
@@ -172,8 +219,11 @@ class MagicPortraitPaste(Node):
         feather: float,
         mask: torch.Tensor | None = None,
         invert: bool = False,
+        align: bool = False,
+        match_colour: float = 0.0,
+        only_changed: float = 0.0,
     ) -> io.NodeOutput:
-        check_ranges(cls, feather=feather)
+        check_ranges(cls, feather=feather, match_colour=match_colour, only_changed=only_changed)
         image, patch = picture_batch(image, "image"), picture_batch(patch, "patch")
         region = None if mask is None else mask_batch(mask, "the mask")
         if tuple(image.shape[1:3]) != crop.picture:
@@ -195,4 +245,9 @@ class MagicPortraitPaste(Node):
             elif not invert:
                 notice("the mask is empty, so nothing of the patch is pasted: paint it")
             region = inverted(region) if invert else region
-        return io.NodeOutput(paste(image[..., :3], patch[..., :3], crop, feather, region))
+        image, patch = image[..., :3], patch[..., :3]
+        fit = Fit(align, match_colour, only_changed)
+        if fit != Fit():
+            patch, region = fitted(image, patch, crop, region, fit)
+        out = paste(image, patch, crop, feather, region)
+        return io.NodeOutput(out, ((out - image).abs().amax(-1) > _SEEN).float())

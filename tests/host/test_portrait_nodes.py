@@ -50,6 +50,52 @@ def test_pasting_changes_the_crop_only():
     torch.testing.assert_close(masked, IMAGES)
 
 
+def scene(size: tuple[int, int]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.rand(1, 3, 12, 12, generator=generator)
+    soft = torch.nn.functional.interpolate(noise, size=size, mode="bicubic").clamp(0, 1)
+    return soft.movedim(1, -1)
+
+
+def test_an_edited_patch_is_laid_back_and_only_what_changed_is_pasted():
+    picture = scene((160, 160))
+    area = torch.zeros(1, 160, 160)
+    area[:, 20:140, 20:140] = 1
+    cut_out, _, crop = MagicPortraitCrop.execute(picture, area, 0.0, 120, True).args
+    # Three pixels off, tinted, and something new in the middle.
+    patch = cut_out.roll((2, -3), (1, 2)) * 0.9
+    patch[:, 50:70, 50:70] = torch.tensor([1.0, 0.0, 0.0])
+    mask = torch.zeros(1, 120, 120)
+    mask[:, 44:76, 44:76] = 1
+    plain, changed = MagicPortraitPaste.execute(picture, patch, crop, 0.1).args
+    assert float(changed.mean()) > 0.4
+    options = {"align": True, "match_colour": 1.0}
+    out, changed = MagicPortraitPaste.execute(picture, patch, crop, 0.1, **options).args
+    rest = torch.ones(160, 160, dtype=torch.bool)
+    rest[60:100, 60:100] = False
+    before, after = ((x - picture)[0, rest].abs().mean() for x in (plain, out))
+    assert after < before / 10
+    options |= {"only_changed": 0.1}
+    out, changed = MagicPortraitPaste.execute(picture, patch, crop, 0.1, mask, **options).args
+    assert torch.equal(out[0, rest], picture[0, rest]) and not changed[0, rest].any()
+    assert changed[0, 71:85, 76:90].all()
+    assert float((out[0, 78, 83] - torch.tensor([1.0, 0.0, 0.0])).abs().max()) < 0.15
+
+
+def test_batches_are_fitted_one_by_one():
+    image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.5, 64, True).args
+    options = {"align": True, "match_colour": 0.5, "only_changed": 0.1}
+    patch = (image * 0.8 + 0.1).roll(1, 1)
+    both = MagicPortraitPaste.execute(IMAGES, patch, crop, 0.1, **options).args[0]
+    for i in range(2):
+        alone = MagicPortraitPaste.execute(
+            IMAGES[i : i + 1], patch[i : i + 1], crop, 0.1, **options
+        ).args[0]
+        assert torch.equal(alone[0], both[i])
+    with pytest.raises(ValueError, match="2 pictures, 3 patches and 0 masks"):
+        MagicPortraitPaste.execute(IMAGES, torch.rand(3, 64, 64, 3), crop, 0.1, align=True)
+
+
 def test_another_picture_than_the_one_that_was_cut_is_refused():
     image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, True).args
     with pytest.raises(
