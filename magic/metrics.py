@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +19,14 @@ def mean_cosine(features: Tensor, references: Tensor) -> Tensor:
     return (F.normalize(features.float(), dim=-1) @ F.normalize(references.float(), dim=-1).T).mean(
         1
     )
+
+
+def best_of(values: Sequence[float], count: int, is_high_best: bool) -> list[int]:
+    """The indices of the `count` best values, best first; those that are no numbers are left out,
+    and of equal ones the first comes first."""
+    numbers = [i for i, value in enumerate(values) if not math.isnan(value)]
+    sign = -1 if is_high_best else 1
+    return sorted(numbers, key=lambda i: sign * values[i])[:count]
 
 
 def linear_chain(state: dict[str, Tensor], features: Tensor) -> Tensor:

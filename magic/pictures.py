@@ -3,6 +3,7 @@ and compared."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,20 @@ def latent_batch(samples: Any, what: str, channels: int | None = None) -> Tensor
         )
     _check_numbers(latent, what)
     return latent
+
+
+def picked(samples: dict[str, Any], pictures: Sequence[int]) -> dict[str, Any]:
+    """Some pictures of a LATENT, in this order, with what it has for each of them: their masks, and
+    the numbers of their noise."""
+    count, chosen = len(samples["samples"]), list(pictures)
+    out = {**samples, "samples": samples["samples"][chosen]}
+    mask = samples.get("noise_mask")
+    # One mask may be for all.
+    if isinstance(mask, Tensor) and len(mask) == count > 1:
+        out["noise_mask"] = mask[chosen]
+    numbers = samples.get("batch_index") or range(count)
+    out["batch_index"] = [numbers[i] for i in chosen]
+    return out
 
 
 def as_rgb(picture: Tensor, name: str) -> Tensor:

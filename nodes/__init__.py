@@ -32,7 +32,7 @@ from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
 from .magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
 from .magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
 from .masks import MagicConceptMask, MagicMaskRefine
-from .metrics import MagicCompareGrid, MagicPortraitMetrics
+from .metrics import MagicBestOfBatch, MagicCompareGrid, MagicPortraitMetrics
 from .portrait_crop import MagicPortraitCrop, MagicPortraitPaste
 from .restore import MagicPortraitRestore
 from .toy import MagicToyCapture, MagicToyCheckpoint, MagicToyPortrait
@@ -78,6 +78,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicStyleNewPicture,
     MagicStyleEdit,
     MagicLayoutConditioning,
+    MagicBestOfBatch,
 )
 
 

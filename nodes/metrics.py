@@ -7,18 +7,20 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.metrics.clip import aesthetic_heads, clip_folders
 from ..host.metrics.comparison import AUTO, OFF, Comparison
 from ..host.metrics.dino import dino_folders
 from ..host.metrics.perceptual import lpips_trunks
-from ..host.metrics.table import MetricTable, measure
+from ..host.metrics.table import ARROWS, COLUMNS, MetricTable, measure, values_of_json
 from ..host.models.safe_files import write_numbered
 from ..host.pictures.compare_grid import CompareGrid
 from ..host.pictures.host_boxes import from_host_boxes
-from ..magic.pictures import picture_batch
-from .declare import Boxes, IdentityType, advanced, link_only, schema
-from .inputs import Node, check_ranges, check_texts
+from ..magic.metrics import best_of
+from ..magic.pictures import latent_batch, picked, picture_batch
+from .declare import Boxes, IdentityType, advanced, choice_complaint, link_only, schema
+from .inputs import Node, check_ranges, check_texts, refuse
 
 _GRID_ROWS = 8
 
@@ -118,6 +120,21 @@ class MagicPortraitMetrics(Node):
                         ),
                     )
                 ),
+                io.Image.Input(
+                    "others",
+                    optional=True,
+                    tooltip=(
+                        "Other pictures of the references' person, for the column copying: how much"
+                        " liker the pictures are to the references themselves. Near 0 is good."
+                    ),
+                ),
+                link_only(
+                    Boxes.Input(
+                        "other_boxes",
+                        optional=True,
+                        tooltip="For copying: face boxes of the others. Default: all of each.",
+                    )
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -144,10 +161,13 @@ class MagicPortraitMetrics(Node):
         lpips: str = AUTO,
         aesthetic: str = AUTO,
         save_as: str = "",
+        others: torch.Tensor | None = None,
+        other_boxes: Any = None,
     ) -> io.NodeOutput:
         check_texts(prompt=prompt, save_as=save_as)
         images = picture_batch(images, "images")
         references = None if references is None else picture_batch(references, "references")
+        others = None if others is None else picture_batch(others, "others")
         lines = [line.strip() for line in prompt.splitlines() if line.strip()]
         prompts = lines if len(lines) == len(images) else [" ".join(lines)] if lines else []
         comparison = Comparison(
@@ -166,6 +186,12 @@ class MagicPortraitMetrics(Node):
             dino=dino,
             lpips=lpips,
             aesthetic=aesthetic,
+            others=others,
+            other_boxes=(
+                None
+                if other_boxes is None or others is None
+                else from_host_boxes(other_boxes, len(others))
+            ),
         )
         table = measure(comparison)
         labels = [str(i + 1) for i in range(len(images))]
@@ -196,6 +222,92 @@ def _save(table: MetricTable, labels: list[str], prefix: str) -> None:
         prefix,
         {suffix: text.encode(errors="replace") for suffix, text in contents.items()},
     )
+
+
+class MagicBestOfBatch(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MagicBestOfBatch",
+            display_name="Best of a Batch",
+            category="MagicPortrait/evaluation",
+            description=(
+                "Keeps the best pictures of a batch, by a column of Portrait Metrics: likeness,"
+                " what the words say, and others. Best first."
+            ),
+            search_aliases=["pick best", "rank images", "sort by score", "select image", "filter"],
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures that were measured."),
+                io.String.Input(
+                    "json",
+                    force_input=True,
+                    tooltip="The json of Portrait Metrics, which measured these pictures.",
+                ),
+                io.Combo.Input(
+                    "column",
+                    options=list(COLUMNS),
+                    default="CSIM",
+                    tooltip=(
+                        "What counts: CSIM the same person, CLIP-T the prompt's words, CLIP-I and"
+                        " DINO the references' things, LPIPS and style distance (least is best)"
+                        " their look, copying (least is best) the person rather than the pictures."
+                    ),
+                ),
+                io.Int.Input(
+                    "count",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    tooltip="How many are kept. More than there are: all, best first.",
+                ),
+                io.Latent.Input(
+                    "samples",
+                    optional=True,
+                    tooltip="The pictures' latents, of which the same ones are kept.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The best pictures, best first."),
+                io.Latent.Output(
+                    display_name="samples",
+                    tooltip="Their latents. Without samples, what is connected here does not run.",
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="Which pictures they are, and their numbers."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        json: str,
+        column: str,
+        count: int,
+        samples: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        check_ranges(cls, count=count)
+        check_texts(json=json)
+        refuse(choice_complaint("column", column, COLUMNS))
+        images = picture_batch(images, "images")
+        latent = None if samples is None else latent_batch(samples, "samples")
+        values = values_of_json(json, column)
+        for name, batch in (("images", images), ("samples", latent)):
+            if batch is not None and len(batch) != len(values):
+                raise ValueError(
+                    f"{name} are {len(batch)}, but Portrait Metrics measured {len(values)}"
+                    " pictures: connect the same batch to both"
+                )
+        best = best_of(values, count, ARROWS[column] == "↑")
+        if not best:
+            raise ValueError(
+                f"none of the pictures has a number for {column}: look at the table of Portrait"
+                " Metrics"
+            )
+        report = "\n".join(f"picture {i + 1}: {column} {values[i]:.4f}" for i in best)
+        kept = ExecutionBlocker(None) if samples is None else picked(samples, best)
+        return io.NodeOutput(images[best], kept, report)
 
 
 class MagicCompareGrid(Node):

@@ -27,7 +27,8 @@ class Comparison:
     each picture, or none; boxes, reference_boxes: for each picture its faces, None to take pictures
     whole; identity: an Identity, or anything with its `embed` and `embed_face`, or None;
     clip_vision: the host's CLIP_VISION, used instead of a folder, or None; clip, dino, aesthetic,
-    lpips: names in models/metrics, 'auto' or 'off'.
+    lpips: names in models/metrics, 'auto' or 'off'; others: other pictures of the references'
+    person, N h w 3, or None; other_boxes: as boxes.
     """
 
     images: Tensor
@@ -41,6 +42,8 @@ class Comparison:
     dino: str = AUTO
     aesthetic: str = AUTO
     lpips: str = AUTO
+    others: Tensor | None = None
+    other_boxes: tuple[tuple[Box, ...], ...] | None = None
 
     def needed_references(self) -> Tensor:
         """Missing when there are none."""

@@ -16,7 +16,7 @@ from ..models.folders import UnreadableModel
 from .clip import aesthetic, clip_i, clip_t
 from .comparison import Comparison, Missing
 from .dino import dino
-from .identity import csim
+from .identity import copying, csim
 from .perceptual import lpips, style
 
 METRICS: dict[str, Callable[[Comparison], Tensor]] = {
@@ -29,7 +29,10 @@ METRICS: dict[str, Callable[[Comparison], Tensor]] = {
     "aesthetic": aesthetic,
 }
 """For each metric a value for each picture: B, or Missing. In the order of the table."""
-ARROWS = {name: "↓" if name in ("LPIPS", "style distance") else "↑" for name in METRICS}
+COPYING = "copying"
+"""A column that is measured only where there are other pictures of the person."""
+COLUMNS = (*METRICS, COPYING)
+ARROWS = {name: "↓" if name in ("LPIPS", "style distance", COPYING) else "↑" for name in COLUMNS}
 """Which way is better."""
 
 
@@ -116,16 +119,42 @@ def measure(comparison: Comparison) -> MetricTable:
             comparison.reference_boxes,
             0 if comparison.references is None else len(comparison.references),
         ),
+        (
+            "other_boxes",
+            comparison.other_boxes,
+            0 if comparison.others is None else len(comparison.others),
+        ),
     ):
         if boxes is not None and len(boxes) != pictures:
             raise ValueError(f"{name} are for {len(boxes)} pictures, but {pictures} came")
     columns: dict[str, tuple[float, ...]] = {}
     missing: dict[str, str] = {}
-    progress = ProgressBar(len(METRICS))
-    for name, work in METRICS.items():
+    metrics = METRICS if comparison.others is None else {**METRICS, COPYING: copying}
+    progress = ProgressBar(len(metrics))
+    for name, work in metrics.items():
         try:
             columns[name] = tuple(work(comparison).float().cpu().tolist())
         except (Missing, UnreadableModel) as reason:
             missing[name] = str(reason)
         progress.update(1)
     return MetricTable(columns, missing)
+
+
+def values_of_json(text: str, column: str) -> tuple[float, ...]:
+    """A column of what `MetricTable.json` has written: a value for each picture, NaN where there is
+    none. ValueError for another text, and with the reason for a column that was not measured."""
+    try:
+        table = json.loads(text)
+        pictures, missing = table["pictures"], table["missing"]
+        measured = [name for name in COLUMNS if pictures and name in pictures[0]]
+        if column in measured:
+            return tuple(
+                math.nan if picture[column] is None else float(picture[column])
+                for picture in pictures
+            )
+        reason = missing.get(column, "connect other pictures of the person to others")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError("json is no table of Portrait Metrics: connect its output json") from error
+    raise ValueError(
+        f"Portrait Metrics has not measured {column} ({reason}). It has {', '.join(measured)}"
+    )

@@ -26,6 +26,7 @@ workflow working, record it: run the test once with {UPDATE}=1 and commit the fi
 IDS = {
     "MagicAttentionHeatmap",
     "MagicAttentionMap",
+    "MagicBestOfBatch",
     "MagicCompareGrid",
     "MagicConceptLoad",
     "MagicConceptLora",
