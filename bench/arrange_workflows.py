@@ -52,6 +52,7 @@ HEIGHTS = {
     "MagicConceptMask": 412,
     "MagicCorrespondence": 152,
     "MagicCorrespondenceMap": 146,
+    "MagicDetailPass": 640,
     "MagicEmbeddingLoad": 150,
     "MagicEmbeddingSave": 94,
     "MagicEditReference": 180,
@@ -161,6 +162,12 @@ LAYOUTS: dict[str, Groups] = {
         "who is where": (Column(210, (2, 3, 4, 5)), Column(330, (6, 7))),
         "sampling": (Column(430, (9,)), Column(300, (8, 10, 11, 12))),
         "result": (Column(400, (13, 14)),),
+    },
+    "MagicFace-6-detail-pass": {
+        "references": (Column(256, (2, 3)), Column(256, (4, 5))),
+        "two people": (Column(340, (7,)), Column(270, (6, 8, 9, 10, 11))),
+        "sampling": (Column(400, (12,)),),
+        "result": (Column(360, (13, 14)),),
     },
     "MagicFace-SD1.5-three-concepts": {
         "references": _OWN_REFERENCES,

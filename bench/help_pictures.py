@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from devkit.pack import ROOT
 
@@ -23,6 +24,7 @@ from .toy_references import (
 )
 
 # ruff: isort: split
+import comfy.sample
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,21 +44,43 @@ from magicportrait.nodes.analysis import (
     MagicCorrespondenceMap,
 )
 from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.detail import MagicDetailPass
 from magicportrait.nodes.inversion import MagicStyleInvert
-from magicportrait.nodes.layout import MagicLayoutMasks
+from magicportrait.nodes.layout import MagicLayoutMasks, MagicSemanticLayout
+from magicportrait.nodes.magicface import MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleSampler
 from magicportrait.nodes.magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, refined
 from magicportrait.nodes.metrics import MagicCompareGrid
 from magicportrait.nodes.portrait_crop import MagicPortraitCrop, MagicPortraitPaste
 from magicportrait.nodes.restore import MagicPortraitRestore
-from magicportrait.nodes.toy import MagicToyCapture
+from magicportrait.nodes.toy import MagicToyCapture, MagicToyPortrait
 
 CELL = 160
 """Side of the pictures of a grid, in pixels."""
 LARGE = 256
 """Side of pictures that show what no model has rendering, in pixels."""
 FOLDER = ROOT / "js" / "docs"
+DETAIL_PHRASES = (
+    "woman",
+    "red hair",
+    "top hat",
+    "white shirt",
+    "man",
+    "black hair",
+    "scarf",
+    "orange shirt",
+)
+DETAIL_PROMPT = (
+    "a woman with red hair and a top hat and a white shirt, a man with black hair, a scarf and an"
+    " orange shirt, pink background, cartoon style"
+)
+DETAIL_TEXT = (
+    "a woman with red hair wearing a top hat and a white shirt, pink background, cartoon style\n"
+    "a man with black hair wearing a scarf and an orange shirt, pink background, cartoon style"
+)
+DETAIL_SEED = 7
+DETAIL_REFERENCES = {"top hat": ("hat", 165), "scarf": ("scarf", 159)}
 
 
 def save(name: str, images: Sequence[Tensor]) -> None:
@@ -210,6 +234,48 @@ def crop(checkpoint: toy.Toy) -> list[Tensor]:
     changed = torch.lerp(cut, 1 - cut.flip(-1), gray(cut_mask[0]))
     [pasted] = MagicPortraitPaste.execute(image, changed, place, 0.1).args
     return [image[0], cut[0], changed[0], pasted[0]]
+
+
+def detail(_: toy.Toy) -> list[Tensor]:
+    """As in the template MagicFace-6: two people, their layout, both drawn anew."""
+    people = toy.Toy.load_transformer()
+    given, options = defaults_of(MagicSemanticLayout), {"phrases": ", ".join(DETAIL_PHRASES)}
+    watched, positive, layout = MagicSemanticLayout.execute(
+        people.model, people.clip, **{**given, **options, "prompt": DETAIL_PROMPT}
+    ).args
+    noise = torch.zeros(1, 4, people.side // 8, people.side // 8)
+    samples = comfy.sample.sample(
+        watched,
+        comfy.sample.prepare_noise(noise, DETAIL_SEED),
+        25,
+        4.0,
+        "euler",
+        people.scheduler,
+        positive,
+        people.encode_text(""),
+        noise,
+        disable_pbar=True,
+        seed=DETAIL_SEED,
+    )
+    image = people.decode(samples)
+    latent = {"samples": samples}
+    shown = MagicLayoutMasks.execute(layout, latent, -1, image).args[2][:, : people.side]
+    concepts: tuple[Any, ...] = ()
+    references = []
+    for phrase, (part, seed) in DETAIL_REFERENCES.items():
+        drawn, mask, words = MagicToyPortrait.execute(seed, part, "cartoon", people.side).args
+        references.append(drawn[0])
+        [concepts] = MagicFaceConcept.execute(
+            drawn, phrase, 3.0, mask, words, None, concepts, preset="normal"
+        ).args
+    own = {"text": DETAIL_TEXT, "size": people.side, "margin": 0.0, "denoise": 0.65, "seed": 1}
+    own |= {"steps": 12, "cfg": 4.0, "scheduler": people.scheduler, "inject_at": 0.0}
+    parts = {"model": people.model, "clip": people.clip, "vae": people.vae, "concepts": concepts}
+    found = {"layout": layout, "samples": latent}
+    out, _ = MagicDetailPass.execute(
+        image, **{**defaults_of(MagicDetailPass), **own, **parts, **found}
+    ).args
+    return [image[0], shown[0], out[0], *references]
 
 
 def toy_checkpoint(checkpoint: toy.Toy) -> list[Tensor]:
@@ -368,6 +434,7 @@ PICTURES: dict[str, Callable[[toy.Toy], list[Tensor]]] = {
         new_style,
         edit,
         crop,
+        detail,
         capture,
         restore,
         toy_checkpoint,

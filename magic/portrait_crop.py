@@ -51,11 +51,15 @@ def _span(centre: float, length: float, limit: int) -> tuple[int, int]:
     return start, start + size
 
 
-def working_size(box: Box, side: int) -> tuple[int, int]:
-    """Height and width for what is in a box, multiples of 8: about side x side pixels in the box's
-    aspect."""
+def working_size(box: Box, side: int, multiple: int = 8) -> tuple[int, int]:
+    """Height and width for what is in a box, multiples of `multiple`: about side x side pixels in
+    the box's aspect."""
     scale = side / (box.height * box.width) ** 0.5
-    return max(8, round(box.height * scale / 8) * 8), max(8, round(box.width * scale / 8) * 8)
+    height, width = (
+        max(multiple, round(length * scale / multiple) * multiple)
+        for length in (box.height, box.width)
+    )
+    return height, width
 
 
 def cut(pictures: Tensor, box: Box) -> Tensor:
@@ -114,6 +118,16 @@ def feathered(
     return ramp(height, top, bottom)[:, None] * ramp(width, left, right)[None]
 
 
+def rim(crop: Crop, feather: float) -> Tensor:
+    """h w, 1 inside a cut-out and falling to 0 at those of its sides that lie inside the
+    picture."""
+    rows, columns = crop.box.pixels
+    left, top, right, bottom = crop.box.corners
+    height, width = crop.picture
+    sides = (left > 0, top > 0, right < width, bottom < height)
+    return feathered(rows.stop - rows.start, columns.stop - columns.start, feather, sides)
+
+
 def paste(
     picture: Tensor, patch: Tensor, crop: Crop, feather: float, mask: Tensor | None = None
 ) -> Tensor:
@@ -132,9 +146,7 @@ def paste(
     box = crop.box
     rows, columns = box.pixels
     size = (rows.stop - rows.start, columns.stop - columns.start)
-    left, top, right, bottom = box.corners
-    height, width = crop.picture
-    share = feathered(*size, feather, (left > 0, top > 0, right < width, bottom < height))[None]
+    share = rim(crop, feather)[None]
     if mask is not None:
         fitted = F.interpolate(
             mask[:, None].float(), size=size, mode="bilinear", align_corners=False

@@ -15,6 +15,7 @@ from .analysis import (
 )
 from .concept_files import MagicConceptLoad, MagicConceptSave
 from .concept_lora import MagicConceptLora
+from .detail import MagicDetailPass
 from .edit import MagicEditReference, MagicEditRegions
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
@@ -78,6 +79,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicStyleNewPicture,
     MagicStyleEdit,
     MagicLayoutConditioning,
+    MagicDetailPass,
     MagicBestOfBatch,
 )
 

@@ -51,6 +51,31 @@ def boxes_of_parts(mask: Tensor, smallest: int) -> list[Box]:
     )
 
 
+def parts_of(mask: Tensor, smallest: int) -> list[Tensor]:
+    """The connected parts of a mask (H W, above one half; corners connect) as masks of 0 and 1,
+    from left to right. Specks, less than `smallest` pixels high or wide, are left out."""
+    from scipy.ndimage import find_objects, label
+
+    parts, _ = label((mask > _INSIDE).cpu().numpy(), _CORNERS_CONNECT)
+    found = [
+        (columns.start, number)
+        for number, (rows, columns) in enumerate(find_objects(parts), 1)
+        if min(rows.stop - rows.start, columns.stop - columns.start) >= smallest
+    ]
+    return [torch.from_numpy(parts == number).float() for _, number in sorted(found)]
+
+
+def without_specks(mask: Tensor, share: float) -> Tensor:
+    """A mask (H W) of 0 and 1 of its connected parts, without those that have less than `share` of
+    the places of the largest."""
+    from scipy.ndimage import label
+
+    parts, count = label((mask > _INSIDE).cpu().numpy(), _CORNERS_CONNECT)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return torch.from_numpy((sizes >= max(1, share * sizes.max()))[parts]).float()
+
+
 def _each(mask: Tensor, work: Callable[[np.ndarray], np.ndarray]) -> Tensor:
     return torch.stack(
         [torch.from_numpy(work(one)).to(mask) for one in (mask >= _INSIDE).cpu().numpy()]

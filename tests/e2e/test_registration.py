@@ -32,6 +32,7 @@ IDS = {
     "MagicConceptLora",
     "MagicConceptMask",
     "MagicConceptSave",
+    "MagicDetailPass",
     "MagicCorrespondence",
     "MagicCorrespondenceMap",
     "MagicEditReference",

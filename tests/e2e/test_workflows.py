@@ -41,6 +41,10 @@ EXPECTED = {
         "magicface_transformer_layout": (4, 2 * SIDE, 2 * SIDE + LEGEND[3]),
     },
     "MagicFace-6-two-people": {"magicface_two_people": (4, 2 * SIDE, SIDE)},
+    "MagicFace-6-detail-pass": {
+        "magicface_detail_pass": (1, 2 * SIDE, 2 * SIDE),
+        "magicface_detail_pass_before": (1, 2 * SIDE, 2 * SIDE),
+    },
     "MagicStyle-1-style-transfer": {"magicstyle_one_node": (1, SIDE, SIDE)},
     "MagicStyle-2-step-by-step": {"magicstyle_portrait": (1, SIDE, SIDE)},
     "MagicStyle-5-small-face": {
@@ -65,6 +69,7 @@ RUN_AGAIN = {
     "MagicPortraitMetrics",
     "MagicCompareGrid",
     "MagicCorrespondenceMap",
+    "MagicDetailPass",
 }
 FILE_INPUTS = {
     "CheckpointLoaderSimple": "ckpt_name",

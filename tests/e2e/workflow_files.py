@@ -17,7 +17,7 @@ OF_USERS = ("SD1.5", "SDXL", "Flux", "Qwen-Image", "Z-Image")
 NEED_FILES = [name for name in ALL if any(model in name for model in OF_USERS)]
 QUICK_TRAINING = {"inversion_steps": 2, "lora_steps": 3, "preview_every": 5, "versions": 1}
 TOY = [name for name in ALL if name not in NEED_FILES]
-STEPPING = ("KSampler", "MagicStyleInvert", "MagicStyleSampler")
+STEPPING = ("KSampler", "MagicStyleInvert", "MagicStyleSampler", "MagicDetailPass")
 """Nodes that decide how many steps a workflow takes."""
 
 

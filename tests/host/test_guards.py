@@ -13,6 +13,7 @@ import torch
 
 from magicportrait.nodes import NODES
 from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.detail import MagicDetailPass
 from magicportrait.nodes.edit import MagicEditReference
 from magicportrait.nodes.magicapture import MagiCaptureStyle, MagiCaptureSubject
 from magicportrait.nodes.magicface import MagicFaceConcept
@@ -138,6 +139,7 @@ def test_the_host_runs_nodes_that_look_at_their_sockets():
 
 
 MASKED = {
+    MagicDetailPass: "masks",
     MagicEditReference: "mask",
     MagicFaceConcept: "mask",
     MagicStyleReference: "mask",

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from magicportrait.magic.boxes import Box
+from magicportrait.magic.detail_areas import (
+    lines_of,
+    names,
+    phrases_of_lines,
+    rectangle,
+    soft_area,
+    target_in,
+    texts_of_areas,
+)
+from magicportrait.magic.portrait_crop import Crop
+
+LINES = ["a woman wearing a hat", "a man"]
+
+
+def test_one_text_is_for_all_areas_and_several_are_for_one_each() -> None:
+    assert lines_of(" a woman wearing a hat \n\n a man\n") == LINES
+    assert texts_of_areas(LINES[:1], 3, 1) == LINES[:1] * 3
+    assert texts_of_areas(LINES, 2, 1) == LINES
+    assert texts_of_areas(LINES, 0, 1) == []
+    with pytest.raises(ValueError, match="2 lines, but picture 5 has 3 areas"):
+        texts_of_areas(LINES, 3, 5)
+    with pytest.raises(ValueError, match="text is empty"):
+        lines_of(" \n ")
+
+
+def test_a_line_names_whole_words() -> None:
+    # 'man' is not in 'woman'.
+    assert not names(LINES[0], "man") and names(LINES[1], "man") and names("a Red  hat", "red hat")
+    assert phrases_of_lines(LINES, ["man", "hat", "woman"]) == [[1, 2], [0]]
+    with pytest.raises(ValueError, match=r"the line 'a man' of text names no phrase .* \(hat\)"):
+        phrases_of_lines(LINES, ["hat"])
+
+
+def test_what_goes_back_is_the_area_and_a_soft_edge() -> None:
+    mask = torch.zeros(64, 96)
+    mask[20:40, 30:50] = 1
+    crop = Crop(Box.between(10, 0, 74, 64), (64, 96))
+    share = soft_area(mask, crop, 0.05)[0]
+    pixels = round(0.05 * 64)
+    inside = mask[:, 10:74] > 0.5
+    assert float(share[inside].min()) > 0.95
+    reach = int(2.5 * pixels) + 1
+    assert not share[20 - reach].any() and not share[:, 20 - reach].any()
+    assert share[20 - pixels - 1, 30] > 0
+    assert torch.equal(soft_area(mask, crop, 0.0)[0], inside.float())
+    # Where the cut-out ends inside the picture it is soft too, at the picture's border it is not.
+    whole = soft_area(torch.ones(64, 96), crop, 0.1)[0]
+    assert (
+        float(whole[32, 0]) < 0.05 and float(whole[32, 32]) > 0.999 and float(whole[0, 32]) > 0.99
+    )
+
+
+def test_a_box_is_a_rectangle_of_a_pixel_at_least() -> None:
+    mask = rectangle(Box(2.4, 3.2, 5, 2), (8, 10))
+    assert mask is not None
+    assert mask[3:5, 2:7].all() and int(mask.sum()) == 10
+    small = rectangle(Box(9.9, 7.9, 0.05, 0.05), (8, 10))
+    assert small is not None and int(small.sum()) == 1
+    assert rectangle(Box(20, 0, 4, 4), (8, 10)) is None
+
+
+def test_a_painted_region_is_cut_like_the_picture() -> None:
+    region = torch.zeros(1, 32, 48)
+    region[:, 10:20, 15:25] = 1
+    part = target_in(region, 0, (64, 96), Box.between(20, 10, 60, 50))
+    assert part is not None and part.shape == (1, 40, 40)
+    assert float(part[0, 20, 20]) == 1 and float(part[0, 2, 2]) == 0
+    assert target_in(region, 0, (64, 96), Box.between(60, 0, 90, 30)) is None
+    batch = torch.cat([torch.zeros_like(region), region])
+    assert target_in(batch, 0, (64, 96), Box.between(20, 10, 60, 50)) is None
+    assert target_in(batch, 1, (64, 96), Box.between(20, 10, 60, 50)) is not None
