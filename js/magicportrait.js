@@ -9,6 +9,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { CompareView } from "./compare_view.js";
+import { ConceptPicker } from "./concept_picker.js";
 import { ConceptView, linkStrengths, offerToMaskEditor } from "./concept_view.js";
 import { CorrespondenceView } from "./correspondence_view.js";
 import { element } from "./elements.js";
@@ -45,6 +46,8 @@ const PROMPTS = {
   }),
 };
 
+const LOAD_CONCEPT = "MagicConceptLoad";
+
 /**
  * Which view belongs to which node.
  *
@@ -58,6 +61,7 @@ const VIEWS = {
   MagicCorrespondenceMap: CorrespondenceView,
   MagicFaceConcept: ConceptView,
   MagiCaptureTrain: TrainingView,
+  MagicConceptLoad: ConceptPicker,
 };
 
 /**
@@ -284,6 +288,7 @@ app.registerExtension({
   nodeCreated(node) {
     const readPrompt = PROMPTS[classOf(node)];
     if (readPrompt) views.set(node, new LayoutView(node, readPrompt));
+    if (classOf(node) === LOAD_CONCEPT) views.set(node, new ConceptPicker(node));
     if (classOf(node) !== CONCEPTS.type) return;
     linkStrengths(node);
     offerToMaskEditor(node);

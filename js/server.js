@@ -73,3 +73,11 @@ export function inputPictureUrl(file, channel) {
  */
 export const pictureUrl = ({ filename, subfolder = "", type = "output" }) =>
   api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+
+/**
+ * The address of the picture in a concept's file.
+ *
+ * @param {string} file as Load Concept lists it
+ */
+export const conceptPictureUrl = (file) =>
+  api.apiURL(`/magicportrait/concept_picture?${new URLSearchParams({ file })}`);

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from ..host.page.concept_picker import accept_picture_questions
 from ..host.page.correspondence_view import accept_questions
 from ..host.page.listening_page import accept_listeners
 from .analysis import (
@@ -89,6 +90,7 @@ class MagicPortraitExtension(ComfyExtension):
     async def on_load(self) -> None:
         accept_listeners()
         accept_questions()
+        accept_picture_questions()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

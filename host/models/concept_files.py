@@ -7,6 +7,7 @@ names. Nothing in it is ever executed.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import json
@@ -32,6 +33,9 @@ _MARK, _VERSION = "magicportrait concept", "1"
 _SUFFIX = ".safetensors"
 _THUMBNAIL = "modelspec.thumbnail"
 """Where other tools look for a picture of a file: a data URL."""
+_DATA_URL, _JPEG = "data:image/jpeg;base64,", b"\xff\xd8\xff"
+_LARGEST_THUMBNAIL = 200_000
+"""Letters that it has at most; ours have some thousands."""
 _MOST_CONCEPTS, _MOST_PICTURES, _LONGEST_SIDE, _LONGEST_TEXT = 64, 256, 16_384, 10_000
 _MOST_LORAS, _MOST_POINTS = 16, 64
 _STRONGEST = 100.0
@@ -75,7 +79,7 @@ def _content(concepts: Sequence[Concept], thumbnail: str) -> bytes:
         "checksum": _checksum(header, tensors),
     }
     if thumbnail:
-        metadata[_THUMBNAIL] = f"data:image/jpeg;base64,{thumbnail}"
+        metadata[_THUMBNAIL] = f"{_DATA_URL}{thumbnail}"
     return tensor_bytes(tensors, metadata)
 
 
@@ -337,6 +341,28 @@ def state_of(name: str) -> str:
     except ValueError:
         return ""
     return "; ".join([file_state(path), *map(lora_state, _loras_named_in(path))])
+
+
+def picture_in(path: Path) -> bytes | None:
+    """The small picture of a file, a JPEG; None of a file that has none, and of one that is damaged
+    or something else. Only the file's header is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return None
+    url = metadata.get(_THUMBNAIL, "")
+    if metadata.get("mark") != _MARK or not url.startswith(_DATA_URL):
+        return None
+    if len(url) > _LARGEST_THUMBNAIL:
+        return None
+    try:
+        picture = base64.b64decode(url[len(_DATA_URL) :], validate=True)
+    except ValueError:
+        return None
+    return picture if picture.startswith(_JPEG) else None
 
 
 def _loras_named_in(path: Path) -> list[str]:

@@ -51,6 +51,12 @@ FIRST_WITHOUT_PHRASE = (
     "() => { app.graph.nodes.find(node => node.type == 'MagicEditReference').widgets[0].value = ''"
     " }"
 )
+MANY_FILES = """() => {
+    const { options } = app.graph.nodes[0].widgets.find(({ name }) => name == 'file');
+    const others = Array.from({ length: 3000 }, (_, i) => `some/gone ${i}.safetensors`);
+    options.values = [...options.values, ...others];
+    document.dispatchEvent(new Event('input'));
+}"""
 MODULE = f"import('/extensions/{PACK_NAME}/{{}}.js')"
 FIND = f"""async cases => {{
     const {{ findPhrases }} = await {MODULE.format("phrases")};
@@ -710,3 +716,50 @@ def swatches_colour(swatch: Locator) -> tuple[int, ...]:
 
 def values(workflow: dict[str, Any]) -> dict[int, Any]:
     return {node["id"]: node.get("widgets_values") for node in workflow["nodes"]}
+
+
+def test_concepts_are_chosen_by_their_pictures(frontend: Frontend) -> None:
+    page = frontend.page
+    name = "people/ü & 'näme' #1 100%"
+    frontend.server.queue(
+        {
+            "drawn": {
+                "class_type": "MagicToyPortrait",
+                "inputs": {"seed": 3, "part": "hat", "style": "cartoon", "size": 64},
+            },
+            "concept": {
+                "class_type": "MagicFaceConcept",
+                "inputs": {"image": ["drawn", 0], "mask": ["drawn", 1], "phrase": "hat"}
+                | {"strength": 3.0},
+            },
+            "kept": {
+                "class_type": "MagicConceptSave",
+                "inputs": {"concepts": ["concept", 0], "name": name},
+            },
+        }
+    )
+    page.evaluate("() => app.refreshComboInNodes()")
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate(ADD_NODE, "MagicConceptLoad")
+    # Thousands of others, of which nothing is on the disk.
+    page.evaluate(MANY_FILES)
+    frontend.zoom_to("MagicConceptLoad")
+    view = frontend.view("MagicConceptLoad")
+    view.get_by_role("button", name="Choose").click()
+    choices = view.locator(".magic-choices button")
+    assert choices.count() == 48
+    assert view.get_by_text(re.compile(r"and \d{4} more: type a part of the name")).count() == 1
+
+    search = view.get_by_role("searchbox")
+    search.fill("gone 17")
+    # A file without a picture has its first letter.
+    page.wait_for_function("() => document.querySelector('.magic-choices')?.innerText[0] == 'G'")
+    search.fill("ü 100%")
+    page.wait_for_function("() => document.querySelector('.magic-choices img')?.naturalWidth == 64")
+    frontend.screenshot("concept_picker")
+    choices.first.click()
+    chosen = frontend.prompt()["1"]["inputs"]["file"]
+    assert chosen.startswith(name) and chosen.endswith(".safetensors")
+    assert view.get_by_role("status").inner_text() == name
+    assert choices.count() == 0, "the list is closed"
+    assert frontend.complaints_about_us() == []

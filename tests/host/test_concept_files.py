@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from magicportrait.host.models import concept_files
 from magicportrait.host.models.concept_files import UnreadableConcept, read_concepts
+from magicportrait.host.page import concept_picker
 from magicportrait.magic.concepts import Concept, ConceptLora
 from magicportrait.magic.curves import Curve
 from magicportrait.magic.region_texts import PhraseText
@@ -107,6 +110,36 @@ def test_other_tools_see_a_picture(folders: Path) -> None:
 
     with safe_open(folders / saved(sampling.concepts(1)), "pt") as file:
         assert file.metadata()["modelspec.thumbnail"].startswith("data:image/jpeg;base64,/9j/")
+
+
+def test_a_page_gets_the_picture_of_a_file_whatever_it_is_called(folders: Path) -> None:
+    name = "people/ü & 'näme' #1 100%"
+    picture = concept_picker.answer(saved(sampling.concepts(1), name))
+    assert picture is not None
+    assert max(Image.open(io.BytesIO(picture)).size) == 96
+
+
+def test_a_file_without_a_picture_has_none(folders: Path) -> None:
+    path = folders / saved(sampling.concepts(1))
+    file = path.relative_to(folders).as_posix()
+    whole = path.read_bytes()
+    key = concept_files._THUMBNAIL
+    for url in (
+        "",
+        "data:image/svg+xml;base64,PHN2Zy8+",
+        "data:image/jpeg;base64,PHN2Zy8+",
+        "data:image/jpeg;base64,no base64!",
+        f"data:image/jpeg;base64,{'/9j/' * 60_000}",
+    ):
+        rewritten(path, **{key: url})
+        assert concept_picker.answer(file) is None
+    for content in (b"", whole[:40], b"no safetensors file"):
+        path.write_bytes(content)
+        assert concept_picker.answer(file) is None
+    path.write_bytes(whole)
+    assert concept_picker.answer(file)
+    assert concept_picker.answer(f"../concepts/{file}") is None
+    assert concept_picker.answer(str(path)) is None
 
 
 def test_another_file_of_that_name_is_noticed(folders: Path) -> None:
