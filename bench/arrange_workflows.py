@@ -163,7 +163,7 @@ LAYOUTS: dict[str, Groups] = {
         "sampling": (Column(430, (9,)), Column(300, (8, 10, 11, 12))),
         "result": (Column(400, (13, 14)),),
     },
-    "MagicFace-6-detail-pass": {
+    "MagicFace-7-detail-pass": {
         "references": (Column(256, (2, 3)), Column(256, (4, 5))),
         "two people": (Column(340, (7,)), Column(270, (6, 8, 9, 10, 11))),
         "sampling": (Column(400, (12,)),),

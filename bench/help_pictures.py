@@ -237,7 +237,7 @@ def crop(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def detail(_: toy.Toy) -> list[Tensor]:
-    """As in the template MagicFace-6: two people, their layout, both drawn anew."""
+    """As in the template MagicFace-7: two people, their layout, both drawn anew."""
     people = toy.Toy.load_transformer()
     given, options = defaults_of(MagicSemanticLayout), {"phrases": ", ".join(DETAIL_PHRASES)}
     watched, positive, layout = MagicSemanticLayout.execute(

@@ -41,7 +41,7 @@ EXPECTED = {
         "magicface_transformer_layout": (4, 2 * SIDE, 2 * SIDE + LEGEND[3]),
     },
     "MagicFace-6-two-people": {"magicface_two_people": (4, 2 * SIDE, SIDE)},
-    "MagicFace-6-detail-pass": {
+    "MagicFace-7-detail-pass": {
         "magicface_detail_pass": (1, 2 * SIDE, 2 * SIDE),
         "magicface_detail_pass_before": (1, 2 * SIDE, 2 * SIDE),
     },
