@@ -33,6 +33,7 @@ from .inputs import Node, check_ranges, check_texts, invert_input, painted_mask,
 from .magicstyle import PLACEMENTS
 
 _CUSTOM = "custom"
+_USUAL = "usual"
 _WHAT_STAYS = "paint what must not change, or disconnect it to let everything change"
 
 
@@ -95,7 +96,7 @@ class MagicStyleNewPicture(Node):
                     default="normal",
                     tooltip=(
                         "How much style, in words that fit every model: subtle, normal and strong"
-                        " are a strength of 0, 1, 2 on UNets and of -3, -1.5, 0 on transformers"
+                        " are a strength of 0, 1, 2 on UNets and of -1.5, 0, 1.5 on transformers"
                         " (Flux, Z-Image, ...). 'custom' takes the number of strength."
                     ),
                 ),
@@ -129,10 +130,10 @@ class MagicStyleNewPicture(Node):
                     "Share of sampling after which the style ends and the model draws on alone.",
                 ),
                 layers_input(
-                    "decoder",
-                    "Where the style is seen: 'decoder', 'fine', 'all', or blocks such as 'o6-11'."
-                    " In transformers 'decoder' and 'fine' are the later blocks; 'early', 'middle',"
-                    " 'late', or blocks such as 's0-37'.",
+                    _USUAL,
+                    "Where the style is seen. 'usual': 'decoder' on UNets, 'late' on transformers."
+                    " Also 'fine', 'all', or blocks such as 'o6-11'; in transformers 'early',"
+                    " 'middle', or blocks such as 's0-37'.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -171,7 +172,8 @@ class MagicStyleNewPicture(Node):
         refuse(span_complaint(start, end))
         check_texts(layers=layers)
         backbone = backbone_of(model)
-        blocks = backbone.parse_layers(layers)
+        is_usual = layers.strip() == _USUAL
+        blocks = backbone.parse_layers(backbone.habits.style_layers if is_usual else layers)
         pictures = [_inverted(model, style, number) for number, style in enumerate(styles, 1)]
         if image is not None:
             pictures += _noised(model, image, vae, clip, backbone)
@@ -281,9 +283,10 @@ class MagicStyleEdit(Node):
                     options=[str(name) for name in HOLDS],
                     default=HOLDS[0],
                     tooltip=(
-                        "What is held. 'structure and look': queries, keys and values, so that what"
-                        " the new words do not speak of stays as it is. 'structure': queries and"
-                        " keys, so that the words may change colours and material everywhere."
+                        "What is held. 'structure': queries and keys, so that the words may change"
+                        " colours and material. 'structure and look': values, too, so that what the"
+                        " new words do not speak of stays as it is; on transformers words then"
+                        " hardly act as long as it is held."
                     ),
                 ),
                 layers_input(

@@ -41,9 +41,9 @@ from .magicstyle import (
 )
 from .placement import PlacedPictures
 
-Hold = Literal["structure and look", "structure"]
+Hold = Literal["structure", "structure and look"]
 HOLDS: tuple[Hold, ...] = get_args(Hold)
-"""What of an inversion is held: queries, keys and values, or queries and keys."""
+"""What of an inversion is held: queries and keys, or queries, keys and values."""
 
 
 @dataclass(frozen=True, eq=False)

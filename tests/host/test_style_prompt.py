@@ -119,9 +119,11 @@ def test_each_input_of_a_new_picture_counts():
     out = draw("flux", styled("flux", picture()), noise)
     for options in ({"strength": 3.0}, {"colour": 0.0}, {"start": 0.4}, {"layers": "late"}):
         assert apart(draw("flux", styled("flux", picture(), **options), noise), out) > 1e-4
-    for preset, strength in (("subtle", -3.0), ("normal", -1.5), ("strong", 0.0)):
+    for preset, strength in (("subtle", -1.5), ("normal", 0.0), ("strong", 1.5)):
         own = draw("flux", styled("flux", picture(), strength=strength), noise)
         assert torch.equal(draw("flux", styled("flux", picture(), preset=preset), noise), own)
+    usual = draw("flux", styled("flux", picture(), layers="usual"), noise)
+    assert torch.equal(draw("flux", styled("flux", picture(), layers="late"), noise), usual)
     assert state_of(loaded("flux")[0]) == before
 
 
@@ -266,7 +268,9 @@ def test_other_words_edit_what_is_not_held(kind):
     assert held.isfinite().all() and apart(held, plain) > 1e-4
     half = sample(kind, edited(kind, content, until=1.0, structure=0.5), content, cfg=cfg)
     assert apart(half, held) > 1e-5 and apart(half, plain) > 1e-5
-    look = sample(kind, edited(kind, content, until=1.0, hold="structure"), content, cfg=cfg)
+    look = sample(
+        kind, edited(kind, content, until=1.0, hold="structure and look"), content, cfg=cfg
+    )
     assert apart(look, held) > 1e-5
     shorter = sample(kind, edited(kind, content, until=0.5), content, cfg=cfg)
     assert apart(shorter, held) > 1e-5

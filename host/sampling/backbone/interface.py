@@ -158,7 +158,7 @@ class ReferenceHabits:
     strengths: in numbers what users say in words; inject_at: the share of sampling from which each
     region had best look at its own reference only; guidance: at which models that are told it see a
     reference, None for those that are not; style_strengths: as strengths, of the look of a picture
-    in a new one.
+    in a new one, and style_layers: where that is seen.
     """
 
     strengths: Mapping[Level, float]
@@ -167,6 +167,7 @@ class ReferenceHabits:
     style_strengths: Mapping[Level, float] = field(
         default_factory=lambda: {"subtle": 0.0, "normal": 1.0, "strong": 2.0}
     )
+    style_layers: str = "decoder"
 
 
 def repeated(span: Sequence[int], length: int, tokens: int) -> list[int]:

@@ -53,7 +53,7 @@ _IS_TEXT = "magicportrait_is_text"
 """Whether an attention is the one to the text, once one of ours has found that out."""
 _TEXTS = "magicportrait_texts"
 _STRENGTHS: Mapping[Level, float] = {"subtle": 0.5, "normal": 1.0, "strong": 2.0}
-_STYLE_STRENGTHS: Mapping[Level, float] = {"subtle": -3.0, "normal": -1.5, "strong": 0.0}
+_STYLE_STRENGTHS: Mapping[Level, float] = {"subtle": -1.5, "normal": 0.0, "strong": 1.5}
 _TEXT_NAMES = (
     *("txt", "context", "cap_embedder", "add_q", "add_k", "add_v", "to_add_out"),
     *("to_q_t", "to_k_t", "to_v_t", "to_out_t", "ff_t."),
@@ -404,7 +404,7 @@ class JointTransformer:
     def habits(self) -> ReferenceHabits:
         """Joint attention has fewer keys that compete with a reference's than a UNet's layers have
         steps: what a UNet needs is far too strong."""
-        return ReferenceHabits(_STRENGTHS, 0.0, self.family.guidance, _STYLE_STRENGTHS)
+        return ReferenceHabits(_STRENGTHS, 0.0, self.family.guidance, _STYLE_STRENGTHS, "late")
 
     @property
     def index_step(self) -> float:
