@@ -1,5 +1,5 @@
 /**
- * A training as it runs: loss, previews, time left.
+ * A training as it runs: what it learns from, loss, previews, time left.
  *
  * Event `magicportrait.training`: a State.
  *
@@ -7,7 +7,9 @@
  * @import { Place } from "./runs.js"
  *
  * run: the same in all of one training; loss: of this step, null before the first; preview: a JPEG
- * in base64; encoded: how many pictures of how many are encoded, before the first step.
+ * in base64; encoded: how many pictures of how many are encoded, before the first step; pictures: in
+ * the first event, of each picture a JPEG, dark where it does not count, and the share that does.
+ * @typedef {{ name: string, share: number, picture: string }} LearnedPicture
  * @typedef {Place & {
  *   run?: string,
  *   step: number,
@@ -16,6 +18,7 @@
  *   preview: string | null,
  *   seconds_left: number | null,
  *   encoded?: [number, number] | null,
+ *   pictures?: LearnedPicture[] | null,
  * }} State
  */
 
@@ -52,12 +55,14 @@ export function smoothed(losses) {
 }
 
 /**
- * What the server has told of one training: its last event, the losses of about POINTS steps, the
- * last PREVIEWS previews.
+ * What the server has told of one training: its pictures, its last event, the losses of about POINTS
+ * steps, the last PREVIEWS previews.
  */
 export class TrainingRun {
   /** @type {State | null} */
   latest = null;
+  /** @type {LearnedPicture[]} */
+  pictures = [];
   /** @type {{ step: number, loss: number }[]} */
   points = [];
   /** @type {{ step: number, preview: string }[]} */
@@ -88,7 +93,8 @@ export class TrainingRun {
    * @param {State} state
    */
   add(state) {
-    const { step, loss, preview } = state;
+    const { step, loss, preview, pictures } = state;
+    if (pictures) this.pictures = pictures;
     if (step < (this.latest?.step ?? 0)) return;
     if (preview && this.previews.at(-1)?.step === step) return;
     this.latest = state;
@@ -143,18 +149,27 @@ export class TrainingView {
    * @type {TrainingRun["previews"][number] | null | undefined}
    */
   #shownPreview;
+  /**
+   * Those on screen.
+   *
+   * @type {LearnedPicture[] | undefined}
+   */
+  #shownPictures;
 
   /** @param {GraphNode} node */
   constructor(node) {
     // Not read out: it changes a few times a second.
     this.words = element("p", { role: "status", "aria-live": "off" });
     this.curve = emptyCurve();
+    const pictures = { className: "magic-learned", "aria-label": "What of each picture counts" };
+    this.pictures = element("div", pictures);
     const previews = { className: "magic-previews", "aria-label": "Previews" };
     this.previews = element("div", previews);
     this.content = element(
       "section",
       { className: "magic-view", "aria-label": "Training" },
       this.words,
+      this.pictures,
       this.curve,
       this.previews,
     );
@@ -184,6 +199,7 @@ export class TrainingView {
     this.words.textContent = isEncoding
       ? `encoding pictures: ${encoded[0]} of ${encoded[1]}`
       : `step ${step} of ${steps}${ofLoss}${timeLeft(secondsLeft)}`;
+    this.#showPictures(run.pictures);
     this.#draw(run);
     const last = run.previews.at(-1) ?? null;
     if (last === this.#shownPreview) return;
@@ -193,6 +209,20 @@ export class TrainingView {
         const title = `step ${preview.step}`;
         const src = dataUrl("jpeg", preview.preview);
         return element("img", { src, alt: `Preview at ${title}`, title });
+      }),
+    );
+  }
+
+  /** @param {LearnedPicture[]} pictures */
+  #showPictures(pictures) {
+    if (pictures === this.#shownPictures) return;
+    this.#shownPictures = pictures;
+    this.pictures.replaceChildren(
+      ...pictures.map(({ name, share, picture }) => {
+        const counts = `${Math.round(100 * share)} %`;
+        const title = `${name}, ${counts} of it counts`;
+        const image = element("img", { src: dataUrl("jpeg", picture), alt: title });
+        return element("figure", { title }, image, element("figcaption", {}, counts));
       }),
     );
   }

@@ -775,8 +775,7 @@ class MagiCaptureTrain(Node):
         if is_transformer(model):
             capture = capture.of_transformer()
         node = cls.hidden.unique_id if cls.hidden else None
-        pictures = len(subject.pictures) + (len(style.pictures) if style else 0)
-        watch = TrainingWatch(capture, pictures, node)
+        watch = TrainingWatch(capture, subject, style, node)
 
         def train() -> Trained:
             training = CaptureTraining(

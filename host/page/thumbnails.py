@@ -1,4 +1,4 @@
-"""Small pictures of concepts: what of a reference is taken, and the rest of it dark."""
+"""Small pictures of concepts and of what is learned: what of them is taken, and the rest dark."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ def thumbnails(concept: Concept, side: int = _SIDE) -> list[str]:
     if concept.mask is not None and concept.mask.shape[0] in (1, images.shape[0]):
         images = images * (_DARK + (1 - _DARK) * _resized(concept.mask[:, None], size))
     return [as_base64(as_image(image), "JPEG", quality=80) for image in images.movedim(1, -1)]
+
+
+def masked_thumbnail(image: Tensor, mask: Tensor, side: int = _SIDE) -> str:
+    """A JPEG in base64, dark where the mask is 0. image: H W 3; mask: H W."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    small = _resized(image.movedim(-1, 0)[None], size)
+    shaded = small * (_DARK + (1 - _DARK) * _resized(mask[None, None], size))
+    return as_base64(as_image(shaded[0].movedim(0, -1)), "JPEG", quality=80)
 
 
 def taken_on_page(concept: Concept) -> Any:

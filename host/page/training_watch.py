@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from ...magic.capture_sets import StyleSet, Subject
 from ..pictures.conversion import as_base64, as_image
 from ..training.settings import CaptureSettings
 from .listening_page import listening_page, running_server
+from .thumbnails import masked_thumbnail
 
 _PREVIEW_SIDE = 512
 _SECONDS_BETWEEN_EVENTS = 0.3
 
 
 class TrainingWatch:
-    """Progress bar with loss and previews. Its methods are the training's callbacks; a cancel of
-    the user is raised from them.
+    """Progress bar with loss and previews, and what of each picture is learned. Its methods are the
+    training's callbacks; a cancel of the user is raised from them.
 
     A page that listens shows all of it on the node in its own way: the host's line of text and its
     preview would say the same twice, and be taken for a contradiction where they are a step apart.
     """
 
-    def __init__(self, settings: CaptureSettings, pictures: int, node: str | None):
+    def __init__(
+        self, settings: CaptureSettings, subject: Subject, style: StyleSet | None, node: str | None
+    ):
         import comfy.utils
 
+        self._sets = [part for part in (subject, style) if part is not None]
+        self._is_masked = settings.masked
+        self._has_shown_pictures = False
+        pictures = sum(len(part.pictures) for part in self._sets)
         # Encoding is quick beside the training: it moves the bar, so that a cancel is seen, but has
         # no share in it.
         self._total = settings.steps
@@ -91,8 +101,24 @@ class TrainingWatch:
             "preview": None if preview is None else as_base64(preview, "JPEG"),
             "seconds_left": left,
             "encoded": None if self._loss is not None else [self._encoded, self._encodings],
+            "pictures": None if self._has_shown_pictures else list(self._pictures()),
         }
         page.send("magicportrait.training", point)
+        self._has_shown_pictures = True
+
+    def _pictures(self) -> Iterator[dict[str, Any]]:
+        """What of each picture counts: its thumbnail and share."""
+        for part in self._sets:
+            for picture in part.pictures:
+                face = picture.mask.float()
+                mask = face if isinstance(part, Subject) else 1 - face
+                if not self._is_masked:
+                    mask = mask.new_ones(mask.shape)
+                yield {
+                    "name": f"{part.placeholder}: {picture.name}",
+                    "share": mask.mean().item(),
+                    "picture": masked_thumbnail(picture.image, mask),
+                }
 
     def _say(self, text: str) -> None:
         server = running_server()

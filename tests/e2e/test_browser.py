@@ -542,6 +542,10 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
         (workflow_files.FOLDER / "Semantic-Layout.jpg").read_bytes()
     ).decode()
     losses = {step: 1 / (step + 10) for step in range(0, 101, 10)}
+    learned = [
+        {"name": f"anna {i}", "share": share, "picture": preview}
+        for i, share in enumerate((0.316, 1.0))
+    ]
     for step, loss in losses.items():
         state = {
             "node": node,
@@ -550,6 +554,7 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
             "loss": loss,
             "preview": preview,
             "seconds_left": 75.4,
+            "pictures": learned if step == 0 else None,
         }
         frontend.send("magicportrait.training", state)
 
@@ -566,7 +571,10 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
         training.get_by_role("status").inner_text()
         == f"step 100 of 200, loss {loss}, 1 min 15 s left"
     )
-    assert training.locator("img").count() == 8
+    assert training.locator(".magic-previews img").count() == 8
+    figures = training.get_by_label("What of each picture counts").locator("figure")
+    assert figures.all_inner_texts() == ["32 %", "100 %"]
+    assert figures.first.get_attribute("title") == "anna 0, 32 % of it counts"
     assert len((training.locator(".magic-trend").get_attribute("points") or "").split()) == 11
     assert (training.locator("svg").get_attribute("aria-label") or "").startswith(
         f"Loss from 0.100 to {loss}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from magicportrait.host.page import training_watch
 from magicportrait.host.page.training_watch import TrainingWatch
 from magicportrait.host.training.settings import CaptureSettings
+from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
 
 
 class Page:
@@ -29,8 +33,17 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Page:
     return listening
 
 
-def watch(steps: int) -> TrainingWatch:
-    return TrainingWatch(CaptureSettings(inversion_steps=steps, lora_steps=0), pictures=1, node="7")
+def subject_of(mask: torch.Tensor) -> Subject:
+    pictures = capture_pictures([torch.ones(*mask.shape, 3)], [mask], ["one.png"])
+    return Subject(pictures, "<anna>", "woman", ("a {person}",))
+
+
+WHOLE = torch.ones(8, 8)
+
+
+def watch(steps: int, **settings: Any) -> TrainingWatch:
+    settings = {"inversion_steps": steps, "lora_steps": 0, **settings}
+    return TrainingWatch(CaptureSettings(**settings), subject_of(WHOLE), None, node="7")
 
 
 def test_a_preview_has_the_loss_of_its_step(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +81,7 @@ def test_a_page_that_listens_is_told_all_of_it_and_the_host_nothing_twice(
     said: list[str] = []
     monkeypatch.setattr(TrainingWatch, "_say", lambda self, text: said.append(text))
     bars: list[tuple[Any, ...]] = []
-    watched = TrainingWatch(
-        CaptureSettings(inversion_steps=10, lora_steps=0, versions=2), pictures=1, node="7"
-    )
+    watched = watch(10, versions=2)
     monkeypatch.setattr(watched._bar, "update_absolute", lambda *state: bars.append(state))
     for _ in range(2):
         watched.encoded()
@@ -86,3 +97,29 @@ def test_a_page_that_listens_is_told_all_of_it_and_the_host_nothing_twice(
     watched.previewed(10, torch.zeros(1, 8, 8, 3))
     assert said == ["encoding pictures: 3/2", "step 10/10, loss 0.5000"]
     assert [len(state) for state in bars] == [2, 2, 3]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_of_each_picture_counts_is_told_once(
+    page: Page, monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    """Inside the face of a subject, outside that of a style: a mask that is not used is seen."""
+    monkeypatch.setattr(training_watch, "_SECONDS_BETWEEN_EVENTS", 0.0)
+    mask = torch.zeros(16, 8)
+    mask[:4] = 1
+    subject = subject_of(mask)
+    style = StyleSet(subject.pictures, "<ink>", "woman", ("a {person} in {style}",))
+    watched = TrainingWatch(CaptureSettings(masked=masked), subject, style, node="7")
+    watched.stepped(1, 1.0)
+    watched.stepped(2, 1.0)
+
+    first, second = (point["pictures"] for point in page.points)
+    assert second is None
+    assert [(each["name"], each["share"]) for each in first] == [
+        ("<anna>: one.png", 0.25 if masked else 1.0),
+        ("<ink>: one.png", 0.75 if masked else 1.0),
+    ]
+    for each, is_lit in zip(first, ((1, 0), (0, 1)) if masked else ((1, 1), (1, 1))):
+        shown = Image.open(BytesIO(b64decode(each["picture"]))).convert("L")
+        assert shown.size == (8, 16)
+        assert [shown.getpixel((4, y)) > 128 for y in (1, 14)] == [*map(bool, is_lit)]
