@@ -779,7 +779,7 @@ class MagiCaptureTrain(Node):
 
         def train() -> Trained:
             training = CaptureTraining(
-                model, clip, vae, subject, style, identity, capture, watch.encoded
+                model, clip, vae, subject, style, identity, capture, watch.encoded, True
             )
             return training.run(
                 watch.stepped,

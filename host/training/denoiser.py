@@ -62,6 +62,16 @@ class TextSide(Protocol):
         """LoRA of the text encoders, by the host's names of the layers."""
         ...
 
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """What computes in `encode`; nothing where prompts are encoded already."""
+        ...
+
+    def lora_size(self, rank: int) -> int:
+        """Numbers in the LoRA of the text encoders at a rank, whether it is there already or
+        not."""
+        ...
+
     def learned(self) -> tuple[Embedding, ...]:
         """The words, the subject's first."""
         ...

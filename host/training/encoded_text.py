@@ -62,6 +62,15 @@ class EncodedText:
         """None."""
         return {}
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """None."""
+        return []
+
+    def lora_size(self, rank: int) -> int:
+        """None."""
+        return 0
+
     def prompt(self, text: str) -> EncodedPrompt:
         """ValueError, of which prompt, when its encoding is no numbers, or the text encoder has no
         tokens for a placeholder."""

@@ -75,10 +75,14 @@ class TrainableTransformer:
     preview_cfg = 4.0
 
     def __init__(
-        self, model: Any, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
+        self,
+        model: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        gradient_checkpointing: bool,
+        is_filled: bool = True,
     ):
-        import comfy.ops
-
+        """is_filled: whether the weights are read; without, all has its shape only."""
         backbone = JointTransformer.read(model)
         if backbone is None:
             raise ValueError(
@@ -94,9 +98,10 @@ class TrainableTransformer:
         config = {**host.model_config.unet_config, "dtype": dtype}
         config.pop("disable_unet_model_creation", None)
         self.network: nn.Module = type(host.diffusion_model)(
-            **config, device=device, operations=comfy.ops.disable_weight_init
+            **config, device=device, operations=_operations()
         )
-        _fill(self.network, model)
+        if is_filled:
+            _fill(self.network, model)
         self.network.requires_grad_(False).eval()
         for module in self.network.modules():
             if type(module).__name__.endswith("Norm") and not any(module.children()):
@@ -345,6 +350,23 @@ def _flow_sampling(model: Any) -> Any:
             f" ({name}): remove the node that sets how this model is sampled"
         )
     return sampling
+
+
+def _operations() -> Any:
+    """The host's layers with weights of their own: where it reads files as it needs them, these
+    have none before a file is read into them, except in classes that read in a way of their own."""
+    import comfy.ops
+
+    plain: Any = comfy.ops.disable_weight_init
+
+    def own(layer: Any) -> Any:
+        def read(module: Any, *args: Any) -> None:
+            layer._load_from_state_dict(module, *args)
+
+        return type(layer.__name__, (layer,), {"_load_from_state_dict": read})
+
+    layers = {layer.__name__: own(layer) for layer in (plain.Linear, plain.Embedding)}
+    return type("Operations", (plain,), layers)
 
 
 @torch.no_grad()

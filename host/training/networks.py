@@ -4,7 +4,7 @@ learned."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -100,24 +100,29 @@ def build_networks(
     identity: Identity | None,
     settings: CaptureSettings,
     generator: torch.Generator,
+    before_loading: Callable[[TextSide], None] = lambda _: None,
 ) -> Networks:
     """Copies of a MODEL, its CLIP and, where the identity loss needs it, its VAE's decoder, ready
-    to be trained. ValueError when a model is of a kind that MagiCapture does not train, or a prompt
-    does not fit."""
+    to be trained. before_loading: called when the text is there and nothing else. ValueError when a
+    model is of a kind that MagiCapture does not train, or a prompt does not fit."""
     import comfy.model_management as management
 
     device = management.get_torch_device()
     by_picture = training_prompts(subject, style, settings.rules).values()
     prompts = [text for pictures in by_picture for texts in pictures.values() for text in texts]
-    text: TextSide
-    denoiser: Denoiser
+    text: EncodedText | TrainableText
     if is_transformer(model):
-        text, denoiser = _of_transformer(model, clip, subject, style, settings, prompts, generator)
+        text = _encoded_text(model, clip, subject, style, prompts)
+        before_loading(text)
+        management.unload_all_models()
+        denoiser = build_denoiser(model, settings, generator)
         norms: list[float] = []
     else:
-        text, denoiser, norms = _of_unet(
-            model, clip, subject, style, settings, prompts, generator, device
-        )
+        text, norms = _trainable_text(clip, subject, style, settings, prompts, generator, device)
+        before_loading(text)
+        denoiser = build_denoiser(model, settings, generator)
+        for encoder in text.encoders.values():
+            encoder.add_lora(settings.rank, generator)
     faces = None
     if identity and settings.uses_identity:
         faces = FaceSight(identity, DifferentiableDecoder(vae, denoiser.process_out, device))
@@ -131,35 +136,48 @@ def is_transformer(model: Any) -> bool:
     return not isinstance(backbone_of(model), UNet)
 
 
-def _of_transformer(
-    model: Any,
-    clip: Any,
-    subject: Subject,
-    style: StyleSet | None,
-    settings: CaptureSettings,
-    prompts: Sequence[str],
-    generator: torch.Generator,
-) -> tuple[EncodedText, TrainableTransformer]:
-    """Its prompts, encoded, and the transformer."""
+def build_denoiser(
+    model: Any, settings: CaptureSettings, generator: torch.Generator, is_filled: bool = True
+) -> TrainableUNet | TrainableTransformer:
+    """A copy of a MODEL's network with LoRA. is_filled: with its weights, without them only the
+    shapes are right. ValueError for lora_blocks that it has not."""
     import comfy.model_management as management
 
+    parts = (
+        model,
+        management.get_torch_device(),
+        DTYPES[settings.precision],
+        settings.gradient_checkpointing,
+        is_filled,
+    )
+    if is_transformer(model):
+        transformer = TrainableTransformer(*parts)
+        transformer.add_lora(settings.rank, generator, settings.lora_blocks, settings.lora_mlp)
+        return transformer
+    if settings.lora_blocks.strip() not in ("", "all"):
+        raise ValueError(
+            f"lora_blocks is '{shown(settings.lora_blocks)}', which is for transformers: a UNet's"
+            " LoRA is in all of its attentions. Write all"
+        )
+    unet = TrainableUNet(*parts)
+    unet.add_lora(settings.rank, generator)
+    return unet
+
+
+def _encoded_text(
+    model: Any, clip: Any, subject: Subject, style: StyleSet | None, prompts: Sequence[str]
+) -> EncodedText:
+    """A transformer's prompts, encoded."""
     backbone = backbone_of(model)
     context = backbone.context or ContextTokens()
     text = EncodedText(clip, placeholders_of(subject, style), context)
     # All that may come up, previews included: the text encoder is not needed again.
     for prompt in (*prompts, "", preview_prompt(subject, style)):
         text.prompt(prompt)
-    device = management.get_torch_device()
-    management.unload_all_models()
-    denoiser = TrainableTransformer(
-        model, device, DTYPES[settings.precision], settings.gradient_checkpointing
-    )
-    denoiser.add_lora(settings.rank, generator, settings.lora_blocks, settings.lora_mlp)
-    return text, denoiser
+    return text
 
 
-def _of_unet(
-    model: Any,
+def _trainable_text(
     clip: Any,
     subject: Subject,
     style: StyleSet | None,
@@ -167,14 +185,9 @@ def _of_unet(
     prompts: Sequence[str],
     generator: torch.Generator,
     device: torch.device,
-) -> tuple[TrainableText, TrainableUNet, list[float]]:
-    """Its text encoders with the two words, the UNet, and the length towards which the words are
-    pulled in each encoder."""
-    if settings.lora_blocks.strip() not in ("", "all"):
-        raise ValueError(
-            f"lora_blocks is '{shown(settings.lora_blocks)}', which is for transformers: a UNet's"
-            " LoRA is in all of its attentions. Write all"
-        )
+) -> tuple[TrainableText, list[float]]:
+    """A UNet's text encoders with the two words, and the length towards which the words are pulled
+    in each encoder."""
     text = TrainableText(clip, placeholders_of(subject, style), device)
     # Every prompt that may come up is cut into tokens now, so that a bad template is an error
     # before the training.
@@ -184,7 +197,6 @@ def _of_unet(
     for word in text.placeholders:
         plain = plain.replace(word, "")
     text.check_against(clip, plain)
-    unet = TrainableUNet(model, device, DTYPES[settings.precision], settings.gradient_checkpointing)
     rules = settings.rules
     known = [subject.class_word, *([style.class_word] if style else [])]
     norms = text.typical_norms(known)
@@ -193,7 +205,4 @@ def _of_unet(
     text.initialise(starts, norms, generator, rules.style_spread)
     if rules.word_norm is not None:
         norms = [rules.word_norm] * len(norms)
-    unet.add_lora(settings.rank, generator)
-    for encoder in text.encoders.values():
-        encoder.add_lora(settings.rank, generator)
-    return text, unet, norms
+    return text, norms

@@ -202,7 +202,12 @@ def masked_previews(pictures: Sequence[CapturePicture], side: int = 256) -> Tens
 
 class DifferentiableDecoder:
     """The VAE's decoder, made anew so that it passes gradients: the host's own holds inference
-    tensors, and its layers handles of GPU memory, which a copy would give back a second time."""
+    tensors, and its layers handles of GPU memory, which a copy would give back a second time.
+
+    network: the VAE as the host builds it.
+    """
+
+    network: Any
 
     def __init__(self, vae: Any, process_out: Callable[[Tensor], Tensor], device: torch.device):
         import comfy.sd
@@ -210,12 +215,12 @@ class DifferentiableDecoder:
         self._dtype = torch.float32 if device.type == "cpu" else vae.vae_dtype
         weights = {name: tensor.detach().clone() for name, tensor in vae.get_sd().items()}
         network = comfy.sd.VAE(sd=weights).first_stage_model
-        self._network = network.to(device, self._dtype).requires_grad_(False).eval()
+        self.network = network.to(device, self._dtype).requires_grad_(False).eval()
         self._process_output, self._process_out = vae.process_output, process_out
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents of the model, B C h w -> images B 3 H W in 0..1."""
-        decoded = self._network.decode(self._process_out(latents).to(self._dtype))
+        decoded = self.network.decode(self._process_out(latents).to(self._dtype))
         if decoded.ndim == 5:  # B 3 1 H W, of a VAE for videos
             decoded = decoded[:, :, 0]
         # The host's scaling works in place.

@@ -47,15 +47,18 @@ def training_report(
     device: str,
     history: History,
     learns_words: bool = True,
+    memory: str = "",
 ) -> str:
     """What was trained, how long it took, and how the terms of the loss went. side: of the training
-    pictures in pixels."""
+    pictures in pixels. memory: what it needed, in words."""
     sets = [f"subject '{subject.placeholder}' ({len(subject.pictures)} pictures)"]
     if style is not None:
         sets.append(f"style '{style.placeholder}' ({len(style.pictures)} pictures)")
     lines = [f"{', '.join(sets)}, {side} px, {settings.precision} on {device}"]
     if settings.is_official:
         lines.append("rules of the official code (preset)")
+    if memory:
+        lines.append(f"memory: {memory}")
     if not learns_words:
         words = f"'{subject.placeholder}'"
         if style is not None:

@@ -24,10 +24,12 @@ from ...magic.capture_sets import StyleSet, Subject, check_pair
 from ..faces.identity import Identity
 from ..text.learned_words import Embedding
 from .checkpoint import CheckpointFile, TrainingState, damage_named, training_fingerprint
+from .denoiser import Denoiser, TextSide
 from .draw import Batch, Kind, TrainingData, preview_prompt, training_prompts
 from .losses import loss_terms
 from .memory import training_mode
-from .networks import build_networks, is_transformer
+from .memory_need import MemoryNeed, check_memory
+from .networks import build_denoiser, build_networks, is_transformer
 from .pictures import prepare_pictures
 from .preview import sample_picture
 from .report import History, PictureSet, training_report
@@ -61,8 +63,9 @@ class CaptureTraining:
     in stay as they are.
 
     settings, subject, style: as they came in. networks: what computes and learns. data: what steps
-    draw from. side: of the training pictures in pixels. step: steps done. history: how they went.
-    generator: of everything random. fingerprint: see training_fingerprint.
+    draw from. side: of the training pictures in pixels. need: of memory, where it was checked.
+    step: steps done. history: how they went. generator: of everything random. fingerprint: see
+    training_fingerprint.
     """
 
     def __init__(
@@ -75,8 +78,11 @@ class CaptureTraining:
         identity: Identity | None,
         settings: CaptureSettings,
         on_encoded: Callable[[], None] = lambda: None,
+        checks_memory: bool = False,
     ):
-        """on_encoded: called after each encoded version of a picture; may raise to cancel."""
+        """on_encoded: called after each encoded version of a picture; may raise to cancel.
+        checks_memory: whether what it needs is computed before the network is loaded: a ValueError
+        when that does not fit."""
         import comfy.model_management as management
 
         if style is not None:
@@ -86,9 +92,25 @@ class CaptureTraining:
         self.settings, self.subject, self.style = settings, subject, style
         self.generator = torch.Generator().manual_seed(settings.seed)
         self._vae = vae
+        self.need: MemoryNeed | None = None
+
+        def check(text: TextSide) -> None:
+            def build(settings: CaptureSettings) -> Denoiser:
+                return build_denoiser(model, settings, torch.Generator(), is_filled=False)
+
+            self.need = check_memory(build, vae, text, subject, style, identity, settings)
+
         with training_mode():
             self.networks = build_networks(
-                model, clip, vae, subject, style, identity, settings, self.generator
+                model,
+                clip,
+                vae,
+                subject,
+                style,
+                identity,
+                settings,
+                self.generator,
+                check if checks_memory else lambda _: None,
             )
             device, denoiser = self.networks.device, self.networks.denoiser
             self.side = settings.side or denoiser.native_side
@@ -173,6 +195,7 @@ class CaptureTraining:
             str(self.networks.device),
             self.history,
             learns_words=bool(self.networks.text.rows),
+            memory=self.need.described() if self.need else "",
         )
 
     def _timed_step(self, on_step: OnStep) -> None:

@@ -139,10 +139,20 @@ class TrainableEncoder(nn.Module):
 
     def add_lora(self, rank: int, generator: torch.Generator) -> None:
         """LoRA on the attention projections, under the names of the host's layers."""
+        for name, module in self._projections():
+            host_name = name if name.startswith("text_model.") else f"text_model.{name}"
+            self.adapters[self.prefix + host_name] = LoraLinear.attach(module, rank, generator)
+
+    def lora_size(self, rank: int) -> int:
+        """Numbers in it."""
+        return sum(
+            rank * (layer.in_features + layer.out_features) for _, layer in self._projections()
+        )
+
+    def _projections(self) -> Iterator[tuple[str, nn.Linear]]:
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in _PROJECTIONS:
-                host_name = name if name.startswith("text_model.") else f"text_model.{name}"
-                self.adapters[self.prefix + host_name] = LoraLinear.attach(module, rank, generator)
+                yield name, module
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:  # B 77 -> B 77 C, B P
         output = self.model(input_ids=ids, output_hidden_states=True)
@@ -245,6 +255,14 @@ class TrainableText:
                 yield f"{encoder.name} {key}", value
             # The table is no part of the state: it is the host's.
             yield f"{encoder.name} table", encoder.vocabulary.weight
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return list(self.encoders.values())
+
+    def lora_size(self, rank: int) -> int:
+        """Of all encoders."""
+        return sum(encoder.lora_size(rank) for encoder in self.encoders.values())
 
     @property
     def rows(self) -> list[nn.Parameter]:

@@ -33,9 +33,15 @@ is taken."""
 
 class _Layers:
     """torch's own layers under the names by which the host's UNet asks for them. Their weights are
-    read right after they are made, so none are drawn."""
+    read right after they are made, so none are drawn. Norms are fp32 in any precision."""
 
-    GroupNorm, LayerNorm = nn.GroupNorm, nn.LayerNorm
+    class GroupNorm(nn.GroupNorm):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **{**options, "dtype": torch.float32})
+
+    class LayerNorm(nn.LayerNorm):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **{**options, "dtype": torch.float32})
 
     class Linear(nn.Linear):
         def reset_parameters(self) -> None:
@@ -81,8 +87,14 @@ class TrainableUNet:
     preview_cfg = 5.0
 
     def __init__(
-        self, model: Any, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
+        self,
+        model: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        gradient_checkpointing: bool,
+        is_filled: bool = True,
     ):
+        """is_filled: whether the weights are read; without, all has its shape only."""
         self._host = model.model
         backbone = unet_of(model)
         self.native_side = backbone.native_side
@@ -96,11 +108,9 @@ class TrainableUNet:
         self.network = type(self._host.diffusion_model)(**config, device=device, operations=_Layers)
         # The copied names are those of this very class, so a key too many or too few means a
         # patched-up host model.
-        self.network.load_state_dict(patched_weights(model, _PREFIX, dtype))
+        if is_filled:
+            self.network.load_state_dict(patched_weights(model, _PREFIX, dtype))
         self.network.requires_grad_(False).eval()
-        for module in self.network.modules():
-            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-                module.float()
         if gradient_checkpointing:
             self._checkpoint_blocks()
         self.adapters: dict[str, LoraLinear] = {}

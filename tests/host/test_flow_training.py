@@ -433,6 +433,7 @@ def test_the_node_trains_a_transformer():
         *parts("zimage"), *sets(), **NODE, lora_blocks="d0", lora_mlp=True
     ).args
     assert len(losses["loss"]) == 2 and embeddings == () and "textual inversion" not in report
+    assert "memory: about " in report and "frozen weights (float32) " in report
     assert {name.split(".")[2] for name in lora} == {"0"}
     assert any("feed_forward.w1" in name for name in lora)
 

@@ -1,0 +1,381 @@
+"""How much memory a training needs: a step of it, done with tensors that have shapes and no
+numbers.
+
+The network is built once more without its weights, and forward, losses and gradients run through
+it; what is alive at each moment is counted. So every family, attention with and without maps, and
+checkpointing count as they are, and nothing is known here of any layer. Not counted: what kernels
+take for themselves, and what an allocator rounds up.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ...magic import capture_losses
+from ...magic.capture_sets import CapturePicture, StyleSet, Subject
+from ..faces.identity import Identity
+from .denoiser import Denoiser, TextSide
+from .draw import preview_prompt, training_prompts
+from .encoded_text import EncodedText
+from .losses import around_faces
+from .pictures import DifferentiableDecoder, training_size
+from .settings import CaptureSettings
+
+BuildDenoiser = Callable[[CaptureSettings], Denoiser]
+"""The denoiser of some settings with its LoRA, and without the model's weights in it."""
+
+_SURE = 0.9
+"""A training is refused when not even this share of what was computed is free: so far computed and
+measured may lie apart."""
+_MOMENTS = 2
+"""What AdamW keeps of each number that it trains."""
+_SMALL_RANK = 4
+_SIDES = (768, 512)
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes on the device.
+
+    weights: of the frozen network, by their dtype. text: of the text encoders that are trained with
+    it, which are there already when this is computed. faces: of the identity network and the
+    decoder that it looks through. learned: LoRA and words, with what the optimizer keeps of them.
+    latents: the encoded pictures. step: what a step has beside that at its peak, gradients
+    included. preview: the same of a step of a preview; what decodes it is the host's to fit in.
+    """
+
+    weights: Mapping[str, int]
+    text: int
+    faces: int
+    learned: int
+    latents: int
+    step: int
+    preview: int
+
+    @property
+    def total(self) -> int:
+        resident = sum(self.weights.values()) + self.text + self.faces + self.learned
+        return resident + self.latents + max(self.step, self.preview)
+
+    def described(self) -> str:
+        """How much, and what it consists of, in words."""
+        dtypes = " and ".join(self.weights)
+        parts = {
+            f"frozen weights ({dtypes})": sum(self.weights.values()),
+            "text encoders": self.text,
+            "identity loss": self.faces,
+            "LoRA and optimizer": self.learned,
+            "latents": self.latents,
+            "a step": max(self.step, self.preview),
+        }
+        listed = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items() if size)
+        return f"about {in_words(self.total)} ({listed})"
+
+
+def in_words(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
+
+
+def check_memory(
+    build: BuildDenoiser,
+    vae: Any,
+    text: TextSide,
+    subject: Subject,
+    style: StyleSet | None,
+    identity: Identity | None,
+    settings: CaptureSettings,
+) -> MemoryNeed | None:
+    """What a training needs, said in the log; None where it cannot be computed, which is said too.
+    To be called when the text is there and before the network is. ValueError, with the setting that
+    helps, when it surely does not fit."""
+    import comfy.model_management as management
+
+    def need_of(settings: CaptureSettings) -> MemoryNeed:
+        return memory_need(build, vae, text, subject, style, identity, settings)
+
+    try:
+        need = need_of(settings)
+    # An estimate must not stop a training that would run.
+    except Exception as error:
+        logging.warning("MagiCapture: what memory this training needs is not known (%s)", error)
+        return None
+    management.unload_all_models()
+    management.soft_empty_cache()
+    device = management.get_torch_device()
+    free = int(management.get_free_memory(device)) + need.text
+    said = (
+        f"this training needs {need.described()} of memory, {in_words(free)} are free on {device}"
+    )
+    if _SURE * need.total > free:
+        raise ValueError(f"{said}. {_advice(need_of, settings, free)}")
+    logging.info("MagiCapture: %s", said)
+    return need
+
+
+def _advice(
+    need_of: Callable[[CaptureSettings], MemoryNeed], settings: CaptureSettings, free: int
+) -> str:
+    """The setting with which it fits: one alone, else as few as it takes in this order."""
+    side = settings.side or max(_SIDES) + 1
+    changes: list[tuple[str, dict[str, Any]]] = []
+    if not settings.gradient_checkpointing:
+        changes.append(("turn on gradient_checkpointing", {"gradient_checkpointing": True}))
+    if settings.batch > 1:
+        changes.append(("set batch to 1", {"batch": 1}))
+    changes += [
+        (f"set resolution to {smaller}", {"side": smaller}) for smaller in _SIDES if smaller < side
+    ]
+    if settings.precision == "fp32":
+        changes.append(("set precision to bf16", {"precision": "bf16"}))
+    if settings.rank > _SMALL_RANK:
+        changes.append((f"set rank to {_SMALL_RANK}", {"rank": _SMALL_RANK}))
+    for words, change in changes:
+        total = need_of(replace(settings, **change)).total
+        if total <= free:
+            return f"{words[0].upper()}{words[1:]}: it takes about {in_words(total)} then"
+    changed, said = settings, []
+    for words, change in changes:
+        changed = replace(changed, **change)
+        said.append(words)
+        total = need_of(changed).total
+        if total <= free:
+            together = f"{', '.join(said[:-1])} and {said[-1]}"
+            return f"{together[0].upper()}{together[1:]}: it takes about {in_words(total)} then"
+    return "No setting makes it fit: take a smaller model, or a device with more memory"
+
+
+def memory_need(
+    build: BuildDenoiser,
+    vae: Any,
+    text: TextSide,
+    subject: Subject,
+    style: StyleSet | None,
+    identity: Identity | None,
+    settings: CaptureSettings,
+) -> MemoryNeed:
+    """By a step on the largest of the pictures with the longest of the prompts, in the phase that
+    takes more. Whatever the host raises where a network asks for numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    if not settings.uses_identity:
+        identity = None
+    shapes = FakeTensorMode(allow_non_fake_inputs=True)
+    with shapes:
+        denoiser = build(settings)
+    decode = None
+    if identity is not None:
+        decode = DifferentiableDecoder(vae, denoiser.process_out, _device_of(denoiser))
+    real = _text_tensors(text) + _tensors_of(identity, decode)
+    adapters = list(denoiser.adapters.values())
+    lora = [matrix for adapter in adapters for matrix in (adapter.up, adapter.down)]
+    side = settings.side or denoiser.native_side
+    pictures = [*subject.pictures, *(style.pictures if style else ())]
+    sizes = [_latent_size(picture, side, denoiser.pixels_per_latent) for picture in pictures]
+    size = max(sizes, key=lambda size: size[0] * size[1])
+    by_kind = training_prompts(subject, style, settings.rules).values()
+    texts = {each for of_picture in by_kind for texts in of_picture.values() for each in texts}
+    prompts = [text.prompt(each) for each in texts]
+    longest = max(prompts, key=lambda prompt: (prompt.word_count, len(prompt.text)))
+    shown = text.prompt(preview_prompt(subject, style))
+    rehearsal = _Rehearsal(denoiser, text, settings, size, lora)
+    judged = None
+    if identity is not None and decode is not None:
+        boxes = [_half_of_box(picture, side, identity.margin) for picture in pictures]
+        judged = _Judged(identity, decode, max(boxes))
+    with shapes:
+        frozen = [*_tensors(denoiser.network), *lora]
+        there = [*frozen, *map(shapes.from_tensor, real)]
+        preview = rehearsal.preview([text.prompt(""), shown], there)
+        step = rehearsal.step(longest, judged, there)
+    weights: dict[str, int] = {}
+    for tensor in _tensors(denoiser.network):
+        name = str(tensor.dtype).removeprefix("torch.")
+        weights[name] = weights.get(name, 0) + _size(tensor)
+    learned = sum(map(_size, [*lora, *text.rows])) + text.lora_size(settings.rank)
+    cached = sum((denoiser.latent_channels + 1) * height * width for height, width in sizes)
+    return MemoryNeed(
+        weights,
+        sum(map(_size, _text_tensors(text))),
+        sum(map(_size, _tensors_of(identity, decode))),
+        (1 + _MOMENTS) * learned,
+        cached * max(1, settings.versions) * torch.float32.itemsize,
+        step,
+        preview,
+    )
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, but for those that were there before."""
+
+    def __init__(self, before: Iterable[Tensor]):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sizes: dict[int, int] = {}
+        self._now = self.peak = 0
+        for tensor in before:
+            self._count(tensor, 0)
+
+    def _count(self, tensor: Tensor, size: int | None = None) -> None:
+        storage = tensor.untyped_storage()
+        place = storage._cdata
+        if place in self._sizes:
+            return
+        self._sizes[place] = storage.nbytes() if size is None else size
+        self._now += self._sizes[place]
+        weakref.finalize(storage, self._free, place)
+
+    def _free(self, place: int) -> None:
+        self._now -= self._sizes.pop(place)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        self.peak = max(self.peak, self._now)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """How the identity loss looks. half: half the side of the largest face, in pixels."""
+
+    identity: Identity
+    decode: DifferentiableDecoder
+    half: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Rehearsal:
+    """What is done without numbers. size: of the latent, rows and columns; lora: its matrices."""
+
+    denoiser: Denoiser
+    text: TextSide
+    settings: CaptureSettings
+    size: tuple[int, int]
+    lora: Sequence[Tensor]
+
+    def preview(self, prompts: Sequence[Any], before: Iterable[Tensor]) -> int:
+        """The peak of a step of sampling, with and without the prompt."""
+        told = self._told_before(prompts)
+        alive = _Alive(before)
+        with alive, torch.no_grad():
+            noisy = torch.zeros(2, self.denoiser.latent_channels, *self.size, device=self._device)
+            times = self._times(2)
+            self.denoiser.predict(noisy, times, told or self._told(prompts))
+        return alive.peak
+
+    def step(self, prompt: Any, judged: _Judged | None, before: Iterable[Tensor]) -> int:
+        """The peak of a step of training."""
+        count, denoiser = self.settings.batch, self.denoiser
+        prompts = [prompt] * count
+        told = self._told_before(prompts)
+        of_lora = self.settings.lora_steps > 0
+        for adapter in denoiser.adapters.values():
+            adapter.strength = float(of_lora)
+        learned = [*(self.lora if of_lora else ()), *self.text.rows]
+        refocus = of_lora and self.settings.refocus_weight > 0
+        alive = _Alive(before)
+        with alive:
+            latents = torch.zeros(count, denoiser.latent_channels, *self.size, device=self._device)
+            noise, weights = torch.zeros_like(latents), torch.ones_like(latents[:, 0])
+            times = self._times(count)
+            told = told or self._told(prompts)
+            noisy = denoiser.noisy(latents, noise, times)
+            output, maps = denoiser.predict(noisy, times, told, refocus)
+            loss = capture_losses.masked_reconstruction(
+                output, denoiser.target(latents, noise, times), weights
+            ).mean()
+            if maps is not None:
+                targets = torch.stack([weights, 1 - weights], 1)
+                both = torch.ones(count, 2, dtype=torch.bool, device=self._device)
+                loss = loss + capture_losses.refocusing(maps, targets, both).mean()
+            if judged is not None and of_lora:
+                if self.settings.identity_forward == "own":
+                    output, _ = denoiser.predict(noisy, times, told)
+                loss = loss + self._likeness(judged, denoiser.clean(noisy, output, times)).mean()
+            torch.autograd.grad(loss, learned, allow_unused=True)
+        return alive.peak
+
+    def _likeness(self, judged: _Judged, clean: Tensor) -> Tensor:
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+        cell = self.denoiser.pixels_per_latent
+        # Where faces are decides sizes: these are numbers.
+        with unset_fake_temporarily():
+            height, width = (count * cell for count in self.size)
+            boxes = torch.tensor([[width / 2, height / 2, judged.half]] * len(clean))
+            empty = torch.zeros(len(clean), 1, *self.size)
+            parts, boxes = around_faces(empty, boxes, cell)
+        height, width = parts.shape[-2:]
+        decoded = judged.decode(clean[..., :height, :width])
+        with unset_fake_temporarily():
+            crops = capture_losses.face_crops(
+                decoded, boxes.to(decoded.device), judged.identity.side
+            )
+        return judged.identity.embed_crops(crops).square().sum(1)
+
+    def _told_before(self, prompts: Sequence[Any]) -> Any:
+        """Of prompts that are encoded already: the host looks at their numbers. Else None."""
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+        if not isinstance(self.text, EncodedText):
+            return None
+        with unset_fake_temporarily():
+            return self._told(prompts)
+
+    def _told(self, prompts: Sequence[Any]) -> Any:
+        return self.denoiser.condition(self.text.encode(prompts), prompts, self.size)
+
+    def _times(self, count: int) -> Tensor:
+        return self.denoiser.draw_early_times(count, 1000, torch.Generator())
+
+    @property
+    def _device(self) -> torch.device:
+        return _device_of(self.denoiser)
+
+
+def _device_of(denoiser: Denoiser) -> torch.device:
+    return next(denoiser.network.parameters()).device
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _tensors_of(identity: Identity | None, decode: DifferentiableDecoder | None) -> list[Tensor]:
+    return [tensor for part in (identity, decode) if part for tensor in _tensors(part.network)]
+
+
+def _text_tensors(text: TextSide) -> list[Tensor]:
+    """Once each: a table may be held in two places."""
+    tensors = {id(tensor): tensor for module in text.modules for tensor in _tensors(module)}
+    return list(tensors.values())
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _latent_size(picture: CapturePicture, side: int, cell: int) -> tuple[int, int]:
+    height, width = picture.image.shape[:2]
+    height, width = training_size(height, width, side)
+    return height // cell, width // cell
+
+
+def _half_of_box(picture: CapturePicture, side: int, margin: float) -> float:
+    """Half the side of the crop of its face, in pixels of the training."""
+    height, width = picture.image.shape[:2]
+    scale = training_size(height, width, side)[0] / height
+    return float(capture_losses.face_box(picture.mask, margin)[2]) * scale

@@ -1,0 +1,132 @@
+"""What a training says it needs, against what torch's allocator has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from magicportrait.host.training import flow, memory_need
+from magicportrait.host.training.run import CaptureTraining
+from magicportrait.host.training.settings import CaptureSettings
+from magicportrait.tests.host import test_flow_training as flows
+from magicportrait.tests.host import test_magicapture as unets
+
+SETTINGS = CaptureSettings(
+    inversion_steps=0, lora_steps=2, rank=2, versions=1, side=128, identity_until=1000
+)
+CHECKPOINTED = replace(SETTINGS, gradient_checkpointing=True)
+BEGINS = "the training begins"
+
+
+def peak_of(training: Callable[[], Any]) -> int:
+    """Bytes of the CPU's allocator at their most from BEGINS on, over what was there at first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watch:
+        training()
+    events = watch.profiler.kineto_results.events()
+    [begins] = [event.start_ns() for event in events if event.name() == BEGINS]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    now = peak = 0
+    for when, change in changes:
+        now += change
+        if when >= begins:
+            peak = max(peak, now)
+    return peak
+
+
+def parts(name: str) -> tuple[Any, Any, Any]:
+    return unets.models_of(name) if name == "sd15" else flows.parts(name)
+
+
+def needed(name: str, identity: Any, settings: CaptureSettings) -> memory_need.MemoryNeed:
+    """As it is computed before a training, of which nothing more is done."""
+    run = CaptureTraining(*parts(name), *unets.sets(), identity, settings, checks_memory=True)
+    assert run.need is not None
+    return run.need
+
+
+@pytest.mark.parametrize(
+    ("name", "judges", "settings"),
+    [
+        ("sd15", False, SETTINGS),
+        ("sd15", True, CHECKPOINTED),
+        ("zimage", False, CHECKPOINTED),
+        ("flux", False, SETTINGS),
+    ],
+)
+def test_what_is_computed_is_what_is_measured(name, judges, settings):
+    identity = unets.recogniser() if judges else None
+    given = (*parts(name), *unets.sets(), identity, settings)
+
+    def train() -> CaptureTraining:
+        run = CaptureTraining(*given)
+        with torch.profiler.record_function(BEGINS):
+            run.run(unets.ignore)
+        return run
+
+    need = needed(name, identity, settings)
+    measured = peak_of(train)
+    assert need.total == pytest.approx(measured, rel=0.1)
+    assert need.step > need.total / 20, "the step is too small to be seen"
+
+
+@pytest.fixture
+def free(monkeypatch) -> Callable[[float], None]:
+    """Sets how many bytes are free."""
+    import comfy.model_management as management
+
+    def has(size: float) -> None:
+        monkeypatch.setattr(management, "get_free_memory", lambda *_: size)
+
+    return has
+
+
+def test_what_does_not_fit_is_refused_with_what_would_before_the_network_is_loaded(
+    free, monkeypatch
+):
+    plain, saving = (needed("flux", None, settings) for settings in (SETTINGS, CHECKPOINTED))
+    assert saving.total < 0.8 * plain.total and saving.learned == plain.learned
+    monkeypatch.setattr(flow, "_fill", lambda *_: pytest.fail("too late"))
+    free(0.85 * plain.total)
+    with pytest.raises(ValueError, match=r"needs about 7 MB .* Turn on gradient_checkpointing: it"):
+        needed("flux", None, SETTINGS)
+    free(1000)
+    with pytest.raises(ValueError, match="No setting makes it fit: take a smaller model"):
+        needed("flux", None, CHECKPOINTED)
+
+
+def test_several_settings_may_be_needed(free):
+    """Where none is enough by itself, as few as it takes."""
+    few = replace(CHECKPOINTED, batch=4, rank=64)
+    whole = needed("flux", None, few)
+    alone = needed("flux", None, replace(few, batch=1))
+    small = needed("flux", None, replace(few, batch=1, precision="bf16"))
+    assert small.total < alone.total < whole.total
+    free(small.total)
+    with pytest.raises(ValueError, match="Set batch to 1 and set precision to bf16: it takes"):
+        needed("flux", None, few)
+
+
+def test_a_need_that_is_not_known_stops_nothing(monkeypatch, caplog):
+    def unknown(*_: Any) -> None:
+        raise RuntimeError("no kernel of shapes")
+
+    monkeypatch.setattr(memory_need, "memory_need", unknown)
+    run = CaptureTraining(*parts("flux"), *unets.sets(), None, SETTINGS, checks_memory=True)
+    assert run.need is None and "is not known (no kernel of shapes)" in caplog.text
+    assert "memory:" not in run.report()
+
+
+def test_a_host_that_reads_weights_as_it_needs_them_leaves_none_out(monkeypatch):
+    """Its own layers have no weights then until a file is read into them."""
+    memory_management = pytest.importorskip("comfy.memory_management")
+    made = flows.training("flux").networks.denoiser.network.state_dict()
+    monkeypatch.setattr(memory_management, "aimdo_enabled", True)
+    lazy = flows.training("flux").networks.denoiser.network.state_dict()
+    assert set(lazy) == set(made)
+    assert all(torch.equal(lazy[name], made[name]) for name in made)
