@@ -95,6 +95,10 @@ class Captions:
         (token,) = self.ids(word)
         return self._row[token]
 
+    def row_of_token(self, token: int) -> int:
+        """The row of a token of the vocabulary."""
+        return self._row[token]
+
     def ids(self, words: str) -> list[int]:
         """The host's tokens of some words, without start and end."""
         if words not in self._ids:

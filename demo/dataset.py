@@ -110,9 +110,9 @@ def encode_seed(kind: Kind, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One row of `encode_large_set`: a latent and its part masks."""
     if kind == "portraits":
         portrait = render(sample_portrait(seed), LARGE_SIDE)
-        return _encode(portrait.image), _cells([portrait.masks[part] for part in PARTS])
+        return encode(portrait.image), _cells([portrait.masks[part] for part in PARTS])
     scene = render_scene(sample_scene(seed), LARGE_SIDE)
-    return _encode(scene.image), _cells([scene.masks[key] for key in SCENE_PARTS])
+    return encode(scene.image), _cells([scene.masks[key] for key in SCENE_PARTS])
 
 
 def _cells(masks: list[np.ndarray]) -> np.ndarray:
@@ -133,7 +133,7 @@ def shipped_autoencoder() -> Autoencoder:
     return autoencoder.eval()
 
 
-def _encode(image: np.ndarray) -> np.ndarray:
+def encode(image: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         latent = shipped_autoencoder().encode(torch.from_numpy(image).permute(2, 0, 1)[None])
     return latent[0].half().numpy()

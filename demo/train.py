@@ -21,6 +21,12 @@ The transformer toy, on the shipped autoencoder:
     transformer-export  writes demo/checkpoint/magic_toy_transformer.safetensors
     transformer-restore the other way round: a starting point from the shipped weights
 
+Its edit variant, which takes garments from reference portraits in its sequence:
+
+    transformer-edit        a low-rank change of the shipped weights, on the large set and reference
+                            portraits that it renders first
+    transformer-edit-export writes demo/checkpoint/magic_toy_transformer_edit.safetensors
+
 Everything lies in demo/training/ (not committed) and is small enough to copy to a GPU machine and
 go on there. Of the transformer, transformer_average.safetensors is enough to train on.
 """
@@ -38,7 +44,7 @@ from torch.multiprocessing.spawn import spawn
 
 from devkit.comfyui import use_host
 
-from . import train_transformer, train_unet
+from . import train_edit, train_transformer, train_unet
 from .dataset import encode_large_set, render_training_set
 from .training_run import FOLDER, Run
 
@@ -51,15 +57,30 @@ OTHER_STAGES = (
     "transformer-quality",
     "transformer-export",
     "transformer-restore",
+    "transformer-edit",
+    "transformer-edit-export",
 )
 TRAININGS: dict[str, Callable[[Run], None]] = {
     "autoencoder": train_unet.train_autoencoder,
     "diffusion": train_unet.train_diffusion,
     "decoder": functools.partial(train_unet.train_autoencoder, decoder_only=True),
     "transformer": train_transformer.train_transformer,
+    train_edit.NAME: train_edit.train_edit,
 }
-DEFAULT_STEPS = {"autoencoder": 3000, "diffusion": 8000, "decoder": 2000, "transformer": 6000}
-DEFAULT_BATCH = {"autoencoder": 6, "diffusion": 16, "decoder": 6, "transformer": 24}
+DEFAULT_STEPS = {
+    "autoencoder": 3000,
+    "diffusion": 8000,
+    "decoder": 2000,
+    "transformer": 6000,
+    "transformer-edit": 4000,
+}
+DEFAULT_BATCH = {
+    "autoencoder": 6,
+    "diffusion": 16,
+    "decoder": 6,
+    "transformer": 24,
+    "transformer-edit": 8,
+}
 
 
 def worker(rank: int, stage: str, run: Run) -> None:
@@ -104,6 +125,8 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
         train_transformer.export()
     elif stage == "transformer-restore":
         train_transformer.restore()
+    elif stage == "transformer-edit-export":
+        train_edit.export()
     else:
         run = Run(
             device,

@@ -52,11 +52,11 @@ def initial_weights(model: ToyTransformer, weights: Path | None) -> int:
         for key, value in state.items()
         if key.startswith("transformer.")
     }
-    _load_parts(model, transformer, text)
+    load_parts(model, transformer, text)
     return step
 
 
-def _load_parts(
+def load_parts(
     model: ToyTransformer, transformer: dict[str, Tensor], text: dict[str, Tensor]
 ) -> None:
     weights = {name: value.float() for name, value in transformer.items()}
@@ -253,7 +253,7 @@ def restore() -> None:
     with safe_open(transformer_checkpoint.PATH, "pt") as file:
         step = int(file.metadata()["transformer_steps"])
     model = ToyTransformer(TransformerCaptions().token_ids)
-    _load_parts(model, parts["transformer"], parts["text"])
+    load_parts(model, parts["transformer"], parts["text"])
     write_weights(model, step, WEIGHTS)
 
 

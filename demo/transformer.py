@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
 SUPERVISED_BLOCKS = (1, 3, 5, 7)
 """The blocks whose attention is told where things are, the double ones counted first: the second
 double one, and every other single one."""
+
+REFERENCE_METHOD = "index"
+"""How the edit variant is given references, in the host's words: the first at 1 of axis 0, the
+second at 2. (At time zero, which the shipped weights would know better, the host's Flux cannot have
+them in a batch beside a pooled text.)"""
 
 
 class _CloningLayerNorm(nn.LayerNorm):
@@ -104,26 +110,32 @@ def build_transformer() -> nn.Module:
     return transformer
 
 
-def text_attention(q: Tensor, k: Tensor) -> Tensor:
-    """Where each token of the text is looked at: the joint softmax of the picture's rows,
-    renormalised over the text's columns, which is the softmax over those columns alone. q, k: B h
-    T+N D -> head mean B N T."""
-    rows, columns = q[:, :, TEXT_TOKENS:], k[:, :, :TEXT_TOKENS]
-    logits = rows @ columns.transpose(-1, -2) * q.shape[-1] ** -0.5
+def attention_to(q: Tensor, k: Tensor, picture: int, columns: slice) -> Tensor:
+    """Where the picture's rows look among some columns: their joint softmax, renormalised over
+    these, which is the softmax over these alone. q, k: B h T+N+R D (text, picture of `picture`
+    tokens, references) -> head mean B N K."""
+    rows, seen = q[:, :, TEXT_TOKENS : TEXT_TOKENS + picture], k[:, :, columns]
+    logits = rows @ seen.transpose(-1, -2) * q.shape[-1] ** -0.5
     shares: Tensor = logits.float().softmax(-1)
     return shares.mean(1)
 
 
-def attention_recorder(maps: list[Tensor]) -> Callable[..., Tensor]:
-    """An attention override for a training forward, which appends `text_attention` of the
-    supervised blocks to `maps`. Blocks are counted: not every host names them."""
+def attention_recorder(
+    maps: list[Tensor], picture: int, reference_maps: list[Tensor] | None = None
+) -> Callable[..., Tensor]:
+    """An attention override for a training forward, which appends `attention_to` the text of the
+    supervised blocks to `maps`, and that to the references to `reference_maps`. picture: tokens of
+    it. Blocks are counted: not every host names them."""
     blocks = itertools.count()
 
     def override(
         host_attention: object, q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object
     ) -> Tensor:
         if next(blocks) in SUPERVISED_BLOCKS:
-            maps.append(text_attention(q, k))
+            maps.append(attention_to(q, k, picture, slice(0, TEXT_TOKENS)))
+            if reference_maps is not None:
+                references = slice(TEXT_TOKENS + picture, None)
+                reference_maps.append(attention_to(q, k, picture, references))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     return override
@@ -146,8 +158,8 @@ class ToyTransformer(nn.Module):
     def forward(
         self, x: Tensor, sigma: Tensor, rows: Tensor, end_row: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Predicted velocity (noise - picture), B 4 H W, and `text_attention` of every supervised
-        block. sigma: B, 0 (picture) to 1 (noise)."""
+        """Predicted velocity (noise - picture), B 4 H W, and `attention_to` the text of every
+        supervised block. sigma: B, 0 (picture) to 1 (noise)."""
         maps: list[Tensor] = []
         context, pooled = self.context(rows, end_row)
         velocity: Tensor = self.transformer(
@@ -155,6 +167,34 @@ class ToyTransformer(nn.Module):
             sigma,
             context,
             y=pooled,
-            transformer_options={"optimized_attention_override": attention_recorder(maps)},
+            transformer_options={
+                "optimized_attention_override": attention_recorder(maps, _tokens_of(x))
+            },
         )
         return velocity, maps
+
+    def forward_with_references(
+        self, x: Tensor, sigma: Tensor, rows: Tensor, end_row: int, references: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The same with references in the sequence, B 4 h w each, and `attention_to` all of their
+        tokens. As `REFERENCE_METHOD` of the host's Flux has it."""
+        maps: list[Tensor] = []
+        reference_maps: list[Tensor] = []
+        context, pooled = self.context(rows, end_row)
+        override = attention_recorder(maps, _tokens_of(x), reference_maps)
+        velocity: Tensor = self.transformer(
+            x,
+            sigma,
+            context,
+            y=pooled,
+            ref_latents=list(references),
+            ref_latents_method=REFERENCE_METHOD,
+            transformer_options={"optimized_attention_override": override},
+        )
+        return velocity, maps, reference_maps
+
+
+def _tokens_of(x: Tensor) -> int:
+    """Tokens of a latent B 4 H W."""
+    patch: int = TRANSFORMER_CONFIG["patch_size"]
+    return math.prod(x.shape[-2:]) // patch**2

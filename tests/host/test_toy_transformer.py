@@ -40,7 +40,7 @@ from magicportrait.demo.transformer import (
     TEXT_TOKENS,
     TRANSFORMER_CONFIG,
     ToyTransformer,
-    text_attention,
+    attention_to,
 )
 from magicportrait.nodes.toy import MagicToyCheckpoint
 
@@ -155,12 +155,16 @@ def test_what_is_encoded_of_a_picture_is_its_latent_and_the_coverage_of_its_part
 # ---- training ----
 
 
-def test_text_attention_is_the_joint_softmax_renormalised_over_the_text() -> None:
+def test_attention_to_some_columns_is_the_joint_softmax_renormalised_over_them() -> None:
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(2, 3, TEXT_TOKENS + 9, 8, generator=generator).double() for _ in range(2))
-    joint = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)[:, :, TEXT_TOKENS:, :TEXT_TOKENS]
-    expected = (joint / joint.sum(-1, keepdim=True)).mean(1)
-    assert (text_attention(q, k) - expected).abs().max() < 1e-6
+    tokens = TEXT_TOKENS + 9 + 4
+    q, k = (torch.randn(2, 3, tokens, 8, generator=generator).double() for _ in range(2))
+    picture = slice(TEXT_TOKENS, TEXT_TOKENS + 9)
+    joint = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)[:, :, picture]
+    for columns in (slice(0, TEXT_TOKENS), slice(TEXT_TOKENS + 9, None)):
+        among = joint[..., columns]
+        expected = (among / among.sum(-1, keepdim=True)).mean(1)
+        assert (attention_to(q, k, 9, columns) - expected).abs().max() < 1e-6
 
 
 @pytest.fixture()
