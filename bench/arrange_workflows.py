@@ -81,6 +81,7 @@ HEIGHTS = {
     "PreviewAny": 170,
     "PreviewImage": 266,
     "PrimitiveStringMultiline": 130,
+    "ReferenceLatent": 54,
     "SAM3_Detect": 218,
     "SamplerCustom": 232,
     "SaveImage": 340,
@@ -168,6 +169,16 @@ LAYOUTS: dict[str, Groups] = {
         "two people": (Column(340, (7,)), Column(270, (6, 8, 9, 10, 11))),
         "sampling": (Column(400, (12,)),),
         "result": (Column(360, (13, 14)),),
+    },
+    "MagicFace-6-on-an-edit-model": {
+        "references": (
+            Column(256, (2, 3, 4, 5)),
+            Column(256, (6, 7, 8, 9)),
+            Column(256, (10, 11, 12, 13)),
+        ),
+        "model and words": (Column(290, (14, 15, 16, 17, 18)),),
+        "sampling": (Column(380, (19, 20)),),
+        "result": (Column(360, (21, 22, 23, 24)),),
     },
     "MagicFace-SD1.5-three-concepts": {
         "references": _OWN_REFERENCES,

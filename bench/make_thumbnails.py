@@ -100,11 +100,16 @@ def _save_training_pictures(prompt: dict[str, Any]) -> None:
 
 
 def _save_references(prompt: dict[str, Any]) -> None:
-    """Adds what saves the images of all concepts, side by side."""
+    """Adds what saves the images of all concepts, or reference latents, side by side."""
     images = [
         data["inputs"]["image"]
         for data in prompt.values()
         if data["class_type"] == "MagicFaceConcept" and "image" in data["inputs"]
+    ]
+    images += [
+        prompt[data["inputs"]["latent"][0]]["inputs"]["pixels"]
+        for data in prompt.values()
+        if data["class_type"] == "ReferenceLatent"
     ]
     if not images:
         return
@@ -273,6 +278,12 @@ DRAWN: dict[str, dict[str, Draw]] = {
         ),
         "MagicFace-SD1.5-mask-by-word-SAM3": lambda shown: labelled(
             mask_from_word(shown), "for SD1.5, SAM 3"
+        ),
+    },
+    # Three references and the picture, without its layout.
+    "MagicFace-6-on-an-edit-model": {
+        "MagicFace-6-on-an-edit-model": lambda shown: sheet_of(
+            [*squares(shown.references), shown.pictures[0]]
         ),
     },
     "MagicStyle-2-step-by-step": {

@@ -17,6 +17,7 @@ _AS_DRAWN = "by seed"
 _MODELS: dict[str, Callable[[], tuple[Any, Any, Any]]] = {
     "unet": checkpoint.load,
     "transformer": transformer_checkpoint.load,
+    "transformer, edit": transformer_checkpoint.load_edit,
 }
 
 
@@ -42,6 +43,8 @@ class MagicToyCheckpoint(Node):
                     tooltip=(
                         "'unet': in the shape of Stable Diffusion 1, 128 px. 'transformer': in the"
                         " shape of Flux, 256 px; it also draws two people side by side."
+                        " 'transformer, edit': the same as an edit model, which looks at reference"
+                        " latents."
                     ),
                 ),
             ],

@@ -45,6 +45,10 @@ EXPECTED = {
         "magicface_detail_pass": (1, 2 * SIDE, 2 * SIDE),
         "magicface_detail_pass_before": (1, 2 * SIDE, 2 * SIDE),
     },
+    "MagicFace-6-on-an-edit-model": {
+        "edit_regions": (1, 2 * SIDE, 2 * SIDE),
+        "edit_regions_layout": (1, 2 * SIDE, 2 * SIDE + LEGEND[3]),
+    },
     "MagicStyle-1-style-transfer": {"magicstyle_one_node": (1, SIDE, SIDE)},
     "MagicStyle-2-step-by-step": {"magicstyle_portrait": (1, SIDE, SIDE)},
     "MagicStyle-5-small-face": {
