@@ -170,7 +170,7 @@ LAYOUTS: dict[str, Groups] = {
         "sampling": (Column(400, (12,)),),
         "result": (Column(360, (13, 14)),),
     },
-    "MagicFace-6-on-an-edit-model": {
+    "MagicFace-8-on-an-edit-model": {
         "references": (
             Column(256, (2, 3, 4, 5)),
             Column(256, (6, 7, 8, 9)),

@@ -281,8 +281,8 @@ DRAWN: dict[str, dict[str, Draw]] = {
         ),
     },
     # Three references and the picture, without its layout.
-    "MagicFace-6-on-an-edit-model": {
-        "MagicFace-6-on-an-edit-model": lambda shown: sheet_of(
+    "MagicFace-8-on-an-edit-model": {
+        "MagicFace-8-on-an-edit-model": lambda shown: sheet_of(
             [*squares(shown.references), shown.pictures[0]]
         ),
     },

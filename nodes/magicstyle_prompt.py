@@ -171,6 +171,12 @@ class MagicStyleNewPicture(Node):
         refuse(choice_complaint("preset", preset, [*LEVELS, _CUSTOM]))
         refuse(span_complaint(start, end))
         check_texts(layers=layers)
+        if image is not None:
+            image = picture_batch(image, "image")[..., :3]
+            if vae is None:
+                raise ValueError(
+                    "image needs the VAE of the model: connect vae, or disconnect image"
+                )
         backbone = backbone_of(model)
         is_usual = layers.strip() == _USUAL
         blocks = backbone.parse_layers(backbone.habits.style_layers if is_usual else layers)
@@ -203,10 +209,7 @@ def _inverted(model: Any, style: Style, number: int) -> StylePicture:
 def _noised(
     model: Any, image: torch.Tensor, vae: Any, clip: Any, backbone: Backbone
 ) -> list[StylePicture]:
-    """Pictures that are not inverted; ValueError without what they need."""
-    image = picture_batch(image, "image")[..., :3]
-    if vae is None:
-        raise ValueError("image needs the VAE of the model: connect vae, or disconnect image")
+    """Pictures (B H W 3) that are not inverted; ValueError without what the model needs."""
     empty = empty_conditioning(model, clip)
     return [
         StylePicture(encoded_picture(model, fitted(one, backbone), vae, "image"), empty)
@@ -327,9 +330,6 @@ class MagicStyleEdit(Node):
         check_ranges(cls, until=until, structure=structure)
         refuse(choice_complaint("hold", hold, HOLDS))
         check_texts(layers=layers)
-        content.check_model(model, "the content")
-        backbone = backbone_of(model)
-        blocks = backbone.parse_layers(layers)
         if keep is not None:
             # What stays is mostly what is around the thing that changes.
             keep = painted_mask(keep, "keep", _WHAT_STAYS, invert, is_of_a_thing=False).cpu()
@@ -338,6 +338,9 @@ class MagicStyleEdit(Node):
                     f"keep has {len(keep)} masks, the content {content.batch} pictures: give one"
                     " mask, or one for each (MaskFromBatch picks one)"
                 )
+        content.check_model(model, "the content")
+        backbone = backbone_of(model)
+        blocks = backbone.parse_layers(layers)
         patch = PromptEditPatch(
             content=content,
             structure=structure if until else 0.0,

@@ -45,7 +45,7 @@ EXPECTED = {
         "magicface_detail_pass": (1, 2 * SIDE, 2 * SIDE),
         "magicface_detail_pass_before": (1, 2 * SIDE, 2 * SIDE),
     },
-    "MagicFace-6-on-an-edit-model": {
+    "MagicFace-8-on-an-edit-model": {
         "edit_regions": (1, 2 * SIDE, 2 * SIDE),
         "edit_regions_layout": (1, 2 * SIDE, 2 * SIDE + LEGEND[3]),
     },

@@ -18,6 +18,7 @@ from magicportrait.nodes.edit import MagicEditReference
 from magicportrait.nodes.magicapture import MagiCaptureStyle, MagiCaptureSubject
 from magicportrait.nodes.magicface import MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleReference
+from magicportrait.nodes.magicstyle_prompt import MagicStyleEdit
 from magicportrait.nodes.portrait_crop import MagicPortraitCrop, MagicPortraitPaste
 from magicportrait.nodes.restore import MagicPortraitRestore
 
@@ -141,6 +142,7 @@ def test_the_host_runs_nodes_that_look_at_their_sockets():
 MASKED = {
     MagicDetailPass: "masks",
     MagicEditReference: "mask",
+    MagicStyleEdit: "keep",
     MagicFaceConcept: "mask",
     MagicStyleReference: "mask",
     MagicPortraitCrop: "mask",
@@ -153,6 +155,7 @@ MASKED = {
 OF_PLACES = {
     ("MagicFaceConcept", "target_region"),
     ("MagicConceptLora", "target_region"),
+    ("MagicLayoutConditioning", "target_region"),
     ("MagicEditReference", "target_region"),
     ("MagicCorrespondence", "mask"),
 }
