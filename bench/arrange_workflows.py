@@ -20,7 +20,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 
 GAP, COLUMN_GAP, GROUP_GAP = 18, 24, 24
 TITLE, PADDING, GROUP_TITLE = 30, 16, 40
-NOTE_WIDTH, LETTERS_A_PIXEL, LINE, PARAGRAPH_GAP = 1300, 0.15, 18, 12
+NOTE_WIDTH, LETTERS_A_PIXEL, LINE, PARAGRAPH_GAP = 1300, 0.15, 18, 5
 COLOURS = {"sampling": "#8a8", "result": "#b58b2a"}
 OTHER_COLOURS = ("#3f789e", "#88a", "#8aa")
 
@@ -52,7 +52,7 @@ HEIGHTS = {
     "MagicConceptMask": 412,
     "MagicCorrespondence": 152,
     "MagicCorrespondenceMap": 146,
-    "MagicDetailPass": 640,
+    "MagicDetailPass": 664,
     "MagicEmbeddingLoad": 150,
     "MagicEmbeddingSave": 94,
     "MagicEditReference": 180,
@@ -64,7 +64,7 @@ HEIGHTS = {
     "MagicLayoutMasks": 146,
     "MagicMaskRefine": 222,
     "MagicPortraitCrop": 178,
-    "MagicPortraitMetrics": 310,
+    "MagicPortraitMetrics": 360,
     "MagicPortraitPaste": 264,
     "MagicPortraitRestore": 236,
     "MagicSemanticLayout": 346,
@@ -98,11 +98,11 @@ HEIGHTS = {
 here. Loaders have room for what the page says when their file is missing."""
 
 GROWTH = {
-    "MagiCaptureStyle": 224,
-    "MagiCaptureSubject": 224,
-    "MagiCaptureTrain": 400,
+    "MagiCaptureStyle": 250,
+    "MagiCaptureSubject": 250,
+    "MagiCaptureTrain": 428,
     "MagicCorrespondenceMap": 470,
-    "MagicEditRegions": 320,
+    "MagicEditRegions": 356,
     "MagicFaceApply": 330,
     "MagicFaceConcept": 268,
     "MagicSemanticLayout": 244,
@@ -128,6 +128,9 @@ _MEASURED = 300
 _OWN_REFERENCES = (Column(270, (3,)), Column(270, (5,)), Column(270, (7,)))
 _WITH_MODELS = (Column(270, (3, 8)), Column(270, (5, 17)), Column(270, (7, 18)))
 _TOY_REFERENCES = (Column(256, (2, 3)), Column(256, (4, 5)), Column(256, (6, 7)))
+
+_ALL_SETTINGS = 522
+"""Of a MagicStyle Apply that shows its advanced inputs in Nodes 2.0."""
 
 LAYOUTS: dict[str, Groups] = {
     "MagicFace-1-one-concept": {
@@ -262,10 +265,10 @@ LAYOUTS: dict[str, Groups] = {
         "pictures": (Column(260, (2, 3, 4, 5)),),
         "inversion": (Column(290, (6, 8, 9)),),
         "sampling": (
-            Column(262, (7, 10, 11, 12)),
-            Column(262, (13, 14, 15)),
-            Column(262, (17, 18, 19)),
-            Column(262, (21, 22, 23)),
+            Column(262, (7, 10, 11, 12), {10: _ALL_SETTINGS}),
+            Column(262, (13, 14, 15), {13: _ALL_SETTINGS}),
+            Column(262, (17, 18, 19), {17: _ALL_SETTINGS}),
+            Column(262, (21, 22, 23), {21: _ALL_SETTINGS}),
         ),
         "result": (Column(440, (16, 20, 24, 25), {25: 304}),),
     },

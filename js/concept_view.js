@@ -4,7 +4,7 @@
  *
  * Output `magic_taken` of a node: JPEGs in base64, dark where the mask leaves them out.
  *
- * @import { GraphNode, Widget } from "../../scripts/app.js"
+ * @import { GraphNode } from "../../scripts/app.js"
  * @import { Run } from "./runs.js"
  *
  * @typedef {Run & { pictures: string[] }} Taken
@@ -14,6 +14,7 @@ import { app } from "../../scripts/app.js";
 import { addView, arrange, caption, dataUrl, element } from "./elements.js";
 import { isLinked } from "./graph.js";
 import { inputPictureUrl } from "./server.js";
+import { onTurn, widgetOf } from "./widgets.js";
 
 const PICTURE = "picture";
 /** The host's button beside it. */
@@ -30,28 +31,6 @@ const PAINTED = /(^|\/)clipspace-[^/]*$/;
 const SIDE = 128;
 /** What is left of a colour that is not taken. */
 const DARK = 0.25;
-
-/**
- * @param {GraphNode} node
- * @param {string} name
- * @returns {Widget | undefined}
- */
-const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
-
-/**
- * What follows when a widget is turned, beside what follows already.
- *
- * @param {Widget | undefined} widget
- * @param {(value: unknown) => void} act
- */
-function onTurn(widget, act) {
-  if (!widget) return;
-  const { callback } = widget;
-  widget.callback = function (value, ...rest) {
-    callback?.call(this, value, ...rest);
-    act(value);
-  };
-}
 
 /**
  * A word for the strength sets the number, and another number is `custom`.

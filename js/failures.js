@@ -44,6 +44,9 @@ const GAP = 8;
 /** @type {ReturnType<typeof setInterval> | undefined} */
 let waiting;
 
+/** What has been said since the last time that a workflow was queued. @type {Toast[]} */
+let said = [];
+
 /** The types of the nodes of this pack. @type {Set<string>} */
 const ours = new Set();
 
@@ -87,7 +90,9 @@ const isSaid = (sentence) =>
 function notify(toast) {
   setTimeout(() => {
     if (isSaid(toast.detail)) return;
-    app.extensionManager.toast.add({ ...toast, styleClass: NOTICE });
+    const notice = { ...toast, styleClass: NOTICE };
+    said.push(notice);
+    app.extensionManager.toast.add(notice);
     let looks = 0;
     const looking = setInterval(() => {
       looks += 1;
@@ -138,8 +143,13 @@ export function tellFailure({ node_id: id, node_type: type, exception_message, t
   notify({ severity: "error", summary: nameOf(id, type), detail });
 }
 
-/** Before a workflow is sent: what would fail, and then what the server says of its values. */
+/**
+ * Before a workflow is sent: what would fail, and then what the server says of its values. What was
+ * said of the time before goes: it may have been mended.
+ */
 export function watchQueueing() {
+  for (const notice of said) app.extensionManager.toast.remove(notice);
+  said = [];
   for (const node of openNodes()) {
     const complaint = PATCHING.has(node.comfyClass ?? "") && complaintOf(node);
     if (!complaint) continue;

@@ -62,6 +62,8 @@ declare module "*/scripts/app.js" {
     widgets?: Widget[];
     /** Whether its pictures are left out in Nodes 2.0. */
     hideOutputImages?: boolean;
+    /** Whether Nodes 2.0 shows its advanced inputs. */
+    showAdvanced?: boolean;
     onDrawBackground?(): void;
     size: [width: number, height: number];
     setSize(size: [width: number, height: number]): void;
@@ -130,7 +132,7 @@ declare module "*/scripts/app.js" {
     canvas: { selectNode(node: GraphNode): void };
     extensionManager: {
       command: { execute(id: string): void };
-      toast: { add(toast: Toast): void };
+      toast: { add(toast: Toast): void; remove(toast: Toast): void };
     };
     registerExtension(extension: Extension): void;
   };

@@ -162,7 +162,7 @@ export class LayoutView {
     this.references.replaceChildren(
       ...references.map(({ phrase, image }) => {
         const title = phrases[phrase];
-        const alt = `Reference of '${title}'; dark parts are outside its mask`;
+        const alt = `Reference of '${title}'; dark parts are left out by its mask`;
         return element("img", {
           className: colourOf(phrase),
           src: dataUrl("jpeg", image),
@@ -170,7 +170,7 @@ export class LayoutView {
           title,
         });
       }),
-      ...(references.length ? [caption("dark: outside the mask")] : []),
+      ...(references.length ? [caption("dark: left out by the mask")] : []),
     );
     this.stage.replaceChildren();
     this.step.input.max = "0";

@@ -20,6 +20,7 @@ import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
 import { listen, pictureUrl } from "./server.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
+import { showWhatCounts } from "./widgets.js";
 
 /**
  * How the nodes with a layout say which phrases they look for. outer: the node that stands for the
@@ -47,6 +48,8 @@ const PROMPTS = {
 };
 
 const LOAD_CONCEPT = "MagicConceptLoad";
+/** Their presets stand for settings that Nodes 2.0 hides. */
+const WITH_PRESETS = new Set(["MagicStyleApply", "MagicStyleNewPicture"]);
 
 /**
  * Which view belongs to which node.
@@ -289,6 +292,7 @@ app.registerExtension({
     const readPrompt = PROMPTS[classOf(node)];
     if (readPrompt) views.set(node, new LayoutView(node, readPrompt));
     if (classOf(node) === LOAD_CONCEPT) views.set(node, new ConceptPicker(node));
+    if (WITH_PRESETS.has(classOf(node))) showWhatCounts(node);
     if (classOf(node) !== CONCEPTS.type) return;
     linkStrengths(node);
     offerToMaskEditor(node);

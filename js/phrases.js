@@ -64,8 +64,9 @@ const NUMBERED = /^([^]*\S)\s*[#＃]([1-9][0-9]{0,2})$/u;
 function named(phrase, prompt) {
   const whole = words(phrase).map((word) => word.text);
   const match = NUMBERED.exec(phrase.trim());
-  if (!match || occurrences(whole, prompt).length)
+  if (!match || occurrences(whole, prompt).length) {
     return { text: phrase, cut: whole, number: null };
+  }
   const [, text, number] = match;
   return { text, cut: words(text).map((word) => word.text), number: Number(number) };
 }
@@ -112,8 +113,9 @@ export function findPhrases(phrases, prompt) {
       keys[j] === keys[i] && other.number === null ? [j] : [],
     );
     if (number !== null) own = held[i];
-    else if (alike.length > 1 && own.length)
+    else if (alike.length > 1 && own.length) {
       own = [own[Math.min(alike.indexOf(i), own.length - 1)]];
+    }
     return own.map((place) => [inPrompt[place[0]].start, inPrompt[place[place.length - 1]].end]);
   });
 }

@@ -50,6 +50,7 @@ class MagicConceptLora(Node):
                 "lora mask",
                 "masked lora",
                 "two characters",
+                "two people",
                 "several loras",
                 "character lora",
                 "lora bleeding",

@@ -164,6 +164,7 @@ class MagicEditRegions(Node):
                 "reference strength",
                 "reference latent mask",
                 "multi subject",
+                "two people",
             ],
             inputs=[
                 io.Model.Input(

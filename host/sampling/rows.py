@@ -63,7 +63,7 @@ def roles_of(guider: Any, tag: str) -> frozenset[str]:
     if not roles:
         raise ValueError(
             "the sampler's positive input does not come from the node that patched this MODEL:"
-            " connect the CONDITIONING output of that node to the sampler. Other conditioning nodes"
+            " connect the output positive of that node to the sampler. Other conditioning nodes"
             " may stand between; in ConditioningConcat and ConditioningAverage ours comes first"
             " (conditioning_to)"
         )

@@ -81,9 +81,10 @@ class RunRecord(ABC, Generic[_Result]):
                     return result
                 return self.pick(result, [pictures.index(picture) for picture in key])
         if all(run is None for run in self._runs.values()):
+            blank = "" if latent.any() else ", not the blank one that it begins with"
             raise ValueError(
                 f"the {self.what} is empty: the MODEL that came with it has not been sampled, or in"
-                " no step that is looked at. Connect the LATENT of a sampler that used it"
+                f" no step that is looked at. Connect the LATENT of a sampler that used it{blank}"
             )
         if not latent.any() or set(key) <= set(self._unsampled):
             raise ValueError(

@@ -51,7 +51,7 @@ def named_phrase(phrase: str, times: Callable[[str], int]) -> NamedPhrase:
         how_often = "once" if count == 1 else f"{count} times"
         raise ValueError(
             f"phrase '{shown(phrase)}' is not in the prompt, where '{shown(words)}' stands"
-            f" {how_often}: name it by a number from 1 to {count}, or add it"
+            f" {how_often}: name it by a number from 1 to {count}, or add it to the prompt"
         )
     return NamedPhrase(words, number)
 
@@ -91,5 +91,5 @@ def phrase_is_missing(phrase: str, text: str, hint: str = "") -> ValueError:
     words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
     return ValueError(
         f"phrase '{shown(phrase)}' is not in the prompt. Words that are there: {shown(words)}. Name"
-        f" the concept by some of these, or add it{hint}"
+        f" the concept by some of these, or add it to the prompt{hint}"
     )

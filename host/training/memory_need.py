@@ -186,7 +186,8 @@ def memory_need(
     texts = {each for of_picture in by_kind for texts in of_picture.values() for each in texts}
     prompts = [text.prompt(each) for each in texts]
     longest = max(prompts, key=lambda prompt: (prompt.word_count, len(prompt.text)))
-    shown = text.prompt(preview_prompt(subject, style))
+    # Here: a prompt that is read for the first time among shapes would be kept without its numbers.
+    previews = [text.prompt(""), text.prompt(preview_prompt(subject, style))]
     rehearsal = _Rehearsal(denoiser, text, settings, size, lora)
     judged = None
     if identity is not None and decode is not None:
@@ -195,7 +196,7 @@ def memory_need(
     with shapes:
         frozen = [*_tensors(denoiser.network), *lora]
         there = [*frozen, *map(shapes.from_tensor, real)]
-        preview = rehearsal.preview([text.prompt(""), shown], there)
+        preview = rehearsal.preview(previews, there)
         step = rehearsal.step(longest, judged, there)
     weights: dict[str, int] = {}
     for tensor in _tensors(denoiser.network):

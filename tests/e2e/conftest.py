@@ -27,10 +27,13 @@ RUN_IN_PAGE = {
         "MagicStyle-5-small-face",
         "MagicStyle-4-how-much-style",
         "MagicStyle-3-two-styles",
+        "MagicFace-6-two-people",
+        "MagicFace-8-on-an-edit-model",
     },
     "nodes2": {
         "MagicFace-1-one-concept",
         "MagicFace-2-three-concepts",
+        "MagicFace-7-detail-pass",
         "MagicStyle-1-style-transfer",
         "MagicStyle-2-step-by-step",
         "Semantic-Layout",

@@ -96,6 +96,8 @@ class Frontend:
     def open_from_gallery(self, name: str) -> None:
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         self.page.get_by_text(PACK_NAME, exact=True).first.click()
+        # The gallery makes the cards of a long list as one scrolls.
+        self.page.get_by_placeholder("Search ...").first.fill(name)
         self.page.get_by_test_id(f"template-workflow-{name}").first.click()
         self.page.get_by_test_id("template-workflows-content").first.wait_for(state="hidden")
         self.page.wait_for_function("() => app.graph.nodes.length > 0")

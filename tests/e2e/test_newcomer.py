@@ -226,6 +226,12 @@ def test_our_sentence_stands_in_a_toast_when_a_node_fails(screen: Frontend) -> N
     toast.wait_for(timeout=120_000)
     assert "MagicFace Apply" in toast.inner_text()
     screen.screenshot("toast_failure")
+
+    # What was said of a run goes with the next one.
+    prompt = "a man wearing a top hat"
+    screen.set_widgets(**{"MagicFaceApply.prompt": prompt, "steps": 1, "batch_size": 1})
+    screen.queue()
+    toast.wait_for(state="detached", timeout=120_000)
     close_toasts(page)
 
 
@@ -540,11 +546,11 @@ def test_a_layout_says_what_is_dark_and_how_the_steps_are_counted(screen: Fronte
     said = view.locator(".magic-caption").all_inner_texts()
     assert said == [
         "The sampler's scheduler makes 13 steps of the 12 asked for.",
-        "dark: outside the mask",
+        "dark: left out by the mask",
     ]
 
     run_of(screen, pictures=1, steps=12, references=references, asked=12, run="twelve")
-    assert view.locator(".magic-caption").all_inner_texts() == ["dark: outside the mask"]
+    assert view.locator(".magic-caption").all_inner_texts() == ["dark: left out by the mask"]
     concept = page.evaluate(ID_OF, "MagicFaceConcept")
     output = {"magic_taken": [png((8, 8))]}
     screen.send("executed", {"node": concept, "display_node": concept, "output": output})

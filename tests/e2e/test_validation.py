@@ -207,7 +207,7 @@ def test_conditioning_of_another_node(server: ComfyServer, prompt: Prompt) -> No
         "the sampler's positive input does not come from the node that patched this MODEL"
         in message
     )
-    assert "connect the CONDITIONING output of that node to the sampler" in message
+    assert "connect the output positive of that node to the sampler" in message
 
 
 def test_the_server_works_on_after_a_failure(server: ComfyServer, prompt: Prompt) -> None:

@@ -265,7 +265,7 @@ def test_one_reference_pass_a_sigma_serves_the_whole_batch(monkeypatch):
 
 def test_conditioning_from_elsewhere_is_refused_before_sampling():
     patched, *_ = apply(parts()[0])
-    with pytest.raises(ValueError, match="connect the CONDITIONING output"):
+    with pytest.raises(ValueError, match="connect the output positive"):
         Sampling().run(patched, encode("a man"))
 
 

@@ -58,9 +58,7 @@ def test_attention_shares_do_not_count_copies():
 @pytest.mark.parametrize("connect", ["negative only", "zeros"])
 def test_without_ours_in_the_positive_the_message_says_what_to_connect(connect):
     patched, positive, _ = apply(parts()[0])
-    with pytest.raises(
-        ValueError, match=r"connect the CONDITIONING output of that node.*ours comes"
-    ):
+    with pytest.raises(ValueError, match=r"connect the output positive of that node.*ours comes"):
         if connect == "zeros":
             Sampling().run(patched, zeroed(positive))
         else:
