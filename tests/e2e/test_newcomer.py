@@ -653,6 +653,9 @@ def test_a_concept_shows_what_is_taken_of_its_own_picture(screen: Frontend) -> N
         "picture": "clipspace-painted-own.png [input]",
         "preset": "custom",
         "invert": False,
+        "start": 0,
+        "end": 1,
+        "strength_curve": "",
     }
     saved = screen.saved()
     assert saved["nodes"][0]["widgets_values"] == [
@@ -662,6 +665,9 @@ def test_a_concept_shows_what_is_taken_of_its_own_picture(screen: Frontend) -> N
         "clipspace-painted-own.png [input]",
         "custom",
         False,
+        0,
+        1,
+        "",
         "image",
     ]
     screen.load(saved)
