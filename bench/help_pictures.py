@@ -91,7 +91,8 @@ def save(name: str, images: Sequence[Tensor]) -> None:
         sheet = captioned_pictures(images, captions, columns=2 if len(images) == 4 else 3)
     else:
         # A grid has its own.
-        sheet = as_image(images[0])
+        [grid] = images
+        sheet = as_image(grid)
     sheet.save(FOLDER / f"{name}.jpg", quality=88)
     print(f"wrote js/docs/{name}.jpg")
 
@@ -452,6 +453,7 @@ CAPTIONS = {
     "attention": ("picture", "hat", "scarf", "shirt"),
     "correspondence": ("picture", "watched place", "looks at: hat", "scarf", "shirt"),
     "inversion": ("picture", "its noise", "sampled again"),
+    "detail": ("before", "layout", "after", "concept: hat", "concept: scarf"),
     "edit": ("picture", "other prompt", "with keep", "keep"),
     "new_style": ("prompt alone", "style", "result", "style", "result"),
     "style": ("portrait", "style", "result", "style", "result"),
