@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..host.models import concept_files
 from ..host.page.thumbnails import taken_on_page, thumbnails
 from ..magic.concepts import Concept
-from .declare import Concepts, ConceptsBefore, schema
+from .declare import Concepts, ConceptsBefore, chain_output, schema
 from .inputs import Node, check_texts
 
 _NAME = "concept"
@@ -80,14 +80,7 @@ class MagicConceptLoad(Node):
                 ),
                 ConceptsBefore.Input("concepts", optional=True, tooltip="Concepts before these."),
             ],
-            outputs=[
-                Concepts.Output(
-                    display_name="concepts",
-                    tooltip=(
-                        "All concepts so far: connect to the next concept, or to MagicFace Apply."
-                    ),
-                )
-            ],
+            outputs=[chain_output()],
         )
 
     @classmethod

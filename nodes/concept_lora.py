@@ -14,12 +14,13 @@ from ..magic.curves import parse_curve
 from ..magic.messages import shown
 from ..magic.pictures import mask_batch
 from .declare import (
-    Concepts,
     ConceptsBefore,
     LoraModel,
     advanced,
-    as_text,
+    chain_output,
     choice_complaint,
+    curve_complaint,
+    curve_input,
     optional,
     schema,
     span_inputs,
@@ -151,36 +152,14 @@ class MagicConceptLora(Node):
                         " draws the details alone.",
                     )
                 ),
-                advanced(
-                    io.String.Input(
-                        "strength_curve",
-                        default="",
-                        optional=True,
-                        tooltip=(
-                            "The strength over sampling, in place of strength: shares and"
-                            " strengths such as '0: 1, 0.5: 0.4', straight lines between. Empty:"
-                            " the same all the time."
-                        ),
-                    )
-                ),
+                curve_input("0: 1, 0.5: 0.4"),
             ],
-            outputs=[
-                Concepts.Output(
-                    display_name="concepts",
-                    tooltip=(
-                        "All concepts so far: connect to the next concept, or to MagicFace Apply."
-                    ),
-                )
-            ],
+            outputs=[chain_output()],
         )
 
     @classmethod
     def validate_inputs(cls, strength_curve: object = None) -> bool | str:
-        try:
-            parse_curve(as_text(strength_curve) or "", *_RANGE)
-        except ValueError as error:
-            return str(error)
-        return True
+        return curve_complaint(strength_curve, *_RANGE) or True
 
     @classmethod
     def fingerprint_inputs(cls, lora: Any = None, lora_model: Any = None, **_: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
+from ..magic.curves import parse_curve
 from ..magic.reference_passes import SPARSE, BandStarts
 
 Concepts = io.Custom("MAGIC_CONCEPTS")
@@ -100,6 +101,40 @@ def span_inputs(
         )
         for name, default, tooltip in ends
     ]
+
+
+def curve_input(example: str, instead: str = "strength") -> io.Input:
+    """A strength that changes over sampling. example: points of a curve; instead: what it takes
+    the place of."""
+    return advanced(
+        io.String.Input(
+            "strength_curve",
+            default="",
+            optional=True,
+            tooltip=(
+                f"The strength over sampling, in place of {instead}: shares and strengths such as"
+                f" '{example}', straight lines between. Empty: the same all the time."
+            ),
+        )
+    )
+
+
+def curve_complaint(value: object, low: float, high: float) -> str | None:
+    """What is wrong with the text of a curve whose strengths lie between low and high. None when
+    nothing is, and for a value of another node, which the host does not have yet."""
+    try:
+        parse_curve(as_text(value) or "", low, high)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def chain_output() -> io.Output:
+    """The concepts of a node of the chain and of those before it."""
+    return Concepts.Output(
+        display_name="concepts",
+        tooltip="All concepts so far: connect to the next concept, or to MagicFace Apply.",
+    )
 
 
 def schedule_inputs() -> list[io.Input]:

@@ -55,6 +55,8 @@ from .declare import (
     Layout,
     advanced,
     bypass_conditioning,
+    chain_output,
+    curve_input,
     defaults_of,
     keep_features_input,
     layers_input,
@@ -212,27 +214,9 @@ class MagicFaceConcept(Node):
                         " Earlier: the model draws the details alone.",
                     )
                 ),
-                advanced(
-                    io.String.Input(
-                        "strength_curve",
-                        default="",
-                        optional=True,
-                        tooltip=(
-                            "The strength over sampling, in place of strength and preset: shares"
-                            " and strengths such as '0: 3, 0.5: 1', straight lines between. Empty:"
-                            " the same all the time."
-                        ),
-                    )
-                ),
+                curve_input("0: 3, 0.5: 1", "strength and preset"),
             ],
-            outputs=[
-                Concepts.Output(
-                    display_name="concepts",
-                    tooltip=(
-                        "All concepts so far: connect to the next concept, or to MagicFace Apply."
-                    ),
-                )
-            ],
+            outputs=[chain_output()],
         )
 
     @classmethod
