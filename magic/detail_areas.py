@@ -6,16 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import Box, box_of_mask
 from .mask_shapes import feather, grow
+from .messages import shown
 from .phrases import places_in_text, words_of
+from .pictures import resized_masks
 from .portrait_crop import Crop, cut, rim
-
-_SHOWN = 40
-"""Letters of a text that a message has at most."""
 
 
 def lines_of(text: str) -> list[str]:
@@ -56,8 +54,9 @@ def phrases_of_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[list[
     for line, own in zip(lines, named, strict=True):
         if not own:
             raise ValueError(
-                f"the line '{line[:_SHOWN]}' of text names no phrase of the layout"
-                f" ({', '.join(phrases)}): write the phrase of the part that it is for into it"
+                f"the line '{shown(line)}' of text names no phrase of the layout"
+                f" ({', '.join(map(shown, phrases))}): write the phrase of the part that it is for"
+                " into it"
             )
     return named
 
@@ -98,7 +97,6 @@ def target_in(region: Tensor, picture: int, size: tuple[int, int], box: Box) -> 
     region: B H W of any size, one for all or one for each picture; size: rows and columns of the
     pictures.
     """
-    own = region[picture if len(region) > 1 else 0].float()
-    fitted = F.interpolate(own[None, None], size=size, mode="bilinear", align_corners=False)
-    part: Tensor = cut(fitted, box)[0]
+    own = region[picture if len(region) > 1 else 0]
+    part: Tensor = cut(resized_masks(own[None], size)[None], box)[0]
     return None if box_of_mask(part[0]) is None else part

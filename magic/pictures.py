@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _ROUNDING = 8
@@ -105,6 +106,12 @@ def check_aspect(picture: tuple[int, int], mask: tuple[int, int], owner: str) ->
             f"mask and image of {owner} differ in aspect: the image is {picture[1]}x{picture[0]},"
             f" the mask {mask[1]}x{mask[0]}. Use a mask that was drawn on this image"
         )
+
+
+def resized_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """B H W as fp32 at a size of rows and columns: B h w."""
+    single = masks[:, None].float()
+    return F.interpolate(single, size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def check_painted(mask: Tensor, least: float, owner: str, what_to_do: str) -> None:

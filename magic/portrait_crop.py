@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import Box, box_of_mask
+from .pictures import resized_masks
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,7 @@ def paste(
     size = (rows.stop - rows.start, columns.stop - columns.start)
     share = rim(crop, feather)[None]
     if mask is not None:
-        fitted = F.interpolate(
-            mask[:, None].float(), size=size, mode="bilinear", align_corners=False
-        )
-        share = share * fitted[:, 0].cpu()
+        share = share * resized_masks(mask, size).cpu()
     whole = picture.expand(batch, -1, -1, -1).movedim(-1, 1)
     patch = resize(patch, size).to(picture).expand(batch, -1, -1, -1).movedim(-1, 1)
     mixed = torch.lerp(cut(whole, box), patch, share[:, None].to(picture))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .mask_shapes import feather, grow
+from .pictures import resized_masks
 from .portrait_crop import Crop, cut, resize
 
 _COARSE_SIDE = 256
@@ -74,9 +75,7 @@ def fitted(
     size = (patches.shape[1], patches.shape[2])
     region = torch.ones(1, *size)
     if masks is not None:
-        region = F.interpolate(
-            masks[:, None].float().cpu(), size=size, mode="bilinear", align_corners=False
-        )[:, 0]
+        region = resized_masks(masks.cpu(), size)
     weights = torch.ones_like(region) if masks is None else 1 - region.clamp(0, 1)
     parts = resize(cut(pictures.movedim(-1, 1), crop.box).movedim(1, -1), size).movedim(-1, 1)
     fits, changes = [], []

@@ -28,7 +28,13 @@ from ..magic.detail_areas import (
     texts_of_areas,
 )
 from ..magic.messages import shown
-from ..magic.pictures import check_aspect, latent_batch, mask_batch, picture_batch
+from ..magic.pictures import (
+    check_aspect,
+    latent_batch,
+    mask_batch,
+    picture_batch,
+    resized_masks,
+)
 from ..magic.portrait_crop import Crop, crop_box, working_size
 from .declare import (
     Boxes,
@@ -451,10 +457,7 @@ def _areas_of_masks(
     size = (image.shape[1], image.shape[2])
     check_aspect(size, (masks.shape[1], masks.shape[2]), "Detail Pass")
     warn_of_border(masks, "the mask of areas")
-    if tuple(masks.shape[1:]) != size:
-        masks = torch.nn.functional.interpolate(
-            masks[:, None], size=size, mode="bilinear", align_corners=False
-        )[:, 0]
+    masks = resized_masks(masks, size)
     if len(image) == 1 and len(masks) > 1:
         return [[mask for mask in masks if bool((mask > 0.5).any())]]
     if len(masks) not in (1, len(image)):

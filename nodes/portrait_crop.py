@@ -7,7 +7,13 @@ import torch
 from comfy_api.latest import io
 
 from ..host.page.notices import notice
-from ..magic.pictures import check_aspect, differ_in_aspect, mask_batch, picture_batch
+from ..magic.pictures import (
+    check_aspect,
+    differ_in_aspect,
+    mask_batch,
+    picture_batch,
+    resized_masks,
+)
 from ..magic.portrait_crop import Crop, crop_box, cut, paste, resize, working_size
 from ..magic.registration import Fit, fitted
 from .declare import CropType, advanced, schema
@@ -107,10 +113,7 @@ class MagicPortraitCrop(Node):
         masks = painted_mask(mask, "the mask", _WHAT_TO_CUT, invert).float().cpu()
         picture: tuple[int, int] = (image.shape[1], image.shape[2])
         check_aspect(picture, (masks.shape[1], masks.shape[2]), "Portrait Crop")
-        if tuple(masks.shape[1:]) != picture:
-            masks = torch.nn.functional.interpolate(
-                masks[:, None], size=picture, mode="bilinear", align_corners=False
-            )[:, 0]
+        masks = resized_masks(masks, picture)
         box = crop_box(masks.amax(0), margin, 1.0 if square else None)
         target = working_size(box, size)
         part = cut(image.movedim(-1, 1), box).movedim(1, -1)
