@@ -77,6 +77,21 @@ def make_room(size: int, guider: Any, device: torch.device) -> None:
         )
 
 
+class ReferenceRoom:
+    """Room for the references of one sampling run, made before its first model call that has them.
+    size: bytes, 0 where that is not known."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._is_made = not size
+
+    def ensure(self, guider: Any, device: torch.device) -> None:
+        """ValueError when there is not enough."""
+        if not self._is_made:
+            make_room(self.size, guider, device)
+            self._is_made = True
+
+
 def gigabytes(size: float) -> str:
     """A size as people read it."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

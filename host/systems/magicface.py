@@ -48,10 +48,10 @@ from ..sampling.range import (
     sigma_at,
 )
 from ..sampling.reference_memory import (
+    ReferenceRoom,
     check_kept_room,
     feature_bytes,
     gigabytes,
-    make_room,
 )
 from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.references import Reference
@@ -162,10 +162,9 @@ class MagicFaceRun(PatchRun):
             None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
         )
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
-        self._bytes = feature_bytes(patch.references, backbone, patch.blocks)
-        self._has_room = False
+        self._room = ReferenceRoom(feature_bytes(patch.references, backbone, patch.blocks))
         if patch.kept is not None:
-            check_kept_room(self._bytes, start.steps)
+            check_kept_room(self._room.size, start.steps)
         self._texts = RegionTextRun(patch.texts, patch.layout, start)
         self._report()
         # The last thing: it changes the model, and only a run that has begun is closed.
@@ -198,7 +197,7 @@ class MagicFaceRun(PatchRun):
             len(patch.references),
             len(patch.blocks),
             len(patch.layout.backbone.layers),
-            f", {gigabytes(self._bytes)} a step" if self._bytes else "",
+            f", {gigabytes(self._room.size)} a step" if self._room.size else "",
             stretches([i for i in acting if i not in by_region]),
             len(sigmas),
             stretches(by_region),
@@ -235,9 +234,7 @@ class MagicFaceRun(PatchRun):
         is_acting = is_acting and bool(rows.active(sigma))
         if is_acting:
             self.expected += 1
-            if not self._has_room:
-                make_room(self._bytes, self._start.guider, x.device)
-                self._has_room = True
+            self._room.ensure(self._start.guider, x.device)
             hooks = rows.hooks_at(sigma)
             bank = self._features.at(sigma, timestep, model_options, hooks)
             rule = self._rule(sigma, rows, bank, x.shape, changes)

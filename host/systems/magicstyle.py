@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ from ..sampling.features import FeatureBank, StepFeatures
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
 from ..sampling.range import SamplingRange, noise_bands
-from ..sampling.reference_memory import check_kept_room, make_room
+from ..sampling.reference_memory import ReferenceRoom, check_kept_room
 from ..sampling.reference_pass import ReferencePass
 from ..sampling.references import ReferenceImage
 from ..sampling.rows import rows_of_roles
@@ -158,9 +158,9 @@ class MagicStyleRun(PatchRun):
         styles = [InvertedPicture(style.inversion, 0) for style in patch.styles]
         pictures = [*contents, *styles]
         self._places = PlacedPictures(patch.placement, patch.backbone, contents, styles)
-        self._bytes, self._has_room = feature_bytes(pictures, patch.backbone, patch.blocks), False
-        if patch.kept is not None and self._bytes:
-            check_kept_room(self._bytes, start.steps)
+        self._room = ReferenceRoom(feature_bytes(pictures, patch.backbone, patch.blocks))
+        if patch.kept is not None and self._room.size:
+            check_kept_room(self._room.size, start.steps)
         references = ReferencePass(pictures, Trajectories(pictures), patch.backbone, patch.blocks)
         self._features: StepFeatures[Features] = StepFeatures(
             start.guider,
@@ -172,7 +172,7 @@ class MagicStyleRun(PatchRun):
             None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
         )
         self._rows: frozenset[Any] | None = None
-        self._groups: dict[tuple[int, int], list[StyledTokens]] = {}
+        self._groups = StyleGroups(patch.shares)
 
     def predict(
         self,
@@ -187,10 +187,7 @@ class MagicStyleRun(PatchRun):
         if not self._range.covers(sigma):
             return executor(x, timestep, model_options, *args, **kwargs)
         self.expected += 1
-        if not self._has_room:
-            if self._bytes:
-                make_room(self._bytes, self._start.guider, x.device)
-            self._has_room = True
+        self._room.ensure(self._start.guider, x.device)
         bank = self._features.at(sigma, timestep, model_options)
         patch = self._patch
         options = patch.backbone.with_rule(
@@ -208,8 +205,7 @@ class MagicStyleRun(PatchRun):
 
     def release(self) -> None:
         self._features.close()
-        self._groups = {}
-        del self._features, self._start
+        del self._features, self._start, self._groups
 
     def _fused_rows(self) -> frozenset[Any]:
         """The ids of the conds whose rows are drawn with content and styles."""
@@ -227,29 +223,22 @@ class MagicStyleRun(PatchRun):
         self.has_reached = True
         features = bank[view.layer]
         check_same_grid(view, features[0].grid, "MagicStyle")
-        groups = self._groups_of(view.grid, view.q.device)
+        groups = self._groups.at(view.grid, view.q.device)
         contents, styles = self._places.placed(
             [cast_features(one, view.q) for one in features], view
         )
         out = torch.empty_like(view.q)
         for image in range(view.q.shape[0]):
             one = slice(image, image + 1)
-            content = contents[image if len(contents) > 1 else 0]
-            own = Features(view.q[one], view.k[one, view.image], view.v[one, view.image], view.grid)
             out[one] = feature_fusion_attention(
-                own,
-                content,
+                features_of(view, image),
+                contents[image if len(contents) > 1 else 0],
                 styles,
                 groups,
                 self._patch.fusion,
                 functools.partial(view.attend_beside, one),
             )
         return out
-
-    def _groups_of(self, grid: tuple[int, int], device: torch.device) -> list[StyledTokens]:
-        if grid not in self._groups:
-            self._groups[grid] = groups_on(styled_tokens(self._patch.shares(grid)), device)
-        return self._groups[grid]
 
 
 class PictureFeatures:
@@ -259,10 +248,7 @@ class PictureFeatures:
         self._features: dict[LayerKey, dict[int, Features]] = {}
 
     def take(self, reference: int, view: LayerView, row: int) -> None:
-        one = slice(row, row + 1)
-        image = view.image
-        features = Features(view.q[one], view.k[one, image], view.v[one, image], view.grid)
-        self._features.setdefault(view.layer, {})[reference] = features
+        self._features.setdefault(view.layer, {})[reference] = features_of(view, row)
 
     def bank(self) -> FeatureBank[Features]:
         return {
@@ -298,16 +284,32 @@ def check_same_grid(view: LayerView, inverted: tuple[int, int], node: str) -> No
         )
 
 
-def groups_on(groups: Sequence[StyledTokens], device: torch.device) -> list[StyledTokens]:
-    """The rules of a token grid where its tokens are."""
-    return [
-        StyledTokens(
-            group.style,
-            None if group.index is None else group.index.to(device),
-            group.share.to(device),
-        )
-        for group in groups
-    ]
+class StyleGroups:
+    """Which tokens take which style, worked out once for each grid of a sampling run. shares: how
+    much each style counts at each place of a grid (rows, columns): S rows columns."""
+
+    def __init__(self, shares: Callable[[tuple[int, int]], Tensor]):
+        self._shares = shares
+        self._groups: dict[tuple[int, int], list[StyledTokens]] = {}
+
+    def at(self, grid: tuple[int, int], device: torch.device) -> list[StyledTokens]:
+        """Those of a grid, where its tokens are."""
+        if grid not in self._groups:
+            self._groups[grid] = [
+                StyledTokens(
+                    group.style,
+                    None if group.index is None else group.index.to(device),
+                    group.share.to(device),
+                )
+                for group in styled_tokens(self._shares(grid))
+            ]
+        return self._groups[grid]
+
+
+def features_of(view: LayerView, row: int) -> Features:
+    """What a layer sees in one picture: its queries, and the keys and values of its own tokens."""
+    one = slice(row, row + 1)
+    return Features(view.q[one], view.k[one, view.image], view.v[one, view.image], view.grid)
 
 
 def cast_features(features: Features, like: Tensor) -> Features:

@@ -23,11 +23,9 @@ from ...magic.blocks import Block
 from ...magic.feature_fusion import (
     Features,
     Fusion,
-    StyledTokens,
     adapt_statistics,
     feature_fusion_attention,
     style_shares,
-    styled_tokens,
 )
 from ...magic.positions import Placement
 from ..inversion.run import Inversion
@@ -36,10 +34,16 @@ from ..sampling.features import FeatureBank, StepFeatures
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
 from ..sampling.range import SamplingRange
-from ..sampling.reference_memory import make_room
+from ..sampling.reference_memory import ReferenceRoom
 from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.rows import rows_of_roles
-from .magicstyle import PictureFeatures, cast_features, feature_bytes, groups_on
+from .magicstyle import (
+    PictureFeatures,
+    StyleGroups,
+    cast_features,
+    feature_bytes,
+    features_of,
+)
 from .placement import PlacedPictures, beside_itself
 
 _SEED = 0
@@ -135,8 +139,7 @@ class NewStyleRun(PatchRun):
     def __init__(self, patch: NewStylePatch, start: SamplingStart):
         self._patch, self._start = patch, start
         self._range = patch.range.sigmas(start.model_sampling)
-        self._bytes = feature_bytes(patch.pictures, patch.backbone, patch.blocks)
-        self._has_room = not self._bytes
+        self._room = ReferenceRoom(feature_bytes(patch.pictures, patch.backbone, patch.blocks))
         self._places = PlacedPictures(patch.placement, patch.backbone, [], patch.pictures)
         self._features: StepFeatures[Features] | None = None
         if patch.pictures:
@@ -147,7 +150,7 @@ class NewStyleRun(PatchRun):
                 start.guider, patch.backbone, patch.blocks, references, None, PictureFeatures
             )
         self._rows: frozenset[Any] | None = None
-        self._groups: dict[tuple[int, int], list[StyledTokens]] = {}
+        self._groups = StyleGroups(patch.shares)
 
     def predict(
         self,
@@ -162,9 +165,7 @@ class NewStyleRun(PatchRun):
         if not self._range.covers(sigma):
             return executor(x, timestep, model_options, *args, **kwargs)
         self.expected += 1
-        if not self._has_room:
-            make_room(self._bytes, self._start.guider, x.device)
-            self._has_room = True
+        self._room.ensure(self._start.guider, x.device)
         bank = None
         if self._features is not None:
             bank = self._features.at(sigma, timestep, model_options)
@@ -186,8 +187,7 @@ class NewStyleRun(PatchRun):
     def release(self) -> None:
         if self._features is not None:
             self._features.close()
-        self._groups = {}
-        del self._features, self._start
+        del self._features, self._start, self._groups
 
     def _styled_rows(self) -> frozenset[Any]:
         """The ids of the conds whose rows see the styles: not those of a negative prompt, so that
@@ -206,16 +206,16 @@ class NewStyleRun(PatchRun):
                 " to an area of it: use ConditioningSetMask, not areas"
             )
         if bank is None:
-            styles = [
-                beside_itself(_own(view, 0), self._patch.placement, self._patch.backbone, view)
-            ]
+            first = features_of(view, 0)
+            styles = [beside_itself(first, self._patch.placement, self._patch.backbone, view)]
         else:
             seen = [cast_features(one, view.q) for one in bank[view.layer]]
             styles = self._places.placed(seen, view)[1]
-        groups = self._groups_of(view.grid, view.q.device)
+        groups = self._groups.at(view.grid, view.q.device)
         rows = []
         for image in range(view.q.shape[0]):
-            own, attend = _own(view, image), functools.partial(view.attend_beside, _row(image))
+            own, one = features_of(view, image), slice(image, image + 1)
+            attend = functools.partial(view.attend_beside, one)
             if bank is None and image == 0:
                 # The one whose look the others take.
                 rows.append(attend(own.q, own.k, own.v, None))
@@ -240,18 +240,3 @@ class NewStyleRun(PatchRun):
 
     def _has_masks(self) -> bool:
         return any(picture.mask is not None for picture in self._patch.pictures)
-
-    def _groups_of(self, grid: tuple[int, int], device: torch.device) -> list[StyledTokens]:
-        if grid not in self._groups:
-            self._groups[grid] = groups_on(styled_tokens(self._patch.shares(grid)), device)
-        return self._groups[grid]
-
-
-def _row(image: int) -> slice:
-    return slice(image, image + 1)
-
-
-def _own(view: LayerView, image: int) -> Features:
-    """What a layer sees in one picture of the batch."""
-    one = _row(image)
-    return Features(view.q[one], view.k[one, view.image], view.v[one, view.image], view.grid)

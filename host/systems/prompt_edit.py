@@ -27,7 +27,7 @@ from ..sampling.features import FeatureBank, StepFeatures
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
 from ..sampling.range import SamplingRange
-from ..sampling.reference_memory import make_room
+from ..sampling.reference_memory import ReferenceRoom
 from ..sampling.reference_pass import ReferencePass
 from ..sampling.rows import rows_of_roles
 from .inverted_start import InvertedStart
@@ -38,6 +38,7 @@ from .magicstyle import (
     cast_features,
     check_same_grid,
     feature_bytes,
+    features_of,
 )
 from .placement import PlacedPictures
 
@@ -101,8 +102,7 @@ class PromptEditRun(PatchRun):
         self._range = patch.range.sigmas(start.model_sampling)
         pictures = [InvertedPicture(patch.content, row) for row in range(patch.content.batch)]
         self._places = PlacedPictures("same", patch.backbone, pictures, [])
-        self._bytes = feature_bytes(pictures, patch.backbone, patch.blocks)
-        self._has_room = not self._bytes
+        self._room = ReferenceRoom(feature_bytes(pictures, patch.backbone, patch.blocks))
         references = ReferencePass(pictures, Trajectories(pictures), patch.backbone, patch.blocks)
         self._features: StepFeatures[Features] = StepFeatures(
             start.guider, patch.backbone, patch.blocks, references, None, PictureFeatures
@@ -138,9 +138,7 @@ class PromptEditRun(PatchRun):
     ) -> ModelOptions:
         """Options of a model call that holds the structure."""
         self.expected += 1
-        if not self._has_room:
-            make_room(self._bytes, self._start.guider, x.device)
-            self._has_room = True
+        self._room.ensure(self._start.guider, x.device)
         bank = self._features.at(sigma, timestep, model_options)
         if self._rows is None:
             # Guidance is a difference of two: both hold the structure, or it would undo it.
@@ -163,8 +161,9 @@ class PromptEditRun(PatchRun):
         for image in range(view.q.shape[0]):
             one = slice(image, image + 1)
             content = contents[image if len(contents) > 1 else 0]
-            k, v = view.k[one, view.image], view.v[one, view.image]
-            q, k = torch.lerp(view.q[one], content.q, share), torch.lerp(k, content.k, share)
+            own = features_of(view, image)
+            q, k = torch.lerp(own.q, content.q, share), torch.lerp(own.k, content.k, share)
+            v = own.v
             if self._patch.hold == "structure and look":
                 v = torch.lerp(v, content.v, share)
             rows.append(view.attend_beside(one, q, k, v, None))
