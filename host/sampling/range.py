@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...magic.curves import Curve
 from ...magic.reference_passes import BandStarts, NoiseBands, Prediction
 
 
@@ -36,6 +37,24 @@ class SamplingRange:
 
 
 ALL_OF_SAMPLING = SamplingRange()
+
+
+class StrengthOverSampling:
+    """How strongly something acts at the noise levels of one run: 0 outside of its range, and
+    inside by its curve, or `strength` without one."""
+
+    def __init__(
+        self, span: SamplingRange, curve: Curve | None, strength: float, model_sampling: Any
+    ):
+        self._span, self._curve, self._strength = span.sigmas(model_sampling), curve, strength
+        self._model_sampling = model_sampling
+
+    def at(self, sigma: float) -> float:
+        if not self._span.covers(sigma):
+            return 0.0
+        if self._curve is None:
+            return self._strength
+        return self._curve.at(share_passed(self._model_sampling, sigma))
 
 
 def sigma_at(model_sampling: Any, share: float) -> float:

@@ -27,7 +27,7 @@ from ..sampling.backbone import (
 )
 from ..sampling.options import ModelOptions
 from ..sampling.patch import SamplingStart
-from ..sampling.range import SamplingRange, share_passed
+from ..sampling.range import SamplingRange, StrengthOverSampling
 from ..sampling.rows import SamplingRows
 from .regions import areas_of_conds, regions_of_concepts, share_in_area
 
@@ -87,9 +87,15 @@ class ConceptLoraRun:
         self, loras: Sequence[LoraOfConcept], layout: LayoutPatch, start: SamplingStart, key: str
     ):
         self._loras, self._layout, self._guider = loras, layout, start.guider
-        self._latent_size, self._sampling = start.latent_size, start.model_sampling
-        self._ranges = {
-            lora: SamplingRange(lora.lora.start, lora.lora.end).sigmas(self._sampling)
+        self._latent_size = start.latent_size
+        # Relative to that of its adapters.
+        self._strengths = {
+            lora: StrengthOverSampling(
+                SamplingRange(lora.lora.start, lora.lora.end),
+                lora.lora.curve,
+                1.0,
+                start.model_sampling,
+            )
             for lora in loras
         }
         self._inside = {lora.concept for lora in loras if lora.lora.is_inside_target}
@@ -124,7 +130,7 @@ class ConceptLoraRun:
         """Options of a model call in which the LoRAs act, by the layout as the call before has left
         it; the same ones when that is nowhere, or none acts at this noise level. texts: of regions,
         whose tokens stand behind the prompt's in this call."""
-        strengths = {lora: self._strength_at(lora, sigma) for lora in self._loras}
+        strengths = {lora: strength.at(sigma) for lora, strength in self._strengths.items()}
         shares = regions_of_concepts(self._layout, tracker, self._inside, x)
         if not any(strengths[lora] and shares[lora.concept] is not None for lora in self._loras):
             return options
@@ -137,13 +143,6 @@ class ConceptLoraRun:
             self._is_moved = True
         self._injection.ensure()
         return self._around_network(options, x.shape[0], shares, strengths, texts)
-
-    def _strength_at(self, lora: LoraOfConcept, sigma: float) -> float:
-        """Relative to that of its adapters."""
-        if not self._ranges[lora].covers(sigma):
-            return 0.0
-        curve = lora.lora.curve
-        return 1.0 if curve is None else curve.at(share_passed(self._sampling, sigma))
 
     def _around_network(
         self,

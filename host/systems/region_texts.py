@@ -15,7 +15,7 @@ from ..layout.patch import LayoutPatch
 from ..layout.tracker import LayoutTracker
 from ..sampling.backbone import RegionText, TextsOfConds
 from ..sampling.patch import SamplingStart
-from ..sampling.range import SamplingRange, share_passed
+from ..sampling.range import SamplingRange, StrengthOverSampling
 from ..sampling.rows import SamplingRows
 from ..text.prompts import encode_with_loras
 from .regions import areas_of_conds, regions_of_concepts, share_in_area
@@ -57,9 +57,13 @@ class RegionTextRun:
     def __init__(self, texts: Sequence[TextOfConcept], layout: LayoutPatch, start: SamplingStart):
         self._texts, self._layout, self._guider = texts, layout, start.guider
         self._latent, self._latent_size = start.latent, start.latent_size
-        self._sampling = start.model_sampling
-        self._ranges = {
-            text: SamplingRange(text.text.start, text.text.end).sigmas(self._sampling)
+        self._strengths = {
+            text: StrengthOverSampling(
+                SamplingRange(text.text.start, text.text.end),
+                text.text.curve,
+                text.text.strength,
+                start.model_sampling,
+            )
             for text in texts
         }
         self._inside = {text.concept for text in texts if text.text.is_inside_target}
@@ -71,7 +75,7 @@ class RegionTextRun:
     ) -> TextsOfConds:
         """What the rows of each prompt read in a model call on `x`, by the layout as the call
         before has left it; nothing when that is nowhere, or none is read at this noise level."""
-        strengths = {text: self._strength_at(text, sigma) for text in self._texts}
+        strengths = {text: strength.at(sigma) for text, strength in self._strengths.items()}
         shares = regions_of_concepts(self._layout, tracker, self._inside, x)
         acting = [
             text for text in self._texts if strengths[text] and shares[text.concept] is not None
@@ -94,14 +98,6 @@ class RegionTextRun:
                         RegionText(text.concept, context, own * strengths[text])
                     )
         return texts
-
-    def _strength_at(self, text: TextOfConcept, sigma: float) -> float:
-        if not self._ranges[text].covers(sigma):
-            return 0.0
-        curve = text.text.curve
-        return (
-            text.text.strength if curve is None else curve.at(share_passed(self._sampling, sigma))
-        )
 
     def _as_the_model_gets_them(self, x: Tensor) -> dict[TextOfConcept, dict[str, Tensor]]:
         """The context of each text: the host makes it of the CONDITIONING, as it does for
