@@ -2,11 +2,12 @@
  * The list of saved concepts as pictures, on Load Concept: the file that is chosen, and all of them
  * to choose from.
  *
- * @import { GraphNode, Widget } from "../../scripts/app.js"
+ * @import { GraphNode } from "../../scripts/app.js"
  */
 
 import { addView, caption, element } from "./elements.js";
 import { conceptPictureUrl } from "./server.js";
+import { widgetOf } from "./widgets.js";
 
 const FILE = "file";
 /** As the node says it when there is none. */
@@ -65,9 +66,8 @@ export class ConceptPicker {
     this.refresh();
   }
 
-  /** @returns {Widget | undefined} */
   get #widget() {
-    return this.node.widgets?.find(({ name }) => name === FILE);
+    return widgetOf(this.node, FILE);
   }
 
   /** @returns {string[]} */
@@ -105,9 +105,9 @@ export class ConceptPicker {
   }
 
   #fill() {
-    const found = matching(this.#files, this.search.value);
+    const files = matching(this.#files, this.search.value);
     this.list.replaceChildren(
-      ...found.slice(0, MOST).map((file) => {
+      ...files.slice(0, MOST).map((file) => {
         const name = element("span", {}, file.replace(ENDING, ""));
         const label = { type: "button", title: file, "aria-pressed": file === this.#shown };
         const choice = element("button", label, pictureOf(file), name);
@@ -115,8 +115,8 @@ export class ConceptPicker {
         return choice;
       }),
     );
-    const rest = found.length - MOST;
-    this.more.textContent = found.length
+    const rest = files.length - MOST;
+    this.more.textContent = files.length
       ? rest > 0
         ? `and ${rest} more: type a part of the name`
         : ""

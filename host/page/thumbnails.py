@@ -21,24 +21,16 @@ def thumbnails(concept: Concept, side: int = _SIDE) -> list[str]:
     """A JPEG in base64 of each image of the concept, `side` pixels at the longer one."""
     if concept.images is None:
         return []
-    height, width = concept.images.shape[1:3]
-    scale = min(1.0, side / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    images = _resized(concept.images[..., :3].movedim(-1, 1), size)  # B 3 h w
+    images, masks = concept.images[..., :3], concept.mask
     # One mask for all images or one for each; other numbers are complained about where they matter.
-    if concept.mask is not None and concept.mask.shape[0] in (1, images.shape[0]):
-        images = images * (_DARK + (1 - _DARK) * _resized(concept.mask[:, None], size))
-    return [as_base64(as_image(image), "JPEG", quality=80) for image in images.movedim(1, -1)]
+    fits = masks is not None and masks.shape[0] in (1, images.shape[0])
+    return _small(images, masks if fits else None, side)
 
 
 def masked_thumbnail(image: Tensor, mask: Tensor, side: int = _SIDE) -> str:
     """A JPEG in base64, dark where the mask is 0. image: H W 3; mask: H W."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    small = _resized(image.movedim(-1, 0)[None], size)
-    shaded = small * (_DARK + (1 - _DARK) * _resized(mask[None, None], size))
-    return as_base64(as_image(shaded[0].movedim(0, -1)), "JPEG", quality=80)
+    [thumbnail] = _small(image[None], mask[None], side)
+    return thumbnail
 
 
 def taken_on_page(concept: Concept) -> Any:
@@ -47,6 +39,17 @@ def taken_on_page(concept: Concept) -> Any:
     if page is None:
         return None
     return output_on_page(page, "magic_taken", thumbnails(concept, _SIDE_ON_NODE))
+
+
+def _small(images: Tensor, masks: Tensor | None, side: int) -> list[str]:
+    """images: B H W 3; masks: 1 or B, H W."""
+    height, width = images.shape[1:3]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    small = _resized(images.movedim(-1, 1), size)  # B 3 h w
+    if masks is not None:
+        small = small * (_DARK + (1 - _DARK) * _resized(masks[:, None], size))
+    return [as_base64(as_image(image), "JPEG", quality=80) for image in small.movedim(1, -1)]
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -259,14 +259,13 @@ class _AttentionWithTexts:
         queries, keys = (self._without_texts(x.shape[2]) for x in (self.q, self.k))
         is_joint = self.sequence.image.start < self.sequence.end
         out = self.q.new_zeros(self.q.shape[0], self.q.shape[2], self.heads * self.v.shape[-1])
-        rest = {**self.rest, "skip_reshape": True, "skip_output_reshape": False}
         out[:, queries] = self.plain(
             self.q[:, :, queries],
             self.k[:, :, keys],
             self.v[:, :, keys],
             self.heads,
             mask=self._mask_of(queries, keys),
-            **rest,
+            **self._beside,
         )
         for chunk in chunks_of(self.rest["transformer_options"], self.q.shape[0], batch):
             own = texts.get(chunk.cond, ())
@@ -311,8 +310,12 @@ class _AttentionWithTexts:
             return attention_with_bias(
                 _joined_heads(q), _joined_heads(k), _joined_heads(v), added, self.heads
             )[0]
-        rest = {**self.rest, "skip_reshape": True, "skip_output_reshape": False}
-        return self.function(q, k, v, self.heads, mask=None, **rest)[0]
+        return self.function(q, k, v, self.heads, mask=None, **self._beside)[0]
+
+    @cached_property
+    def _beside(self) -> Mapping[str, Any]:
+        """What the host's attention gets beside q, k and v as they are here."""
+        return {**self.rest, "skip_reshape": True, "skip_output_reshape": False}
 
     def _without_texts(self, tokens: int) -> Tensor:
         """The places of the first tokens that are none of a text."""
