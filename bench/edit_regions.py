@@ -203,8 +203,8 @@ def _distance(image: Tensor, region: Tensor, reference: Rendering, part: str) ->
     if not region.any():
         return None
     there = torch.from_numpy(reference.image)
-    wanted = toy.mean_colour(there, torch.from_numpy(reference.masks[part]))
-    return float((toy.mean_colour(image, region) - wanted).norm()) / 3**0.5
+    expected = toy.mean_colour(there, torch.from_numpy(reference.masks[part]))
+    return float((toy.mean_colour(image, region) - expected).norm()) / 3**0.5
 
 
 def report_settings(

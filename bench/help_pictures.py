@@ -272,9 +272,9 @@ def detail(_: toy.Toy) -> list[Tensor]:
     own = {"text": DETAIL_TEXT, "size": people.side, "margin": 0.0, "denoise": 0.65, "seed": 1}
     own |= {"steps": 12, "cfg": 4.0, "scheduler": people.scheduler, "inject_at": 0.0}
     parts = {"model": people.model, "clip": people.clip, "vae": people.vae, "concepts": concepts}
-    found = {"layout": layout, "samples": latent}
+    areas = {"layout": layout, "samples": latent}
     out, _ = MagicDetailPass.execute(
-        image, **{**defaults_of(MagicDetailPass), **own, **parts, **found}
+        image, **{**defaults_of(MagicDetailPass), **own, **parts, **areas}
     ).args
     return [image[0], shown[0], out[0], *references]
 

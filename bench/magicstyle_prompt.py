@@ -299,8 +299,8 @@ def main() -> None:
     sheets = {}
     if args.styles:
         rows = NEW if is_unet else {**NEW, **NEW_ON_TRANSFORMER}
-        chosen = {name: rows[name] for name in rows if args.only in name}
-        sheets["new_pictures"] = new_pictures(world, report, chosen, args.styles)
+        rows = {name: options for name, options in rows.items() if args.only in name}
+        sheets["new_pictures"] = new_pictures(world, report, rows, args.styles)
         report.write("", "Edits:", "")
     if args.edits:
         names = [name for name in EDITS if args.only in name]

@@ -246,7 +246,7 @@ class EditSet:
     def batch(self, references: int, rngs: Sequence[random.Random]) -> EditBatch:
         """A picture drawn by each of `rngs`, with as many `references`."""
         count = len(rngs)
-        latents, lines, chosen = [], [], []
+        latents, lines, indices = [], [], []
         masks = torch.zeros(count, len(SCENE_PARTS), MASK_SIZE, MASK_SIZE)
         looked_at = torch.zeros(count, len(ORDINALS), MASK_SIZE**2)
         sources = torch.zeros(count, len(ORDINALS), references * REFERENCE_TOKENS)
@@ -270,12 +270,12 @@ class EditSet:
                 sources[b, len(slots), start : start + REFERENCE_TOKENS] = there.flatten()
                 slots.append(slot)
             lines.append(caption_line(self.captions, picture, slots, rng))
-            chosen.append(of_references)
+            indices.append(of_references)
         return EditBatch(
             torch.stack(latents),
             masks,
             self.captions.encode(lines),
-            [self.reference_latents[list(column)].float() for column in zip(*chosen, strict=True)],
+            [self.reference_latents[list(column)].float() for column in zip(*indices, strict=True)],
             looked_at,
             sources,
         )
@@ -286,7 +286,7 @@ def source_loss(maps: Sequence[Tensor], batch: EditBatch) -> Tensor:
     reference shows it, averaged over places and layers. maps: B N R*64 each."""
     losses = []
     for attention in maps:
-        found = torch.einsum("bnr,bsr->bsn", attention, (batch.sources > 0.3).to(attention))
+        there = torch.einsum("bnr,bsr->bsn", attention, (batch.sources > 0.3).to(attention))
         weight = batch.looked_at * (batch.sources.sum(-1, keepdim=True) > 0)
-        losses.append(-(weight * (found + 1e-4).log()).sum() / weight.sum().clamp(min=1))
+        losses.append(-(weight * (there + 1e-4).log()).sum() / weight.sum().clamp(min=1))
     return torch.stack(losses).mean()

@@ -28,7 +28,7 @@ from .edit_set import (
 from .low_rank import EditAdapter
 from .train_transformer import LargeSet, age_of, learning_rate, load_parts
 from .training_run import FOLDER, Run, descend, run_steps
-from .transformer import ToyTransformer
+from .transformer import ToyTransformer, noised
 
 NAME = "transformer-edit"
 REFERENCES = 2400
@@ -96,16 +96,11 @@ def train_edit(run: Run) -> None:
     run_steps(NAME, run, {"adapter": adapter, "average": average, "adam": optimizer}, step_once)
 
 
-def _noised(latents: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    weight = sigma[:, None, None, None]
-    return (1 - weight) * latents + weight * noise
-
-
 def _edit_loss(
     model: ToyTransformer, captions: EditCaptions, batch: EditBatch, sigma: Tensor, noise: Tensor
 ) -> tuple[Tensor, float]:
     velocity, maps, reference_maps = model.forward_with_references(
-        _noised(batch.latents, sigma, noise),
+        noised(batch.latents, sigma, noise),
         sigma,
         batch.text.rows,
         captions.end_row,
@@ -132,7 +127,7 @@ def _plain_loss(
     noise: Tensor,
 ) -> tuple[Tensor, float]:
     latents, masks, text = known
-    x = _noised(latents, sigma, noise)
+    x = noised(latents, sigma, noise)
     velocity, maps = model(x, sigma, text.rows, captions.end_row)
     squared = (velocity.float() - (noise - latents)).square().mean()
     return squared + attention_loss(maps, masks, text), squared.item()

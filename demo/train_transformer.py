@@ -22,7 +22,7 @@ from .checkpoint import read_parts, write_parts
 from .dataset import SCENE_PARTS, as_bytes, latent_files
 from .portraits import Portrait, Scene, sample_portrait, sample_scene
 from .training_run import FOLDER, Run, build_optimizers, descend, run_steps
-from .transformer import ToyTransformer, in_host_names
+from .transformer import ToyTransformer, in_host_names, noised
 from .transformer_quality import decode, report, sample
 
 WEIGHTS = FOLDER / "transformer_average.safetensors"
@@ -152,11 +152,9 @@ def train_transformer(run: Run) -> None:
         sigma = torch.sigmoid(1.4 * gaussian).to(run.device)
         latents, masks = latents.to(run.device), masks.to(run.device)
         text = captions.draw(pictures, random.Random(step * run.workers + run.rank)).to(run.device)
-        weight = sigma[:, None, None, None]
+        x = noised(latents, sigma, noise)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.half):
-            velocity, maps = model(
-                (1 - weight) * latents + weight * noise, sigma, text.rows, captions.end_row
-            )
+            velocity, maps = model(x, sigma, text.rows, captions.end_row)
         squared = F.mse_loss(velocity.float(), noise - latents)
         loss = squared + attention_loss(maps, masks, text)
         age = age_of(optimizers["adam"])

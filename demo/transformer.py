@@ -194,6 +194,12 @@ class ToyTransformer(nn.Module):
         return velocity, maps, reference_maps
 
 
+def noised(latents: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Latents B 4 H W at the noise levels sigma, B, 0 (picture) to 1 (noise)."""
+    weight = sigma[:, None, None, None]
+    return (1 - weight) * latents + weight * noise
+
+
 def _tokens_of(x: Tensor) -> int:
     """Tokens of a latent B 4 H W."""
     patch: int = TRANSFORMER_CONFIG["patch_size"]

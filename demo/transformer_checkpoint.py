@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .low_rank import merge
-from .transformer import REFERENCE_METHOD, TEXT_TOKENS, host_config, in_host_names
+from .transformer import REFERENCE_METHOD, TEXT_TOKENS, host_config, in_host_names, noised
 
 PATH = checkpoint.PATH.with_name("magic_toy_transformer.safetensors")
 EDIT_PATH = checkpoint.PATH.with_name("magic_toy_transformer_edit.safetensors")
@@ -115,5 +115,4 @@ def _noised(latent: Tensor, sigma: Tensor, index: int) -> Tensor:
     same in every call."""
     generator = torch.Generator().manual_seed(index)
     noise = torch.randn(1, *latent.shape[1:], generator=generator).to(latent)
-    weight = sigma.to(latent)[:, None, None, None]
-    return (1 - weight) * latent + weight * noise
+    return noised(latent, sigma.to(latent), noise)
