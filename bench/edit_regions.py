@@ -20,6 +20,7 @@ from typing import Any
 from . import toy
 from .command_line import bench_parser, command_of, parse_with_quick
 from .report import Report
+from .toy_colours import colour_counts
 
 # ruff: isort: split
 import torch
@@ -154,9 +155,9 @@ def verdict_of(case: Case, slot: Slot, image: Tensor, region: Tensor) -> str:
     pixels = image[region]
     if len(pixels) == 0:
         return "colour error"
-    nearest = torch.cdist(pixels, COLOURS).argmin(1).bincount(minlength=len(NAMES)).float()
-    nearest[NAMES.index(INK)] = 0
-    name = NAMES[int(nearest.argmax())]
+    counts = colour_counts(pixels, COLOURS)
+    counts[NAMES.index(INK)] = 0
+    name = NAMES[int(counts.argmax())]
     if name == case.asked(slot):
         return "right"
     return "wrong place" if name in case.of_references else "colour error"

@@ -24,6 +24,7 @@ from . import toy
 from .command_line import bench_parser, command_of, parse_with_quick
 from .report import Report
 from .sheets import contact_sheet
+from .toy_colours import colour_counts
 
 # ruff: isort: split
 import torch
@@ -123,8 +124,7 @@ def right(image: Tensor, mask: Tensor, part: str, colour: str) -> bool:
     own = HAIR_COLOURS if part == "hair" else GARMENT_COLOURS
     palette = [*own.values(), *SKIN_TONES, *BACKGROUND_COLOURS.values()]
     colours = torch.tensor(palette) / 255
-    nearest = (image[mask][:, None] - colours).square().sum(-1).argmin(1)
-    return list(own).index(colour) == int(nearest.bincount(minlength=len(palette)).argmax())
+    return list(own).index(colour) == int(colour_counts(image[mask], colours).argmax())
 
 
 def applied(checkpoint: toy.Toy, prompt: str, concepts: Any) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from . import toy
 from .command_line import bench_parser, parse_with_quick
 from .report import Report
 from .sheets import contact_sheet
+from .toy_colours import colour_counts
 
 # ruff: isort: split
 import torch
@@ -70,9 +71,7 @@ def nearest_colour(
     pattern's second) do not count."""
     names = list(palette)
     colours = torch.tensor([palette[name] for name in names] + ([without] if without else [])) / 255
-    nearest = (image[region][:, None] - colours).square().sum(-1).argmin(1)
-    counts = nearest.bincount(minlength=len(colours))[: len(names)]
-    return names[int(counts.argmax())]
+    return names[int(colour_counts(image[region], colours)[: len(names)].argmax())]
 
 
 def binding(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...magic.messages import shown
 from .input_folders import (
     PictureFiles,
     files_in,
@@ -16,7 +17,6 @@ from .input_folders import (
     has_pictures,
     input_root,
     log_skipped,
-    shown,
     state_of_files,
 )
 from .picture_files import read_mask, read_picture

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .input_folders import shown
+from ...magic.messages import shown
 
 _LARGEST = 64 * 1024
 """Bytes of a file."""

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ...magic.concepts import Concept
+from ...magic.messages import shown
 from .capture_folder import by_stem
 from .concept_config import ConceptConfig, read_config
 from .input_folders import (
@@ -23,7 +24,6 @@ from .input_folders import (
     folders_that,
     input_root,
     log_skipped,
-    shown,
     some_of,
     state_of_files,
 )

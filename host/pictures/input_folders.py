@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ...magic.messages import shown
+
 _DEPTH = 3
 """Levels below the input folder that are looked at."""
 _NAMED = 5
@@ -82,15 +84,6 @@ def state_of_files(paths: Iterable[Path]) -> str:
             line = f"{name} {status.st_size} {status.st_mtime_ns}\n"
             digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def shown(name: str) -> str:
-    """A file's name as messages can have it: bytes that are no text are spelled out, and so are
-    half letters, which only a prompt can ask for."""
-    try:
-        return os.fsencode(name).decode(errors="backslashreplace")
-    except UnicodeEncodeError:
-        return name.encode(errors="backslashreplace").decode()
 
 
 def is_text(name: str) -> bool:

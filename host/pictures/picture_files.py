@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ...magic.messages import shown
 from ...magic.pictures import as_rgb
 from .conversion import as_image
-from .input_folders import input_root, shown
+from .input_folders import input_root
 
 _SIXTEEN_BITS = 65535
 

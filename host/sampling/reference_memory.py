@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...magic.blocks import Block
+from ...magic.messages import size_in_words
 from .backbone import Backbone
 from .feature_store import DEFAULT_BUDGET
 from .references import Reference
@@ -48,8 +49,9 @@ def check_kept_room(size: int, steps: int) -> None:
     room = DEFAULT_BUDGET + shutil.disk_usage(folder).free
     if size * steps > room:
         raise ValueError(
-            f"keep_features: the references take {gigabytes(size)} a step,"
-            f" {gigabytes(size * steps)} in {steps} steps, and there is room for {gigabytes(room)}."
+            f"keep_features: the references take {size_in_words(size)} a step,"
+            f" {size_in_words(size * steps)} in {steps} steps, and there is room for"
+            f" {size_in_words(room)}."
             " Turn keep_features off, or take fewer layers"
         )
 
@@ -72,7 +74,8 @@ def make_room(size: int, guider: Any, device: torch.device) -> None:
     free = management.get_free_memory(device)
     if needed > free:
         raise ValueError(
-            f"the references take {gigabytes(needed)} in each step, and {gigabytes(free)} are free."
+            f"the references take {size_in_words(needed)} in each step, and {size_in_words(free)}"
+            " are free."
             " Take fewer layers (such as 'late'), tighter masks or smaller pictures"
         )
 
@@ -90,8 +93,3 @@ class ReferenceRoom:
         if not self._is_made:
             make_room(self.size, guider, device)
             self._is_made = True
-
-
-def gigabytes(size: float) -> str:
-    """A size as people read it."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

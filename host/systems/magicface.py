@@ -19,6 +19,7 @@ from ...magic.blocks import Block
 from ...magic.curves import Curve
 from ...magic.guidance import guide_by_region
 from ...magic.layout import SemanticLayout
+from ...magic.messages import size_in_words
 from ...magic.positions import Placement
 from ...magic.reference_attention import (
     ReferenceTokens,
@@ -51,7 +52,6 @@ from ..sampling.reference_memory import (
     ReferenceRoom,
     check_kept_room,
     feature_bytes,
-    gigabytes,
 )
 from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.references import Reference
@@ -197,7 +197,7 @@ class MagicFaceRun(PatchRun):
             len(patch.references),
             len(patch.blocks),
             len(patch.layout.backbone.layers),
-            f", {gigabytes(self._room.size)} a step" if self._room.size else "",
+            f", {size_in_words(self._room.size)} a step" if self._room.size else "",
             stretches([i for i in acting if i not in by_region]),
             len(sigmas),
             stretches(by_region),

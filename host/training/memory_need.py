@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ...magic import capture_losses
 from ...magic.capture_sets import CapturePicture, StyleSet, Subject
+from ...magic.messages import size_in_words
 from ..faces.identity import Identity
 from .denoiser import Denoiser, TextSide
 from .draw import preview_prompt, training_prompts
@@ -77,13 +78,8 @@ class MemoryNeed:
             "latents": self.latents,
             "a step": max(self.step, self.preview),
         }
-        listed = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items() if size)
-        return f"about {in_words(self.total)} ({listed})"
-
-
-def in_words(size: int) -> str:
-    """Bytes as people read them."""
-    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
+        listed = ", ".join(f"{name} {size_in_words(size)}" for name, size in parts.items() if size)
+        return f"about {size_in_words(self.total)} ({listed})"
 
 
 def check_memory(
@@ -113,9 +109,8 @@ def check_memory(
     management.soft_empty_cache()
     device = management.get_torch_device()
     free = int(management.get_free_memory(device)) + need.text
-    said = (
-        f"this training needs {need.described()} of memory, {in_words(free)} are free on {device}"
-    )
+    room = f"{size_in_words(free)} are free on {device}"
+    said = f"this training needs {need.described()} of memory, {room}"
     if _SURE * need.total > free:
         raise ValueError(f"{said}. {_advice(need_of, settings, free)}")
     logging.info("MagiCapture: %s", said)
@@ -142,7 +137,7 @@ def _advice(
     for words, change in changes:
         total = need_of(replace(settings, **change)).total
         if total <= free:
-            return f"{words[0].upper()}{words[1:]}: it takes about {in_words(total)} then"
+            return f"{words[0].upper()}{words[1:]}: it takes about {size_in_words(total)} then"
     changed, said = settings, []
     for words, change in changes:
         changed = replace(changed, **change)
@@ -150,7 +145,9 @@ def _advice(
         total = need_of(changed).total
         if total <= free:
             together = f"{', '.join(said[:-1])} and {said[-1]}"
-            return f"{together[0].upper()}{together[1:]}: it takes about {in_words(total)} then"
+            return (
+                f"{together[0].upper()}{together[1:]}: it takes about {size_in_words(total)} then"
+            )
     return "No setting makes it fit: take a smaller model, or a device with more memory"
 
 
