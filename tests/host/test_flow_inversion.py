@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 
+from devkit.pack import ROOT
+from magicportrait.host.inversion.cache import cache_folder
 from magicportrait.host.inversion.files import read_inversion, write_inversion
 from magicportrait.magic.inversion import psnr
 from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
@@ -115,6 +120,49 @@ def test_an_inversion_outlives_its_file(family, tmp_path):
     write_inversion(path, inversion)
     again = read_inversion(path)
     assert torch.equal(again.latents, inversion.latents) and again.method == inversion.method
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+from devkit.pack import load_pack
+load_pack()
+from magicportrait.host.inversion.cache import InversionCache
+from magicportrait.host.inversion.files import read_inversion
+
+inversion = read_inversion(Path(sys.argv[2]))
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+InversionCache(Path(sys.argv[3]), 10**8).keep(inversion)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill like that")
+def test_killed_while_it_writes_leaves_no_half_file_and_the_next_run_makes_it(
+    tmp_path, model_calls
+):
+    """Latents with a time, which UNets' cache has none of."""
+
+    def inverted_once_more() -> tuple[torch.Tensor, int]:
+        model_calls.clear()
+        return invert("qwen", method="warm", cache_mb=10)[0].latents, len(model_calls)
+
+    expected, calls = inverted_once_more()
+    [file] = cache_folder().iterdir()
+    whole = file.rename(tmp_path / file.name)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(ROOT), str(whole), str(cache_folder())],
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    [left] = cache_folder().iterdir()
+    assert left.suffix == ".part"
+    latents, again = inverted_once_more()
+    assert again == calls > 0 and torch.equal(latents, expected)
+    latents, again = inverted_once_more()
+    assert again == 0 and torch.equal(latents, expected)
+    assert torch.equal(read_inversion(file).latents, expected)
 
 
 def test_a_file_goes_on_where_it_was_and_another_model_is_refused(monkeypatch, tmp_path):
