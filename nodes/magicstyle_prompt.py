@@ -3,28 +3,40 @@ other words. Both are this pack's own; the paper has no such use."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..host.inversion.inputs import empty_conditioning, encoded_picture
 from ..host.inversion.run import Inversion
+from ..host.layout.masks import layout_masks
+from ..host.layout.record import LayoutRecord
 from ..host.sampling.backbone import Backbone, backbone_of
+from ..host.sampling.feature_store import FeatureStore
 from ..host.sampling.range import SamplingRange
 from ..host.sampling.references import fitted
 from ..host.systems.magicstyle import Style
 from ..host.systems.new_style import NewStylePatch, StylePicture
 from ..host.systems.prompt_edit import HOLDS, PromptEditPatch
 from ..magic.concepts import LEVELS
+from ..magic.phrases import split_phrases
 from ..magic.pictures import picture_batch
 from .declare import (
+    EVERY_STEP,
+    PASSES,
     InversionType,
+    Layout,
     NoiseType,
     Styles,
     advanced,
     choice_complaint,
+    keep_features_input,
     layers_input,
+    optional,
+    reference_passes_input,
     schema,
     span_complaint,
     span_inputs,
@@ -147,6 +159,18 @@ class MagicStyleNewPicture(Node):
                         ),
                     )
                 ),
+                optional(
+                    keep_features_input(
+                        "'memory': what the style pictures showed is kept for the next run, which"
+                        " then costs little more than plain sampling. Without a style picture there"
+                        " is nothing to keep."
+                    )
+                ),
+                reference_passes_input(
+                    "How often the model looks at the style pictures, which costs time. 'sparse':"
+                    " in some steps only, 8 of 25 on UNets and 13 on transformers; steps between"
+                    " use what was seen last."
+                ),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The patched model.")],
         )
@@ -166,6 +190,8 @@ class MagicStyleNewPicture(Node):
         vae: Any = None,
         clip: Any = None,
         styles: tuple[Style, ...] = (),
+        keep_features: str = "off",
+        reference_passes: str = EVERY_STEP,
     ) -> io.NodeOutput:
         check_ranges(cls, strength=strength, colour=colour, start=start, end=end)
         refuse(choice_complaint("preset", preset, [*LEVELS, _CUSTOM]))
@@ -192,6 +218,8 @@ class MagicStyleNewPicture(Node):
             blocks=blocks,
             range=SamplingRange(start, end),
             placement=positions,
+            kept=FeatureStore() if keep_features == "memory" else None,
+            bands=PASSES[reference_passes],
         )
         return io.NodeOutput(patch.add_to(model))
 
@@ -299,6 +327,24 @@ class MagicStyleEdit(Node):
                     " 'middle', 'late', or blocks such as 's0-37'.",
                 ),
                 invert_input("the mask"),
+                Layout.Input(
+                    "layout",
+                    optional=True,
+                    tooltip=(
+                        "Of the Semantic Layout whose MODEL and positive went into the content's"
+                        " MagicStyle Invert. Only needed for keep_phrase."
+                    ),
+                ),
+                io.String.Input(
+                    "keep_phrase",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "What must not change, in words: phrases of the layout, separated by"
+                        " commas, beside what keep shows. With invert they say what may change."
+                        " Empty: none."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The patched model."),
@@ -326,13 +372,17 @@ class MagicStyleEdit(Node):
         layers: str,
         keep: torch.Tensor | None = None,
         invert: bool = False,
+        layout: LayoutRecord | None = None,
+        keep_phrase: str = "",
     ) -> io.NodeOutput:
         check_ranges(cls, until=until, structure=structure)
         refuse(choice_complaint("hold", hold, HOLDS))
-        check_texts(layers=layers)
+        check_texts(layers=layers, keep_phrase=keep_phrase)
+        phrases = split_phrases(keep_phrase) if keep_phrase.strip() else []
         if keep is not None:
             # What stays is mostly what is around the thing that changes.
-            keep = painted_mask(keep, "keep", _WHAT_STAYS, invert, is_of_a_thing=False).cpu()
+            turned = invert and not phrases
+            keep = painted_mask(keep, "keep", _WHAT_STAYS, turned, is_of_a_thing=False).cpu()
             if len(keep) not in (1, content.batch):
                 raise ValueError(
                     f"keep has {len(keep)} masks, the content {content.batch} pictures: give one"
@@ -340,6 +390,8 @@ class MagicStyleEdit(Node):
                 )
         content.check_model(model, "the content")
         backbone = backbone_of(model)
+        if phrases:
+            keep = _kept(_places(content, layout, phrases), keep, invert)
         blocks = backbone.parse_layers(layers)
         patch = PromptEditPatch(
             content=content,
@@ -352,3 +404,49 @@ class MagicStyleEdit(Node):
         )
         latent = {"samples": patch.start_samples(model)}
         return io.NodeOutput(patch.add_to(model), latent, patch.start_noise(model))
+
+
+def _kept(places: torch.Tensor, keep: torch.Tensor | None, invert: bool) -> torch.Tensor:
+    """What must not change, B H W in 0..1: the places of phrases (B H W), and what a mask shows (1
+    or B, H W). ValueError when that is everywhere, and to be turned round."""
+    if keep is not None:
+        size = places.shape[-2:]
+        keep = F.interpolate(keep[:, None].float().clamp(0, 1), size=size, mode="area")[:, 0]
+        places = torch.maximum(places, keep)
+    return painted_mask(places, "keep_phrase", _WHAT_STAYS, invert, is_of_a_thing=False)
+
+
+def _places(
+    content: Inversion, layout: LayoutRecord | None, phrases: Sequence[str]
+) -> torch.Tensor:
+    """Where phrases are in the pictures of an inversion, B H W, 0 or 1. ValueError where that was
+    not measured."""
+    if layout is None:
+        raise ValueError(
+            "keep_phrase needs to know where its words are: connect layout of a Semantic Layout"
+            " whose MODEL and positive go into MagicStyle Invert, or leave keep_phrase empty"
+        )
+    if unknown := [phrase for phrase in phrases if phrase not in layout.phrases]:
+        raise ValueError(
+            f"keep_phrase: '{unknown[0]}' is none of the layout's phrases"
+            f" ({', '.join(layout.phrases) or 'it has none'}): write it into phrases of Semantic"
+            " Layout, or take one of these"
+        )
+    latents = content.latents[-1]
+    run = layout.run_that_made(latents)
+    if run is None:
+        raise ValueError(
+            "the layout has not seen the content: connect MODEL and positive of the same Semantic"
+            " Layout to the MagicStyle Invert that gives content (an inversion that was loaded from"
+            " a file was seen by none)"
+        )
+    step = run.steps[max(run.steps)]
+    masks = layout_masks(step, len(layout.phrases), layout.picture_size(latents.shape)).phrases
+    found = [masks[layout.phrases.index(phrase)] for phrase in phrases]
+    for phrase, place in zip(phrases, found, strict=True):
+        if not place.any():
+            raise ValueError(
+                f"keep_phrase: '{phrase}' is nowhere in the picture, as the layout shows it: name"
+                " it otherwise in the prompt of Semantic Layout, or paint keep"
+            )
+    return torch.stack(found).amax(0)

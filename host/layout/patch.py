@@ -146,7 +146,15 @@ class LayoutRun(PatchRun):
             latest = [self.tracker.latest.get(cond) for cond in self.rows.lengths]
             total, last_sigma = self._first_step + self._start.steps, self._start.sigmas[-1]
             run = LayoutOfRun(self.steps, total, last_sigma, latest if last_sigma > 0 else ())
-        self._patch.record.store(samples, run, self._start.latent)
+        start, record = self._start, self._patch.record
+        record.store(samples, run, start.latent)
+        if run is not None and start.is_inversion:
+            # What was seen is the picture that the run began with: a LATENT, or what an inversion
+            # holds of it. Nothing goes on from there.
+            seen = LayoutOfRun(run.steps, run.total)
+            latent_format = start.guider.model_patcher.get_model_object("latent_format")
+            for picture in (start.latent, latent_format.process_in(start.latent)):
+                record.store(picture, seen, start.latent)
 
     def release(self) -> None:
         for observer in self._observers:

@@ -33,8 +33,8 @@ class SamplingStart:
 
     guider: the host's; latent: what is sampled from, B C h w, as a LATENT has it; adds_noise:
     whether noise is added to it; is_masked: whether a part of it is to stay; sigmas: the noise
-    levels, falling, one more than there are steps; noise: what is added, of the latent's shape;
-    sampler: the host's SAMPLER.
+    levels, one more than there are steps, falling, or rising where a picture is inverted; noise:
+    what is added, of the latent's shape; sampler: the host's SAMPLER.
     """
 
     guider: Any
@@ -53,6 +53,11 @@ class SamplingStart:
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
+
+    @property
+    def is_inversion(self) -> bool:
+        """Whether a picture becomes noise, not noise a picture."""
+        return self.sigmas[0] < self.sigmas[-1]
 
     def goes_on_from(self, sigma: float) -> bool:
         """Whether another run, which ended at `sigma`, may have been the first part of this one."""

@@ -28,13 +28,15 @@ from ...magic.feature_fusion import (
     style_shares,
 )
 from ...magic.positions import Placement
+from ...magic.reference_passes import BandStarts
 from ..inversion.run import Inversion
 from ..sampling.backbone import Backbone, LayerView
+from ..sampling.feature_store import FeatureStore
 from ..sampling.features import FeatureBank, StepFeatures
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
-from ..sampling.range import SamplingRange
-from ..sampling.reference_memory import ReferenceRoom
+from ..sampling.range import SamplingRange, noise_bands
+from ..sampling.reference_memory import ReferenceRoom, check_kept_room
 from ..sampling.reference_pass import ReferencePass, Renoised
 from ..sampling.rows import rows_of_roles
 from .magicstyle import (
@@ -94,8 +96,9 @@ class NewStylePatch(SamplingPatch["NewStyleRun"]):
     pictures: whose look is taken; without any, that of the first picture of the batch; strength:
     added to the logits of style tokens (natural log); colour: how far the prediction takes the
     styles' mean and contrast, 0..1; backbone: of the model; blocks: where; range: when; placement:
-    where the styles' keys lie, in models that turn them by position; name: another one for each
-    patch.
+    where the styles' keys lie, in models that turn them by position; kept: features of earlier
+    runs, None to compute them in each; bands: of noise levels that share a reference pass, None for
+    one at each level; name: another one for each patch.
     """
 
     gives_way = True
@@ -106,6 +109,8 @@ class NewStylePatch(SamplingPatch["NewStyleRun"]):
     blocks: tuple[Block, ...]
     range: SamplingRange
     placement: Placement = "same"
+    kept: FeatureStore | None = None
+    bands: BandStarts | None = None
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -143,11 +148,19 @@ class NewStyleRun(PatchRun):
         self._places = PlacedPictures(patch.placement, patch.backbone, [], patch.pictures)
         self._features: StepFeatures[Features] | None = None
         if patch.pictures:
+            if patch.kept is not None and self._room.size:
+                check_kept_room(self._room.size, start.steps)
             references = ReferencePass(
                 patch.pictures, StyleLatents(patch.pictures), patch.backbone, patch.blocks
             )
             self._features = StepFeatures(
-                start.guider, patch.backbone, patch.blocks, references, None, PictureFeatures
+                start.guider,
+                patch.backbone,
+                patch.blocks,
+                references,
+                patch.kept,
+                PictureFeatures,
+                None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
             )
         self._rows: frozenset[Any] | None = None
         self._groups = StyleGroups(patch.shares)

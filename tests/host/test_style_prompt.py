@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from magicportrait.host.layout.masks import layout_masks
+from magicportrait.host.sampling.patch import patches_of
 from magicportrait.host.systems import new_style, prompt_edit
 from magicportrait.host.systems.new_style import NewStylePatch
 from magicportrait.magic.feature_fusion import Features
 from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.layout import MagicLayoutMasks, MagicSemanticLayout
 from magicportrait.nodes.magicstyle import MagicStyleReference
 from magicportrait.nodes.magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
-from magicportrait.tests.host import dits, flow
+from magicportrait.tests.host import dits, flow, inverting
 from magicportrait.tests.host import sampling as unet
 from magicportrait.tests.host.dit_nodes import SmallVae
 from magicportrait.tests.host.dit_text import random_clip_of
@@ -59,9 +63,16 @@ def noise_of(kind: str, batch: int = 1, seed: int = 3) -> Tensor:
     )
 
 
-def draw(kind: str, model: Any, noise: Tensor, cfg: float = 3.0, positive: Any = None) -> Tensor:
+def draw(
+    kind: str,
+    model: Any,
+    noise: Tensor,
+    cfg: float = 3.0,
+    positive: Any = None,
+    sigmas: tuple[float, ...] = (),
+) -> Tensor:
     """Pictures of a prompt, from noise."""
-    sigmas = (5.0, 1.0, 0.0) if kind == UNET else SIGMAS
+    sigmas = sigmas or ((5.0, 1.0, 0.0) if kind == UNET else SIGMAS)
     prompts = (positive or words(kind), words(kind, 11))
     return dits.sample(model, noise.shape, *prompts, cfg=cfg, sigmas=sigmas, noise=noise)
 
@@ -90,6 +101,12 @@ def edited(kind: str, content: tuple[Any, ...], **options: Any) -> tuple[Any, ..
     """MODEL, LATENT and NOISE of MagicStyle Edit."""
     inputs = {**defaults_of(MagicStyleEdit), "layers": "all", **options}
     return MagicStyleEdit.execute(loaded(kind)[0], content[0], **inputs).args
+
+
+def patch_of(model: Any) -> Any:
+    """What our only node has put on a MODEL."""
+    [(_, _, patch)] = patches_of(model)
+    return patch
 
 
 def sample(
@@ -182,6 +199,53 @@ def test_out_of_range_a_style_is_bit_identical_to_none(kind):
     assert torch.equal(
         draw(kind, styled(kind, picture(), start=1.0, end=1.0), noise_of(kind)), plain
     )
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[float]:
+    """The noise level of every reference pass."""
+    levels: list[float] = []
+    original = new_style.ReferencePass.run
+
+    def counted(self: Any, model: Any, sigma: Tensor, *rest: Any) -> None:
+        levels.append(float(sigma[0]))
+        original(self, model, sigma, *rest)
+
+    monkeypatch.setattr(new_style.ReferencePass, "run", counted)
+    return levels
+
+
+def test_what_a_style_picture_showed_is_kept_for_the_next_run(passes):
+    noise, given = noise_of("flux"), {"image": picture()}
+    live = draw("flux", styled("flux", **given), noise)
+    model = styled("flux", **given, keep_features="memory")
+    passes.clear()
+    assert torch.equal(draw("flux", model, noise), live)
+    assert passes == pytest.approx(SIGMAS[:-1])
+    assert torch.equal(draw("flux", model, noise), live)
+    draw("flux", model, noise_of("flux", 2, seed=9))
+    assert len(passes) == len(SIGMAS) - 1, "none for another seed, or more pictures"
+
+
+def test_sparse_passes_serve_several_steps_of_a_new_picture(passes):
+    noise, given = noise_of("flux"), {"image": picture()}
+    near = (0.5, 0.49, 0.48, 0.0)
+    live = draw("flux", styled("flux", **given), noise, sigmas=near)
+    assert passes == pytest.approx(near[:-1])
+    passes.clear()
+    sparse = styled("flux", **given, reference_passes="sparse")
+    out = draw("flux", sparse, noise, sigmas=near)
+    assert passes == pytest.approx(near[:1])
+    assert apart(out, live) > 1e-6 and out.isfinite().all()
+    far = draw("flux", styled("flux", **given), noise)
+    assert torch.equal(draw("flux", sparse, noise), far), "steps far apart have a pass each"
+
+
+def test_a_batch_that_takes_the_look_of_its_first_has_nothing_to_keep(passes):
+    noise = noise_of("flux", 2)
+    live = draw("flux", styled("flux"), noise)
+    model = styled("flux", keep_features="memory", reference_passes="sparse")
+    assert torch.equal(draw("flux", model, noise), live) and not passes
 
 
 @pytest.mark.parametrize("kind", FEW)
@@ -307,6 +371,94 @@ def test_each_picture_keeps_by_its_own_mask():
     out = loaded("flux")[0].model.process_latent_in(out)
     torch.testing.assert_close(out[0], was[0], rtol=1e-4, atol=1e-4)
     assert apart(out[1], was[1]) > 1e-2
+
+
+# What must not change, by a phrase
+
+WORDS = "a man with a red hat and a striped scarf"
+
+
+def watched(kind: str, batch: int = 1, seed: int = 0) -> tuple[tuple[Any, ...], Any]:
+    """The outputs of MagicStyle Invert with a Semantic Layout before it, and its layout."""
+    model, positive, layout = MagicSemanticLayout.execute(
+        loaded(kind)[0], loaded(kind)[1], WORDS, "hat, scarf", 0.6
+    ).args
+    latent = (
+        inverting.latent(batch, seed=seed) if kind == UNET else flow.latent(kind, batch, seed=seed)
+    )
+    samples = {"samples": latent}
+    inputs = {"positive": positive, "latent": samples, "method": "ddim", "measure": False}
+    if kind == UNET:
+        return inverting.invert(model, samples["samples"], **inputs), layout
+    return flow.invert(kind, model, **inputs), layout
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_a_phrase_of_the_layout_says_what_is_kept(kind):
+    content, layout = watched(kind, batch=2)
+    run = layout.run_of(content[0].latents[-1])
+    size = layout.picture_size(content[0].latents.shape)
+    hat, scarf = layout_masks(run.steps[max(run.steps)], 2, size).phrases
+    assert hat.any() and scarf.any() and hat.shape[0] == 2
+
+    def kept(**options: Any) -> Tensor:
+        return patch_of(edited(kind, content, layout=layout, **options)[0]).keep
+
+    assert torch.equal(kept(keep_phrase="hat"), hat)
+    assert torch.equal(kept(keep_phrase="hat", invert=True), 1 - hat)
+    assert torch.equal(kept(keep_phrase=" scarf,hat "), torch.maximum(hat, scarf))
+    painted = torch.zeros(1, 64, 64)
+    painted[:, :32] = 1
+    both = kept(keep_phrase="hat", keep=painted)
+    assert torch.equal(both[:, : size[0] // 2], torch.ones_like(both[:, : size[0] // 2]))
+    assert torch.equal(both[:, -1], hat[:, -1])
+    assert torch.equal(kept(keep=painted), painted), "an unnamed phrase keeps nothing"
+    assert kept() is None
+
+
+def test_where_a_phrase_keeps_the_picture_comes_out_as_it_was():
+    content, layout = watched("flux")
+    was = content[0].latents[-1]
+    edit = edited("flux", content, layout=layout, keep_phrase="hat")
+    share = F.interpolate(patch_of(edit[0]).keep[:, None], size=was.shape[-2:], mode="area")
+    out = loaded("flux")[0].model.process_latent_in(sample("flux", edit, content, cfg=3.0))
+    kept = (share == 1).expand_as(was)
+    assert kept.any() and not kept.all()
+    torch.testing.assert_close(out[kept], was[kept], rtol=1e-4, atol=1e-4)
+    assert apart(out[share.expand_as(was) == 0], was[share.expand_as(was) == 0]) > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_inversion_is_watched_as_it_is_and_found_by_its_picture(kind):
+    content, layout = watched(kind)
+    latent = inverting.latent() if kind == UNET else flow.latent(kind)
+    run = layout.run_that_made(content[0].latents[-1])
+    assert run is not None and run is layout.run_that_made(latent)
+    assert run.last_sigma == 0, "no run goes on from there"
+    assert sorted(run.steps) == [0, 1]
+    masks = MagicLayoutMasks.execute(layout, {"samples": latent}, -1).args[0]
+    assert [mask.shape for mask in masks] == [(1, *layout.picture_size(latent.shape))] * 2
+    if kind != UNET:
+        plain = flow.invert(kind, positive=content[4], method="ddim")
+        assert torch.equal(content[0].latents, plain[0].latents)
+
+
+def test_phrases_that_nobody_has_looked_for_are_refused(model_calls):
+    content, layout = watched("flux")
+    other = watched("flux", seed=1)[1]
+    model_calls.clear()
+    for options, message in (
+        ({}, "connect layout of a Semantic Layout whose MODEL and positive go into MagicStyle"),
+        ({"layout": layout, "keep_phrase": "cat"}, r"'cat' is none of the layout's phrases \(hat,"),
+        ({"layout": other}, "the layout has not seen the content: connect"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            edited("flux", content, **{"keep_phrase": "hat", **options})
+    assert not model_calls
+    run = layout.run_of(content[0].latents[-1])
+    run.steps[max(run.steps)].concepts[:] = -1
+    with pytest.raises(ValueError, match="'hat' is nowhere in the picture, as the layout shows"):
+        edited("flux", content, layout=layout, keep_phrase="hat")
 
 
 def test_edits_that_begin_elsewhere_are_refused(model_calls):
