@@ -69,7 +69,9 @@ HEIGHTS = {
     "MagicPortraitRestore": 236,
     "MagicSemanticLayout": 346,
     "MagicStyleApply": 416,
+    "MagicStyleEdit": 240,
     "MagicStyleInvert": 368,
+    "MagicStyleNewPicture": 336,
     "MagicStyleReference": 150,
     "MagicStyleSampler": 236,
     "MagicToyCapture": 270,
@@ -278,6 +280,40 @@ LAYOUTS: dict[str, Groups] = {
         "inversion": (Column(290, (14, 15, 16)),),
         "sampling": (Column(300, (17, 18, 19)),),
         "result": (Column(240, (20, 21, 22)), Column(440, (23, 24), {23: 304, 24: 304})),
+    },
+    "MagicStyle-6-on-a-transformer": {
+        "pictures": (Column(300, (2, 3)), Column(300, (4, 5), {5: 270})),
+        "sampling": (Column(340, (6, 7)),),
+        "result": (Column(440, (9,), {9: 500}),),
+    },
+    "MagicStyle-7-transformer-step-by-step": {
+        "pictures": (Column(280, (2, 3, 4, 5)),),
+        "inversion": (
+            Column(310, (6, 7), growth={7: _MEASURED}),
+            Column(310, (8,), growth={8: _MEASURED}),
+        ),
+        "sampling": (Column(300, (9, 10)), Column(280, (11, 12))),
+        "result": (Column(400, (13, 14), {13: 440}),),
+    },
+    "MagicStyle-8-new-picture": {
+        "style": (Column(280, (2, 3)),),
+        "sampling": (Column(320, (7, 4, 5)), Column(290, (6, 8, 9))),
+        "result": (Column(290, (10, 11, 12, 13)), Column(400, (14,), {14: 460})),
+    },
+    "MagicStyle-9-edit-by-words": {
+        "picture": (Column(280, (2, 3, 4)),),
+        "inversion": (Column(330, (5, 6)),),
+        "sampling": (Column(320, (7, 8, 9)), Column(280, (10, 11))),
+        "result": (Column(440, (12,), {12: 500}),),
+    },
+    "MagicStyle-Flux-style-transfer": {
+        "pictures": (Column(270, (2, 3)), Column(270, (4, 5))),
+        "inversion": (
+            Column(310, (6, 7), growth={7: _MEASURED}),
+            Column(310, (15, 16, 8), growth={8: _MEASURED}),
+        ),
+        "sampling": (Column(290, (9, 10)), Column(270, (11, 12))),
+        "result": (Column(390, (13, 14), {13: 440}),),
     },
     "MagicStyle-SD1.5-style-transfer": {
         "pictures": (Column(280, (2, 3)), Column(280, (4, 5))),

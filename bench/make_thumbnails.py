@@ -164,10 +164,14 @@ def sheet_of(tiles: Tiles, columns: int = 2) -> Image.Image:
     return sheet
 
 
-def with_insets(picture: Image.Image, left: Image.Image, right: Image.Image) -> Image.Image:
-    """The picture, with two small ones in its upper corners."""
+def with_insets(
+    picture: Image.Image, left: Image.Image, right: Image.Image | None = None
+) -> Image.Image:
+    """The picture, with one or two small ones in its upper corners."""
     sheet = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     for tile, x in ((left, GAP), (right, SIDE - INSET - GAP)):
+        if tile is None:
+            continue
         inner = INSET - 2 * BORDER
         sheet.paste(
             ImageOps.expand(tile.resize((inner, inner), Image.Resampling.LANCZOS), BORDER, "white"),
@@ -290,6 +294,14 @@ DRAWN: dict[str, dict[str, Draw]] = {
         "MagicStyle-SD1.5-style-transfer": lambda shown: labelled(thumbnail(shown), "for SD1.5"),
     },
     "MagicStyle-4-how-much-style": {"MagicStyle-4-how-much-style": sweep},
+    "MagicStyle-7-transformer-step-by-step": {
+        "MagicStyle-Flux-style-transfer": lambda shown: labelled(thumbnail(shown), "for Flux"),
+    },
+    "MagicStyle-9-edit-by-words": {
+        "MagicStyle-9-edit-by-words": lambda shown: with_insets(
+            shown.pictures[0], shown.references[0]
+        ),
+    },
     "MagiCapture-1-learn-person-and-style": {
         "MagiCapture-1-learn-person-and-style": lambda shown: thumbnail(learned(shown)),
         "MagiCapture-SD1.5-1-train": lambda shown: labelled(

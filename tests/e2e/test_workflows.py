@@ -55,6 +55,12 @@ EXPECTED = {
         "magicstyle_small_face": (1, 3 * SMALL, SMALL),
         "magicstyle_small_face_cutout": (1, 3 * SIDE, SIDE),
     },
+    "MagicStyle-6-on-a-transformer": {"magicstyle_transformer": (1, 2 * SIDE, 2 * SIDE)},
+    "MagicStyle-7-transformer-step-by-step": {
+        "magicstyle_transformer_portrait": (1, 2 * SIDE, 2 * SIDE)
+    },
+    "MagicStyle-8-new-picture": {"magicstyle_new_picture": (1, SIDE, SIDE)},
+    "MagicStyle-9-edit-by-words": {"magicstyle_edit": (1, 2 * SIDE, 2 * SIDE)},
     "MagicStyle-4-how-much-style": {"magicstyle_sweep": (1, 4 * SIDE, SIDE)},
     "MagicStyle-3-two-styles": {"magicstyle_two_styles": (1, SIDE, SIDE)},
     "Semantic-Layout": {
@@ -63,7 +69,7 @@ EXPECTED = {
     },
 }
 SEEDED = [name for name in workflow_files.TOY if not name.startswith("MagicStyle")]
-"""MagicStyle has no seed: its pictures follow from the two that go in."""
+"""MagicStyle has none, but for new pictures: what it draws follows from what goes in."""
 RUN_AGAIN = {
     "KSampler",
     "VAEDecode",
@@ -274,9 +280,29 @@ def only_the_person_in_the_middle_changes(
     )
 
 
+def takes_the_look(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    plain, style = tiles(shown)
+    [[picture]] = pictures.values()
+    assert colour_distance(picture, style) < 0.8 * colour_distance(plain, style)
+
+
+def only_the_hat_changes(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    [[picture]] = pictures.values()
+    before, after = (np.asarray(image.convert("RGB"), np.int16) for image in (shown, picture))
+    changed = abs(after - before).mean(-1)
+    middle = len(changed) // 2
+    assert (changed[:middle] > 60).mean() > 0.05
+    # What the autoencoder alone changes.
+    assert (changed[middle:] > 60).mean() < 0.02
+
+
 LOOKS: dict[str, Callable[[Image.Image, dict[str, list[Image.Image]]], None]] = {
     "MagicStyle-1-style-transfer": takes_the_style,
     "MagicStyle-2-step-by-step": takes_the_style,
+    "MagicStyle-6-on-a-transformer": takes_the_style,
+    "MagicStyle-7-transformer-step-by-step": takes_the_style,
+    "MagicStyle-8-new-picture": takes_the_look,
+    "MagicStyle-9-edit-by-words": only_the_hat_changes,
     "MagicStyle-5-small-face": only_the_person_in_the_middle_changes,
     "MagicStyle-4-how-much-style": more_beta_is_more_style,
     "MagicStyle-3-two-styles": each_half_takes_its_own_style,
@@ -285,7 +311,9 @@ LOOKS: dict[str, Callable[[Image.Image, dict[str, list[Image.Image]]], None]] = 
 
 
 def tiles(strip: Image.Image) -> list[Image.Image]:
-    return [strip.crop((left, 0, left + SIDE, SIDE)) for left in range(0, strip.width, SIDE)]
+    """Squares."""
+    side = strip.height
+    return [strip.crop((left, 0, left + side, side)) for left in range(0, strip.width, side)]
 
 
 def colour_distance(image: Image.Image, other: Image.Image) -> float:
