@@ -442,11 +442,11 @@ def _places(
         )
     step = run.steps[max(run.steps)]
     masks = layout_masks(step, len(layout.phrases), layout.picture_size(latents.shape)).phrases
-    found = [masks[layout.phrases.index(phrase)] for phrase in phrases]
-    for phrase, place in zip(phrases, found, strict=True):
+    places = [masks[layout.phrases.index(phrase)] for phrase in phrases]
+    for phrase, place in zip(phrases, places, strict=True):
         if not place.any():
             raise ValueError(
                 f"keep_phrase: '{phrase}' is nowhere in the picture, as the layout shows it: name"
                 " it otherwise in the prompt of Semantic Layout, or paint keep"
             )
-    return torch.stack(found).amax(0)
+    return torch.stack(places).amax(0)
