@@ -10,7 +10,6 @@ from comfy_api.latest import io
 from ..host.models.lora_files import check_finite, list_loras, load_lora, lora_state
 from ..host.sampling.adapters import check_host
 from ..magic.concepts import LORA_TEXTS, Concept, ConceptLora
-from ..magic.curves import parse_curve
 from ..magic.messages import shown
 from ..magic.pictures import mask_batch
 from .declare import (
@@ -21,6 +20,7 @@ from .declare import (
     choice_complaint,
     curve_complaint,
     curve_input,
+    curve_of,
     optional,
     schema,
     span_inputs,
@@ -186,7 +186,7 @@ class MagicConceptLora(Node):
         check_ranges(cls, strength=strength)
         check_span(cls, start, end)
         check_texts(phrase=phrase, strength_curve=strength_curve)
-        curve = parse_curve(strength_curve, *_RANGE)
+        curve = curve_of(strength_curve, *_RANGE, strength)
         refuse(choice_complaint("text", text, LORA_TEXTS))
         refuse(choice_complaint("region", region, REGIONS))
         if not phrase.strip():

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
-from ..magic.curves import parse_curve
+from ..magic.curves import NAMED, Curve, parse_curve
 from ..magic.reference_passes import SPARSE, BandStarts
 
 Concepts = io.Custom("MAGIC_CONCEPTS")
@@ -104,16 +104,17 @@ def span_inputs(
 
 
 def curve_input(example: str, instead: str = "strength") -> io.Input:
-    """A strength that changes over sampling. example: points of a curve; instead: what it takes
-    the place of."""
+    """A strength that changes over sampling. example: points of a curve; instead: what these take
+    the place of, and a name shapes."""
     return advanced(
         io.String.Input(
             "strength_curve",
             default="",
             optional=True,
             tooltip=(
-                f"The strength over sampling, in place of {instead}: shares and strengths such as"
-                f" '{example}', straight lines between. Empty: the same all the time."
+                f"The strength over sampling: {', '.join(NAMED)} shape {instead}; points such as"
+                f" '{example}', with straight lines between, count in place of it. Empty: the same"
+                " all the time."
             ),
         )
     )
@@ -127,6 +128,13 @@ def curve_complaint(value: object, low: float, high: float) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def curve_of(text: str, low: float, high: float, strength: float) -> Curve | None:
+    """The curve of a text on a node with a strength, both between low and high; None of an empty
+    one. ValueError as `parse_curve`."""
+    curve = parse_curve(text, low, high)
+    return None if curve is None else curve.of(strength)
 
 
 def chain_output() -> io.Output:

@@ -6,7 +6,6 @@ import torch
 from comfy_api.latest import io
 
 from ..magic.concepts import Concept
-from ..magic.curves import parse_curve
 from ..magic.pictures import mask_batch
 from ..magic.region_texts import PhraseText
 from .concept_lora import REGIONS
@@ -16,6 +15,7 @@ from .declare import (
     choice_complaint,
     curve_complaint,
     curve_input,
+    curve_of,
     optional,
     schema,
     span_inputs,
@@ -153,7 +153,7 @@ class MagicLayoutConditioning(Node):
         check_texts(
             phrase=phrase, text=text, negative_text=negative_text, strength_curve=strength_curve
         )
-        curve = parse_curve(strength_curve, *_RANGE)
+        curve = curve_of(strength_curve, *_RANGE, strength)
         refuse(choice_complaint("region", region, REGIONS))
         if not phrase.strip():
             raise ValueError(

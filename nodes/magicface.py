@@ -27,6 +27,7 @@ from ..host.sampling.references import (
     advise,
     check_latents,
     check_masks,
+    curve_on,
     prepare_references,
 )
 from ..host.systems.concept_lora import loras_of
@@ -251,7 +252,10 @@ class MagicFaceConcept(Node):
         check_ranges(cls, strength=strength)
         check_span(cls, start, end)
         check_texts(phrase=phrase, reference_prompt=reference_prompt, strength_curve=strength_curve)
+        level = next((at for at in LEVELS if at == preset), None)
         curve = parse_curve(strength_curve, *_STRENGTHS)
+        if curve is not None and level is None:
+            curve = curve.of(strength)
         phrase, covered = phrase.strip(), mask
         if not phrase:
             raise ValueError(
@@ -268,7 +272,7 @@ class MagicFaceConcept(Node):
                 covered, owner, "paint over the part of the image to take", invert
             )
         region = None if target_region is None else mask_batch(target_region, "target_region")
-        level, prompt = next((at for at in LEVELS if at == preset), None), reference_prompt.strip()
+        prompt = reference_prompt.strip()
         concept = Concept(
             phrase,
             image,
@@ -688,7 +692,9 @@ class MagicFaceApply(Node):
             loras=loras,
             texts=texts,
             times=tuple(
-                ReferenceTime(SamplingRange(concept.start, concept.end), concept.curve)
+                ReferenceTime(
+                    SamplingRange(concept.start, concept.end), curve_on(backbone, concept)
+                )
                 for concept in concepts
             ),
         )

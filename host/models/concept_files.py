@@ -118,7 +118,10 @@ def _described_times(concept: Concept) -> dict[str, Any]:
     if (concept.start, concept.end, concept.curve) == (0.0, 1.0, None):
         return {}
     curve = None if concept.curve is None else concept.curve.points
-    return {"start": concept.start, "end": concept.end, "curve": curve}
+    times: dict[str, Any] = {"start": concept.start, "end": concept.end, "curve": curve}
+    if concept.curve is not None and concept.curve.is_of_strength:
+        times["is_curve_of_strength"] = True
+    return times
 
 
 def _described_text(text: PhraseText) -> dict[str, Any]:
@@ -163,7 +166,8 @@ def read_concepts(path: Path) -> tuple[Concept, ...]:
     concepts = []
     for i, entry in enumerate(fields):
         loras = tuple(_lora(lora) for lora in entry.pop("loras"))
-        own, curve = entry.pop("text", None), _curve(entry.pop("curve", None))
+        own, points = entry.pop("text", None), entry.pop("curve", None)
+        curve = _curve(points, entry.pop("is_curve_of_strength", False))
         images, mask = (_from_bytes(tensors.get(f"{kind}.{i}")) for kind in ("pictures", "mask"))
         try:
             text = None if own is None else PhraseText(**{**own, "curve": _curve(own["curve"])})
@@ -180,8 +184,10 @@ def _lora(fields: Mapping[str, Any]) -> ConceptLora:
     return ConceptLora(weights=load_lora(fields["name"]), **own)
 
 
-def _curve(points: Sequence[Sequence[float]] | None) -> Curve | None:
-    return None if points is None else Curve(tuple((share, at) for share, at in points))
+def _curve(points: Sequence[Sequence[float]] | None, is_of_strength: bool = False) -> Curve | None:
+    if points is None:
+        return None
+    return Curve(tuple((share, at) for share, at in points), is_of_strength)
 
 
 def _checked_fields(file: str, header: str) -> list[dict[str, Any]]:
@@ -237,6 +243,7 @@ _MORE_FIELDS = {
     "start": _is_share,
     "end": _is_share,
     "curve": _is_curve,
+    "is_curve_of_strength": lambda value: isinstance(value, bool),
 }
 """Only in the files of concepts that have them."""
 _TEXT_FIELDS = {

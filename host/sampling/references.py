@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...magic.blocks import Block
 from ...magic.concepts import Cells, Concept, visible_tokens
+from ...magic.curves import Curve
 from ..text.prompts import encode
 from .backbone import Backbone
 
@@ -60,12 +61,8 @@ def prepare_references(
         prompt = concept.prompt or concept.phrase
         if prompt not in conditionings:
             conditionings[prompt] = _guided(encode(clip, prompt), backbone.habits.guidance)
-        level, strength = concept.level, concept.strength
-        if level is not None:
-            strength = backbone.habits.strengths[level]
-        if concept.curve is not None:
-            # What it says is added in each model call.
-            strength = 0.0
+        # What a curve says is added in each model call.
+        strength = 0.0 if concept.curve is not None else strength_on(backbone, concept)
         for i, image in enumerate(concept.views):
             mask = (
                 None
@@ -77,6 +74,17 @@ def prepare_references(
                 Reference(index, latent, mask, strength, conditionings[prompt], cells)
             )
     return references
+
+
+def strength_on(backbone: Backbone, concept: Concept) -> float:
+    """The strength of a concept on a kind of model, which turns words into numbers."""
+    level = concept.level
+    return concept.strength if level is None else backbone.habits.strengths[level]
+
+
+def curve_on(backbone: Backbone, concept: Concept) -> Curve | None:
+    """The curve of a concept in the strengths of a kind of model, None without one."""
+    return None if concept.curve is None else concept.curve.of(strength_on(backbone, concept))
 
 
 def _guided(conditioning: list[Any], guidance: float | None) -> list[Any]:

@@ -88,9 +88,10 @@ def test_a_text_of_a_phrase_is_saved_too(folders: Path) -> None:
         concept_files._checked_fields("x", header)
 
 
-def test_times_are_saved_too() -> None:
+@pytest.mark.parametrize("is_of_strength", [False, True])
+def test_times_are_saved_too(is_of_strength: bool) -> None:
     [concept] = sampling.concepts(1)
-    curve = Curve(((0.0, 1.0), (0.5, 0.25)))
+    curve = Curve(((0.0, 1.0), (0.5, 0.25)), is_of_strength)
     own = dataclasses.replace(concept, start=0.25, end=0.75, curve=curve)
     [again] = MagicConceptLoad.execute(saved((own,)), "").args[0]
     assert (again.start, again.end, again.curve) == (0.25, 0.75, curve)

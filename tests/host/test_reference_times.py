@@ -68,6 +68,20 @@ def test_the_node_reads_times() -> None:
         MagicFaceConcept.execute(image, "hat", strength_curve="0: 30")
 
 
+@pytest.mark.parametrize(("preset", "strength"), [("custom", 3), ("strong", 4)])
+def test_a_name_shapes_the_strength_or_the_preset(preset: str, strength: int) -> None:
+    image = sampling.picture(0)[..., ::2, ::2].movedim(1, -1)
+
+    def of(curve: str) -> Tensor:
+        [chained] = MagicFaceConcept.execute(
+            image, "hat", 3.0, preset=preset, strength_curve=curve
+        ).args
+        return drawn(chained)[0]
+
+    assert torch.equal(of("fall"), of(f"0: {strength}, 1: 0"))
+    assert not torch.equal(of("fall"), of("rise"))
+
+
 def test_in_the_sequence_there_are_no_such_times() -> None:
     chained = dit_nodes.concepts(1, start=0.5)
     with pytest.raises(ValueError, match="count beside a reference pass only"):

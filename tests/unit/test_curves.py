@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magicportrait.magic.curves import Curve, parse_curve
+from magicportrait.magic.curves import NAMED, Curve, parse_curve
 
 
 def test_it_goes_straight_between_its_points() -> None:
@@ -38,3 +38,23 @@ def test_one_point_is_a_constant_and_nothing_no_curve() -> None:
 def test_what_is_no_curve_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         parse_curve(text, -10, 10)
+
+
+def test_a_name_is_a_part_of_the_strength_of_the_node() -> None:
+    fall = parse_curve(" Fall\n", -10, 10)
+    assert fall is not None and fall.is_of_strength
+    assert [fall.of(4.0).at(share) for share in (0, 0.25, 1)] == pytest.approx([4, 3, 0])
+    assert fall.of(4.0).of(5.0) == fall.of(4.0) and not fall.of(4.0).is_of_strength
+    points = parse_curve("0: 1", -10, 10)
+    assert points is not None and points.of(4.0) == points
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_curves_begin_and_end_as_they_are_called(name: str) -> None:
+    ends = {"rise": (0, 1), "fall": (1, 0), "early": (1, 0), "late": (0, 1), "bell": (0, 0)}
+    curve = parse_curve(name, 0, 1)
+    assert curve is not None and (curve.at(0), curve.at(1)) == ends[name]
+    assert all(0 <= curve.at(i / 20) <= 1 for i in range(21))
+    assert max(curve.at(i / 20) for i in range(21)) == 1
+    with pytest.raises(ValueError, match=rf"one of .*\b{name}\b"):
+        parse_curve(f"{name}s", 0, 1)
