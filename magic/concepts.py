@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .curves import Curve
-from .phrases import words_of
+from .phrases import numbered, words_of
 from .pictures import check_aspect, check_painted
 from .region_texts import PhraseText
 
@@ -165,8 +165,10 @@ def _partner(joined: Sequence[Concept], concept: Concept) -> int | None:
     return same[-1] if same else None
 
 
-def _words(concept: Concept) -> str:
-    return " ".join(words_of(concept.phrase)).casefold()
+def _words(concept: Concept) -> tuple[str, int | None]:
+    """What it names: the words, and the number of an occurrence however it is written."""
+    words, number = numbered(concept.phrase) or (concept.phrase, None)
+    return " ".join(words_of(words)).casefold(), number
 
 
 def _joined(first: Concept, second: Concept) -> Concept:

@@ -3,7 +3,10 @@ area, which concept for which text, and how an area goes back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from torch import Tensor
 from .boxes import Box, box_of_mask
 from .mask_shapes import feather, grow
 from .messages import shown
-from .phrases import places_in_text, words_of
+from .phrases import numbered, places_in_text, share_places, words_of
 from .pictures import resized_masks
 from .portrait_crop import Crop, cut, rim
 
@@ -27,12 +30,10 @@ def lines_of(text: str) -> list[str]:
     return lines
 
 
-def names(text: str, phrase: str) -> bool:
-    """Whether a text has a phrase in it."""
-    return bool(places_in_text(words_of(phrase), text))
+_Text = TypeVar("_Text")
 
 
-def texts_of_areas(lines: Sequence[str], areas: int, picture: int) -> list[str]:
+def texts_of_areas(lines: Sequence[_Text], areas: int, picture: int) -> list[_Text]:
     """The text of each area of a picture: one line is for all of them, several are for one each.
 
     picture: its number from 1, for the message. ValueError when there is another number of areas,
@@ -48,17 +49,122 @@ def texts_of_areas(lines: Sequence[str], areas: int, picture: int) -> list[str]:
     return list(lines[:areas])
 
 
-def phrases_of_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[list[int]]:
-    """For each line the phrases that it names, by their indices. ValueError when it names none."""
-    named = [[i for i, phrase in enumerate(phrases) if names(line, phrase)] for line in lines]
-    for line, own in zip(lines, named, strict=True):
-        if not own:
+@dataclass(frozen=True)
+class Line:
+    """A line of text as a prompt of its own. text: without the numbers of occurrences; named: the
+    phrases that it names, by their indices, each with what names it in this text alone: 'man' for
+    'man#2', where there is but one."""
+
+    text: str
+    named: Mapping[int, str]
+
+
+class _Place(NamedTuple):
+    """Where words stand. line: of the text; characters: of the words, counted over all lines;
+    number: what is written behind them as an occurrence, or None."""
+
+    line: int
+    characters: tuple[int, ...]
+    number: int | None
+
+
+def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
+    """Which lines name which phrases.
+
+    The lines are read one after the other, as one prompt: 'man#2' is the second 'man' of them all,
+    and of phrases that are the same the first has the first place. Where such numbers are written
+    ('man#2 with a scarf'), these count instead, and are no part of the text. A longer phrase has
+    what is inside of it, unless the shorter one stands nowhere else.
+    """
+    names = [numbered(phrase) or (phrase, None) for phrase in phrases]
+    words = [tuple(words_of(name.casefold())) for name, _ in names]
+    numbers = _with_twins_numbered(words, [number for _, number in names])
+    counted = {key for key, number in zip(words, numbers, strict=True) if number is not None}
+    texts, written = _without_numbers(lines, counted)
+    places = {key: _places(key, texts, written) for key in dict.fromkeys(words)}
+    shared = share_places(
+        words,
+        {key: [place.characters for place in own] for key, own in places.items()},
+        [number for _, number in names],
+    )
+    named: list[dict[int, str]] = [{} for _ in texts]
+    for i, (key, number, characters) in enumerate(zip(words, numbers, shared, strict=True)):
+        own = [place for place in places[key] if set(place.characters) <= {*characters}]
+        if key in counted and any(place.number is not None for place in places[key]):
+            taken = {n for other, n in zip(words, numbers, strict=True) if other == key}
+            own = [
+                place
+                for place in places[key]
+                if (place.number == number if number is not None else place.number not in taken)
+            ]
+        for place in own:
+            here = [other for other in places[key] if other.line == place.line]
+            mine = [other for other in own if other.line == place.line]
+            name = phrases[i]
+            if number is not None:
+                name, _ = names[i]
+                name = name if mine == here else f"{name}#{here.index(mine[0]) + 1}"
+            named[place.line][i] = name
+    return [Line(text, own) for text, own in zip(texts, named, strict=True)]
+
+
+def _with_twins_numbered(
+    words: Sequence[tuple[str, ...]], numbers: Sequence[int | None]
+) -> list[int | None]:
+    """The numbers of phrases, with those of phrases that are there more than once without one."""
+    given = list(numbers)
+    for i, key in enumerate(words):
+        twins = [j for j, other in enumerate(words) if other == key and numbers[j] is None]
+        if numbers[i] is None and len(twins) > 1:
+            taken = {given[j] for j, other in enumerate(words) if other == key}
+            given[i] = next(n for n in range(1, len(words) + 2) if n not in taken)
+    return given
+
+
+_NUMBER_BEHIND = re.compile(r"\s*[#＃]([1-9][0-9]{0,2})(?!\w)")
+
+
+def _without_numbers(
+    lines: Sequence[str], counted: Collection[tuple[str, ...]]
+) -> tuple[list[str], dict[tuple[int, int], int]]:
+    """The lines without the numbers that stand behind some words; and these, by line and place in
+    what is left of it."""
+    texts: list[str] = []
+    written: dict[tuple[int, int], int] = {}
+    for i, line in enumerate(lines):
+        ends = {place[-1][1] for words in counted for place in places_in_text(words, line)}
+        text, last = "", 0
+        for end in sorted(ends):
+            if match := _NUMBER_BEHIND.match(line, end):
+                text, last = text + line[last:end], match.end()
+                written[i, len(text)] = int(match[1])
+        texts.append(text + line[last:])
+    return texts, written
+
+
+def _places(
+    words: tuple[str, ...], texts: Sequence[str], written: Mapping[tuple[int, int], int]
+) -> list[_Place]:
+    """All places of some words."""
+    places: list[_Place] = []
+    before = 0
+    for i, text in enumerate(texts):
+        for place in places_in_text(words, text):
+            characters = tuple(before + at for first, end in place for at in range(first, end))
+            places.append(_Place(i, characters, written.get((i, place[-1][1]))))
+        before += len(text)
+    return places
+
+
+def check_named(lines: Sequence[str], read: Sequence[Line], phrases: Sequence[str]) -> None:
+    """ValueError for a line that names no phrase of a layout. lines: as they were written."""
+    for line, own in zip(lines, read, strict=True):
+        if not own.named:
             raise ValueError(
                 f"the line '{shown(line)}' of text names no phrase of the layout"
                 f" ({', '.join(map(shown, phrases))}): write the phrase of the part that it is for"
                 " into it"
             )
-    return named
 
 
 def rectangle(box: Box, size: tuple[int, int]) -> Tensor | None:

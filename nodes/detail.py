@@ -18,11 +18,12 @@ from ..host.sampling.observers import ObservedPatch
 from ..host.sampling.patch import patches_of
 from ..host.systems.detail_pass import Detail, DetailSampling, draw_details
 from ..host.text.prompts import encode
-from ..magic.concepts import Concept
+from ..magic.concepts import Concept, with_loras_joined
 from ..magic.detail_areas import (
+    Line,
+    check_named,
     lines_of,
-    names,
-    phrases_of_lines,
+    read_lines,
     rectangle,
     target_in,
     texts_of_areas,
@@ -150,7 +151,7 @@ class MagicDetailPass(Node):
                     default="a portrait of a woman",
                     tooltip=(
                         "What the areas show: one line for all of them, or one line for each, from"
-                        " left to right."
+                        " left to right. 'man#2' is the second man of all lines."
                     ),
                 ),
                 io.String.Input(
@@ -334,21 +335,28 @@ class MagicDetailPass(Node):
         check_texts(text=text, negative=negative)
         refuse(choice_complaint("on_no_area", on_no_area, _ON_NO_AREA))
         image = picture_batch(image, "image")[..., :3]
-        lines = lines_of(text)
+        written, concepts = lines_of(text), with_loras_joined(concepts)
+        lines = read_lines(written, [concept.phrase for concept in concepts])
         _check_sources(masks, boxes, layout, samples)
         if any(isinstance(patch, ObservedPatch) for *_, patch in patches_of(model)):
             raise ValueError(
                 "this MODEL comes from a MagicFace Apply: connect the one that goes into it. Each"
                 " area gets its own concepts here"
             )
-        for concept in concepts:
-            if not any(names(line, concept.phrase) for line in lines):
+        for i, concept in enumerate(concepts):
+            if not any(i in line.named for line in lines):
                 raise ValueError(
                     f"no line of text has the concept '{shown(concept.phrase)}' in it: write the"
                     " phrase where it belongs, or leave the concept out"
                 )
         if layout is not None:
-            areas = _areas_of_layout(layout, samples, image, lines)
+            by_layout = read_lines(written, layout.phrases)
+            check_named(written, by_layout, layout.phrases)
+            # A number may be one of the layout's phrases only.
+            shorn = read_lines([line.text for line in lines], layout.phrases)
+            lines = [Line(a.text, b.named) for a, b in zip(shorn, lines, strict=True)]
+            named = [[*line.named] for line in by_layout]
+            areas = _areas_of_layout(layout, samples, image, named, lines)
         elif masks is not None:
             areas = _with_texts(_areas_of_masks(masks, image, invert), lines)
         else:
@@ -377,7 +385,7 @@ class MagicDetailPass(Node):
         return io.NodeOutput(*draw_details(image, details, sampling, encode(clip, negative), vae))
 
 
-_Areas = list[list[tuple[torch.Tensor, str]]]
+_Areas = list[list[tuple[torch.Tensor, Line]]]
 """For each picture its areas, H W each, and their texts."""
 
 
@@ -390,16 +398,23 @@ class _Painter:
         self._parts = (model, clip, vae)
         self._concepts = concepts
         self._settings = {**defaults_of(MagicFaceApply), "inject_at": inject_at}
-        self._made: dict[str, tuple[Any, Any]] = {}
+        self._made: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
-    def model_for(self, text: str, picture: int, crop: Crop) -> tuple[Any, Any]:
+    def model_for(self, line: Line, picture: int, crop: Crop) -> tuple[Any, Any]:
         """MODEL and CONDITIONING of an area. A concept with a painted region acts in areas that
         have a part of it."""
-        own = [concept for concept in self._concepts if names(text, concept.phrase)]
+        own = [
+            concept
+            if concept.phrase == line.named[i]
+            else dataclasses.replace(concept, phrase=line.named[i])
+            for i, concept in enumerate(self._concepts)
+            if i in line.named
+        ]
         if all(concept.target_region is None for concept in own):
-            if text not in self._made:
-                self._made[text] = self._applied(text, own)
-            return self._made[text]
+            key = (line.text, *sorted(line.named.items()))
+            if key not in self._made:
+                self._made[key] = self._applied(line.text, own)
+            return self._made[key]
         placed = []
         for concept in own:
             region = concept.target_region
@@ -408,7 +423,7 @@ class _Painter:
                 if region is None:
                     continue
             placed.append(dataclasses.replace(concept, target_region=region))
-        return self._applied(text, placed)
+        return self._applied(line.text, placed)
 
     def _applied(self, text: str, concepts: Sequence[Concept]) -> tuple[Any, Any]:
         if not concepts:
@@ -439,7 +454,7 @@ def _check_sources(masks: Any, boxes: Any, layout: Any, samples: Any) -> None:
         )
 
 
-def _with_texts(areas: Sequence[Sequence[torch.Tensor]], lines: Sequence[str]) -> _Areas:
+def _with_texts(areas: Sequence[Sequence[torch.Tensor]], lines: Sequence[Line]) -> _Areas:
     return [
         list(zip(own, texts_of_areas(lines, len(own), i), strict=True))
         for i, own in enumerate(areas, 1)
@@ -478,10 +493,13 @@ def _areas_of_boxes(boxes: Any, image: torch.Tensor) -> list[list[torch.Tensor]]
 
 
 def _areas_of_layout(
-    layout: LayoutRecord, samples: Any, image: torch.Tensor, lines: Sequence[str]
+    layout: LayoutRecord,
+    samples: Any,
+    image: torch.Tensor,
+    named: Sequence[Sequence[int]],
+    lines: Sequence[Line],
 ) -> _Areas:
-    """For each line the places of the phrases that it names."""
-    named = phrases_of_lines(lines, layout.phrases)
+    """For each line the places of the phrases that it names. named: these, by their indices."""
     latent = latent_batch(samples, "samples")
     if len(latent) != len(image):
         raise ValueError(

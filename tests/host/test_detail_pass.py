@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -65,6 +66,24 @@ def test_references_and_texts_reach_their_own_areas_only(keep_around: bool) -> N
     out, _ = run(image, text=lines, concepts=(scarf,), keep_around=keep_around)
     assert torch.equal(out[0, left], plain[0, left])
     assert not torch.equal(out[0, right], plain[0, right])
+
+
+def test_an_occurrence_is_counted_over_all_lines_or_written_in_one() -> None:
+    image, lines = PICTURES[:1], "a man wearing a hat\na man wearing a hat"
+    [hat] = sampling.concepts(1)
+    second = dataclasses.replace(hat, phrase="hat#2")
+    plain, _ = run(image, text=lines)
+    out, _ = run(image, text=lines, concepts=(second,))
+    left, right = (part > 0.5 for part in parts_of(two_areas()[0], 1))
+    assert torch.equal(out[0, left], plain[0, left])
+    # In that line it is the only one.
+    both, _ = run(image, text=lines, concepts=(hat,))
+    assert torch.equal(out[0, right], both[0, right])
+    assert not torch.equal(out[0, right], plain[0, right])
+    written = "a man wearing a hat#2\na man wearing a hat"
+    turned, _ = run(image, text=written, concepts=(second,))
+    assert torch.equal(turned[0, left], both[0, left])
+    assert torch.equal(turned[0, right], plain[0, right])
 
 
 def test_a_concept_with_a_painted_region_acts_where_that_is() -> None:

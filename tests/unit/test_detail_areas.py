@@ -5,9 +5,10 @@ import torch
 
 from magicportrait.magic.boxes import Box
 from magicportrait.magic.detail_areas import (
+    Line,
+    check_named,
     lines_of,
-    names,
-    phrases_of_lines,
+    read_lines,
     rectangle,
     soft_area,
     target_in,
@@ -31,10 +32,59 @@ def test_one_text_is_for_all_areas_and_several_are_for_one_each() -> None:
 
 def test_a_line_names_whole_words() -> None:
     # 'man' is not in 'woman'.
-    assert not names(LINES[0], "man") and names(LINES[1], "man") and names("a Red  hat", "red hat")
-    assert phrases_of_lines(LINES, ["man", "hat", "woman"]) == [[1, 2], [0]]
+    read = read_lines(LINES, ["man", "hat", "woman"])
+    assert read == [Line(LINES[0], {1: "hat", 2: "woman"}), Line(LINES[1], {0: "man"})]
+    assert read_lines(["a Red  hat"], ["red hat"])[0].named == {0: "red hat"}
+    check_named(LINES, read, ["man", "hat", "woman"])
     with pytest.raises(ValueError, match=r"the line 'a man' of text names no phrase .* \(hat\)"):
-        phrases_of_lines(LINES, ["hat"])
+        check_named(LINES, read_lines(LINES, ["hat"]), ["hat"])
+
+
+TWO = ["a man with a hat", "an old man and a man"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "phrases", "named"),
+    [
+        # Counted over all lines; each line has its own number of it.
+        (TWO, ["man#1"], [{0: "man"}, {}]),
+        (TWO, ["man #2", "Man#3"], [{}, {0: "man#1", 1: "Man#2"}]),
+        (TWO, ["man#4"], [{}, {}]),
+        # The others, and twins in their order.
+        (TWO, ["man#2", "man"], [{1: "man"}, {0: "man#1", 1: "man"}]),
+        (TWO, ["man", "man"], [{0: "man"}, {1: "man#1"}]),
+        (["a man", "a man"], ["man", "man", "man"], [{0: "man"}, {1: "man", 2: "man"}]),
+        (["a man"], ["man", "man"], [{0: "man", 1: "man"}]),
+        # A longer phrase has its words, unless the shorter one is nowhere else.
+        (["a red hat", "a hat"], ["hat", "red hat"], [{1: "red hat"}, {0: "hat"}]),
+        (["a red hat"], ["hat", "red hat"], [{0: "hat", 1: "red hat"}]),
+    ],
+)
+def test_occurrences_are_counted_over_all_lines(
+    lines: list[str], phrases: list[str], named: list[dict[int, str]]
+) -> None:
+    assert read_lines(lines, phrases) == [
+        Line(line, own) for line, own in zip(lines, named, strict=True)
+    ]
+
+
+def test_numbers_that_are_written_count_and_are_no_part_of_the_text() -> None:
+    lines = ["man#2 with a hat", "a man ＃1, a man", "a scarf#2"]
+    one, two, three = read_lines(lines, ["man#1", "man#2", "scarf"])
+    assert (one.text, one.named) == ("man with a hat", {1: "man"})
+    assert (two.text, two.named) == ("a man, a man", {0: "man#1"})
+    # No phrase is counted here: it is what is written.
+    assert (three.text, three.named) == ("a scarf#2", {2: "scarf"})
+    assert [line.named for line in read_lines(lines, ["man", "man"])] == [
+        {1: "man"},
+        {0: "man#1"},
+        {},
+    ]
+    assert [line.named for line in read_lines(lines, ["man#2", "man"])] == [
+        {0: "man"},
+        {1: "man"},
+        {},
+    ]
 
 
 def test_what_goes_back_is_the_area_and_a_soft_edge() -> None:
