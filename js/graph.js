@@ -176,6 +176,8 @@ export function textOf(node, name, outer = outerOf(node)) {
 
 /** @type {Chain} */
 export const CONCEPTS = { type: "MagicFaceConcept", input: "concepts" };
+// A node of the chain without a phrase.
+const OPTIONS = "MagicConceptOptions";
 /** @type {Chain} */
 export const EDIT_REFERENCES = { type: "MagicEditReference", input: "references" };
 
@@ -199,7 +201,7 @@ export function phrasesOf(node, chain, outer = outerOf(node), input = chain.inpu
   if (source.mode === MUTED) return [];
   const around = source.graph === node.graph ? outer : outerOf(source);
   const before = phrasesOf(source, chain, around);
-  if (source.mode === BYPASSED || before === null) return before;
+  if (source.mode === BYPASSED || source.type === OPTIONS || before === null) return before;
   if (source.type !== chain.type) return null;
   const phrase = textOf(source, "phrase", around);
   return phrase === null ? null : [...before, phrase.trim()];

@@ -3,6 +3,7 @@ its middle block and input blocks 7 and 8. Which letters there are is the backbo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from .messages import shown
 
+_LARGEST_WEIGHT = 10.0
 _ITEM = re.compile(r"([a-z])(\d{1,18})(?:-(\d{1,18}))?")
 
 
@@ -84,6 +86,35 @@ def parse_blocks(text: str, blocks: Sequence[Block], names: BlockNames) -> tuple
     if not named:
         raise ValueError(f"layers: no block given: this model has {format_blocks(blocks)}")
     return tuple(block for block in blocks if block in named)
+
+
+def parse_weights(text: str) -> list[tuple[str, float]]:
+    """Names of blocks as `parse_blocks` reads them, each with a weight: of 'o6-8,m0: 0.5, decoder:
+    1' 'o6-8,m0' and 0.5, 'decoder' and 1. ValueError, with what is wrong, for anything else."""
+    weights: list[tuple[str, float]] = []
+    names: list[str] = []
+    for part in filter(None, (part.strip() for part in re.split(r"[,;\n]", text))):
+        name, colon, written = part.partition(":")
+        names.append(name.strip())
+        if not colon:
+            continue
+        try:
+            weight = float(written)
+        except ValueError:
+            weight = math.nan
+        if not (0 <= weight <= _LARGEST_WEIGHT and all(names)):
+            raise ValueError(
+                f"layer_weights: '{shown(part)}' is not understood: write layers and a weight from"
+                f" 0 to {_LARGEST_WEIGHT:g}, such as 'decoder: 0.5' or 'o6-8: 0, o9-11: 1'"
+            )
+        weights.append((",".join(names), weight))
+        names = []
+    if names:
+        raise ValueError(
+            f"layer_weights: '{shown(names[0])}' has no weight: write one behind a colon, such as"
+            f" '{shown(names[0])}: 0.5'"
+        )
+    return weights
 
 
 def format_blocks(blocks: Iterable[Block]) -> str:

@@ -68,7 +68,10 @@ class Concept:
     None for automatic; level: a strength in words, which the kind of model turns into a number and
     which counts in place of `strength`; loras: that act where it is; text: of its own, which is
     read there; start, end: shares of sampling between which its references are looked at; curve:
-    their strength over sampling, in place of `strength` and `level`, or None.
+    their strength over sampling, in place of `strength` and `level`, or None; layer_weights: of the
+    reference's tokens in some layers, as `magic.blocks.parse_weights` reads it; is_away: whether
+    the picture is led away from the references; away: concepts of which that holds, which are where
+    this one is (`with_loras_joined`).
     """
 
     phrase: str
@@ -83,6 +86,9 @@ class Concept:
     start: float = 0.0
     end: float = 1.0
     curve: Curve | None = None
+    layer_weights: str = ""
+    is_away: bool = False
+    away: tuple[Concept, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.phrase.strip():
@@ -91,7 +97,7 @@ class Concept:
                 " 'hat'"
             )
         if self.images is None:
-            if not self.loras and self.text is None:
+            if not self.loras and self.text is None and not self.away:
                 raise ValueError(f"concept '{self.phrase}' has neither an image nor a LoRA")
         else:
             self._check_images(self.images)
@@ -139,20 +145,28 @@ class Concept:
 
 
 def with_loras_joined(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
-    """Each phrase once with its references, its LoRAs and its text.
+    """Each phrase once with its references, its LoRAs, its text, and what it is led away from.
 
-    A concept of LoRAs or a text alone goes to the one of the same phrase before it, else behind
-    it; without one it stands for itself. Concepts with references stay apart, however often a
-    phrase is named.
+    A concept of LoRAs, a text or references to lead away from alone goes to the one of the same
+    phrase before it, else behind it; without one it stands for itself. Concepts with references
+    stay apart, however often a phrase is named.
     """
     joined: list[Concept] = []
-    for concept in concepts:
+    for given in concepts:
+        concept = _as_holder(given) if given.is_away else given
         other = _partner(joined, concept)
         if other is None:
             joined.append(concept)
         else:
             joined[other] = _joined(joined[other], concept)
     return tuple(joined)
+
+
+def _as_holder(away: Concept) -> Concept:
+    """A concept without references of its own, which is led away from some."""
+    return Concept(
+        away.phrase, None, None, "", 0.0, away.target_region, loras=away.loras, away=(away,)
+    )
 
 
 def _partner(joined: Sequence[Concept], concept: Concept) -> int | None:
@@ -182,6 +196,7 @@ def _joined(first: Concept, second: Concept) -> Concept:
     return dataclasses.replace(
         base,
         loras=(*first.loras, *second.loras),
+        away=(*first.away, *second.away),
         target_region=region,
         text=first.text if first.text is not None else second.text,
     )

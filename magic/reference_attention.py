@@ -104,6 +104,40 @@ def region_attention(
     return out
 
 
+def led_away(
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    references: Sequence[ReferenceTokens],
+    away: Sequence[Sequence[ReferenceTokens]],
+    regions: Sequence[RegionTokens],
+    attend: Attend,
+    is_by_region: bool,
+) -> Tensor:
+    """`out` moved away from references by what these would bring, in the regions of their concepts:
+
+        out + (out - seen)
+
+    out, q: B N C, k, v: B M C -> B N C. out: by one of the two rules above, with `references`,
+    is_by_region for RBA; seen: by the same rule, with those of `away` beside them; away: for each
+    concept those that its region is led away from. With the share m of the attention that they get
+    it is `out - m (mean - out)`, of the mean of their values: no further from `out` than what the
+    reference itself would bring. Other places stay as they are.
+    """
+    out = out.clone()
+    for region in regions:
+        own = () if region.concept is None else away[region.concept]
+        if region.concept is None or all(tokens.is_empty for tokens in own):
+            continue
+        one = slice(region.image, region.image + 1)
+        drawn = [references[region.concept]] if is_by_region else references
+        beside = [tokens.of(region.image) for tokens in (*drawn, *own) if not tokens.is_empty]
+        seen = _attend_with(q[one, region.index], k[one], v[one], beside, attend)
+        out[one, region.index] = 2 * out[one, region.index] - seen
+    return out
+
+
 def place_concepts(
     layout: Tensor | None, targets: Sequence[Tensor | None], batch: int, grid: tuple[int, int]
 ) -> Tensor:

@@ -16,6 +16,7 @@ from .analysis import (
 )
 from .concept_files import MagicConceptLoad, MagicConceptSave
 from .concept_lora import MagicConceptLora
+from .concept_options import MagicConceptOptions
 from .detail import MagicDetailPass
 from .edit import MagicEditReference, MagicEditRegions
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
@@ -82,6 +83,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagicLayoutConditioning,
     MagicDetailPass,
     MagicBestOfBatch,
+    MagicConceptOptions,
 )
 
 

@@ -29,6 +29,7 @@ from ..host.sampling.references import (
     check_masks,
     curve_on,
     prepare_references,
+    weights_on,
 )
 from ..host.systems.concept_lora import loras_of
 from ..host.systems.edit_regions import ConceptPictures, EditRegionsPatch
@@ -663,17 +664,22 @@ class MagicFaceApply(Node):
         if texts:
             check_reads_texts(backbone)
         words = words_of_phrases(clip, prompt, phrases, backbone.context)
+        homes = tuple(i for i, concept in enumerate(concepts) for _ in concept.away)
+        away = tuple(own for concept in concepts for own in concept.away)
         # An image of a man is of 'a man', and not of the second one.
         shown_words = tuple(
             concept
             if concept.prompt or name == concept.phrase
             else dataclasses.replace(concept, prompt=name)
-            for concept, name in zip(concepts, words, strict=True)
+            for concept, name in [
+                *zip(concepts, words, strict=True),
+                *((own, words[home]) for own, home in zip(away, homes, strict=True)),
+            ]
         )
         prepared = prepare_references(shown_words, clip, vae, backbone, mask_cells)
         channels = model.get_model_object("latent_format").latent_channels
         check_latents((reference.latent for reference in prepared), channels)
-        check_masks(prepared, concepts, blocks, backbone)
+        check_masks(prepared, shown_words, blocks, backbone)
         advise(prepared, backbone, inject_at)
         layout = cls._layout(tagged, concepts, backbone, ca_scale)
         is_kept = keep_features == "memory" and reference_noise == "fixed"
@@ -693,10 +699,13 @@ class MagicFaceApply(Node):
             texts=texts,
             times=tuple(
                 ReferenceTime(
-                    SamplingRange(concept.start, concept.end), curve_on(backbone, concept)
+                    SamplingRange(concept.start, concept.end),
+                    curve_on(backbone, concept),
+                    weights_on(backbone, concept),
                 )
-                for concept in concepts
+                for concept in shown_words
             ),
+            away=homes,
         )
         return io.NodeOutput(patch.add_to(model), tagged.conditioning, layout.record)
 

@@ -115,10 +115,13 @@ def _described(concept: Concept) -> dict[str, Any]:
 
 def _described_times(concept: Concept) -> dict[str, Any]:
     """Nothing of a concept that acts all the time, as in files from before there were times."""
+    options: dict[str, Any] = {"is_away": True} if concept.is_away else {}
+    if concept.layer_weights:
+        options["layer_weights"] = concept.layer_weights
     if (concept.start, concept.end, concept.curve) == (0.0, 1.0, None):
-        return {}
+        return options
     curve = None if concept.curve is None else concept.curve.points
-    times: dict[str, Any] = {"start": concept.start, "end": concept.end, "curve": curve}
+    times = {**options, "start": concept.start, "end": concept.end, "curve": curve}
     if concept.curve is not None and concept.curve.is_of_strength:
         times["is_curve_of_strength"] = True
     return times
@@ -244,6 +247,8 @@ _MORE_FIELDS = {
     "end": _is_share,
     "curve": _is_curve,
     "is_curve_of_strength": lambda value: isinstance(value, bool),
+    "is_away": lambda value: isinstance(value, bool),
+    "layer_weights": _is_text,
 }
 """Only in the files of concepts that have them."""
 _TEXT_FIELDS = {

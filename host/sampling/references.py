@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...magic.blocks import Block
+from ...magic.blocks import Block, parse_weights
 from ...magic.concepts import Cells, Concept, visible_tokens
 from ...magic.curves import Curve
+from ...magic.messages import shown
 from ..text.prompts import encode
 from .backbone import Backbone
 
@@ -85,6 +86,21 @@ def strength_on(backbone: Backbone, concept: Concept) -> float:
 def curve_on(backbone: Backbone, concept: Concept) -> Curve | None:
     """The curve of a concept in the strengths of a kind of model, None without one."""
     return None if concept.curve is None else concept.curve.of(strength_on(backbone, concept))
+
+
+def weights_on(backbone: Backbone, concept: Concept) -> dict[Block, float]:
+    """How much the tokens of a concept count in blocks of a kind of model, where that is not 1; of
+    a block that is named twice, what comes last. ValueError when there is no such block."""
+    weights: dict[Block, float] = {}
+    for names, weight in parse_weights(concept.layer_weights):
+        try:
+            blocks = backbone.parse_layers(names)
+        except ValueError as error:
+            raise ValueError(
+                f"layer_weights of concept '{shown(concept.phrase)}': {error}"
+            ) from error
+        weights.update(dict.fromkeys(blocks, weight))
+    return {block: weight for block, weight in weights.items() if weight != 1}
 
 
 def _guided(conditioning: list[Any], guidance: float | None) -> list[Any]:

@@ -313,6 +313,11 @@ class ConceptPictures:
                     " strength_curve), which count beside a reference pass only: set references to"
                     " 'reference pass', or leave them as they were"
                 )
+            if concept.away or concept.layer_weights:
+                raise ValueError(
+                    f"concept '{shown(concept.phrase)}' has Concept Options, which count beside a"
+                    " reference pass only: set references to 'reference pass', or leave them out"
+                )
             if concept.images is None or concept.loras:
                 raise ValueError(
                     "a concept's LoRA acts beside a reference pass only: set references to"

@@ -9,7 +9,7 @@ import logging
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from ...magic.positions import Placement
 from ...magic.reference_attention import (
     ReferenceTokens,
     RegionTokens,
+    led_away,
     reference_attention,
     region_attention,
 )
@@ -68,10 +69,11 @@ _OFF = -math.inf
 @dataclass(frozen=True)
 class ReferenceTime:
     """When the references of a concept act. range: shares of sampling; curve: what is added to the
-    logits of their tokens over sampling, or None."""
+    logits of their tokens over sampling, or None; weights: of their tokens in some blocks."""
 
     range: SamplingRange = ALL_OF_SAMPLING
     curve: Curve | None = None
+    weights: Mapping[Block, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,9 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     bands: of noise levels that share a reference pass, None for one at each level; observers: who
     sees what the picture looks at; placement: where the references' keys lie, in models that turn
     them by position; loras: that act where their concepts are; texts: that are read there;
-    times: for each concept when its references act and how strongly; none for always, as they are.
+    times: for each concept when its references act and how strongly; none for always, as they are;
+    away: of references behind those of the phrases' concepts, which the picture is led away from:
+    the concept where each group of them is. They are concepts behind the others, in this order.
     """
 
     layout: LayoutPatch
@@ -105,6 +109,12 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     loras: tuple[LoraOfConcept, ...] = ()
     texts: tuple[TextOfConcept, ...] = ()
     times: tuple[ReferenceTime, ...] = ()
+    away: tuple[int, ...] = ()
+
+    @property
+    def drawn(self) -> tuple[Reference, ...]:
+        """The references that the picture is to be like."""
+        return tuple(own for own in self.references if own.concept < len(self.phrases))
 
     @property
     def key(self) -> str:
@@ -142,7 +152,7 @@ class MagicFaceRun(PatchRun):
     def __init__(self, patch: MagicFacePatch, start: SamplingStart):
         self._patch, self._start, backbone = patch, start, patch.layout.backbone
         self._watching = [
-            observer.open(start, patch.references, patch.downscales, patch.pixels)
+            observer.open(start, patch.drawn, patch.downscales, patch.pixels)
             for observer in patch.observers
         ]
         self._layout = LayoutRun(patch.layout, start)
@@ -289,8 +299,8 @@ class MagicFaceRun(PatchRun):
 
     @property
     def concepts(self) -> int:
-        """How many there are."""
-        return len(self._patch.phrases)
+        """How many there are, with those that the picture is led away from."""
+        return len(self._patch.phrases) + len(self._patch.away)
 
     def _rule(
         self,
@@ -330,7 +340,7 @@ class MagicFaceRun(PatchRun):
         """RBA and the placement of keys need the layout of the call before it, guidance that of its
         own call, and the user the last one."""
         patch = self._patch
-        if self._guides or patch.places_by_layout or patch.loras or patch.texts:
+        if self._guides or patch.places_by_layout or patch.loras or patch.texts or patch.away:
             return True
         step, last = self._start.step_at(sigma), self._start.steps - 1
         following = self._start.sigmas[min(step + 1, self._start.steps)]
@@ -422,7 +432,12 @@ class _ReferenceRule:
             call.batch,
             call.latent_size,
         )
-        self._placed = PlacedReferences(patch.placement, patch.layout.backbone, patch.references)
+        self._placed = PlacedReferences(
+            patch.placement,
+            patch.layout.backbone,
+            patch.references,
+            {len(patch.phrases) + i: home for i, home in enumerate(patch.away)},
+        )
 
     def attend(self, view: LayerView) -> Tensor:
         """The `Rule` of the chosen layers."""
@@ -430,25 +445,54 @@ class _ReferenceRule:
         check_whole(view, self._rows, self._call.latent_size, self._patch.pixels)
         downscale, owners = self._downscales[view.layer[0]], self._owners_of(view)
         bank = self._placed.moved(self._bank[view.layer], view, downscale, owners)
-        references = self._at_this_time(_weighed(bank, view))
-        regions = self._regions.groups(view) if self._call.is_by_region else None
+        every = self._at_this_time(_weighed(bank, view), view.layer[0])
+        references = every[: len(self._patch.phrases)]
+        away = self._away_from(every, view.layer[0])
+        is_by_region = self._call.is_by_region
+        regions = self._regions.groups(view) if is_by_region or any(away) else None
+        known, regions = regions, regions if is_by_region else None
         if regions is None:
             out = reference_attention(view.q, view.k, view.v, references, view.attend)
         else:
             out = region_attention(view.q, view.k, view.v, references, regions, view.attend)
+        if known is not None and any(away):
+            q, k, v = view.q, view.k, view.v
+            out = led_away(out, q, k, v, references, away, known, view.attend, is_by_region)
         if view.cond not in self._rows.areas:
             for observer in self._observers:
                 observer.see(self._shown(view, references, regions))
         return out
 
-    def _at_this_time(self, bank: Sequence[ReferenceTokens]) -> Sequence[ReferenceTokens]:
-        """What nobody looks at now stays among the keys, so that observers find it."""
-        if not self._changes:
+    def _at_this_time(
+        self, bank: Sequence[ReferenceTokens], block: Block
+    ) -> Sequence[ReferenceTokens]:
+        """What nobody looks at now, or in this block, stays among the keys, so that observers find
+        it."""
+        changes = [self._change(concept, block) for concept in range(len(bank))]
+        if not any(changes):
             return bank
         return [
-            dataclasses.replace(tokens, bias=tokens.bias + self._changes.get(concept, 0.0))
-            for concept, tokens in enumerate(bank)
+            dataclasses.replace(tokens, bias=tokens.bias + change)
+            for tokens, change in zip(bank, changes, strict=True)
         ]
+
+    def _change(self, concept: int, block: Block) -> float:
+        """What is added to the logits of a concept's tokens."""
+        change = self._changes.get(concept, 0.0)
+        times = self._patch.times
+        weight = times[concept].weights.get(block, 1.0) if times else 1.0
+        return change + (math.log(weight) if weight else _OFF)
+
+    def _away_from(
+        self, bank: Sequence[ReferenceTokens], block: Block
+    ) -> list[list[ReferenceTokens]]:
+        """For each concept what it is led away from in this block, now."""
+        first = len(self._patch.phrases)
+        away: list[list[ReferenceTokens]] = [[] for _ in range(first)]
+        for i, home in enumerate(self._patch.away):
+            if self._change(first + i, block) != _OFF:
+                away[home].append(bank[first + i])
+        return away
 
     def _shown(
         self,

@@ -22,11 +22,19 @@ from ..sampling.references import Reference, ReferenceImage, places_of_concept
 class PlacedReferences:
     """The references of one model call, moved to where a placement puts them.
 
-    Layers have the same positions: what turns a concept's keys is made once.
+    Layers have the same positions: what turns a concept's keys is made once. homes: for concepts
+    that lie where another one is, which.
     """
 
-    def __init__(self, placement: Placement, backbone: Backbone, references: Sequence[Reference]):
+    def __init__(
+        self,
+        placement: Placement,
+        backbone: Backbone,
+        references: Sequence[Reference],
+        homes: Mapping[int, int] | None = None,
+    ):
         self._placement, self._backbone, self._references = placement, backbone, references
+        self._homes = homes or {}
         self._turns: dict[tuple[Any, tuple[int, int]], Sequence[Turn | None]] = {}
 
     def moved(
@@ -64,7 +72,8 @@ class PlacedReferences:
         """T D/2, or B T D/2 where the pictures of the batch differ."""
         if self._placement != "region" or owners is None:
             return self._angles_for(None, concept, picture, downscale)
-        boxes = [box_of_most((owner == concept).float()) for owner in owners]
+        home = self._homes.get(concept, concept)
+        boxes = [box_of_most((owner == home).float()) for owner in owners]
         each = {
             box: self._angles_for(box, concept, picture, downscale) for box in dict.fromkeys(boxes)
         }

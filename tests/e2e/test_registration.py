@@ -31,6 +31,7 @@ IDS = {
     "MagicConceptLoad",
     "MagicConceptLora",
     "MagicConceptMask",
+    "MagicConceptOptions",
     "MagicConceptSave",
     "MagicDetailPass",
     "MagicCorrespondence",

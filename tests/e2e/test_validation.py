@@ -188,7 +188,8 @@ def test_mask_of_a_few_pixels(server: ComfyServer, prompt: Prompt) -> None:
         (
             "finest",
             (
-                "layers: 'finest' is not understood: expected 'fine', 'decoder', 'all' or blocks"
+                "layers: 'finest' is not understood: expected 'fine', 'decoder', 'all', 'down',"
+                " 'mid', 'up' or blocks"
                 " such as"
             ),
         ),

@@ -97,6 +97,13 @@ def test_times_are_saved_too(is_of_strength: bool) -> None:
     assert (again.start, again.end, again.curve) == (0.25, 0.75, curve)
 
 
+def test_options_are_saved_too() -> None:
+    [concept] = sampling.concepts(1)
+    own = dataclasses.replace(concept, is_away=True, layer_weights="mid: 0.5")
+    [again] = MagicConceptLoad.execute(saved((own,)), "").args[0]
+    assert again.is_away and again.layer_weights == "mid: 0.5"
+
+
 def test_a_concept_may_be_called_otherwise() -> None:
     [concept] = sampling.concepts(1)
     [again] = MagicConceptLoad.execute(saved((concept,)), "top hat").args[0]

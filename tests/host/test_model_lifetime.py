@@ -18,6 +18,7 @@ from magicportrait.tests.host import (
     flow,
     sampling,
     test_concept_lora,
+    test_concept_options,
     test_edit_regions,
     test_flow_style,
     test_flow_training,
@@ -40,6 +41,13 @@ def magicface() -> Any:
 def magicface_on_a_transformer() -> Any:
     model, positive, _ = dit_nodes.apply("flux")
     dit_nodes.sample("flux", model, positive)
+    return model
+
+
+def led_away() -> Any:
+    [away] = test_concept_options.optioned(sampling.concepts(1), direction="away")
+    model, positive, _ = sampling.apply(sampling.parts()[0], chained=(away,))
+    sampling.Sampling(size=(8, 8), steps=2).run(model, positive)
     return model
 
 
@@ -116,6 +124,7 @@ def training_of_a_transformer() -> Any:
 RUNS: tuple[Run, ...] = (
     magicface,
     magicface_on_a_transformer,
+    led_away,
     layout,
     lora_of_a_unet,
     lora_of_a_transformer,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magicportrait.host.sampling.backbone.unet import UNet
-from magicportrait.magic.blocks import AttentionBlock, Block, format_blocks
+from magicportrait.magic.blocks import AttentionBlock, Block, format_blocks, parse_weights
 
 
 def attention(letter: str, index: int, downscale: int = 1, depth: int = 1) -> AttentionBlock:
@@ -46,6 +46,9 @@ def names(letter: str, first: int, last: int) -> list[str]:
         (" FINE ", names("o", 6, 11)),
         ("decoder", names("o", 3, 11)),
         ("all", ["i1", "i2", "i4", "i5", "i7", "i8", "m0", *names("o", 3, 11)]),
+        ("up", names("o", 3, 11)),
+        ("mid", ["m0"]),
+        ("down", ["i1", "i2", "i4", "i5", "i7", "i8"]),
         ("o6-11", names("o", 6, 11)),
         ("m0", ["m0"]),
         ("o7,i2", ["i2", "o7"]),  # forward order
@@ -85,8 +88,8 @@ def test_what_is_not_understood_is_named(text: str) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            r"is not understood: expected 'fine', 'decoder', 'all' or blocks such as"
-            r" 'o6-11,m0,i7-8'"
+            r"is not understood: expected 'fine', 'decoder', 'all', 'down', 'mid', 'up' or blocks"
+            r" such as 'o6-11,m0,i7-8'"
         ),
     ) as caught:
         parse(text, SD15)
@@ -145,3 +148,31 @@ def test_a_block_is_a_key() -> None:
     block = Block("o", 6)
     assert block == ("o", 6) and hash(block) == hash(("o", 6))
     assert block.kind == "o" and block.index == 6 and str(block) == "o6"
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("", []),
+        ("mid: 0.5", [("mid", 0.5)]),
+        ("o6-8, m0 : 0; decoder:1,\n i7: 2.5", [("o6-8,m0", 0), ("decoder", 1), ("i7", 2.5)]),
+    ],
+)
+def test_weights_of_layers(text: str, weights: list[tuple[str, float]]) -> None:
+    assert parse_weights(text) == weights
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("mid: much", "'mid: much' is not understood"),
+        ("mid: -1", "a weight from 0 to 10"),
+        ("mid: 11", "is not understood"),
+        ("mid: nan", "is not understood"),
+        (": 1", "is not understood"),
+        ("mid: 1, up", "'up' has no weight"),
+    ],
+)
+def test_weights_that_are_none_are_named(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse_weights(text)

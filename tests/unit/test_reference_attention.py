@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from magicportrait.magic.reference_attention import (
     ReferenceTokens,
     RegionTokens,
     group_tokens,
+    led_away,
     place_concepts,
     reference_attention,
     region_attention,
@@ -368,3 +370,50 @@ def test_an_empty_target_leaves_its_concept_nowhere() -> None:
 def test_nothing_measured_and_nothing_painted_is_nobody_everywhere() -> None:
     out = place(None, [None, None], 2, (2, 3))
     assert out.shape == (2, 2, 3) and bool((out == -1).all())
+
+
+@pytest.mark.parametrize("is_by_region", [False, True])
+def test_away_is_out_less_what_the_reference_would_bring(is_by_region: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def tokens(count: int) -> ReferenceTokens:
+        return ReferenceTokens(drawn(count, 8), drawn(count, 8), drawn(count))
+
+    q, k, v = (drawn(2, 6, 8) for _ in range(3))
+    references = [tokens(3), tokens(0), tokens(2)]
+    # Keys of the third group lie elsewhere in each picture.
+    moved = dataclasses.replace(tokens(2), k=drawn(2, 2, 8))
+    away = [[tokens(2), moved], [tokens(4)], []]
+    owners = torch.tensor([[0, 0, 1, 1, 2, -1], [1, 1, 1, 0, 2, 2]])
+    regions = group_tokens(owners[:, None])
+    attend = attend_with(2)
+    out = (
+        region_attention(q, k, v, references, regions, attend)
+        if is_by_region
+        else reference_attention(q, k, v, references, attend)
+    )
+    before = out.clone()
+    new = led_away(out, q, k, v, references, away, regions, attend, is_by_region)
+    assert torch.equal(out, before)
+    for picture in range(2):
+        for place, owner in enumerate(owners[picture].tolist()):
+            if owner < 0 or not away[owner]:
+                assert torch.equal(new[picture, place], out[picture, place])
+                continue
+            seen = [references[owner]] if is_by_region else references
+            beside = [own.of(picture) for own in (*seen, *away[owner])]
+            keys = torch.cat([k[picture], *(own.k for own in beside)])
+            values = torch.cat([v[picture], *(own.v for own in beside)])
+            bias = torch.cat([keys.new_zeros(6), *(own.bias for own in beside)])
+            brought = torch.cat(
+                [
+                    torch.softmax(keys[:, half] @ q[picture, place, half] / 2 + bias, 0)
+                    @ values[:, half]
+                    for half in (slice(0, 4), slice(4, 8))
+                ]
+            )
+            expected = out[picture, place] + (out[picture, place] - brought)
+            torch.testing.assert_close(new[picture, place], expected)

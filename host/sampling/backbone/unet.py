@@ -43,6 +43,8 @@ PROMPT_TOKENS = 77
 """CLIP reads a prompt in chunks of so many tokens; the first of each is the start token."""
 _STAGES = {"i": "input", "m": "middle", "o": "output"}
 """The letters of blocks, and what the host calls them."""
+_GROUPS = {"down": "i", "mid": "m", "up": "o"}
+"""What users call all blocks of a letter."""
 _LETTERS = {stage: letter for letter, stage in _STAGES.items()}
 _TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")
 _KEPT_PATCHES = ("input_", "output_")
@@ -95,6 +97,11 @@ class UNet:
             "fine": tuple(layer.block for layer in decoder if layer.downscale in finest),
             "decoder": tuple(layer.block for layer in decoder),
             "all": tuple(layer.block for layer in self.layers),
+            **{
+                name: tuple(layer.block for layer in self.layers if layer.block.kind == kind)
+                for name, kind in _GROUPS.items()
+                if any(layer.block.kind == kind for layer in self.layers)
+            },
         }
         return BlockNames("".join(_STAGES), presets, "o6-11,m0,i7-8")
 
