@@ -335,14 +335,15 @@ class MagicDetailPass(Node):
         check_texts(text=text, negative=negative)
         refuse(choice_complaint("on_no_area", on_no_area, _ON_NO_AREA))
         image = picture_batch(image, "image")[..., :3]
-        written, concepts = lines_of(text), with_loras_joined(concepts)
-        lines = read_lines(written, [concept.phrase for concept in concepts])
+        written = lines_of(text)
         _check_sources(masks, boxes, layout, samples)
         if any(isinstance(patch, ObservedPatch) for *_, patch in patches_of(model)):
             raise ValueError(
                 "this MODEL comes from a MagicFace Apply: connect the one that goes into it. Each"
                 " area gets its own concepts here"
             )
+        concepts = with_loras_joined(concepts)
+        lines = read_lines(written, [concept.phrase for concept in concepts])
         for i, concept in enumerate(concepts):
             if not any(i in line.named for line in lines):
                 raise ValueError(
