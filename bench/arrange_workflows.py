@@ -169,6 +169,11 @@ LAYOUTS: dict[str, Groups] = {
         "sampling": (Column(430, (9,)), Column(300, (8, 10, 11, 12))),
         "result": (Column(400, (13, 14)),),
     },
+    "MagicFace-SDXL-two-people": {
+        "who is where": (Column(210, (2, 3, 4, 5)), Column(330, (6, 7))),
+        "sampling": (Column(430, (9,)), Column(300, (8, 10, 11, 12))),
+        "result": (Column(400, (13, 14)),),
+    },
     "MagicFace-7-detail-pass": {
         "references": (Column(256, (2, 3)), Column(256, (4, 5))),
         "two people": (Column(340, (7,)), Column(270, (6, 8, 9, 10, 11))),

@@ -284,6 +284,9 @@ DRAWN: dict[str, dict[str, Draw]] = {
             mask_from_word(shown), "for SD1.5, SAM 3"
         ),
     },
+    "MagicFace-6-two-people": {
+        "MagicFace-SDXL-two-people": lambda shown: labelled(thumbnail(shown), "for SDXL"),
+    },
     # Three references and the picture, without its layout.
     "MagicFace-8-on-an-edit-model": {
         "MagicFace-8-on-an-edit-model": lambda shown: sheet_of(
