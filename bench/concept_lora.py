@@ -10,7 +10,7 @@ Merged is the host's Load LoRA; painted has the regions of the plain picture as 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,14 +75,21 @@ def pictures_of(part: str) -> list[Portrait]:
 
 def trained(checkpoint: toy.Toy, part: str, steps: int) -> dict[str, Tensor]:
     """A LORA_MODEL of a part."""
+    return train_pictures(checkpoint, pictures_of(part), f"a {part}, cartoon style", steps)
+
+
+def train_pictures(
+    checkpoint: toy.Toy, portraits: Sequence[Portrait], text: str, steps: int
+) -> dict[str, Tensor]:
+    """A LORA_MODEL of portraits that all have one text."""
     # What comes out of inference mode cannot be trained with.
     with torch.inference_mode(False):
         with torch.no_grad():
             latents = [
                 checkpoint.vae.encode(toy.picture(render(portrait))).clone()
-                for portrait in pictures_of(part)
+                for portrait in portraits
             ]
-            words = [checkpoint.encode_text(f"a {part}, cartoon style") for _ in latents]
+            words = [checkpoint.encode_text(text) for _ in latents]
         return train_core_lora(
             checkpoint.model,
             torch.cat(latents),
