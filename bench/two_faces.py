@@ -87,7 +87,7 @@ def merged(checkpoint: toy.Toy, loras: Loras) -> tuple[Any, Any]:
 def counted(images: Tensor) -> Mapping[str, int]:
     """How many people have their own skin, the other's or neither. images: B H W 3."""
     skins = {kind: torch.tensor(person.skin) / 255 for kind, person in PEOPLE.items()}
-    found = {"own": 0, "swapped": 0, "neither": 0}
+    counts = {"own": 0, "swapped": 0, "neither": 0}
     for image in images:
         for kind, half in zip(skins, image.chunk(2, dim=1), strict=True):
             shares = {
@@ -96,8 +96,8 @@ def counted(images: Tensor) -> Mapping[str, int]:
             }
             most = max(shares, key=lambda name: shares[name])
             what = "neither" if shares[most] < LEAST else "own" if most == kind else "swapped"
-            found[what] += 1
-    return found
+            counts[what] += 1
+    return counts
 
 
 @torch.inference_mode()
@@ -135,8 +135,8 @@ def main() -> None:
     )
     report.begin_table("", "own", "swapped", "neither")
     for way, (model, positive) in ways.items():
-        found = counted(checkpoint.decode(checkpoint.sample(model, positive, noise, args.steps)))
-        report.add_row(way, *(f"{number / (2 * args.seeds):.0%}" for number in found.values()))
+        counts = counted(checkpoint.decode(checkpoint.sample(model, positive, noise, args.steps)))
+        report.add_row(way, *(f"{number / (2 * args.seeds):.0%}" for number in counts.values()))
     report.finish(kept=not args.quick)
 
 
