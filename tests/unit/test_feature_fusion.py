@@ -228,6 +228,26 @@ def test_a_style_is_not_asked_where_it_does_not_act() -> None:
     assert [(q.shape[1], k.shape[1]) for q, k, _, _ in spy.calls] == [(8, 4), (8, 9)]
 
 
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_a_place_gets_all_of_its_style_however_small_its_mask_is(scale: float) -> None:
+    """Each style has an attention of its own: they do not share one softmax, in which a style with
+    fewer tokens, or a smaller mask, would get less of it (MAST, arXiv 2604.12281)."""
+    rng = np.random.default_rng(0)
+    (content, _), (small, _), (large, _) = (
+        features(rng, grid, 8) for grid in ((8, 8), (4, 4), (16, 8))
+    )
+    fusion, corner = Fusion(0.8, 0.2, "content+style", scale), torch.zeros(8, 8)
+    corner[:2, :2] = 1
+    shares = style_shares([1.0, 1.0], [corner, 1 - corner], (8, 8))
+    out = feature_fusion_attention(
+        content, content, [small, large], styled_tokens(shares), fusion, Spy()
+    )
+    place = corner.flatten() > 0
+    for style, tokens in ((small, place), (large, ~place)):
+        alone = fuse(content, content, style, fusion, Spy())
+        torch.testing.assert_close(out[:, tokens], alone[:, tokens])
+
+
 def test_the_content_alone_is_drawn_as_it_was() -> None:
     (own, content, style), (_, slow, _) = Case(
         2, 2, 3, (3, 4), ((2, 2),), (0.0,), (None,), PRESETS["balanced"].fusion
