@@ -9,7 +9,8 @@ to those of the style picture.
 Edits: held-out cartoons are inverted under their captions, and drawn again with another colour of
 shirt, at CFG 4. Left: colour distance of the shirt to the colour asked for, divided by the
 original's (0: done, 1: untouched); elsewhere: dB outside of the shirt to what the autoencoder alone
-gives; structure: correlation of edges with the original.
+gives; structure: correlation of edges with the original. What is kept is all but the shirt: by its
+exact mask, or by the phrase, where the layout of the inversion finds it.
 """
 
 from __future__ import annotations
@@ -30,9 +31,16 @@ import comfy.sample
 import torch
 from torch import Tensor
 
-from magicportrait.demo.portraits import GARMENT_COLOURS, Portrait, caption, render
+from magicportrait.demo.portraits import (
+    GARMENT_COLOURS,
+    Portrait,
+    caption,
+    caption_phrases,
+    render,
+)
 from magicportrait.demo.portraits import Style as Look
 from magicportrait.host.inversion.run import Inversion, Recipe, invert, resample_with
+from magicportrait.host.layout.masks import layout_masks
 from magicportrait.host.sampling.backbone import backbone_of
 from magicportrait.host.sampling.range import SamplingRange
 from magicportrait.host.systems.new_style import NewStylePatch, StylePicture
@@ -77,8 +85,10 @@ EDITS: dict[str, dict[str, Any]] = {
     "structure and look, until .8": {"hold": "structure and look"},
     "until .8, decoder": {"layers": "decoder"},
     "until .8, half": {"share": 0.5},
-    "until .8, all but the shirt kept": {"keeps": True},
-    "nothing held, all but the shirt kept": {"until": 0.0, "keeps": True},
+    "until .8, all but the shirt kept": {"keeps": "mask"},
+    "until .8, all but the phrase kept": {"keeps": "phrase"},
+    "nothing held, all but the shirt kept": {"until": 0.0, "keeps": "mask"},
+    "nothing held, all but the phrase kept": {"until": 0.0, "keeps": "phrase"},
     "img2img, denoise .5": {"denoise": 0.5},
     "img2img, denoise .7": {"denoise": 0.7},
     "img2img, denoise .9": {"denoise": 0.9},
@@ -96,8 +106,11 @@ class StyleGiven:
     inversion: Inversion
 
 
-def inverted(world: toy.Toy, latent: Tensor, conds: dict[str, list[Any]]) -> Inversion:
-    return invert(world.model, latent, conds, world.sigmas(STEPS), FAITHFUL, None, ("", ""))
+def inverted(
+    world: toy.Toy, latent: Tensor, conds: dict[str, list[Any]], model: Any = None
+) -> Inversion:
+    model = world.model if model is None else model
+    return invert(model, latent, conds, world.sigmas(STEPS), FAITHFUL, None, ("", ""))
 
 
 def given_styles(world: toy.Toy, count: int) -> list[StyleGiven]:
@@ -179,12 +192,14 @@ def new_pictures(
 @dataclass(frozen=True)
 class EditGiven:
     """A picture to edit (as the autoencoder gives it, 1 H W 3), its latent and inversion; mask: of
-    its shirt, H W; words: that ask for another shirt; colour: of that, 3."""
+    its shirt, H W; place: where the inversion's layout has it, H W; words: that ask for another
+    shirt; colour: of that, 3."""
 
     image: Tensor
     latent: Tensor
     inversion: Inversion
     mask: Tensor
+    place: Tensor
     words: str
     colour: Tensor
 
@@ -201,11 +216,16 @@ def given_edits(world: toy.Toy, count: int) -> list[EditGiven]:
         assert asked in GARMENT_COLOURS
         was, truth = render(portrait, world.side), render(other, world.side)
         latent, mask = world.vae.encode(toy.picture(was)), toy.part_mask(was, PART)[0]
-        conds = {**world.empty_conds(), "positive": world.encode_text(caption(portrait))}
+        [phrase] = [words for words, part in caption_phrases(portrait) if part == PART]
+        model, positive, layout = world.watch(caption(portrait), [phrase], 0.6)
+        conds = {**world.empty_conds(), "positive": positive}
         colour = toy.mean_colour(toy.picture(truth)[0], mask)
         image = world.decode(latent)
-        inversion = inverted(world, latent, conds)
-        out.append(EditGiven(image, latent, inversion, mask, caption(other), colour))
+        inversion = inverted(world, latent, conds, model)
+        run = layout.run_of(inversion.latents[-1])
+        size = (world.side, world.side)
+        place = layout_masks(run.steps[max(run.steps)], 1, size).phrases[0][0]
+        out.append(EditGiven(image, latent, inversion, mask, place, caption(other), colour))
     return out
 
 
@@ -216,7 +236,7 @@ def edited(
     hold: Hold = "structure",
     layers: str = "all",
     share: float = 1.0,
-    keeps: bool = False,
+    keeps: str = "",
     denoise: float | None = None,
 ) -> Tensor:
     """1 H W 3."""
@@ -224,6 +244,7 @@ def edited(
     if denoise is not None:
         return img2img(world, given, words, denoise)
     backbone = backbone_of(world.model)
+    changing = {"mask": given.mask, "phrase": given.place}.get(keeps)
     patch = PromptEditPatch(
         content=given.inversion,
         structure=share if until else 0.0,
@@ -231,7 +252,7 @@ def edited(
         backbone=backbone,
         blocks=backbone.parse_layers(layers),
         range=SamplingRange(0.0, until),
-        keep=1 - given.mask[None].float() if keeps else None,
+        keep=None if changing is None else 1 - changing[None].float(),
     )
     conds = {**world.empty_conds(), "positive": words}
     model, start = patch.add_to(world.model), patch.start_samples(world.model)
@@ -266,9 +287,17 @@ def edit_scores(picture: Tensor, given: EditGiven) -> tuple[float, float, float]
     return left / before, elsewhere, structure(picture, given.image)
 
 
+def overlap(place: Tensor, mask: Tensor) -> float:
+    """IoU of two masks, H W bool."""
+    return float((place & mask).sum() / (place | mask).sum())
+
+
 def edits(world: toy.Toy, report: Report, count: int, names: Sequence[str]) -> list[list[Tensor]]:
     """The second table, and its pictures row by row: the originals first."""
     pictures = given_edits(world, count)
+    overlaps = [overlap(given.place > 0, given.mask > 0.5) for given in pictures]
+    mean = sum(overlaps) / len(overlaps)
+    report.write(f"The shirt in the layout of the inversion against its mask: IoU {mean:.2f}.", "")
     sheet = [[given.image[0] for given in pictures]]
     report.begin_table("setting", "left", "elsewhere", "structure")
     for name in names:
