@@ -118,6 +118,15 @@ declare module "*/scripts/app.js" {
     afterConfigureGraph?(): void;
   }
 
+  /** The host's store of them. activeWorkflow: an object for each tab. */
+  export interface Tabs {
+    activeWorkflow?: object | null;
+    $onAction?(
+      listener: (action: { name: string; after(act: () => void): void }) => void,
+      isDetached: boolean,
+    ): void;
+  }
+
   export interface NodeErrors {
     class_type: string;
     errors: { type: string; message: string; details: string }[];
@@ -133,6 +142,7 @@ declare module "*/scripts/app.js" {
     extensionManager: {
       command: { execute(id: string): void };
       toast: { add(toast: Toast): void; remove(toast: Toast): void };
+      workflow?: Tabs;
     };
     registerExtension(extension: Extension): void;
   };

@@ -19,6 +19,7 @@ import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
 import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
 import { listen, pictureUrl } from "./server.js";
+import { endRunning, forgetRefused, onTabShown, rememberTab, startNext } from "./tabs.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
 import { showWhatCounts } from "./widgets.js";
 
@@ -163,6 +164,27 @@ const explorations = new Runs((id) => viewOf(id, CorrespondenceView));
 /** @type {Runs<import("./concept_view.js").Taken, ConceptView>} */
 const takings = new Runs((id) => viewOf(id, ConceptView));
 
+/**
+ * Pictures that nodes have shown last, for the runs of tabs that were not on screen then.
+ *
+ * @type {{ node: string, urls: string[], prompt: string }[]}
+ */
+const shownLast = [];
+const SHOWN_LAST = 16;
+
+/** What the tab on screen has queued, on the nodes that the host has made anew for it. */
+function showRuns() {
+  const shown = layoutsOnScreen().filter(([run]) => run.prompt && !run.hasPictures);
+  for (const { node, urls, prompt } of shownLast) {
+    const ofPrompt = shown.filter(([run]) => run.prompt === prompt);
+    if (ofPrompt.length) offerPictures(ofPrompt, findNode(node), urls, prompt);
+  }
+  for (const runs of [trainings, comparisons, explorations, takings]) runs.onScreen();
+}
+
+/** Whether the host says when a tab is on screen. */
+let hasTabs = false;
+
 let isRefreshing = false;
 function refreshPrompts() {
   if (isRefreshing) return;
@@ -243,12 +265,16 @@ function onExecuted({ node, output, prompt_id: prompt, workflow }) {
     explorations.viewOf(explorations.begin({ ...exploration, node }));
   } else if (output?.magic_correspondence) {
     // This run was not recorded: what is on screen is of an older one.
-    explorations.forget({ node });
+    const before = explorations.forget({ node });
     const owner = nodeFor(node, CorrespondenceView);
-    if (owner) views.get(owner)?.clear();
+    const view = owner && views.get(owner);
+    if (before.includes(view?.run)) view.clear();
   }
   if (output?.images) {
-    offerPictures(layoutsOnScreen(), findNode(node), output.images.map(pictureUrl), prompt);
+    const urls = output.images.map(pictureUrl);
+    offerPictures(layoutsOnScreen(), findNode(node), urls, prompt);
+    if (prompt) shownLast.push({ node, urls, prompt });
+    if (shownLast.length > SHOWN_LAST) shownLast.shift();
   }
 }
 
@@ -276,6 +302,13 @@ app.registerExtension({
       promptQueueing: watchQueueing,
       promptQueued: stopWaiting,
     });
+    hasTabs = onTabShown(showRuns);
+    api.addEventListener("promptQueueing", ({ detail }) => rememberTab(detail));
+    api.addEventListener("execution_start", startNext);
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
+      api.addEventListener(end, endRunning);
+    }
+    api.addEventListener("status", ({ detail }) => forgetRefused(detail));
     // Typing, and everything else that changes the graph.
     document.addEventListener("input", refreshPrompts);
     api.addEventListener("graphChanged", refreshPrompts);
@@ -301,9 +334,7 @@ app.registerExtension({
   afterConfigureGraph() {
     // Their nodes, and with them their views, have been made anew.
     coverSubgraphs();
-    for (const runs of [layouts, coveredLayouts, trainings, comparisons, explorations, takings]) {
-      runs.onScreen();
-    }
+    if (!hasTabs) showRuns();
     refreshPrompts();
   },
 });

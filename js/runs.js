@@ -1,4 +1,5 @@
 import { knownId, workflowId } from "./graph.js";
+import { openTab, runningNow } from "./tabs.js";
 
 const LIMIT = 8;
 
@@ -8,8 +9,9 @@ const LIMIT = 8;
  *
  * @typedef {{ node: string, workflow?: string | null }} Place
  *
- * id: the server's, where it has given one; close: called when nothing shows the run any more.
- * @typedef {Place & { id?: string, close?: () => void }} Run
+ * id: the server's, where it has given one; tab: that queued it, null while it is not known; close:
+ * called when nothing shows the run any more.
+ * @typedef {Place & { id?: string, tab?: object | null, close?: () => void }} Run
  */
 
 /**
@@ -17,21 +19,31 @@ const LIMIT = 8;
  * @typedef {{ run: R | null, show: (run: R) => void }} View
  */
 
-const keyOf = (/** @type {Place} */ { node, workflow }) => `${knownId(workflow)} ${node}`;
+/** The host's own events do not say the workflow: what comes while one runs is of that one. */
+const workflowOf = (/** @type {Place} */ { workflow }) =>
+  knownId(workflow) ?? runningNow()?.workflow ?? null;
+
+/** The tab that queued what an event speaks of; null when it is not known. */
+const tabOf = (/** @type {Place} */ place) => {
+  const running = runningNow();
+  return running && running.workflow === workflowOf(place) ? running.tab : null;
+};
 
 /**
- * The last runs of one kind, by workflow and node. They are kept apart from their views: the host
- * makes nodes, and views with them, anew at every undo, reload and change of tab.
+ * The last runs of one kind, by workflow, tab and node. They are kept apart from their views: the
+ * host makes nodes, and views with them, anew at every undo, reload and change of tab.
  *
- * A run without a workflow belongs to the first one on screen that has a view for it.
+ * A run without a workflow or a tab belongs to the first one on screen that has a view for it.
  *
  * @template {Run} R
  * @template {View<R>} V
  */
 export class Runs {
-  /** @type {Map<string, R>} */
-  #runs = new Map();
+  /** The newest last. @type {R[]} */
+  #runs = [];
   #findView;
+  /** Those that began without a workflow that is known. @type {WeakSet<R>} */
+  #unsaid = new WeakSet();
 
   /**
    * @param {(node: string) => V | null} findView gives the view for a node's id, null without one.
@@ -47,7 +59,7 @@ export class Runs {
    * @param {Place} event
    */
   get(event) {
-    return this.#runs.get(keyOf(event));
+    return this.#runs.filter((run) => this.#isOf(run, event)).at(-1);
   }
 
   /**
@@ -56,14 +68,12 @@ export class Runs {
    * @param {R} run
    */
   begin(run) {
-    const key = keyOf(run);
-    this.#drop(key);
-    run.workflow = knownId(run.workflow);
-    this.#runs.set(key, run);
-    if (this.#runs.size > LIMIT) {
-      const [oldest] = this.#runs.keys();
-      this.#drop(oldest);
-    }
+    this.forget(run);
+    run.workflow = workflowOf(run);
+    if (!run.workflow) this.#unsaid.add(run);
+    run.tab = tabOf(run);
+    this.#runs.push(run);
+    if (this.#runs.length > LIMIT) this.#runs.shift()?.close?.();
     return run;
   }
 
@@ -73,10 +83,12 @@ export class Runs {
    * @param {R} run
    */
   viewOf(run) {
+    const [workflow, tab] = [workflowId(), openTab()];
+    if ((run.workflow ?? workflow) !== workflow || (run.tab ?? tab) !== tab) return null;
     const view = this.#findView(run.node);
     if (!view) return null;
-    run.workflow ??= workflowId();
-    if (run.workflow !== workflowId()) return null;
+    run.workflow = workflow;
+    run.tab = tab;
     if (view.run !== run) view.show(run);
     return view;
   }
@@ -87,7 +99,7 @@ export class Runs {
    * @returns {[R, V][]}
    */
   onScreen() {
-    return [...this.#runs.values()].flatMap((run) => {
+    return this.#runs.flatMap((run) => {
       const view = this.viewOf(run);
       /** @type {[R, V][]} */
       const pair = view ? [[run, view]] : [];
@@ -95,14 +107,33 @@ export class Runs {
     });
   }
 
-  /** @param {Place} event */
+  /**
+   * The runs that a node had in the tab that an event is for; those of other tabs stay.
+   *
+   * @param {Place} event
+   * @returns {R[]} what is forgotten
+   */
   forget(event) {
-    this.#drop(keyOf(event));
+    const workflow = workflowOf(event) ?? workflowId();
+    const tab = tabOf(event) ?? (workflow === workflowId() ? openTab() : null);
+    const gone = this.#runs.filter(
+      (run) => this.#isOf(run, event) && (!tab || !run.tab || run.tab === tab),
+    );
+    this.#runs = this.#runs.filter((run) => !gone.includes(run));
+    for (const run of gone) run.close?.();
+    return gone;
   }
 
-  /** @param {string} key */
-  #drop(key) {
-    this.#runs.get(key)?.close?.();
-    this.#runs.delete(key);
+  /**
+   * Whether an event may be of a run. One that says no workflow may be of the one on screen.
+   *
+   * @param {R} run
+   * @param {Place} event
+   */
+  #isOf(run, event) {
+    if (run.node !== event.node) return false;
+    const workflow = workflowOf(event);
+    if (workflow) return run.workflow === workflow;
+    return this.#unsaid.has(run) || run.workflow === workflowId();
   }
 }

@@ -40,6 +40,10 @@ UNKNOWN = (
     "() => app.graph.nodes.map(node => node.type).filter(type =>"
     " !LiteGraph.registered_node_types[type])"
 )
+REOPEN = """async workflow => {
+    const tab = app.extensionManager.workflow.activeWorkflow;
+    await app.loadGraphData(workflow, true, true, tab);
+}"""
 SET_WIDGETS = """values => {
     for (const node of app.graph.nodes)
         for (const widget of node.widgets ?? []) {
@@ -92,6 +96,22 @@ class Frontend:
         self.page.evaluate("async workflow => { await app.loadGraphData(workflow) }", workflow)
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(700)
+
+    def reopen(self, workflow: dict[str, Any]) -> None:
+        """In the tab on screen, as an undo does: `load` opens a tab of its own."""
+        self.page.evaluate(REOPEN, workflow)
+        self.page.wait_for_timeout(700)
+
+    def reload(self, workflow: dict[str, Any]) -> None:
+        """The whole page. Not every version of it brings back what was not saved."""
+        self.page.reload(wait_until="domcontentloaded")
+        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.wait_for_timeout(700)
+        if self.page.evaluate("() => (app.rootGraph ?? app.graph).id") != workflow["id"]:
+            self.load(workflow)
+
+    def tabs(self) -> Locator:
+        return self.page.locator(".workflow-tab")
 
     def open_from_gallery(self, name: str) -> None:
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")

@@ -276,7 +276,7 @@ def test_a_layout_outlives_its_node(frontend: Frontend) -> None:
         {**about, "layouts": {"0": [picture], "3": [picture]}, "done": False},
     )
 
-    frontend.load(frontend.saved())
+    frontend.reopen(frontend.saved())
 
     view = page.get_by_role("region", name="Layout", exact=True)
     step, layouts = view.get_by_label("step"), view.locator(".magic-layout")
@@ -285,10 +285,10 @@ def test_a_layout_outlives_its_node(frontend: Frontend) -> None:
     assert step.get_attribute("aria-valuetext") == f"6 of {STEPS}"
     page.evaluate(PREVIEW, [sampler, picture])
     page.wait_for_function("() => document.querySelector('.magic-backdrop').naturalWidth == 2")
-    frontend.load({**workflow, "id": "00000000-1111-4222-8333-444444444444"})
+    frontend.reopen({**workflow, "id": "00000000-1111-4222-8333-444444444444"})
     frontend.send("magicportrait.layout", {**about, "layouts": {"6": [picture]}, "done": True})
     assert layouts.count() == 0, "another workflow has a node of this id too"
-    frontend.load(workflow)
+    frontend.reopen(workflow)
     assert layouts.count() == 1
     assert step.get_attribute("aria-valuetext") == f"7 of {STEPS}"
     page.wait_for_function("() => document.querySelector('.magic-backdrop').naturalWidth == 2")
@@ -333,6 +333,58 @@ def test_a_layout_waits_for_the_workflow_that_was_queued(frontend: Frontend) -> 
 
     frontend.load(queued)
     assert layouts.count() == 1
+    assert frontend.complaints_about_us() == []
+
+
+def test_a_run_belongs_to_the_tab_that_queued_it(frontend: Frontend) -> None:
+    """A template that is opened again has the same id, and nodes of the same ids."""
+    workflow, page = workflow_files.read("MagicFace-1-one-concept"), frontend.page
+    layouts = page.locator(".magic-layout")
+    Image.new("RGB", (8, 8)).save(frontend.server.input_dir / "done.png")
+
+    def run(pictures: int) -> None:
+        prompt = f"of {pictures}"
+        nodes = {
+            "node": page.evaluate(ID_OF, "MagicFaceApply"),
+            "sampler": page.evaluate(ID_OF, "KSampler"),
+            "workflow": workflow["id"],
+            "run": prompt,
+        }
+        frontend.send("execution_start", {"prompt_id": prompt, "timestamp": 0})
+        details = {"steps": 1, "phrases": ["hat"], "references": [], "prompt": prompt}
+        frontend.send("magicportrait.run", {**nodes, **details})
+        shown = {"layouts": {"0": [png((2, 2))] * pictures}, "done": True}
+        frontend.send("magicportrait.layout", {**nodes, **shown})
+        save = page.evaluate(ID_OF, "SaveImage")
+        done = {"filename": "done.png", "subfolder": "", "type": "input"}
+        output = {"images": [done] * pictures}
+        event = {"node": save, "display_node": save, "output": output, "prompt_id": prompt}
+        frontend.send("executed", event)
+        frontend.send("execution_success", {"prompt_id": prompt, "timestamp": 1})
+
+    def open_tab(place: int, pictures: int) -> None:
+        frontend.tabs().nth(place).click()
+        page.wait_for_function(
+            "count => document.querySelectorAll('.magic-backdrop[src]').length == count",
+            arg=pictures,
+        )
+        assert layouts.count() == pictures
+
+    queueing = {"requestId": 1, "batchCount": 1}
+    frontend.load(workflow)
+    frontend.send("promptQueueing", queueing)
+    frontend.load(workflow)
+    frontend.send("promptQueueing", queueing)
+
+    run(pictures=1)
+    assert layouts.count() == 0, "it is the first tab's"
+    run(pictures=2)
+    assert layouts.count() == 2
+
+    open_tab(-2, pictures=1)
+    open_tab(-1, pictures=2)
+    frontend.load(workflow)
+    assert layouts.count() == 0, "a third tab has queued nothing"
     assert frontend.complaints_about_us() == []
 
 
@@ -437,13 +489,13 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
     frontend.send("executed", {"node": node, "display_node": node, "output": output})
     view.get_by_text("queue the workflow again").wait_for()
     frontend.screenshot("correspondence_gone")
-    frontend.load(frontend.saved())
+    frontend.reopen(frontend.saved())
     view.get_by_text("queue the workflow again").wait_for()
     frontend.send(
         "executed", {"node": node, "display_node": node, "output": {"magic_correspondence": [{}]}}
     )
     assert words.count() == 0, "an exploration of a run before this one"
-    frontend.load(frontend.saved())
+    frontend.reopen(frontend.saved())
     assert words.count() == 0
     assert frontend.complaints_about_us() == []
 
@@ -580,7 +632,7 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
         f"Loss from 0.100 to {loss}"
     )
     frontend.screenshot("inversion_and_training")
-    frontend.load(frontend.saved())
+    frontend.reopen(frontend.saved())
     frontend.page.wait_for_function(
         "() => document.querySelector('.magic-original')?.naturalWidth == 64"
     )
@@ -623,7 +675,7 @@ def test_a_training_is_one_curve_to_its_end(frontend: Frontend) -> None:
         == f"Loss from 1.00 to {trends[-1]:#.3g}, lowest {min(trends):#.3g}"
     )
     assert words.get_attribute("aria-live") == "off"
-    frontend.load(frontend.saved())
+    frontend.reopen(frontend.saved())
     assert (points(), training.locator("img").count()) == (20, 2), "an undo has erased it"
     send(1, 0.5)
     assert (points(), training.locator("img").count()) == (1, 0), "another training begins"

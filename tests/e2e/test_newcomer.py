@@ -426,9 +426,7 @@ def test_a_run_without_concepts_shows_no_layout_of_the_run_before(screen: Fronte
     view.get_by_text("No phrases in this run").wait_for(state="attached", timeout=300_000)
     for left in (".magic-legend", ".magic-stage", ".magic-references", "[aria-label='step']"):
         assert view.locator(left).count() == 0
-    page.reload(wait_until="domcontentloaded")
-    page.wait_for_function(READY, timeout=60_000)
-    screen.load(workflow)
+    screen.reload(workflow)
     view.get_by_text("No phrases in this run").wait_for(state="attached", timeout=30_000)
     assert screen.complaints_about_us() == []
 
@@ -508,8 +506,7 @@ def test_the_prompt_keeps_its_height_and_the_saved_node_its_size(screen: Fronten
     }
     assert len(tops) == 2, "in two rows of three"
     for _ in range(2):
-        screen.load(screen.saved())
-        page.wait_for_timeout(700)
+        screen.reopen(screen.saved())
         again = page.evaluate(SIZES, "MagicFaceApply")
         assert (again["saved"], again["node"]) == (before["saved"], after["node"])
 
@@ -578,14 +575,8 @@ def test_a_layout_comes_back_after_a_reload_in_mid_run_and_after(screen: Fronten
     page.locator(".magic-legend li", has_text="shirt").wait_for(state="attached", timeout=300_000)
     layouts.first.wait_for(state="attached", timeout=60_000)
 
-    def reload() -> None:
-        page.reload(wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=60_000)
-        # What the page itself brings back of an unsaved workflow is its own business.
-        screen.load(workflow)
-
     taken = page.get_by_role("region", name="What is taken").locator("img")
-    reload()
+    screen.reload(workflow)
     layouts.first.wait_for(state="attached", timeout=30_000)
     assert layouts.count() == 4
     assert taken.count() == 3
@@ -597,7 +588,7 @@ def test_a_layout_comes_back_after_a_reload_in_mid_run_and_after(screen: Fronten
     )
     assert view.locator(".magic-legend li").all_inner_texts() == ["top hat", "scarf", "shirt"]
 
-    reload()
+    screen.reload(workflow)
     layouts.first.wait_for(state="attached", timeout=30_000)
     assert view.get_by_label("step").get_attribute("aria-valuetext") == "40 of 40"
     assert view.locator(".magic-references img").count() == 3
