@@ -10,6 +10,8 @@ import torch
 from comfy_api.latest import io
 
 from ..demo import captures, checkpoint, portraits, transformer_checkpoint
+from ..host.page.notices import notice
+from ..host.sampling.native_size import with_size_notice
 from .declare import schema
 from .inputs import Node, check_ranges
 
@@ -65,7 +67,8 @@ class MagicToyCheckpoint(Node):
 
     @classmethod
     def execute(cls, model: str = "unet") -> io.NodeOutput:
-        return io.NodeOutput(*_MODELS[model]())
+        toy, clip, vae = _MODELS[model]()
+        return io.NodeOutput(with_size_notice(toy, notice), clip, vae)
 
 
 class MagicToyPortrait(Node):

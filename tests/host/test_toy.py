@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from magicportrait.demo import checkpoint, portraits
+from magicportrait.nodes import toy
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.magicface import MagicFaceApply
 from magicportrait.nodes.toy import MagicToyCheckpoint, MagicToyPortrait
@@ -130,6 +131,46 @@ def test_the_hosts_nodes_change_the_toy_and_magicface_acts_on_what_they_make(nam
         pictures.append(sampling.run(patched, positive))
     assert all(picture.isfinite().all() for picture in pictures)
     assert all(not torch.equal(one, other) for one, other in itertools.combinations(pictures, 2))
+
+
+CROWD = "it will draw several people, or one in pieces"
+PART = "it will draw only a part of a person"
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "denoise", "said"),
+    [
+        ("unet", (16, 16), 1.0, None),
+        ("unet", (16, 32), 1.0, None),
+        ("unet", (64, 64), 1.0, f"512 x 512 px, and this model was trained on 128 x 128: {CROWD}"),
+        ("unet", (32, 32), 0.5, None),
+        ("unet", (8, 8), 1.0, f"64 x 64 px, and this model was trained on 128 x 128: {PART}"),
+        ("transformer", (48, 48), 1.0, f"trained on 256 x 256: {CROWD}"),
+    ],
+)
+def test_the_toy_says_when_a_latent_is_far_from_its_own_size(
+    monkeypatch, kind, size, denoise, said
+):
+    import comfy.sample
+
+    told: list[str] = []
+    monkeypatch.setattr(toy, "notice", told.append)
+    model, clip, _ = MagicToyCheckpoint.execute(kind).args
+    cond = clip.encode_from_tokens_scheduled(clip.tokenize("a man"))
+    noise = Sampling(size=size).noise()
+
+    def sample(model: Any) -> torch.Tensor:
+        how = (1, 1.0, "euler", "normal", cond, cond, torch.ones_like(noise))
+        options = {"denoise": denoise, "disable_pbar": True, "seed": 0}
+        return comfy.sample.sample(model, noise, *how, **options)
+
+    samples = sample(model)
+
+    assert [said in sentence for sentence in told] == [True] * (said is not None)
+    without = model.clone()
+    without.wrappers = {}
+    assert torch.equal(samples, sample(without))
+    assert len(told) == (said is not None)
 
 
 @pytest.mark.parametrize("patched", [False, True])

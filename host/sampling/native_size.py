@@ -1,0 +1,64 @@
+"""A word on pictures of a size that a model was not made for: it draws them, without saying that
+they will be bad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .backbone import backbone_of
+
+_LARGEST, _SMALLEST = 1.5, 0.5
+"""Sides, as shares of the native one, from which the toys draw several people for one, or a part
+of one."""
+_FROM_NOISE = 0.8
+"""The share of the highest sigma from which there is no picture yet whose places would stay."""
+_KEY = "magicportrait_native_size"
+
+
+def with_size_notice(model: Any, tell: Callable[[str], None]) -> Any:
+    """A clone of MODEL that has a sentence said when it is to draw a picture from noise, with the
+    area of a square 1.5 times as wide as those that it was trained on, or half as wide. Nothing
+    else changes.
+
+    tell: gets the sentence, at the start of the sampling.
+    """
+    import comfy.patcher_extension as extension
+
+    backbone = backbone_of(model)
+    native, pixels = backbone.native_side, backbone.pixels
+
+    def sample(
+        executor: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")
+        highest = float(sampling.sigma_max)
+        if len(sigmas) and float(sigmas[0]) >= _FROM_NOISE * highest:
+            height, width = (pixels * side for side in latent_image.shape[-2:])
+            share = math.sqrt(height * width) / native
+            if share >= _LARGEST or 0 < share <= _SMALLEST:
+                tell(_sentence(height, width, native))
+        samples: Tensor = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        return samples
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(extension.WrappersMP.OUTER_SAMPLE, _KEY, sample)
+    return patched
+
+
+def _sentence(height: int, width: int, native: int) -> str:
+    is_large = height * width > native**2
+    becomes = "several people, or one in pieces" if is_large else "only a part of a person"
+    return (
+        f"the latent is {width} x {height} px, and this model was trained on {native} x {native}:"
+        f" it will draw {becomes}. Set width and height of the empty latent to {native}"
+    )
