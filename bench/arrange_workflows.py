@@ -137,8 +137,8 @@ _ALL_SETTINGS = 522
 LAYOUTS: dict[str, Groups] = {
     "MagicFace-1-one-concept": {
         "reference": (Column(300, (2, 3)),),
-        "sampling": (Column(430, (5, 6)), Column(320, (7, 8, 9))),
-        "result": (Column(460, (10, 11), {11: 540}),),
+        "sampling": (Column(430, (6,)), Column(320, (5, 7, 8, 9))),
+        "result": (Column(500, (10, 11), {11: 740}),),
     },
     "MagicFace-2-three-concepts": {
         "references": _TOY_REFERENCES,

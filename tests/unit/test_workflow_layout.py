@@ -51,14 +51,31 @@ def test_places_are_those_that_the_script_gives(name: str) -> None:
     assert workflow == arranged, "run python -m bench.arrange_workflows"
 
 
+def fit(boxes: list[Box]) -> tuple[float, float]:
+    """The zoom at which ComfyUI shows what is in these boxes, and the height that it puts into the
+    middle of the screen."""
+    left, top, right, bottom = (
+        function(side) for function, side in zip((min, min, max, max), zip(*boxes))
+    )
+    size = (right - left + 2 * MARGIN, bottom - top + 2 * MARGIN)
+    zoom = min(SHARE * whole / part for whole, part in zip(SCREEN, size))
+    return zoom, (top + bottom) / 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_fits_on_a_screen_with_its_text(name: str) -> None:
     workflow = read(name)
-    boxes = [*boxes_of_nodes(workflow).values(), *boxes_of_groups(workflow)]
-    edges = [function(side) for function, side in zip((min, min, max, max), zip(*boxes))]
-    size = (edges[2] - edges[0] + 2 * MARGIN, edges[3] - edges[1] + 2 * MARGIN)
-    zoom = min(SHARE * whole / part for whole, part in zip(SCREEN, size))
+    zoom, _ = fit([*boxes_of_nodes(workflow).values(), *boxes_of_groups(workflow)])
     assert zoom >= 0.58 > LEGIBLE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_node_shows_when_it_has_run_is_on_the_screen_too(name: str) -> None:
+    """The page fits the nodes as they are when the template opens, without the groups."""
+    workflow = read(name)
+    zoom, middle = fit([*boxes_of_nodes(workflow).values()])
+    for node, (*_, bottom) in boxes_of_nodes(workflow, grown=True).items():
+        assert SCREEN[1] / 2 + zoom * (bottom - middle) <= SCREEN[1] - 20, node
 
 
 @pytest.mark.parametrize("name", NAMES)
