@@ -28,6 +28,14 @@ def give_example(host: Path, inputs: Path) -> None:
         shutil.copyfile(example, inputs / EXAMPLE)
 
 
+def welcome(url: str, output: Path) -> str:
+    """What a newcomer needs to know of a server. output: where its pictures go."""
+    return (
+        f"\nopen {template_link(url)}\nsaved pictures go to {output}\n(more workflows: Templates >"
+        f" {PACK_NAME}; Ctrl-C stops)"
+    )
+
+
 def serve(host: Path, port: int) -> int:
     """`host` is the folder of ComfyUI. Returns when the server ends."""
     python = Path(sys.executable)
@@ -36,11 +44,7 @@ def serve(host: Path, port: int) -> int:
     with Server(host, python, base, cpu=cpu, port=port, log_to_file=False) as server:
         server.info_with_pack()
         give_example(host, server.input_dir)
-        print(
-            f"\nopen {template_link(server.url)}\n(more workflows: Templates > {PACK_NAME}; Ctrl-C"
-            " stops)",
-            flush=True,
-        )
+        print(welcome(server.url, server.output_dir), flush=True)
         return server.process.wait()
 
 

@@ -56,7 +56,7 @@ class Server(Client):
         super().__init__(f"http://127.0.0.1:{self.port}")
         self.host, self.python, self.base, self.cpu = host, python, base.resolve(), cpu
         self.packs = {PACK_NAME: pack, **(others or {})}
-        self.input_dir = self.base / "input"
+        self.input_dir, self.output_dir = self.base / "input", self.base / "output"
         self.log_path = self.base / "server.log" if log_to_file else None
 
     def __enter__(self) -> Server:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from devkit.pack import ROOT
-from devkit.serve import FIRST_TEMPLATE, give_example, template_link
+from devkit.serve import FIRST_TEMPLATE, give_example, template_link, welcome
+from devkit.server import Server
 
 
 def test_the_link_opens_a_template_that_is_there() -> None:
@@ -13,6 +14,13 @@ def test_the_link_opens_a_template_that_is_there() -> None:
     assert template_link("http://here").endswith(
         "/?template=MagicFace-1-one-concept&source=ComfyUI-MagicPortrait"
     )
+
+
+def test_a_newcomer_is_told_where_the_pictures_go(tmp_path: Path) -> None:
+    server = Server(tmp_path / "host", Path("python"), tmp_path / "base", cpu=True)
+    said = welcome(server.url, server.output_dir)
+    assert template_link(server.url) in said
+    assert f"saved pictures go to {tmp_path / 'base' / 'output'}" in said.splitlines()
 
 
 def test_the_hosts_example_is_copied_and_the_users_is_kept(tmp_path: Path) -> None:
