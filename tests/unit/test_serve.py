@@ -14,6 +14,8 @@ def test_the_link_opens_a_template_that_is_there() -> None:
     assert template_link("http://here").endswith(
         "/?template=MagicFace-1-one-concept&source=ComfyUI-MagicPortrait"
     )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert template_link("http://127.0.0.1:8188") in readme
 
 
 def test_a_newcomer_is_told_where_the_pictures_go(tmp_path: Path) -> None:
