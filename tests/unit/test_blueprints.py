@@ -10,6 +10,7 @@ import pytest
 from bench.make_blueprints import BLUEPRINTS, ROOT, build
 
 FILES = sorted((ROOT / "subgraphs").glob("*.json"))
+SOCKETS = ("MODEL", "CLIP", "VAE", "IMAGE", "MASK")
 
 
 def read(path: Any) -> dict[str, Any]:
@@ -36,6 +37,12 @@ def test_magicface_says_what_it_is_set_up_for_and_what_the_toy_needs():
         labels = {slot["name"]: slot.get("label", "") for slot in slots}
         for name, value in defaults.items():
             assert labels[name].startswith(f"{name} (SD1.5 {value:g}, toy ")
+
+
+def test_magicface_asks_for_the_prompt_first_and_then_for_what_it_is_not():
+    [subgraph] = read(ROOT / "subgraphs" / "MagicFace.json")["definitions"]["subgraphs"]
+    fields = [slot["name"] for slot in subgraph["inputs"] if slot["type"] not in SOCKETS]
+    assert fields[:3] == ["prompt", "negative_prompt", "phrase"]
 
 
 def test_a_slot_that_is_not_there_is_named():
