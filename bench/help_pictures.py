@@ -3,7 +3,7 @@ bench.help_pictures`"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,10 @@ from . import toy
 from .command_line import bench_parser
 from .sheets import captioned_pictures
 from .toy_references import (
-    CONCEPTS,
     PHRASES,
     PROMPT,
     apply_concepts,
     concepts_of,
-    magic_pictures,
-    plain_pictures,
     reference_sets,
 )
 
@@ -47,7 +44,7 @@ from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.detail import MagicDetailPass
 from magicportrait.nodes.inversion import MagicStyleInvert
 from magicportrait.nodes.layout import MagicLayoutMasks, MagicSemanticLayout
-from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleSampler
 from magicportrait.nodes.magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, refined
@@ -80,6 +77,11 @@ DETAIL_TEXT = (
     "a man with black hair wearing a scarf and an orange shirt, pink background, cartoon style"
 )
 DETAIL_SEED = 7
+PLAIN_PROMPT = (
+    "a smiling woman with red hair wearing a top hat, a scarf and a shirt, pink background, cartoon"
+    " style"
+)
+PLAIN_REFERENCES = {"top hat": ("hat", 165), "scarf": ("scarf", 159), "shirt": ("shirt", 72)}
 DETAIL_REFERENCES = {"top hat": ("hat", 165), "scarf": ("scarf", 159)}
 
 
@@ -109,17 +111,43 @@ def concept(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def magicface(checkpoint: toy.Toy) -> list[Tensor]:
-    references, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
-    sources = [toy.picture(portraits.render(references[part]))[0] for part in CONCEPTS]
-    plain = plain_pictures(checkpoint, noise)
-    magic = magic_pictures(checkpoint, noise, references)
     grid = CompareGrid(
-        [sources, [*plain.images], [*magic.images]],
+        [[*row] for row in three_rows(checkpoint)],
         ["references", "prompt alone", "with MagicFace"],
         cell=CELL,
         font=22,
     )
     return [grid.draw()[0]]
+
+
+def three_rows(checkpoint: toy.Toy) -> tuple[Tensor, Tensor, Tensor]:
+    """References, pictures of the prompt alone, and the same with MagicFace, as the template with
+    three concepts has them: 3 H W 3 each."""
+    sources, concepts = template_concepts(PLAIN_REFERENCES, checkpoint.side)
+    noise = comfy.sample.prepare_noise(torch.zeros_like(checkpoint.noise([0, 1, 2])), 1)
+    arguments = {**defaults_of(MagicFaceApply), "prompt": PLAIN_PROMPT}
+    model, positive, _ = MagicFaceApply.execute(
+        checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **arguments
+    ).args
+    plain = checkpoint.sample(checkpoint.model, checkpoint.encode_text(PLAIN_PROMPT), noise)
+    magic = checkpoint.sample(model, positive, noise)
+    return torch.stack(sources), checkpoint.decode(plain), checkpoint.decode(magic)
+
+
+def template_concepts(
+    references: Mapping[str, tuple[str, int]], side: int
+) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """Toy Portraits, H W 3 each, and MAGIC_CONCEPTS of them, as templates have them. references:
+    part and seed for each phrase."""
+    pictures: list[Tensor] = []
+    concepts: tuple[Any, ...] = ()
+    for phrase, (part, seed) in references.items():
+        drawn, mask, words = MagicToyPortrait.execute(seed, part, "cartoon", side).args
+        pictures.append(drawn[0])
+        [concepts] = MagicFaceConcept.execute(
+            drawn, phrase, 3.0, mask, words, None, concepts, preset="normal"
+        ).args
+    return pictures, concepts
 
 
 def layout(checkpoint: toy.Toy) -> list[Tensor]:
@@ -261,14 +289,7 @@ def detail(_: toy.Toy) -> list[Tensor]:
     image = people.decode(samples)
     latent = {"samples": samples}
     shown = MagicLayoutMasks.execute(layout, latent, -1, image).args[2][:, : people.side]
-    concepts: tuple[Any, ...] = ()
-    references = []
-    for phrase, (part, seed) in DETAIL_REFERENCES.items():
-        drawn, mask, words = MagicToyPortrait.execute(seed, part, "cartoon", people.side).args
-        references.append(drawn[0])
-        [concepts] = MagicFaceConcept.execute(
-            drawn, phrase, 3.0, mask, words, None, concepts, preset="normal"
-        ).args
+    references, concepts = template_concepts(DETAIL_REFERENCES, people.side)
     own = {"text": DETAIL_TEXT, "size": people.side, "margin": 0.0, "denoise": 0.65, "seed": 1}
     own |= {"steps": 12, "cfg": 4.0, "scheduler": people.scheduler, "inject_at": 0.0}
     parts = {"model": people.model, "clip": people.clip, "vae": people.vae, "concepts": concepts}
@@ -359,19 +380,14 @@ def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def compare(checkpoint: toy.Toy) -> list[Tensor]:
-    references, noise = reference_sets()[0], checkpoint.noise([0, 1, 2])
-    sources = torch.cat([toy.picture(portraits.render(references[part])) for part in CONCEPTS])
-    plain = plain_pictures(checkpoint, noise)
-    magic = magic_pictures(checkpoint, noise, references)
+    sources, plain, magic = three_rows(checkpoint)
     options = {
         **defaults_of(MagicCompareGrid),
         "row_captions": "references\nplain\nMagicFace",
         "cell": 112,
         "font": 16,
     }
-    [grid] = MagicCompareGrid.execute(
-        sources, **options, row_2=plain.images, row_3=magic.images
-    ).args
+    [grid] = MagicCompareGrid.execute(sources, **options, row_2=plain, row_3=magic).args
     return [grid[0]]
 
 

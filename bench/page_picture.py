@@ -21,6 +21,8 @@ READY = (
 )
 LOOK_AT = """type => {
     const node = app.graph.nodes.find(node => node.type == type);
+    // As high as it must be: a template leaves it room for inputs that this way of drawing hides.
+    node.setSize([node.size[0], 0]);
     app.canvas.ds.scale = 1;
     [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = [300 - node.pos[0], 100 - node.pos[1]];
     app.canvas.setDirty(true, true);
