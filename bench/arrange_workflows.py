@@ -1,9 +1,10 @@
 """Gives the nodes of the workflows in workflows/ their places: `python -m bench.arrange_workflows`
 
-A workflow is a row of groups, a group a row of columns, a column a stack of nodes; the note stands
-above. Sizes are those that the host's two ways of drawing need at least, and room is left below
-nodes that grow when they run. So every template fits on a screen at a zoom at which the classic
-mode still draws text (tests/unit/test_workflow_layout.py).
+A workflow is a row of groups, a group a row of columns, a column a stack of nodes. The note stands
+above, or in a column where a node is as high as the screen. Sizes are those that the host's two
+ways of drawing need at least, and room is left below nodes that grow when they run. So every
+template fits on a screen at a zoom at which the classic mode still draws text
+(tests/unit/test_workflow_layout.py).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ HEIGHTS = {
     "LossGraphNode": 326,
     "MagiCaptureApply": 176,
     "MagiCaptureStyle": 210,
-    "MagiCaptureSubject": 210,
-    "MagiCaptureTrain": 734,
+    "MagiCaptureSubject": 234,
+    "MagiCaptureTrain": 806,
     "MagicAttentionHeatmap": 126,
     "MagicAttentionMap": 240,
     "MagicCompareGrid": 452,
@@ -330,13 +331,13 @@ LAYOUTS: dict[str, Groups] = {
         "result": (Column(400, (13, 14), {13: 440}),),
     },
     "MagiCapture-1-learn-person-and-style": {
-        "model and pictures": (Column(280, (5, 6, 2)), Column(300, (3, 4))),
+        "model and pictures": (Column(280, (1, 5, 6, 2)), Column(300, (3, 4))),
         "training": (Column(390, (7,)),),
         "sampling": (Column(330, (8, 9, 10, 11, 12)),),
         "result": (Column(380, (13, 14, 15)), Column(300, (16,))),
     },
     "MagiCapture-SD1.5-1-train": {
-        "pictures": (Column(280, (2, 3)), Column(280, (4, 5))),
+        "pictures": (Column(280, (1, 2, 3)), Column(280, (4, 5))),
         "training": (Column(390, (7,)), Column(270, (6, 8, 9, 10))),
         "sampling": (Column(320, (11, 12, 13, 14, 15)),),
         "result": (Column(400, (16, 17), {17: 480}),),
@@ -362,7 +363,7 @@ def arrange(workflow: dict[str, Any], groups: Groups) -> None:
     """Places and sizes of all nodes and groups, in the workflow itself."""
     nodes = {node["id"]: node for node in workflow["nodes"]}
     [note] = [node for node in nodes.values() if node["type"] == "MarkdownNote"]
-    placed = {note["id"]}
+    placed: set[int] = set()
     boxes = []
     left = 0
     for title, columns in groups.items():
@@ -372,7 +373,10 @@ def arrange(workflow: dict[str, Any], groups: Groups) -> None:
             y = GROUP_TITLE + TITLE
             for node_id in column.nodes:
                 node = nodes[node_id]
-                height = column.heights.get(node_id, HEIGHTS[node["type"]])
+                if node is note:
+                    height = _note_height(note["widgets_values"][0], column.width)
+                else:
+                    height = column.heights.get(node_id, HEIGHTS[node["type"]])
                 growth = column.growth.get(node_id, GROWTH.get(node["type"], 0))
                 node |= {"pos": [x, y], "size": [column.width, height]}
                 placed.add(node_id)
@@ -382,11 +386,12 @@ def arrange(workflow: dict[str, Any], groups: Groups) -> None:
         width = x - COLUMN_GAP + PADDING - left
         boxes.append((title, [left, 0, width, bottom + PADDING]))
         left += width + GROUP_GAP
-    if missing := sorted(nodes.keys() - placed):
+    if missing := sorted(nodes.keys() - placed - {note["id"]}):
         raise ValueError(f"no place for the nodes {missing}")
-    width = min(NOTE_WIDTH, left - GROUP_GAP)
-    height = _note_height(note["widgets_values"][0], width)
-    note |= {"pos": [0, -height - GROUP_GAP], "size": [width, height]}
+    if note["id"] not in placed:
+        width = min(NOTE_WIDTH, left - GROUP_GAP)
+        height = _note_height(note["widgets_values"][0], width)
+        note |= {"pos": [0, -height - GROUP_GAP], "size": [width, height]}
     workflow["groups"] = [
         {"id": i, "title": title, "bounding": box, "color": _colour(title, i), "flags": {}}
         for i, (title, box) in enumerate(boxes, 1)

@@ -40,7 +40,7 @@ from magicportrait.demo.autoencoder import Autoencoder
 from magicportrait.demo.captures import Capture
 from magicportrait.demo.portraits import STYLES, Portrait, Style, render
 from magicportrait.host.text.learned_words import Embedding, with_learned_words
-from magicportrait.host.training.draw import preview_prompt
+from magicportrait.host.training.draw import preview_prompts
 from magicportrait.host.training.memory import training_mode
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import OFFICIAL_IDENTITY_UNTIL, CaptureSettings
@@ -372,7 +372,7 @@ def attention_figure(training: CaptureTraining, truth: Tensor, path: Path) -> No
     before and after the second phase."""
     rows = []
     with training_mode(), torch.no_grad():
-        words = preview_prompt(training.subject, training.style)
+        [words] = preview_prompts(training.subject, training.style)
         prompt = training.networks.text.prompt(words)
         timestep = torch.tensor([400])
         for image in truth[:4]:

@@ -3,6 +3,7 @@ for them, and the prompts."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -36,12 +37,18 @@ class Subject:
     pictures: what shows the person; placeholder: the new word that will mean them; class_word: what
     is in the pictures, in a word that the model knows; templates: training prompts, each with
     {person} in it once, which becomes '<placeholder> <class word>', such as 'sks woman'.
+    class_pictures: of others of that class, so that the class word keeps its meaning (prior); none
+    where it may change. class_weight: how much they count, 0 or more. before: other subjects that
+    are learned with it, in a chain.
     """
 
     pictures: tuple[CapturePicture, ...]
     placeholder: str
     class_word: str
     templates: tuple[str, ...]
+    class_pictures: tuple[CapturePicture, ...] = ()
+    class_weight: float = 1.0
+    before: tuple[Subject, ...] = ()
 
     def __post_init__(self) -> None:
         check_placeholder(self.placeholder)
@@ -50,8 +57,18 @@ class Subject:
         for picture in self.pictures:
             self.prompts_of(picture)
 
+    @property
+    def all(self) -> tuple[Subject, ...]:
+        """Those before it, and itself."""
+        return (*self.before, self)
+
     def prompt(self, template: int) -> str:
         return self._filled(self.templates[template])
+
+    @property
+    def class_prompts(self) -> tuple[str, ...]:
+        """What may be said of others of the class."""
+        return tuple(each.replace(PERSON, self.class_word) for each in self.templates)
 
     def prompts_of(self, picture: CapturePicture) -> tuple[str, ...]:
         """What may be said of a picture: its caption, or any of the templates."""
@@ -130,15 +147,35 @@ def caption_template(
     return text
 
 
-def check_pair(subject: Subject, style: StyleSet) -> None:
-    """ValueError unless the two words can be told apart in every prompt."""
-    if word_key(subject.placeholder) == word_key(style.placeholder):
-        raise ValueError(
-            f"subject and style have the same placeholder '{subject.placeholder}' (capital letters"
-            " make no difference): give each its own"
-        )
-    for word, other in ((subject.placeholder, style), (style.placeholder, subject)):
-        check_unused(word, other.class_word, other.templates)
+def check_sets(subject: Subject, style: StyleSet | None) -> None:
+    """ValueError unless the words of the style, of the subject and of those before it can be told
+    apart in every prompt."""
+    named: list[tuple[str, Subject | StyleSet]] = [("subject", each) for each in subject.all]
+    if style is not None:
+        named.append(("style", style))
+    for (kind, one), (other_kind, other) in itertools.combinations(named, 2):
+        if word_key(one.placeholder) == word_key(other.placeholder):
+            who = "two subjects" if kind == other_kind else f"{kind} and {other_kind}"
+            raise ValueError(
+                f"{who} have the same placeholder '{one.placeholder}' (capital letters make no"
+                " difference): give each its own"
+            )
+    for (kind, one), (other_kind, other) in itertools.permutations(named, 2):
+        check_unused(one.placeholder, other.class_word, other.templates)
+        if kind == other_kind and isinstance(other, Subject):
+            _check_captions(one.placeholder, other)
+
+
+def _check_captions(word: str, subject: Subject) -> None:
+    """ValueError when a caption of a subject names another: a mask says where one of them is."""
+    pattern = re.compile(word_pattern(word), re.IGNORECASE)
+    for picture in subject.pictures:
+        if pattern.search(picture.caption):
+            raise ValueError(
+                f"caption of {picture.name} has the placeholder '{word}' of another subject in it:"
+                f" a picture is of one subject, '{subject.placeholder}' here. Write what the other"
+                " one is instead"
+            )
 
 
 def word_key(word: str) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
-from ..host.models.lora_files import check_finite, list_loras, load_lora, lora_state
+from ..host.models.lora_files import (
+    check_finite,
+    list_loras,
+    load_lora,
+    lora_account,
+    lora_state,
+)
+from ..host.page.notices import say_on_node
 from ..host.sampling.adapters import check_host
 from ..magic.concepts import LORA_TEXTS, Concept, ConceptLora
 from ..magic.messages import shown
@@ -205,6 +213,9 @@ class MagicConceptLora(Node):
             )
         else:
             name, weights = lora, load_lora(lora)
+            if account := lora_account(lora):
+                logging.info("MagicPortrait: %s: %s", lora, account)
+                say_on_node(account)
         own = ConceptLora(
             name,
             weights,

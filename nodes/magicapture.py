@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from comfy_api.latest import io, ui
 from ..demo import face_network
 from ..host.faces import identity as identity_files
 from ..host.faces.identity import Identity, list_files, load_identity
+from ..host.models.lora_files import check_saving, save_lora
+from ..host.models.safe_files import UnwritableFile
+from ..host.page.notices import notice
 from ..host.page.training_watch import TrainingWatch
 from ..host.pictures import capture_folder
 from ..host.segmentation.face_masks import detectors_state, find_face_masks
 from ..host.text.embedding_files import embedding_state, load_embedding, save_embedding
 from ..host.text.learned_words import Embedding, with_learned_words
 from ..host.training.checkpoint import CheckpointFile
+from ..host.training.lora import ADAPTERS
 from ..host.training.memory import memory_freed
 from ..host.training.networks import is_transformer
 from ..host.training.pictures import masked_previews
@@ -42,13 +47,16 @@ from .declare import (
     LoraModel,
     advanced,
     as_text,
+    choice_complaint,
     numbers_of,
     schema,
 )
-from .inputs import Node, check_ranges, check_texts, invert_input, inverted, warn_of_border
+from .inputs import Node, check_ranges, check_texts, invert_input, inverted, refuse, warn_of_border
 
 CATEGORY = "MagicPortrait/MagiCapture"
 SubjectType = io.Custom("MAGIC_SUBJECT")
+# As for chains of concepts, in declare.py.
+SubjectsBefore = io.Custom("MAGIC_SUBJECT,MAGIC_SUBJECT_BEFORE")
 StyleType = io.Custom("MAGIC_STYLE")
 EmbeddingsType = io.Custom("MAGIC_EMBEDDINGS")
 LossMap = io.Custom("LOSS_MAP")
@@ -196,6 +204,13 @@ def _pictures(images: Sequence[Any], what: str) -> list[torch.Tensor]:
     ]
 
 
+def _class_pictures(images: Sequence[Any]) -> tuple[CapturePicture, ...]:
+    what = "class"
+    pictures = _pictures(images, what)
+    names = [f"{what} picture {i + 1}" for i in range(len(pictures))]
+    return capture_pictures(pictures, None, names) if pictures else ()
+
+
 def _fingerprint(folder: Any, linked: Any) -> str:
     """Changes with the folder's files and, where faces have to be found, with the detectors'."""
     name = _first(folder) or capture_folder.NO_FOLDER
@@ -239,8 +254,47 @@ class MagiCaptureSubject(Node):
             search_aliases=["dreambooth", "training images", "person", "face", "identity"],
             is_input_list=True,
             is_output_node=True,
-            inputs=_picture_inputs("subject", SUBJECT_TEMPLATES, "the person", "<subject>"),
-            outputs=[SubjectType.Output(display_name="subject", tooltip="For MagiCapture Train.")],
+            inputs=[
+                *_picture_inputs("subject", SUBJECT_TEMPLATES, "the person", "<subject>"),
+                io.Image.Input(
+                    "class_images",
+                    optional=True,
+                    tooltip=(
+                        "Pictures of other people of that class, so that the class word keeps its"
+                        " meaning (prior): trained with the class word alone, all of each picture."
+                        " Given ones, or made by the model itself. Twice as many as images or more."
+                    ),
+                ),
+                advanced(
+                    io.Float.Input(
+                        "class_weight",
+                        default=1.0,
+                        min=0.0,
+                        max=10.0,
+                        step=0.1,
+                        optional=True,
+                        tooltip=(
+                            "How much class_images count. Higher: the class word keeps its meaning"
+                            " better, and the subject is learned more slowly. No effect without"
+                            " such pictures."
+                        ),
+                    )
+                ),
+                SubjectsBefore.Input(
+                    "subjects",
+                    optional=True,
+                    tooltip=(
+                        "Subjects before this one: one training learns all of them, each by its own"
+                        " word, pictures and masks."
+                    ),
+                ),
+            ],
+            outputs=[
+                SubjectType.Output(
+                    display_name="subject",
+                    tooltip="For MagiCapture Train, or another MagiCapture Subject behind it.",
+                )
+            ],
         )
 
     @classmethod
@@ -262,7 +316,12 @@ class MagiCaptureSubject(Node):
         faces: list[torch.Tensor] | None = None,
         invert: list[bool] | None = None,
         captions: list[str] | None = None,
+        class_images: list[torch.Tensor] | None = None,
+        class_weight: list[float] | None = None,
+        subjects: list[Subject] | None = None,
     ) -> io.NodeOutput:
+        weight = 1.0 if class_weight is None else _first(class_weight)
+        check_ranges(cls, class_weight=weight)
         words = {
             "placeholder": _first(placeholder),
             "class_word": _first(class_word),
@@ -270,11 +329,15 @@ class MagiCaptureSubject(Node):
         }
         check_texts(**words)
         pictures = _read(images, faces, _first(folder), bool(_first(invert)), captions, "subject")
+        before = _first(subjects)
         subject = Subject(
             pictures,
             words["placeholder"].strip(),
             _class_word(words["class_word"]),
             _lines(words["templates"]),
+            _class_pictures(class_images or ()),
+            weight,
+            () if before is None else before.all,
         )
         return io.NodeOutput(subject, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
 
@@ -428,7 +491,7 @@ class MagiCaptureTrain(Node):
                 ),
                 io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
-                SubjectType.Input("subject", tooltip="Who to learn."),
+                SubjectType.Input("subject", tooltip="Who to learn, one or several in a chain."),
                 StyleType.Input(
                     "style",
                     optional=True,
@@ -712,6 +775,47 @@ class MagiCaptureTrain(Node):
                         ),
                     )
                 ),
+                io.String.Input(
+                    "save_as",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "Also writes the LoRA into output/loras, where LoRA loaders look, under a"
+                        " name that begins so; the file says which words to write, and from what"
+                        " and how it was trained (Save LoRA's does not). Set it before you queue:"
+                        " another name is another training. Empty: nothing is written."
+                    ),
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "adapter",
+                        options=list(ADAPTERS),
+                        default=default.adapter,
+                        optional=True,
+                        tooltip=(
+                            "What is trained: LoRA, or what ComfyUI's own trainer has beside it."
+                            " LoHa: more detail for its size. LoKr: small files; a larger rank"
+                            " makes them smaller still. OFT: turns the model's weights, and keeps"
+                            " their lengths. All but LoRA take more time and memory."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "ema",
+                        default=default.ema,
+                        min=0.0,
+                        max=0.9999,
+                        step=0.0001,
+                        round=False,
+                        optional=True,
+                        tooltip=(
+                            "Gives the average of the last steps in place of the last one: this"
+                            " share of it each step leaves, 0.99 for about a hundred steps. Higher:"
+                            " steadier, and behind the training. 0: off."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 LoraModel.Output(
@@ -751,6 +855,7 @@ class MagiCaptureTrain(Node):
         resolution: int,
         identity: Identity | None = None,
         preset: str = PRESETS[0],
+        save_as: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
         numbers = {name: value for name, value in settings.items() if name in numbers_of(cls)}
@@ -761,7 +866,9 @@ class MagiCaptureTrain(Node):
             resolution=resolution,
             **numbers,
         )
-        check_texts(lora_blocks=settings.get("lora_blocks", "all"))
+        check_texts(lora_blocks=settings.get("lora_blocks", "all"), save_as=save_as)
+        refuse(choice_complaint("adapter", settings.get("adapter", ADAPTERS[0]), ADAPTERS))
+        name = save_as.strip()
         if not (numbers["inversion_steps"] or numbers["lora_steps"]):
             raise ValueError("no steps: give inversion_steps or lora_steps some")
         capture = CaptureSettings(
@@ -774,6 +881,8 @@ class MagiCaptureTrain(Node):
             capture = capture.as_official()
         if is_transformer(model):
             capture = capture.of_transformer()
+        if name:
+            check_saving(name)
         node = cls.hidden.unique_id if cls.hidden else None
         watch = TrainingWatch(capture, subject, style, node)
 
@@ -790,11 +899,24 @@ class MagiCaptureTrain(Node):
 
         with memory_freed():
             trained = train()
-        logging.info("MagiCapture: %s", trained.report)
-        outputs = trained.lora, trained.embeddings, {"loss": trained.history}, trained.report
+        report = f"{trained.report}\n{_save(trained, name)}" if name else trained.report
+        logging.info("MagiCapture: %s", report)
+        outputs = trained.lora, trained.embeddings, {"loss": trained.history}, report
         if not watch.previews:
             return io.NodeOutput(*outputs)
         return io.NodeOutput(*outputs, ui=ui.PreviewImage(torch.cat(watch.previews), cls=cls))
+
+
+def _save(trained: Trained, name: str) -> str:
+    """Writes the file, and says where. One that cannot be written ends nothing: the LoRA is still
+    there for other nodes."""
+    try:
+        path = save_lora(name, trained.lora, trained.account.metadata(Path(name).name, time.time()))
+    except UnwritableFile as error:
+        problem = f"the LoRA is not saved: {error}. Save LoRA can still write it"
+        notice(problem)
+        return problem
+    return f"saved as {path}"
 
 
 def _rate(name: str, default: float, tooltip: str) -> io.Float.Input:

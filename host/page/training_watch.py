@@ -33,10 +33,11 @@ class TrainingWatch:
     ):
         import comfy.utils
 
-        self._sets = [part for part in (subject, style) if part is not None]
+        self._sets = [part for part in (*subject.all, style) if part is not None]
         self._is_masked = settings.masked
         self._has_shown_pictures = False
         pictures = sum(len(part.pictures) for part in self._sets)
+        pictures += sum(len(each.class_pictures) for each in subject.all)
         # Encoding is quick beside the training: it moves the bar, so that a cancel is seen, but has
         # no share in it.
         self._total = settings.steps

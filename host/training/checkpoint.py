@@ -34,7 +34,8 @@ class TrainingState:
 
     fingerprint: which training it is. step: steps done. phase: of the last of them. history, terms,
     seconds: see History. generator: of everything random. rows: the learned words of each text
-    encoder. adapters: up and down of every LoRA. optimizer, scaler: their own states.
+    encoder. adapters: what is learned of each.
+    optimizer, scaler: their own states. averages: of what its phase learns, where they are kept.
     """
 
     fingerprint: str
@@ -45,9 +46,15 @@ class TrainingState:
     seconds: list[float]
     generator: Tensor
     rows: list[Tensor]
-    adapters: list[tuple[Tensor, Tensor]]
+    adapters: list[tuple[Tensor, ...]]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
+    averages: list[Tensor]
+
+    @property
+    def learned(self) -> list[Tensor]:
+        """Rows and adapters."""
+        return [*self.rows, *(tensor for adapter in self.adapters for tensor in adapter)]
 
 
 _KINDS: dict[str, type] = {
@@ -62,6 +69,7 @@ _KINDS: dict[str, type] = {
     "adapters": list,
     "optimizer": dict,
     "scaler": dict,
+    "averages": list,
 }
 
 
@@ -199,7 +207,7 @@ def training_fingerprint(
     be taken before the first step."""
     digest = hashlib.sha256()
     described: list[Any] = [asdict(settings), side]
-    sets = [part for part in (subject, style) if part is not None]
+    sets = [part for part in (*subject.all, style) if part is not None]
     described += [(part.placeholder, part.class_word, part.templates) for part in sets]
     described += [picture.caption for part in sets for picture in part.pictures]
     # Of pictures and VAE, not of latents: a GPU may encode the last bit otherwise in each run.
@@ -208,6 +216,10 @@ def training_fingerprint(
         for number, picture in enumerate(part.pictures):
             name = f"{part.placeholder} {number} {picture.name}"
             tensors |= {f"{name} image": picture.image, f"{name} mask": picture.mask}
+    for each in subject.all:
+        described.append((len(each.class_pictures), each.class_weight))
+        for number, picture in enumerate(each.class_pictures):
+            tensors[f"{each.placeholder} {number} {picture.name} class"] = picture.image
     tensors |= {f"vae {name}": tensor for name, tensor in vae.get_sd().items()}
     weights = networks.denoiser.network.state_dict()
     tensors |= {f"denoiser {name}": tensor for name, tensor in weights.items()}

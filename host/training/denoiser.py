@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..text.learned_words import Embedding
-from .lora import LoraLinear
+from .lora import Adapter
 
 
 class Prompt(Protocol):
@@ -58,7 +58,7 @@ class TextSide(Protocol):
         ...
 
     @property
-    def adapters(self) -> Mapping[str, LoraLinear]:
+    def adapters(self) -> Mapping[str, Adapter]:
         """LoRA of the text encoders, by the host's names of the layers."""
         ...
 
@@ -67,9 +67,9 @@ class TextSide(Protocol):
         """What computes in `encode`; nothing where prompts are encoded already."""
         ...
 
-    def lora_size(self, rank: int) -> int:
-        """Numbers in the LoRA of the text encoders at a rank, whether it is there already or
-        not."""
+    def lora_size(self, rank: int, kind: str) -> int:
+        """Numbers in the LoRA of the text encoders at a rank, whether it is there already or not.
+        kind: of ADAPTERS."""
         ...
 
     def learned(self) -> tuple[Embedding, ...]:
@@ -95,7 +95,7 @@ class Denoiser(Protocol):
     native_side: int
     preview_cfg: float
     network: nn.Module
-    adapters: dict[str, LoraLinear]
+    adapters: dict[str, Adapter]
 
     def process_in(self, latents: Tensor) -> Tensor:
         """Latents of the VAE to those of the model, B C h w."""
@@ -140,7 +140,8 @@ class Denoiser(Protocol):
         self, noisy: Tensor, times: Tensor, condition: Any, watched: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Its output, B C h w, and, where watched, where each placeholder of the prompts is looked
-        at: B M 2 H W in M maps (layers times heads), the first twice where there is but one."""
+        at: B M 2 H W in M maps (layers times heads), the first twice where there is but one;
+        of a prompt without any anything, None where none has one."""
         ...
 
     def schedule(self, steps: int) -> list[float]:

@@ -14,7 +14,7 @@ from .denoiser import Prompt, TextSide
 from .pictures import PreparedPicture
 from .rules import Rules
 
-Kind = Literal["subject", "style", "composed"]
+Kind = Literal["subject", "style", "composed", "class"]
 _Option = TypeVar("_Option")
 
 
@@ -22,12 +22,15 @@ _Option = TypeVar("_Option")
 class Sample:
     """One of a step's samples.
 
-    kind: whether the prompt names the subject, the style, or, composed, both.
-    picture: what is denoised: the subject's or, for the other two kinds, one of the style.
+    kind: whether the prompt names a subject, the style, or, composed, both; of 'class' neither, but
+    what the subject is.
+    picture: what is denoised: the subject's; for style and composed one of the style; for class one
+    of others like the subject.
     version: which of the picture's encoded versions.
     prompt: the text that goes with it.
-    identity: D, the embedding of the face that should be there; None for a style, and without an
-    identity network.
+    identity: D, the embedding of the face that should be there; None for style and class, and
+    without an identity network.
+    weight: how much it counts as one of its kind: less or more than 1 for class alone.
     """
 
     kind: Kind
@@ -35,6 +38,7 @@ class Sample:
     version: int
     prompt: Prompt
     identity: Tensor | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +64,34 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedSubject:
+    """A subject as it is drawn.
+
+    pictures: of it, as latents. class_pictures: of others like it. prompts: of each kind and
+    picture, those of the style included. class_weight: how much others like it count.
+    """
+
+    pictures: list[PreparedPicture]
+    class_pictures: list[PreparedPicture]
+    prompts: Mapping[Kind, Mapping[CapturePicture, Sequence[str]]]
+    class_weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
 class TrainingData:
     """Pictures and prompts that batches are drawn from.
 
-    subject_pictures, style_pictures: pictures as latents. prompts: of each kind and picture. text:
-    cuts them into tokens.
+    subjects: all of them. style_pictures: as latents. text: cuts prompts into tokens.
     """
 
-    subject_pictures: list[PreparedPicture]
+    subjects: list[PreparedSubject]
     style_pictures: list[PreparedPicture]
-    prompts: Mapping[Kind, Mapping[CapturePicture, Sequence[str]]]
     text: TextSide
+
+    @property
+    def subject_pictures(self) -> list[PreparedPicture]:
+        """Of all subjects."""
+        return [picture for each in self.subjects for picture in each.pictures]
 
     def draw_batch(
         self,
@@ -97,35 +118,52 @@ class TrainingData:
         self, kinds: Sequence[Kind], size: tuple[int, int] | None, generator: torch.Generator
     ) -> Sample:
         """A batch holds latents of one size: the first sample's."""
-        choices = {
-            kind: [
-                picture
-                for picture in (self.subject_pictures if kind == "subject" else self.style_pictures)
-                if size in (None, picture.size)
-            ]
-            for kind in kinds
-        }
+        choices = {kind: self._choices(kind, size) for kind in kinds}
         kind = _choice([kind for kind in kinds if choices[kind]], generator)
-        picture = _choice(choices[kind], generator)
+        # Subjects are alike, however many pictures they have. Of one alone nothing is drawn.
+        subject, pictures = choices[kind][0]
+        if len(choices[kind]) > 1:
+            subject, pictures = _choice(choices[kind], generator)
+        picture = _choice(pictures, generator)
         version = _choice(range(len(picture.latents)), generator)
-        text = _choice(self.prompts[kind][picture.source], generator)
+        text = _choice(subject.prompts[kind][picture.source], generator)
         # The face that should be there: the picture's own or, in a composed sample, any picture's
-        # of the subject.
+        # of the subject that its prompt names.
         person = picture if kind == "subject" else None
         if kind == "composed":
-            person = _choice(self.subject_pictures, generator)
+            person = _choice(subject.pictures, generator)
         identity = None
         if person is not None and person.identities is not None:
             identity = person.identities[version % len(person.identities)]
-        return Sample(kind, picture, version, self.text.prompt(text), identity)
+        weight = subject.class_weight if kind == "class" else 1.0
+        return Sample(kind, picture, version, self.text.prompt(text), identity, weight)
+
+    def _choices(
+        self, kind: Kind, size: tuple[int, int] | None
+    ) -> list[tuple[PreparedSubject, list[PreparedPicture]]]:
+        """The subjects of which there are pictures of a kind and size, and these."""
+        # No subject is named with the style alone.
+        subjects = self.subjects[:1] if kind == "style" else self.subjects
+        choices = []
+        for subject in subjects:
+            own = {"subject": subject.pictures, "class": subject.class_pictures}
+            pictures = own.get(kind, self.style_pictures)
+            fitting = [picture for picture in pictures if size in (None, picture.size)]
+            if fitting:
+                choices.append((subject, fitting))
+        return choices
 
 
 Prompts = dict[Kind, dict[CapturePicture, tuple[str, ...]]]
 
 
 def training_prompts(subject: Subject, style: StyleSet | None, rules: Rules) -> Prompts:
-    """Every prompt that may be drawn, by the kind of sample and its picture."""
-    prompts: Prompts = {"subject": {each: subject.prompts_of(each) for each in subject.pictures}}
+    """Every prompt that may be drawn for a subject, without those before it in a chain, by the kind
+    of sample and its picture."""
+    prompts: Prompts = {
+        "subject": {each: subject.prompts_of(each) for each in subject.pictures},
+        "class": {each: subject.class_prompts for each in subject.class_pictures},
+    }
     if style is None:
         return prompts
     prompts["style"] = {each: style.prompts_of(each) for each in style.pictures}
@@ -139,14 +177,27 @@ def training_prompts(subject: Subject, style: StyleSet | None, rules: Rules) -> 
     return prompts
 
 
-def preview_prompt(subject: Subject, style: StyleSet | None) -> str:
-    """The subject, in the style where there is one."""
-    return style.prompt(0, subject.person) if style else subject.prompt(0)
+def all_prompts(subject: Subject, style: StyleSet | None, rules: Rules) -> list[str]:
+    """Every prompt that may be drawn, of a subject and those before it."""
+    return [
+        text
+        for each in subject.all
+        for pictures in training_prompts(each, style, rules).values()
+        for texts in pictures.values()
+        for text in texts
+    ]
+
+
+def preview_prompts(subject: Subject, style: StyleSet | None) -> list[str]:
+    """Each subject, in the style where there is one."""
+    if style is None:
+        return [each.prompt(0) for each in subject.all]
+    return [style.prompt(0, each.person) for each in subject.all]
 
 
 def placeholders_of(subject: Subject, style: StyleSet | None) -> list[str]:
-    """The new words, the subject's first."""
-    return [subject.placeholder, *([style.placeholder] if style else [])]
+    """The new words, those of the subjects first."""
+    return [part.placeholder for part in (*subject.all, style) if part is not None]
 
 
 def _choice(options: Sequence[_Option], generator: torch.Generator) -> _Option:

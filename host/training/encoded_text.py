@@ -15,7 +15,7 @@ from ...magic.capture_sets import word_pattern
 from ..text.context import ContextTokens
 from ..text.learned_words import Embedding
 from ..text.prompts import tagged_prompt
-from .lora import LoraLinear, patched_tensors
+from .lora import Adapter, patched_tensors
 
 _TAG = "training"
 
@@ -58,7 +58,7 @@ class EncodedText:
         return []
 
     @property
-    def adapters(self) -> dict[str, LoraLinear]:
+    def adapters(self) -> dict[str, Adapter]:
         """None."""
         return {}
 
@@ -67,7 +67,7 @@ class EncodedText:
         """None."""
         return []
 
-    def lora_size(self, rank: int) -> int:
+    def lora_size(self, rank: int, kind: str) -> int:
         """None."""
         return 0
 

@@ -17,7 +17,7 @@ from ...magic.blocks import Block
 from ..sampling.backbone import LayerView, Watch
 from ..sampling.backbone.joint import JointTransformer, recount
 from .encoded_text import EncodedPrompt
-from .lora import LoraLinear, patched_tensors
+from .lora import ADAPTERS, Adapter, fill, new_adapter, patched_tensors
 
 _PREFIX = "diffusion_model."
 _ATTENTION = ("attn", "attn1", "attn2", "img_attn", "txt_attn", "attention", "linear1", "linear2")
@@ -101,7 +101,7 @@ class TrainableTransformer:
             **config, device=device, operations=_operations()
         )
         if is_filled:
-            _fill(self.network, model)
+            fill(self.network, patched_tensors(model, _PREFIX), takes_others=True)
         self.network.requires_grad_(False).eval()
         for module in self.network.modules():
             if type(module).__name__.endswith("Norm") and not any(module.children()):
@@ -113,13 +113,19 @@ class TrainableTransformer:
         self.pixels_per_latent = backbone.pixels
         self.native_side = backbone.native_side
         self._is_saving = gradient_checkpointing
-        self.adapters: dict[str, LoraLinear] = {}
+        self.adapters: dict[str, Adapter] = {}
 
     def add_lora(
-        self, rank: int, generator: torch.Generator, blocks: str = "all", with_mlp: bool = False
+        self,
+        rank: int,
+        generator: torch.Generator,
+        blocks: str = "all",
+        with_mlp: bool = False,
+        adapter: str = ADAPTERS[0],
     ) -> None:
-        """LoRA on the linear layers of the attentions of some blocks, and of their MLPs. blocks: as
-        users name them. ValueError when there are none of that name."""
+        """LoRA, or another kind of adapter, on the linear layers of the attentions of some blocks,
+        and of their MLPs. blocks: as users name them. ValueError when there are none of that
+        name."""
         chosen = self._backbone.parse_layers(blocks)
         parts = (*_ATTENTION, *_MLP) if with_mlp else _ATTENTION
         for kind in self._backbone.family.kinds:
@@ -130,7 +136,7 @@ class TrainableTransformer:
                 for name, module in block.named_modules():
                     if isinstance(module, nn.Linear) and not {*name.split(".")}.isdisjoint(parts):
                         key = f"{_PREFIX}{kind.attribute}.{index}.{name}"
-                        self.adapters[key] = LoraLinear.attach(module, rank, generator)
+                        self.adapters[key] = new_adapter(adapter, module, rank, generator)
         if self._is_saving:
             self._checkpoint_blocks()
 
@@ -227,7 +233,8 @@ class TrainableTransformer:
     ) -> tuple[Tensor, Tensor | None]:
         """One sample after the other: their prompts differ in length. Maps are those of the blocks
         that the layout is read from."""
-        outputs, maps = [], []
+        outputs: list[Tensor] = []
+        maps: list[Tensor | None] = []
         for row, (prompt, inputs) in enumerate(
             zip(condition.prompts, condition.inputs, strict=True)
         ):
@@ -243,10 +250,13 @@ class TrainableTransformer:
             # Not the network's own output: some have the other sign.
             velocity = (shown - clean.float()) / sigma
             outputs.append(velocity[:, :, 0] if self.has_time else velocity)
-            if watched and prompt.spans:
-                maps.append(torch.cat(seen, 1))
-        has_all = watched and len(maps) == len(outputs)
-        return torch.cat(outputs), torch.cat(maps) if has_all else None
+            maps.append(torch.cat(seen, 1) if seen else None)
+        known = [each for each in maps if each is not None]
+        if not known:
+            return torch.cat(outputs), None
+        # A prompt without a word looks at none.
+        blank = torch.zeros_like(known[0])
+        return torch.cat(outputs), torch.cat([blank if each is None else each for each in maps])
 
     def _options(
         self, prompt: EncodedPrompt, size: Sequence[int], seen: list[Tensor] | None
@@ -367,23 +377,6 @@ def _operations() -> Any:
 
     layers = {layer.__name__: own(layer) for layer in (plain.Linear, plain.Embedding)}
     return type("Operations", (plain,), layers)
-
-
-@torch.no_grad()
-def _fill(network: nn.Module, model: Any) -> None:
-    """Copies the patched weights of a MODEL, one at a time. RuntimeError when the host has given
-    its class others. Quantised weights come with keys that the plain class has not."""
-    own = network.state_dict()
-    missing = set(own)
-    for name, value in patched_tensors(model, _PREFIX):
-        if name in own:
-            own[name].copy_(value)
-            missing.discard(name)
-    if missing:
-        raise RuntimeError(
-            f"{type(network).__name__} has no weights for {', '.join(sorted(missing)[:3])}: please"
-            " report it"
-        )
 
 
 def _beside(host: Any, network: nn.Module, sampling: Any) -> Any:

@@ -27,14 +27,17 @@ def loss_terms(
     denoiser = networks.denoiser
     size = batch.latents.shape[-2], batch.latents.shape[-1]
     is_subject, is_composed = batch.is_kind("subject"), batch.is_kind("composed")
-    regions = torch.where(is_subject[:, None, None], batch.faces, 1 - batch.faces)
+    is_class = batch.is_kind("class")
+    # Of others like the subject the whole picture counts, and is a face to the masks.
+    is_person = is_subject | is_class
+    regions = torch.where(is_person[:, None, None], batch.faces, 1 - batch.faces)
     weights = capture_losses.loss_weights(regions, size)
     condition = networks.condition([sample.prompt for sample in batch.samples], size)
     refocus = phase == Phase.LORA and settings.refocus_weight > 0
-    has_both = torch.tensor(
-        [sample.prompt.word_count > 1 for sample in batch.samples], device=batch.latents.device
+    counts = torch.tensor(
+        [sample.prompt.word_count for sample in batch.samples], device=batch.latents.device
     )
-    present = torch.stack([torch.ones_like(has_both), has_both], 1)  # B 2
+    present = torch.stack([counts > 0, counts > 1], 1)  # B 2
     # In a composed sample the subject's word belongs to the face, the style's to the rest. Where
     # all counts as face there is no rest: the weights cover the whole picture then, and the
     # subject's word would be driven out of all of it.
@@ -48,8 +51,10 @@ def loss_terms(
     )
     if progress < 0.5:
         reconstruction = torch.where(
-            is_subject, reconstruction, reconstruction * settings.style_weight
+            is_person, reconstruction, reconstruction * settings.style_weight
         )
+    own = torch.tensor([sample.weight for sample in batch.samples], device=batch.latents.device)
+    reconstruction = torch.where(is_class, reconstruction * own, reconstruction)
     terms = {"reconstruction": reconstruction.mean()}
     if refocus and maps is not None:
         targets = capture_losses.refocusing_targets(weights, is_composed)

@@ -25,7 +25,7 @@ from ...magic.capture_sets import CapturePicture, StyleSet, Subject
 from ...magic.messages import size_in_words
 from ..faces.identity import Identity
 from .denoiser import Denoiser, TextSide
-from .draw import preview_prompt, training_prompts
+from .draw import all_prompts, preview_prompts
 from .encoded_text import EncodedText
 from .losses import around_faces
 from .pictures import DifferentiableDecoder, training_size
@@ -173,22 +173,22 @@ def memory_need(
     if identity is not None:
         decode = DifferentiableDecoder(vae, denoiser.process_out, _device_of(denoiser))
     real = _text_tensors(text) + _tensors_of(identity, decode)
-    adapters = list(denoiser.adapters.values())
-    lora = [matrix for adapter in adapters for matrix in (adapter.up, adapter.down)]
+    lora = [each for adapter in denoiser.adapters.values() for each in adapter.learned]
     side = settings.side or denoiser.native_side
-    pictures = [*subject.pictures, *(style.pictures if style else ())]
+    judged_pictures = [picture for each in subject.all for picture in each.pictures]
+    judged_pictures += style.pictures if style else ()
+    pictures = [*judged_pictures, *(x for each in subject.all for x in each.class_pictures)]
     sizes = [_latent_size(picture, side, denoiser.pixels_per_latent) for picture in pictures]
     size = max(sizes, key=lambda size: size[0] * size[1])
-    by_kind = training_prompts(subject, style, settings.rules).values()
-    texts = {each for of_picture in by_kind for texts in of_picture.values() for each in texts}
+    texts = set(all_prompts(subject, style, settings.rules))
     prompts = [text.prompt(each) for each in texts]
     longest = max(prompts, key=lambda prompt: (prompt.word_count, len(prompt.text)))
     # Here: a prompt that is read for the first time among shapes would be kept without its numbers.
-    previews = [text.prompt(""), text.prompt(preview_prompt(subject, style))]
+    previews = [text.prompt(""), text.prompt(preview_prompts(subject, style)[0])]
     rehearsal = _Rehearsal(denoiser, text, settings, size, lora)
     judged = None
     if identity is not None and decode is not None:
-        boxes = [_half_of_box(picture, side, identity.margin) for picture in pictures]
+        boxes = [_half_of_box(picture, side, identity.margin) for picture in judged_pictures]
         judged = _Judged(identity, decode, max(boxes))
     with shapes:
         frozen = [*_tensors(denoiser.network), *lora]
@@ -199,13 +199,13 @@ def memory_need(
     for tensor in _tensors(denoiser.network):
         name = str(tensor.dtype).removeprefix("torch.")
         weights[name] = weights.get(name, 0) + _size(tensor)
-    learned = sum(map(_size, [*lora, *text.rows])) + text.lora_size(settings.rank)
+    learned = sum(map(_size, [*lora, *text.rows])) + text.lora_size(settings.rank, settings.adapter)
     cached = sum((denoiser.latent_channels + 1) * height * width for height, width in sizes)
     return MemoryNeed(
         weights,
         sum(map(_size, _text_tensors(text))),
         sum(map(_size, _tensors_of(identity, decode))),
-        (1 + _MOMENTS) * learned,
+        (1 + _MOMENTS + (settings.ema > 0)) * learned,
         cached * max(1, settings.versions) * torch.float32.itemsize,
         step,
         preview,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...magic.capture_sets import StyleSet, Subject
 from ...magic.messages import shown
@@ -19,10 +19,10 @@ from ..sampling.backbone import backbone_of
 from ..sampling.backbone.unet import UNet
 from ..text.context import ContextTokens
 from .denoiser import Denoiser, TextSide
-from .draw import placeholders_of, preview_prompt, training_prompts
+from .draw import all_prompts, placeholders_of, preview_prompts
 from .encoded_text import EncodedText
 from .flow import TrainableTransformer, check_gradients
-from .lora import LoraLinear, as_lora_model
+from .lora import Adapter, as_lora_model
 from .pictures import DifferentiableDecoder
 from .settings import DTYPES, CaptureSettings
 from .text import TrainableText
@@ -57,11 +57,11 @@ class Networks:
     device: torch.device
 
     @property
-    def text_adapters(self) -> list[LoraLinear]:
+    def text_adapters(self) -> list[Adapter]:
         return list(self.text.adapters.values())
 
     @property
-    def adapters(self) -> list[LoraLinear]:
+    def adapters(self) -> list[Adapter]:
         """All LoRA, the denoiser's first."""
         return [*self.denoiser.adapters.values(), *self.text_adapters]
 
@@ -76,6 +76,11 @@ class Networks:
     def identity_on_device(self) -> AbstractContextManager[None]:
         """The face network is where the others are as long as this is open."""
         return self.faces.identity.on(self.device) if self.faces else contextlib.nullcontext()
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """Everything that the second phase trains: the words of each text encoder, and the LoRA."""
+        return [*self.text.rows, *(each for adapter in self.adapters for each in adapter.learned)]
 
     @contextlib.contextmanager
     def strengths(self, denoiser: float, text: float) -> Iterator[None]:
@@ -108,8 +113,7 @@ def build_networks(
     import comfy.model_management as management
 
     device = management.get_torch_device()
-    by_picture = training_prompts(subject, style, settings.rules).values()
-    prompts = [text for pictures in by_picture for texts in pictures.values() for text in texts]
+    prompts = all_prompts(subject, style, settings.rules)
     text: EncodedText | TrainableText
     if is_transformer(model):
         text = _encoded_text(model, clip, subject, style, prompts)
@@ -122,7 +126,7 @@ def build_networks(
         before_loading(text)
         denoiser = build_denoiser(model, settings, generator)
         for encoder in text.encoders.values():
-            encoder.add_lora(settings.rank, generator)
+            encoder.add_lora(settings.rank, generator, settings.adapter)
     faces = None
     if identity and settings.uses_identity:
         faces = FaceSight(identity, DifferentiableDecoder(vae, denoiser.process_out, device))
@@ -152,7 +156,9 @@ def build_denoiser(
     )
     if is_transformer(model):
         transformer = TrainableTransformer(*parts)
-        transformer.add_lora(settings.rank, generator, settings.lora_blocks, settings.lora_mlp)
+        transformer.add_lora(
+            settings.rank, generator, settings.lora_blocks, settings.lora_mlp, settings.adapter
+        )
         return transformer
     if settings.lora_blocks.strip() not in ("", "all"):
         raise ValueError(
@@ -160,7 +166,7 @@ def build_denoiser(
             " LoRA is in all of its attentions. Write all"
         )
     unet = TrainableUNet(*parts)
-    unet.add_lora(settings.rank, generator)
+    unet.add_lora(settings.rank, generator, settings.adapter)
     return unet
 
 
@@ -172,7 +178,7 @@ def _encoded_text(
     context = backbone.context or ContextTokens()
     text = EncodedText(clip, placeholders_of(subject, style), context)
     # All that may come up, previews included: the text encoder is not needed again.
-    for prompt in (*prompts, "", preview_prompt(subject, style)):
+    for prompt in (*prompts, "", *preview_prompts(subject, style)):
         text.prompt(prompt)
     return text
 
@@ -186,7 +192,7 @@ def _trainable_text(
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[TrainableText, list[float]]:
-    """A UNet's text encoders with the two words, and the length towards which the words are pulled
+    """A UNet's text encoders with the new words, and the length towards which the words are pulled
     in each encoder."""
     text = TrainableText(clip, placeholders_of(subject, style), device)
     # Every prompt that may come up is cut into tokens now, so that a bad template is an error
@@ -198,10 +204,10 @@ def _trainable_text(
         plain = plain.replace(word, "")
     text.check_against(clip, plain)
     rules = settings.rules
-    known = [subject.class_word, *([style.class_word] if style else [])]
+    known = [part.class_word for part in (*subject.all, style) if part is not None]
     norms = text.typical_norms(known)
     # The style's word means nothing at first.
-    starts = [subject.class_word, *([""] if style else [])]
+    starts = [*(each.class_word for each in subject.all), *([""] if style else [])]
     text.initialise(starts, norms, generator, rules.style_spread)
     if rules.word_norm is not None:
         norms = [rules.word_norm] * len(norms)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .lora import ADAPTERS
 from .pictures import PreparedPicture
 from .settings import CaptureSettings, Phase
 
@@ -33,15 +34,22 @@ class History:
 
 @dataclass(frozen=True, eq=False)
 class PictureSet:
-    """placeholder: the word for the subject or the style. pictures: what it was learned from."""
+    """placeholder: the word for the subject or the style. pictures: what it was learned from.
+    others: how many pictures of others of the subject's class there were beside."""
 
     placeholder: str
     pictures: Sequence[PreparedPicture]
+    others: int = 0
+
+    def described(self, kind: str) -> str:
+        """In words. kind: subject or style."""
+        others = f" and {self.others} of others of the class" if self.others else ""
+        return f"{kind} '{self.placeholder}' ({len(self.pictures)} pictures{others})"
 
 
 def training_report(
     settings: CaptureSettings,
-    subject: PictureSet,
+    subjects: Sequence[PictureSet],
     style: PictureSet | None,
     side: int,
     device: str,
@@ -51,18 +59,22 @@ def training_report(
 ) -> str:
     """What was trained, how long it took, and how the terms of the loss went. side: of the training
     pictures in pixels. memory: what it needed, in words."""
-    sets = [f"subject '{subject.placeholder}' ({len(subject.pictures)} pictures)"]
+    sets = [subject.described("subject") for subject in subjects]
     if style is not None:
-        sets.append(f"style '{style.placeholder}' ({len(style.pictures)} pictures)")
+        sets.append(style.described("style"))
     lines = [f"{', '.join(sets)}, {side} px, {settings.precision} on {device}"]
     if settings.is_official:
         lines.append("rules of the official code (preset)")
+    if settings.adapter != ADAPTERS[0]:
+        lines.append(f"{settings.adapter} in place of LoRA")
+    if settings.ema:
+        lines.append(f"what is given is the average of the last steps (ema {settings.ema:g})")
     if memory:
         lines.append(f"memory: {memory}")
     if not learns_words:
-        words = f"'{subject.placeholder}'"
-        if style is not None:
-            words += f" and '{style.placeholder}'"
+        words = " and ".join(
+            f"'{part.placeholder}'" for part in (*subjects, style) if part is not None
+        )
         lines.append(f"no words are learned of this model: write {words} as trigger words")
     if style is not None:
         lines += _notes_on_masks(settings, style)

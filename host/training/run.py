@@ -8,9 +8,11 @@ is part of every checkpoint: a training that was interrupted ends as one that wa
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,27 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ...magic import capture_losses
-from ...magic.capture_sets import StyleSet, Subject, check_pair
+from ...magic.capture_sets import CapturePicture, StyleSet, Subject, check_sets
 from ..faces.identity import Identity
 from ..text.learned_words import Embedding
+from .averages import Averages
 from .checkpoint import CheckpointFile, TrainingState, damage_named, training_fingerprint
 from .denoiser import Denoiser, TextSide
-from .draw import Batch, Kind, TrainingData, preview_prompt, training_prompts
+from .draw import (
+    Batch,
+    Kind,
+    PreparedSubject,
+    TrainingData,
+    preview_prompts,
+    training_prompts,
+)
+from .lora import check_adapter
 from .losses import loss_terms
 from .memory import training_mode
 from .memory_need import MemoryNeed, check_memory
+from .metadata import BaseModel, TrainingAccount
 from .networks import build_denoiser, build_networks, is_transformer
-from .pictures import prepare_pictures
+from .pictures import PreparedPicture, prepare_pictures
 from .preview import sample_picture
 from .report import History, PictureSet, training_report
 from .settings import CaptureSettings, Phase
@@ -48,24 +60,25 @@ OnPreview = Callable[[int, Tensor], None]
 class Trained:
     """What a training gives.
 
-    lora: the host's LORA_MODEL. embeddings: the two words, the subject's first. history: the total
-    loss of every step. report: how it went, in words.
+    lora: the host's LORA_MODEL. embeddings: the new words, those of subjects first. history: the
+    total loss of every step. report: how it went, in words. account: what a file of it should say.
     """
 
     lora: dict[str, Tensor]
     embeddings: tuple[Embedding, ...]
     history: list[float]
     report: str
+    account: TrainingAccount
 
 
 class CaptureTraining:
     """One training run. It owns copies of everything it trains: the MODEL, CLIP and VAE that come
     in stay as they are.
 
-    settings, subject, style: as they came in. networks: what computes and learns. data: what steps
-    draw from. side: of the training pictures in pixels. need: of memory, where it was checked.
-    step: steps done. history: how they went. generator: of everything random. fingerprint: see
-    training_fingerprint.
+    settings, subject, style: as they came in; the subject with those before it in a chain.
+    networks: what computes and learns. data: what steps draw from. side: of the training pictures
+    in pixels. need: of memory, where it was checked. step: steps done. history: how they went.
+    generator: of everything random. fingerprint: see training_fingerprint.
     """
 
     def __init__(
@@ -85,13 +98,14 @@ class CaptureTraining:
         when that does not fit."""
         import comfy.model_management as management
 
-        if style is not None:
-            check_pair(subject, style)
+        check_sets(subject, style)
+        check_adapter(settings.adapter)
         if is_transformer(model):
             settings = settings.of_transformer()
         self.settings, self.subject, self.style = settings, subject, style
         self.generator = torch.Generator().manual_seed(settings.seed)
         self._vae = vae
+        self._base, self._started = BaseModel.of(model), time.time()
         self.need: MemoryNeed | None = None
 
         def check(text: TextSide) -> None:
@@ -116,27 +130,30 @@ class CaptureTraining:
             self.side = settings.side or denoiser.native_side
             encoding = (vae, denoiser.process_in, self.side, settings.versions)
             faces, mask_mode = self.networks.faces, settings.rules.mask_mode
-            with self.networks.identity_on_device():
-                subject_pictures = prepare_pictures(
-                    subject.pictures,
-                    *encoding,
-                    faces.identity if faces else None,
-                    mask_mode,
-                    device,
-                    self.generator,
-                    on_encoded,
+
+            def prepare(
+                pictures: Sequence[CapturePicture], identity: Identity | None = None
+            ) -> list[PreparedPicture]:
+                return prepare_pictures(
+                    pictures, *encoding, identity, mask_mode, device, self.generator, on_encoded
                 )
-            style_pictures = prepare_pictures(
-                style.pictures if style else (),
-                *encoding,
-                None,
-                mask_mode,
-                device,
-                self.generator,
-                on_encoded,
-            )
-            prompts = training_prompts(subject, style, settings.rules)
-            self.data = TrainingData(subject_pictures, style_pictures, prompts, self.networks.text)
+
+            with self.networks.identity_on_device():
+                of_subjects = [
+                    prepare(each.pictures, faces.identity if faces else None)
+                    for each in subject.all
+                ]
+            style_pictures = prepare(style.pictures if style else ())
+            subjects = [
+                PreparedSubject(
+                    pictures,
+                    prepare(each.class_pictures),
+                    training_prompts(each, style, settings.rules),
+                    each.class_weight,
+                )
+                for each, pictures in zip(subject.all, of_subjects, strict=True)
+            ]
+            self.data = TrainingData(subjects, style_pictures, self.networks.text)
             # The host does not know how much memory the training takes, so it would not make room
             # by itself.
             management.unload_all_models()
@@ -146,6 +163,7 @@ class CaptureTraining:
         self.step = 0
         self.history = History()
         self._phase: Phase | None = None
+        self._averages: Averages | None = None
 
     def run(
         self,
@@ -178,24 +196,43 @@ class CaptureTraining:
                 raise
             if checkpoint is not None:
                 checkpoint.remove()
-            return Trained(
-                self.networks.lora(),
-                self.networks.text.learned(),
-                self.history.losses,
-                self.report(),
-            )
+            with self._averaged():
+                return Trained(
+                    self.networks.lora(),
+                    self.networks.text.learned(),
+                    self.history.losses,
+                    self.report(),
+                    self.account(),
+                )
 
     def report(self) -> str:
         """How it went until here, in words."""
         return training_report(
             self.settings,
-            PictureSet(self.subject.placeholder, self.data.subject_pictures),
+            [
+                PictureSet(each.placeholder, prepared.pictures, len(prepared.class_pictures))
+                for each, prepared in zip(self.subject.all, self.data.subjects, strict=True)
+            ],
             PictureSet(self.style.placeholder, self.data.style_pictures) if self.style else None,
             self.side,
             str(self.networks.device),
             self.history,
             learns_words=bool(self.networks.text.rows),
             memory=self.need.described() if self.need else "",
+        )
+
+    def account(self) -> TrainingAccount:
+        """What a file of what it has learned until here should say."""
+        return TrainingAccount(
+            self._base,
+            self.subject,
+            self.style,
+            self.settings,
+            learns_words=bool(self.networks.text.rows),
+            side=self.side,
+            steps=self.step,
+            fingerprint=self.fingerprint,
+            started=self._started,
         )
 
     def _timed_step(self, on_step: OnStep) -> None:
@@ -210,10 +247,18 @@ class CaptureTraining:
 
     def sample(self) -> Tensor:
         """A picture of the subject, in the style where there is one, as the training stands, 1 H W
-        3."""
-        prompt = preview_prompt(self.subject, self.style)
+        3; several subjects side by side."""
         size = (self.data.style_pictures or self.data.subject_pictures)[0].size
-        return sample_picture(self.networks, self._vae, prompt, size, self.settings.seed)
+        with self._averaged():
+            pictures = [
+                sample_picture(self.networks, self._vae, prompt, size, self.settings.seed)
+                for prompt in preview_prompts(self.subject, self.style)
+            ]
+        return torch.cat(pictures, 2)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """What is learned is its average as long as this is open, where there is one."""
+        return self._averages.in_place() if self._averages else contextlib.nullcontext()
 
     def train_step(self) -> float:
         """One step of the phase it is in. Returns the loss. A step that fails or is cancelled has
@@ -243,14 +288,16 @@ class CaptureTraining:
         self._scaler.update()
         if phase == Phase.INVERSION:
             self._pull_words()
+        if self._averages:
+            self._averages.add(step)
         self.step += 1
         self.history.add(phase, loss, terms)
         return self.history.losses[-1]
 
     def _clip_gradients(self) -> None:
         self._scaler.unscale_(self._optimizer)
-        adapters, words = self.networks.adapters, self.networks.text.rows
-        matrices = [matrix for adapter in adapters for matrix in (adapter.up, adapter.down)]
+        words = self.networks.text.rows
+        matrices = [each for adapter in self.networks.adapters for each in adapter.learned]
         norm = nn.utils.clip_grad_norm_(
             [*matrices, *words] if self.settings.rules.clips_words else matrices, _LONGEST_GRADIENT
         )
@@ -278,6 +325,9 @@ class CaptureTraining:
         of_lora = self._phase == Phase.LORA
         if self.style and of_lora and settings.composed:
             kinds.append("composed")
+        # The words, which the first phase learns, are in no prompt of these.
+        if of_lora and any(each.class_pictures for each in self.data.subjects):
+            kinds.append("class")
         has_own = of_lora and self.networks.faces and settings.identity_forward == "own"
 
         def times(size: tuple[int, int]) -> Tensor:
@@ -300,15 +350,16 @@ class CaptureTraining:
         settings, networks = self.settings, self.networks
         for adapter in networks.adapters:
             adapter.strength = float(phase == Phase.LORA)
-            adapter.requires_grad_(phase == Phase.LORA)
+            for parameter in adapter.learned:
+                parameter.requires_grad_(phase == Phase.LORA)
         words = {"params": networks.text.rows}
         groups: list[dict[str, Any]]
         if phase == Phase.INVERSION:
             groups = [{**words, "lr": settings.inversion_rate, "weight_decay": 0.0}]
         else:
             lora = networks.denoiser.adapters.values()
-            own = [parameter for adapter in lora for parameter in adapter.parameters()]
-            text = [p for adapter in networks.text_adapters for p in adapter.parameters()]
+            own = [each for adapter in lora for each in adapter.learned]
+            text = [each for adapter in networks.text_adapters for each in adapter.learned]
             groups = [
                 {"params": own, "lr": settings.unet_rate, "weight_decay": _LORA_DECAY},
                 {"params": text, "lr": settings.text_rate, "weight_decay": _LORA_DECAY},
@@ -321,6 +372,10 @@ class CaptureTraining:
             groups, betas=(0.9, 0.999), fused=device in ("cpu", "cuda")
         )
         self._scaler = GradScaler(device, enabled=settings.precision == "fp16")
+        # Each phase has its own: what the one before has begun with is no part of it.
+        if settings.ema:
+            learned = networks.learned if phase == Phase.LORA else networks.text.rows
+            self._averages = Averages(learned, settings.ema)
 
     def state(self) -> TrainingState:
         """Everything that the rest of the training depends on. For a training that has begun."""
@@ -335,19 +390,20 @@ class CaptureTraining:
             generator=self.generator.get_state(),
             rows=[rows.detach() for rows in self.networks.text.rows],
             adapters=[
-                (adapter.up.detach(), adapter.down.detach()) for adapter in self.networks.adapters
+                tuple(each.detach() for each in adapter.learned)
+                for adapter in self.networks.adapters
             ],
             optimizer=self._optimizer.state_dict(),
             scaler=self._scaler.state_dict(),
+            averages=self._averages.values if self._averages else [],
         )
 
     def _state_size(self) -> int:
-        """About how many bytes the state has: all that is learned, and the two moments that the
-        optimizer keeps of it."""
-        learned = [*self.networks.text.rows]
-        for adapter in self.networks.adapters:
-            learned += [adapter.up, adapter.down]
-        return 3 * sum(tensor.numel() * tensor.element_size() for tensor in learned)
+        """About how many bytes the state has: all that is learned, the two moments that the
+        optimizer keeps of it, and its average."""
+        learned = self.networks.learned
+        copies = 4 if self.settings.ema else 3
+        return copies * sum(tensor.numel() * tensor.element_size() for tensor in learned)
 
     def take_up(self, state: TrainingState, path: Path) -> None:
         """Goes on where a state stood. path: of its file, for messages. ValueError when what it
@@ -359,11 +415,11 @@ class CaptureTraining:
             self.history = History(state.history, state.terms, state.seconds)
             self.generator.set_state(state.generator)
             with torch.no_grad():
-                for rows, values in zip(self.networks.text.rows, state.rows, strict=True):
-                    rows.copy_(values)
-                for adapter, (up, down) in zip(self.networks.adapters, state.adapters, strict=True):
-                    adapter.up.copy_(up)
-                    adapter.down.copy_(down)
+                for parameter, values in zip(self.networks.learned, state.learned, strict=True):
+                    parameter.copy_(values)
+                if self._averages:
+                    for average, values in zip(self._averages.values, state.averages, strict=True):
+                        average.copy_(values)
             self._restore_moments(state.optimizer)
             self._scaler.load_state_dict(state.scaler)
 
@@ -395,11 +451,11 @@ class CaptureTraining:
             raise ValueError("it does not say how long the phases took")
         if not all(isinstance(term, list) and _are_numbers(term) for term in state.terms.values()):
             raise ValueError("the terms of its losses are no numbers")
-        learned = [*self.networks.text.rows]
-        for adapter in self.networks.adapters:
-            learned += [adapter.up, adapter.down]
-        values = [*state.rows, *(matrix for pair in state.adapters for matrix in pair)]
-        if [tensor.shape for tensor in learned] != [value.shape for value in values]:
+        learned = self.networks.learned
+        averaged = learned if state.phase == Phase.LORA else self.networks.text.rows
+        expected = [*learned, *(averaged if self.settings.ema else ())]
+        values = [*state.learned, *state.averages]
+        if [tensor.shape for tensor in expected] != [value.shape for value in values]:
             raise ValueError("what it has learned has other shapes")
         if not all(bool(value.isfinite().all()) for value in values):
             raise ValueError("not all of what it has learned are numbers")

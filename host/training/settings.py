@@ -7,6 +7,7 @@ from enum import IntEnum
 
 import torch
 
+from .lora import ADAPTERS
 from .rules import OFFICIAL, OURS, Rules
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,6 +53,8 @@ class CaptureSettings:
     is_official: whether the rules that no other setting turns are the official code's.
     lora_blocks: in which blocks of a transformer its LoRA is, as users name them. lora_mlp: whether
     it is in their MLPs too.
+    adapter: of ADAPTERS, what is trained in place of a LoRA. ema: how much of the average of what
+    is learned a step leaves, in 0..1; 0 for no average: the last step counts.
     """
 
     inversion_steps: int = 1200
@@ -77,6 +80,8 @@ class CaptureSettings:
     is_official: bool = False
     lora_blocks: str = "all"
     lora_mlp: bool = False
+    adapter: str = ADAPTERS[0]
+    ema: float = 0.0
 
     def as_official(self) -> CaptureSettings:
         """The same steps, rates and weights under the rules of the official code."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..text.clip import encoder_tokenizers, word_ids
 from ..text.learned_words import Embedding, host_tokenizer, tokenizer_with
-from .lora import LoraLinear, patched_weights
+from .lora import ADAPTERS, Adapter, adapter_size, new_adapter, patched_weights
 
 _TOLERANCE = 2e-3
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -111,7 +111,7 @@ class TrainableEncoder(nn.Module):
         self.end = host.special_tokens["end"]
         self.layer = _layer(clip, host)
         self.normed = host.layer_norm_hidden_state
-        self.adapters: dict[str, LoraLinear] = {}
+        self.adapters: dict[str, Adapter] = {}
 
     def _fill(self, weights: dict[str, Tensor]) -> None:
         # Newer transformers leave 'text_model.' out of the names.
@@ -137,17 +137,16 @@ class TrainableEncoder(nn.Module):
                 f" {', '.join(missing[:3])}"
             )
 
-    def add_lora(self, rank: int, generator: torch.Generator) -> None:
-        """LoRA on the attention projections, under the names of the host's layers."""
+    def add_lora(self, rank: int, generator: torch.Generator, adapter: str = ADAPTERS[0]) -> None:
+        """LoRA, or another kind of adapter, on the attention projections, under the names of the
+        host's layers."""
         for name, module in self._projections():
             host_name = name if name.startswith("text_model.") else f"text_model.{name}"
-            self.adapters[self.prefix + host_name] = LoraLinear.attach(module, rank, generator)
+            self.adapters[self.prefix + host_name] = new_adapter(adapter, module, rank, generator)
 
-    def lora_size(self, rank: int) -> int:
+    def lora_size(self, rank: int, kind: str) -> int:
         """Numbers in it."""
-        return sum(
-            rank * (layer.in_features + layer.out_features) for _, layer in self._projections()
-        )
+        return sum(adapter_size(kind, layer, rank) for _, layer in self._projections())
 
     def _projections(self) -> Iterator[tuple[str, nn.Linear]]:
         for name, module in self.model.named_modules():
@@ -241,9 +240,9 @@ class TrainableText:
                 )
 
     @property
-    def adapters(self) -> dict[str, LoraLinear]:
+    def adapters(self) -> dict[str, Adapter]:
         """Of all encoders."""
-        adapters: dict[str, LoraLinear] = {}
+        adapters: dict[str, Adapter] = {}
         for encoder in self.encoders.values():
             adapters.update(encoder.adapters)
         return adapters
@@ -260,9 +259,9 @@ class TrainableText:
     def modules(self) -> list[nn.Module]:
         return list(self.encoders.values())
 
-    def lora_size(self, rank: int) -> int:
+    def lora_size(self, rank: int, kind: str) -> int:
         """Of all encoders."""
-        return sum(encoder.lora_size(rank) for encoder in self.encoders.values())
+        return sum(encoder.lora_size(rank, kind) for encoder in self.encoders.values())
 
     @property
     def rows(self) -> list[nn.Parameter]:

@@ -19,7 +19,7 @@ from ...magic.blocks import AttentionBlock, Block
 from ..sampling.backbone import unet_of
 from ..sampling.backbone.unet import CHANNELS, PIXELS, attention_patches, token_grid
 from ..sampling.options import AttentionOptions, AttentionPatch
-from .lora import LoraLinear, patched_weights
+from .lora import ADAPTERS, Adapter, fill, new_adapter, patched_tensors
 from .text import Prompt
 
 _PREFIX = "diffusion_model."
@@ -62,7 +62,7 @@ class UNetCondition:
 
     context: B 77 C. vector: SDXL's of the pooled text and the picture's size, B C; None for models
     without one. columns: B 2, positions of the learned words in the prompt, the first twice where
-    there is one; None where there is none.
+    there is one, and the first token where there is none; None where no prompt has one.
     """
 
     context: Tensor
@@ -109,27 +109,28 @@ class TrainableUNet:
         # The copied names are those of this very class, so a key too many or too few means a
         # patched-up host model.
         if is_filled:
-            self.network.load_state_dict(patched_weights(model, _PREFIX, dtype))
+            weights = patched_tensors(model, _PREFIX)
+            fill(self.network, ((name, value.to(dtype)) for name, value in weights))
         self.network.requires_grad_(False).eval()
         if gradient_checkpointing:
             self._checkpoint_blocks()
-        self.adapters: dict[str, LoraLinear] = {}
+        self.adapters: dict[str, Adapter] = {}
 
     def _checkpoint_blocks(self) -> None:
         for module in self.network.modules():
             if type(module).__name__ in ("ResBlock", "SpatialTransformer"):
                 module.forward = functools.partial(_checkpointed, module.forward)
 
-    def add_lora(self, rank: int, generator: torch.Generator) -> None:
-        """LoRA on the projections of both attentions and on the GEGLU projection, as in the
-        official code."""
+    def add_lora(self, rank: int, generator: torch.Generator, adapter: str = ADAPTERS[0]) -> None:
+        """LoRA, or another kind of adapter, on the projections of both attentions and on the GEGLU
+        projection, as in the official code."""
         for name, module in self.network.named_modules():
             if (
                 isinstance(module, nn.Linear)
                 and ".transformer_blocks." in name
                 and name.endswith(_ADAPTED)
             ):
-                self.adapters[_PREFIX + name] = LoraLinear.attach(module, rank, generator)
+                self.adapters[_PREFIX + name] = new_adapter(adapter, module, rank, generator)
 
     def process_in(self, latents: Tensor) -> Tensor:
         """As the host's."""
@@ -190,8 +191,9 @@ class TrainableUNet:
         context, pooled = encoded
         rows = [[place for place in prompt.positions if place >= 0] for prompt in prompts]
         columns = None
-        if all(rows):
-            columns = torch.tensor([(row * 2)[:2] for row in rows], device=self.device)
+        if any(rows):
+            # Of a prompt without a word any column does: it counts nothing.
+            columns = torch.tensor([(row * 2 or [0, 0])[:2] for row in rows], device=self.device)
         return UNetCondition(context, self._size_vector(pooled, size), columns)
 
     def _size_vector(self, pooled: Tensor | None, size: tuple[int, int]) -> Tensor | None:

@@ -121,7 +121,7 @@ def test_the_node_defaults_are_the_settings():
     }
     names = {"composed_prompts": "composed", "resolution": "side"}
     for name, value in found.items():
-        if name not in ("precision", "preview_every", "checkpoint_every", "preset"):
+        if name not in ("precision", "preview_every", "checkpoint_every", "preset", "save_as"):
             assert getattr(default, names.get(name, name)) == value, name
 
 
