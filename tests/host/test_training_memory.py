@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from magicportrait.host.training import flow, memory_need
+from magicportrait.host.training import run as capture_run
+from magicportrait.host.training.lora import ADAPTERS
+from magicportrait.host.training.networks import build_denoiser
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.tests.host import test_flow_training as flows
@@ -43,11 +46,24 @@ def parts(name: str) -> tuple[Any, Any, Any]:
     return unets.models_of(name) if name == "sd15" else flows.parts(name)
 
 
+class KnownError(Exception):
+    """Ends a training before its network is loaded."""
+
+
 def needed(name: str, identity: Any, settings: CaptureSettings) -> memory_need.MemoryNeed:
     """As it is computed before a training, of which nothing more is done."""
-    run = CaptureTraining(*parts(name), *unets.sets(), identity, settings, checks_memory=True)
-    assert run.need is not None
-    return run.need
+    found: list[memory_need.MemoryNeed | None] = []
+
+    def check(*given: Any) -> None:
+        found.append(memory_need.check_memory(*given))
+        raise KnownError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture_run, "check_memory", check)
+        with pytest.raises(KnownError):
+            CaptureTraining(*parts(name), *unets.sets(), identity, settings, checks_memory=True)
+    assert found[0] is not None
+    return found[0]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +107,7 @@ def test_what_does_not_fit_is_refused_with_what_would_before_the_network_is_load
 ):
     plain, saving = (needed("flux", None, settings) for settings in (SETTINGS, CHECKPOINTED))
     assert saving.total < 0.8 * plain.total and saving.learned == plain.learned
-    monkeypatch.setattr(flow, "_fill", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(flow, "fill", lambda *_: pytest.fail("too late"))
     free(0.85 * plain.total)
     with pytest.raises(ValueError, match=r"needs about 7\.2 MB .* Turn on gradient_check.*: it"):
         needed("flux", None, SETTINGS)
@@ -112,6 +128,19 @@ def test_several_settings_may_be_needed(free):
         needed("flux", None, few)
 
 
+def test_other_adapters_and_an_average_are_counted():
+    plain = needed("flux", None, SETTINGS)
+    averaged = needed("flux", None, replace(SETTINGS, ema=0.9))
+    assert averaged.learned * 3 == plain.learned * 4
+    for kind in ADAPTERS[1:]:
+        settings = replace(SETTINGS, adapter=kind)
+        with_it = needed("flux", None, settings)
+        run = build_denoiser(parts("flux")[0], settings, torch.Generator(), is_filled=False)
+        learned = [each for adapter in run.adapters.values() for each in adapter.learned]
+        assert with_it.learned == 3 * sum(each.numel() * 4 for each in learned)
+        assert with_it.step > plain.step, "each has a whole weight of every layer"
+
+
 def test_a_need_that_is_not_known_stops_nothing(monkeypatch, caplog):
     def unknown(*_: Any) -> None:
         raise RuntimeError("no kernel of shapes")
@@ -125,8 +154,13 @@ def test_a_need_that_is_not_known_stops_nothing(monkeypatch, caplog):
 def test_a_host_that_reads_weights_as_it_needs_them_leaves_none_out(monkeypatch):
     """Its own layers have no weights then until a file is read into them."""
     memory_management = pytest.importorskip("comfy.memory_management")
-    made = flows.training("flux").networks.denoiser.network.state_dict()
+
+    def weights() -> dict[str, torch.Tensor]:
+        denoiser = build_denoiser(parts("flux")[0], SETTINGS, torch.Generator())
+        return denoiser.network.state_dict()
+
+    made = weights()
     monkeypatch.setattr(memory_management, "aimdo_enabled", True)
-    lazy = flows.training("flux").networks.denoiser.network.state_dict()
+    lazy = weights()
     assert set(lazy) == set(made)
     assert all(torch.equal(lazy[name], made[name]) for name in made)
