@@ -2,7 +2,8 @@
 
 One safetensors file: 'unet.*' and 'text.*' with the host's key names, 'text.token_embedding'
 holding only the rows 'text.token_ids' (its row 0 stands for every other word), and 'autoencoder.*'
-in the narrow form of `autoencoder.py`. Matrices may be whole numbers with a scale for each row.
+in the narrow form of `autoencoder.py`. Matrices and convolutions may be whole numbers with a scale
+for each output.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def read_parts(path: Path = PATH) -> dict[str, dict[str, Tensor]]:
             continue
         part, _, name = key.partition(".")
         if key + _SCALE in tensors:
-            tensor = (tensor.float() * tensors[key + _SCALE][:, None]).half()
+            rows = tensor.flatten(1).float() * tensors[key + _SCALE][:, None]
+            tensor = rows.view(tensor.shape).half()
         parts.setdefault(part, {})[name] = tensor
     return parts
 
@@ -54,7 +56,7 @@ def write_parts(
     byte_parts: Collection[str] = (),
 ) -> None:
     """Writes the checkpoint in half precision (token ids stay whole numbers). byte_parts: the parts
-    whose matrices take a byte a weight."""
+    whose matrices and convolutions take a byte a weight."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(exist_ok=True)
@@ -62,7 +64,7 @@ def write_parts(
     for part, state in parts.items():
         for name, tensor in state.items():
             key = f"{part}.{name}"
-            if part in byte_parts and tensor.ndim == 2:
+            if part in byte_parts and tensor.ndim >= 2:
                 tensors[key], tensors[key + _SCALE] = _as_bytes(tensor)
             else:
                 tensors[key] = tensor.half().contiguous() if tensor.is_floating_point() else tensor
@@ -72,11 +74,13 @@ def write_parts(
     path.chmod(0o644)
 
 
-def _as_bytes(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers from -127 to 127, and what each row's are multiplied by. matrix: R C."""
-    scale = (matrix.float().abs().amax(1) / 127).clamp(min=1e-12)
-    numbers = (matrix.float() / scale[:, None]).round().clamp(-127, 127)
-    return numbers.to(torch.int8), scale
+def _as_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127, and what each row's are multiplied by. weight: R ..., a row
+    an output."""
+    rows = weight.flatten(1).float()
+    scale = (rows.abs().amax(1) / 127).clamp(min=1e-12)
+    numbers = (rows / scale[:, None]).round().clamp(-127, 127)
+    return numbers.to(torch.int8).view(weight.shape), scale
 
 
 def load(path: Path = PATH) -> tuple[Any, Any, Any]:

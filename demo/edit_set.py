@@ -22,7 +22,6 @@ from .portraits import (
     HAT_KINDS,
     PARTS,
     PATTERNS,
-    SKIN_NAMES,
     Garment,
     Portrait,
     Scene,
@@ -89,7 +88,7 @@ class EditCaptions(TransformerCaptions):
     """TransformerCaptions that know ORDINALS."""
 
     def __init__(self) -> None:
-        Captions.__init__(self, (*VOCABULARY, *SKIN_NAMES, "skin", *ORDINALS), TEXT_TOKENS)
+        Captions.__init__(self, (*VOCABULARY, *ORDINALS), TEXT_TOKENS)
 
     @property
     def word_ids(self) -> list[int]:

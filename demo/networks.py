@@ -107,6 +107,20 @@ class TextEncoder(nn.Module):
         x = self.final_layer_norm(x)
         return x
 
+    def load_words(self, state: dict[str, Tensor]) -> None:
+        """Takes the weights of a file ('text' of `checkpoint.read_parts`) whose vocabulary may be
+        another: words that the file does not know keep the rows that they were built with."""
+        vocabulary = self.get_buffer("token_ids")
+        rows = state["token_embedding.weight"].float()
+        row_of = {int(token): row for row, token in enumerate(state["token_ids"], start=1)}
+        table = self.token_embedding.weight.detach().clone()
+        table[0] = rows[0]
+        for row, token in enumerate(vocabulary.tolist(), start=1):
+            if token in row_of:
+                table[row] = rows[row_of[token]]
+        floats = {name: value.float() for name, value in state.items() if name != "token_ids"}
+        self.load_state_dict({**floats, "token_embedding.weight": table, "token_ids": vocabulary})
+
 
 class _Operations:
     """torch's own layers under the names by which the host's UNet asks for them; outputs that start
@@ -158,9 +172,10 @@ def attention_recorder(
     def cross_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         heads = extra_options["n_heads"]
         q, k, v = split(q, heads), split(k, heads), split(v, heads)
-        weights: Tensor = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)  # B h N 77
+        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        weights = logits.float().softmax(-1)  # B h N 77
         cross_maps.append(weights.mean(1))
-        return (weights @ v).transpose(1, 2).flatten(2)
+        return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
     patches: dict[str, dict[tuple[str, int], AttentionPatch]] = {"attn1": {}, "attn2": {}}
     for block in ATTENTION_BLOCKS:

@@ -165,7 +165,7 @@ def main() -> None:
         help="factor on the learning rates: .5 to train on from `restore`",
     )
     parser.add_argument(
-        "--half", action="store_true", help="the transformer computes in bfloat16 (autocast)"
+        "--half", action="store_true", help="UNet or transformer compute in bfloat16 (autocast)"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -35,7 +35,7 @@ def initial_weights(model: ToyTransformer, weights: Path | None) -> int:
     """Fills a model from a file of weights and returns the step that they are from. Without a file:
     the text encoder from the shipped one, the rest as it was built, step 0."""
     if weights is None:
-        _load_text_encoder(model, read_parts()["text"])
+        model.text_encoder.load_words(read_parts()["text"])
         return 0
     with safe_open(weights, "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -61,25 +61,7 @@ def load_parts(
 ) -> None:
     weights = {name: value.float() for name, value in transformer.items()}
     model.transformer.load_state_dict(in_host_names(weights))
-    _load_text_encoder(model, text)
-
-
-def _load_text_encoder(model: ToyTransformer, text: dict[str, Tensor]) -> None:
-    """Words that the file does not know keep the rows that they were built with."""
-    encoder = model.text_encoder
-    vocabulary = [int(i) for i in encoder.get_buffer("token_ids")]
-    table = encoder.token_embedding.weight.detach().clone()
-    table[0] = text["token_embedding.weight"][0].float()
-    row_of = {int(token): row for row, token in enumerate(text["token_ids"], start=1)}
-    for row, token in enumerate(vocabulary, start=1):
-        if token in row_of:
-            table[row] = text["token_embedding.weight"][row_of[token]].float()
-    state = {
-        name: value.float() if value.is_floating_point() else value for name, value in text.items()
-    }
-    encoder.load_state_dict(
-        {**state, "token_embedding.weight": table, "token_ids": torch.tensor(vocabulary)}
-    )
+    model.text_encoder.load_words(text)
 
 
 def learning_rate(step: int, steps: int, age: int) -> float:
@@ -227,8 +209,8 @@ def measure(device: torch.device, count: int) -> None:
 
 
 def export() -> None:
-    """Writes the checkpoint from the averaged weights and the shipped autoencoder, a byte a weight:
-    half the file, and pictures that the eye does not tell apart."""
+    """Writes the checkpoint from the averaged weights, a byte a weight: half the file, and pictures
+    that the eye does not tell apart."""
     captions = TransformerCaptions()
     model = ToyTransformer(captions.token_ids)
     step = initial_weights(model, WEIGHTS)
@@ -236,7 +218,6 @@ def export() -> None:
         {
             "transformer": model.transformer.state_dict(),
             "text": model.text_encoder.state_dict(),
-            "autoencoder": read_parts()["autoencoder"],
         },
         {"transformer_steps": str(step)},
         transformer_checkpoint.PATH,

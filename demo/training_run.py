@@ -34,7 +34,7 @@ class Run:
     peak: float = 1.0
     """Factor on the learning rates."""
     half: bool = False
-    """Whether the transformer computes in bfloat16 (autocast): on what is fast at it."""
+    """Whether UNet or transformer compute in bfloat16 (autocast): on what is fast at it."""
 
     @property
     def share(self) -> slice:

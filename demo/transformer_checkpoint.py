@@ -1,7 +1,7 @@
 """The transformer toy in the host's own classes, and how it is written.
 
 One safetensors file as the UNet toy's (`checkpoint.py`), with 'transformer.*' in place of 'unet.*'.
-It brings its own text encoder, which knows a few words more, and its own copy of the autoencoder.
+It brings its own text encoder; the autoencoder is the UNet toy's, from its file.
 `load_edit` makes of it a model that is given references in its sequence.
 """
 
@@ -33,7 +33,7 @@ def load(path: Path | None = None) -> tuple[Any, Any, Any]:
     return (
         model,
         checkpoint.build_clip(parts["text"], TEXT_TOKENS),
-        checkpoint.build_vae(parts["autoencoder"]),
+        checkpoint.build_vae(checkpoint.read_parts()["autoencoder"]),
     )
 
 
@@ -53,7 +53,7 @@ def load_edit(change: Path | None = None) -> tuple[Any, Any, Any]:
     return (
         model,
         checkpoint.build_clip(text, TEXT_TOKENS),
-        checkpoint.build_vae(parts["autoencoder"]),
+        checkpoint.build_vae(checkpoint.read_parts()["autoencoder"]),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,3 +202,21 @@ def test_a_toy_portrait_that_has_the_part_is_the_seeds_own() -> None:
     for seed in with_hat:
         caption = MagicToyPortrait.execute(seed, "hat", "by seed", 64).args[2]
         assert caption == portraits.caption(portraits.sample_portrait(seed))
+
+
+def test_a_file_keeps_matrices_and_convolutions_of_a_part_as_bytes(tmp_path: Path) -> None:
+    weights = {"conv": torch.randn(4, 8, 3, 3), "matrix": torch.randn(4, 8), "bias": torch.randn(4)}
+    path = tmp_path / "toy.safetensors"
+    parts = {"unet": weights, "text": weights}
+    checkpoint.write_parts(parts, {}, path, byte_parts=("unet",))
+    read = checkpoint.read_parts(path)
+    assert read["unet"].keys() == read["text"].keys() == weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(read["text"][name], weight.half())
+        off = (read["unet"][name].float() - weight).flatten(1 if weight.ndim > 1 else 0).abs()
+        if weight.ndim == 1:
+            assert torch.equal(read["unet"][name], weight.half())
+        else:
+            # Half of one of the 127 steps up to the largest of an output's weights.
+            step = weight.flatten(1).abs().amax(1, keepdim=True) / 127
+            assert (off <= 0.52 * step).all() and off.max() > 0

@@ -68,7 +68,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     parts = {
         "transformer": model.transformer.state_dict(),
         "text": model.text_encoder.state_dict(),
-        "autoencoder": read_parts()["autoencoder"],
     }
     write_parts(parts, {"transformer_steps": "0"}, tmp_path / "toy.safetensors")
     monkeypatch.setattr(transformer_checkpoint, "PATH", tmp_path / "toy.safetensors")

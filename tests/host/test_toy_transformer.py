@@ -310,7 +310,6 @@ def written(tmp_path: Path) -> tuple[Path, ToyTransformer]:
     parts = {
         "transformer": model.transformer.state_dict(),
         "text": model.text_encoder.state_dict(),
-        "autoencoder": read_parts()["autoencoder"],
     }
     path = tmp_path / "toy.safetensors"
     write_parts(parts, {"transformer_steps": "0"}, path)
@@ -375,7 +374,7 @@ def test_the_export_holds_the_averaged_weights_in_the_shipped_form(
     monkeypatch.setattr(transformer_checkpoint, "PATH", path)
     train_transformer.export()
     parts, average = read_parts(path), checkpoint_of(folder)["average"]
-    assert set(parts) == {"transformer", "text", "autoencoder"}
+    assert set(parts) == {"transformer", "text"}
     for name, value in parts["transformer"].items():
         before = average[f"transformer.{name}"]
         # Matrices are kept as bytes with a scale for each row: half of one of 127 steps.
