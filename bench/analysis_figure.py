@@ -16,8 +16,7 @@ from . import toy
 from .command_line import bench_parser
 from .toy_references import (
     CONCEPTS,
-    PHRASES,
-    PROMPT,
+    PLAIN_PROMPT,
     apply_concepts,
     concepts_of,
     reference_sets,
@@ -47,12 +46,12 @@ def draw(references: int, seed: int) -> Tensor:
     """H W 3. references: the index of a reference set; seed: of the picture's noise."""
     checkpoint = toy.Toy.load()
     concepts = concepts_of(reference_sets()[references])
-    model, positive, _ = apply_concepts(checkpoint, concepts)
+    model, positive, _ = apply_concepts(checkpoint, concepts, prompt=PLAIN_PROMPT)
     noise = checkpoint.noise([seed])
     options = {
         **defaults_of(MagicAttentionMap),
-        "prompt": PROMPT,
-        "phrases": ", ".join(PHRASES[part] for part in CONCEPTS),
+        "prompt": PLAIN_PROMPT,
+        "phrases": ", ".join(CONCEPTS),
     }
     map_model, map_positive, attention = MagicAttentionMap.execute(
         model, checkpoint.clip, **options, positive=positive
@@ -81,7 +80,7 @@ def draw(references: int, seed: int) -> Tensor:
         "attention to each phrase",
         *(f"where the marked place on the {part} looks" for part in PLACES),
     ]
-    columns = ["picture", *(f"'{PHRASES[part]}'" for part in CONCEPTS)]
+    columns = ["picture", *(f"'{part}'" for part in CONCEPTS)]
     return CompareGrid(rows, captions, columns, cell=176, gap=6, font=16).draw()[0]
 
 

@@ -13,8 +13,8 @@ from . import toy
 from .command_line import bench_parser
 from .sheets import captioned_pictures
 from .toy_references import (
-    PHRASES,
-    PROMPT,
+    CONCEPTS,
+    PLAIN_PROMPT,
     apply_concepts,
     concepts_of,
     reference_sets,
@@ -77,10 +77,6 @@ DETAIL_TEXT = (
     "a man with black hair wearing a scarf and an orange shirt, pink background, cartoon style"
 )
 DETAIL_SEED = 7
-PLAIN_PROMPT = (
-    "a smiling woman with red hair wearing a top hat, a scarf and a shirt, pink background, cartoon"
-    " style"
-)
 PLAIN_REFERENCES = {"top hat": ("hat", 165), "scarf": ("scarf", 159), "shirt": ("shirt", 72)}
 DETAIL_REFERENCES = {"top hat": ("hat", 165), "scarf": ("scarf", 159)}
 
@@ -151,7 +147,7 @@ def template_concepts(
 
 
 def layout(checkpoint: toy.Toy) -> list[Tensor]:
-    model, positive, record = checkpoint.watch(PROMPT, [*PHRASES.values()])
+    model, positive, record = checkpoint.watch(PLAIN_PROMPT, [*CONCEPTS])
     samples = checkpoint.sample(model, positive, checkpoint.noise([0, 1]))
     images = checkpoint.decode(samples)
     masks, _, overlay, _ = MagicLayoutMasks.execute(record, {"samples": samples}, -1, images).args
@@ -217,7 +213,8 @@ def style(checkpoint: toy.Toy) -> list[Tensor]:
 def new_style(checkpoint: toy.Toy) -> list[Tensor]:
     """A prompt; a style and the prompt in it, twice; two of a batch that takes its first's look."""
     prompt = checkpoint.encode_text(
-        "a smiling woman with light skin and red hair wearing a blue hat, pink background"
+        "a smiling woman with light skin and red hair wearing a blue hat, pink background, cartoon"
+        " style"
     )
     noise, options = checkpoint.noise([3]), defaults_of(MagicStyleNewPicture)
     pictures = [checkpoint.decode(checkpoint.sample(checkpoint.model, prompt, noise))]
@@ -236,7 +233,10 @@ def edit(checkpoint: toy.Toy) -> list[Tensor]:
     assert portrait.hat
     asked = "green" if portrait.hat.colour != "green" else "yellow"
     other = replace(portrait, hat=replace(portrait.hat, colour=asked))
-    was, words = (checkpoint.encode_text(portraits.caption(person)) for person in (portrait, other))
+    was, words = (
+        checkpoint.encode_text(portraits.caption(person, frozenset({*portraits.PARTS, "skin"})))
+        for person in (portrait, other)
+    )
     inverted, *_ = MagicStyleInvert.execute(
         checkpoint.model,
         **{**defaults_of(MagicStyleInvert), "measure": False, "cache_mb": 0},
@@ -261,7 +261,7 @@ def crop(checkpoint: toy.Toy) -> list[Tensor]:
     image, mask = toy.picture(rendering), toy.part_mask(rendering, "face")
     cut, cut_mask, place = MagicPortraitCrop.execute(image, mask, 0.3, 128, True).args
     changed = torch.lerp(cut, 1 - cut.flip(-1), gray(cut_mask[0]))
-    [pasted] = MagicPortraitPaste.execute(image, changed, place, 0.1).args
+    pasted, _ = MagicPortraitPaste.execute(image, changed, place, 0.1).args
     return [image[0], cut[0], changed[0], pasted[0]]
 
 
@@ -302,8 +302,8 @@ def detail(_: toy.Toy) -> list[Tensor]:
 
 def toy_checkpoint(checkpoint: toy.Toy) -> list[Tensor]:
     prompt = (
-        "a smiling woman with red hair wearing a blue striped top hat, glasses and a green scarf,"
-        " pink background, {} style"
+        "a smiling woman with pale skin and red hair wearing a blue striped top hat, glasses and a"
+        " green scarf, pink background, {} style"
     )
     pictures = []
     for i, name in enumerate(portraits.STYLES):
@@ -341,7 +341,7 @@ def attention_maps(
     checkpoint: toy.Toy, phrases: str, seed: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """A sample, and the heat map and the mask of each phrase."""
-    options = {**defaults_of(MagicAttentionMap), "prompt": PROMPT, "phrases": phrases}
+    options = {**defaults_of(MagicAttentionMap), "prompt": PLAIN_PROMPT, "phrases": phrases}
     model, positive, record = MagicAttentionMap.execute(
         checkpoint.model, checkpoint.clip, **options
     ).args
@@ -363,13 +363,13 @@ def refine_mask(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def attention(checkpoint: toy.Toy) -> list[Tensor]:
-    image, heatmaps, _ = attention_maps(checkpoint, ", ".join(PHRASES.values()), 1)
+    image, heatmaps, _ = attention_maps(checkpoint, ", ".join(CONCEPTS), 1)
     return [image, *heatmaps]
 
 
 def correspondence(checkpoint: toy.Toy) -> list[Tensor]:
     concepts = concepts_of(reference_sets()[0], prompt="")
-    model, positive, _ = apply_concepts(checkpoint, concepts)
+    model, positive, _ = apply_concepts(checkpoint, concepts, prompt=PLAIN_PROMPT)
     region = torch.zeros(1, toy.SIDE, toy.SIDE)
     region[:, 92:108, 54:74] = 1
     model, record = MagicCorrespondence.execute(model, "", 0.0, 1.0, region).args

@@ -153,6 +153,11 @@ def thumbnail(shown: Shown) -> Image.Image:
     return sheet_of([*first, *drawn[:each], *squares(layouts)[:each]], columns)
 
 
+def two_pictures_of_two(shown: Shown) -> Image.Image:
+    """The first and the third: the toy knows portraits of one person, and some have only one."""
+    return sheet_of(squares([shown.pictures[0], shown.pictures[2]]))
+
+
 def sheet_of(tiles: Tiles, columns: int = 2) -> Image.Image:
     side = SIDE // columns
     sheet = Image.new("RGB", (side * columns, side * columns), "white")
@@ -285,7 +290,8 @@ DRAWN: dict[str, dict[str, Draw]] = {
         ),
     },
     "MagicFace-6-two-people": {
-        "MagicFace-SDXL-two-people": lambda shown: labelled(thumbnail(shown), "for SDXL"),
+        "MagicFace-6-two-people": two_pictures_of_two,
+        "MagicFace-SDXL-two-people": lambda shown: labelled(two_pictures_of_two(shown), "for SDXL"),
     },
     # Three references and the picture, without its layout.
     "MagicFace-8-on-an-edit-model": {

@@ -16,9 +16,14 @@ from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply, MagicFaceConcept
 
 PROMPT = (
-    "a man with black hair wearing a green hat, a white scarf and a blue shirt, pink background,"
-    " cartoon style"
+    "a man with pale skin and black hair wearing a green hat, a white scarf and a blue shirt, pink"
+    " background, cartoon style"
 )
+PLAIN_PROMPT = (
+    "a smiling woman with pale skin and red hair wearing a top hat, a scarf and a shirt, pink"
+    " background, cartoon style"
+)
+"""Names no colours that references could have: for pictures that show what a node does."""
 CONCEPTS = ("hat", "scarf", "shirt")
 PHRASES = {"hat": "green hat", "scarf": "white scarf", "shirt": "blue shirt"}
 BYSTANDERS = ("black hair", "man", "pink background")
@@ -97,7 +102,7 @@ def concepts_of(
 
 def apply_concepts(checkpoint: toy.Toy, concepts: Any, **options: Any) -> tuple[Any, Any, Any]:
     """MODEL, conditioning and layout of MagicFace Apply with its defaults but for `options`."""
-    arguments = {**defaults_of(MagicFaceApply), **options, "prompt": PROMPT}
+    arguments = {**defaults_of(MagicFaceApply), "prompt": PROMPT, **options}
     model, positive, record = MagicFaceApply.execute(
         checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **arguments
     ).args

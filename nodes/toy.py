@@ -32,8 +32,9 @@ class MagicToyCheckpoint(Node):
             category="MagicPortrait/toy",
             description=(
                 "Tiny models that come with this pack, a UNet and a transformer: cartoon portraits,"
-                " seconds on any CPU. Prompts: 'a smiling woman with red hair wearing a"
-                " blue striped top hat, glasses and a green scarf, pink background, sketch style'."
+                " seconds on any CPU. Prompts: 'a smiling woman with pale skin and red hair wearing"
+                " a blue striped top hat, glasses and a green scarf, pink background, sketch"
+                " style'."
             ),
             search_aliases=["demo model", "test checkpoint", "magic portrait"],
             inputs=[
