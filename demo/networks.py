@@ -175,7 +175,8 @@ def attention_recorder(
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         weights = logits.float().softmax(-1)  # B h N 77
         cross_maps.append(weights.mean(1))
-        return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        attended: Tensor = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        return attended
 
     patches: dict[str, dict[tuple[str, int], AttentionPatch]] = {"attn1": {}, "attn2": {}}
     for block in ATTENTION_BLOCKS:
