@@ -19,4 +19,6 @@ def size_in_words(size: float) -> str:
     """Bytes as people read them, in the units of graphics cards."""
     if size >= 2**30:
         return f"{size / 2**30:.1f} GB"
-    return f"{size / 2**20:.{0 if size >= 10 * 2**20 else 1}f} MB"
+    if size >= 2**20:
+        return f"{size / 2**20:.{0 if size >= 10 * 2**20 else 1}f} MB"
+    return f"{size / 2**10:.0f} KB"

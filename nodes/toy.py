@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..demo import captures, checkpoint, portraits, transformer_checkpoint
 from ..host.page.notices import notice
-from ..host.sampling.native_size import with_size_notice
+from ..host.sampling.native_size import add_size_notice
 from .declare import schema
 from .inputs import Node, check_ranges
 
@@ -69,7 +69,8 @@ class MagicToyCheckpoint(Node):
     @classmethod
     def execute(cls, model: str = "unet") -> io.NodeOutput:
         toy, clip, vae = _MODELS[model]()
-        return io.NodeOutput(with_size_notice(toy, notice), clip, vae)
+        add_size_notice(toy, notice)
+        return io.NodeOutput(toy, clip, vae)
 
 
 class MagicToyPortrait(Node):

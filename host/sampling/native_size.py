@@ -19,11 +19,11 @@ _FROM_NOISE = 0.8
 _KEY = "magicportrait_native_size"
 
 
-def with_size_notice(model: Any, tell: Callable[[str], None]) -> Any:
-    """A clone of MODEL that has a sentence said when it is to draw a picture from noise, with the
-    area of a square 1.5 times as wide as those that it was trained on, or half as wide. Nothing
-    else changes.
+def add_size_notice(model: Any, tell: Callable[[str], None]) -> None:
+    """Has MODEL say a sentence when it is to draw a picture from noise, with the area of a square
+    1.5 times as wide as those that it was trained on, or half as wide. Nothing else changes.
 
+    model: nobody else's, as it was loaded (a clone would lose how that was done on older hosts).
     tell: gets the sentence, at the start of the sampling.
     """
     import comfy.patcher_extension as extension
@@ -50,9 +50,7 @@ def with_size_notice(model: Any, tell: Callable[[str], None]) -> Any:
         samples: Tensor = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         return samples
 
-    patched = model.clone()
-    patched.add_wrapper_with_key(extension.WrappersMP.OUTER_SAMPLE, _KEY, sample)
-    return patched
+    model.add_wrapper_with_key(extension.WrappersMP.OUTER_SAMPLE, _KEY, sample)
 
 
 def _sentence(height: int, width: int, native: int) -> str:

@@ -27,7 +27,8 @@ def test_what_a_user_wrote_can_be_repeated_in_a_log(text, repeated):
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        (0, "0.0 MB"),
+        (0, "0 KB"),
+        (30_000, "29 KB"),
         (3.6 * 2**20, "3.6 MB"),
         (700 * 2**20, "700 MB"),
         (2**30, "1.0 GB"),
