@@ -23,6 +23,7 @@ TEXTS = """() => [...document.querySelectorAll('textarea')]
     .filter(area => area.value && area.checkVisibility())
     .map(area => ({ text: area.value, height: area.getBoundingClientRect().height }))"""
 LAYOUTS = ("MagicFaceApply", "MagicSemanticLayout")
+SAMPLERS = ("KSampler", "SamplerCustom")
 BUILD = """nodes => {
     app.graph.clear();
     const made = {};
@@ -104,9 +105,11 @@ def run_of(
 ) -> str:
     """A run of the workflow's node with a layout, as if it came from the server. Returns its id.
     details: of its first event."""
-    kinds = [kind for kind in LAYOUTS if screen.page.evaluate(HAS, kind)]
-    node = screen.page.evaluate(ID_OF, kinds[0])
-    about = {"node": node, "sampler": screen.page.evaluate(ID_OF, "KSampler"), "run": "one"}
+    node, sampler = (
+        screen.page.evaluate(ID_OF, next(k for k in kinds if screen.page.evaluate(HAS, k)))
+        for kinds in (LAYOUTS, SAMPLERS)
+    )
+    about = {"node": node, "sampler": sampler, "run": "one"}
     screen.send(
         "magicportrait.run",
         {**about, "steps": steps, "phrases": ["hat"], "references": [], **details},
