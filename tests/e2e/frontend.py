@@ -40,6 +40,8 @@ UNKNOWN = (
     "() => app.graph.nodes.map(node => node.type).filter(type =>"
     " !LiteGraph.registered_node_types[type])"
 )
+SCROLL_CARDS = """() => [...document.querySelectorAll("[data-testid^='template-workflow-']")]
+    .at(-1)?.scrollIntoView()"""
 REOPEN = """async workflow => {
     const tab = app.extensionManager.workflow.activeWorkflow;
     await app.loadGraphData(workflow, true, true, tab);
@@ -113,12 +115,22 @@ class Frontend:
     def tabs(self) -> Locator:
         return self.page.locator(".workflow-tab")
 
+    def card(self, name: str) -> Locator:
+        """A template's in the gallery, which makes those of a long list as one scrolls; their order
+        is that of the files on the disk."""
+        card = self.page.get_by_test_id(f"template-workflow-{name}").first
+        for _ in range(50):
+            if card.count():
+                break
+            self.page.evaluate(SCROLL_CARDS)
+            self.page.wait_for_timeout(200)
+        return card
+
     def open_from_gallery(self, name: str) -> None:
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         self.page.get_by_text(PACK_NAME, exact=True).first.click()
-        # The gallery makes the cards of a long list as one scrolls.
         self.page.get_by_placeholder("Search ...").first.fill(name)
-        self.page.get_by_test_id(f"template-workflow-{name}").first.click()
+        self.card(name).click()
         self.page.get_by_test_id("template-workflows-content").first.wait_for(state="hidden")
         self.page.wait_for_function("() => app.graph.nodes.length > 0")
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
@@ -129,6 +141,8 @@ class Frontend:
         self.page.evaluate(SET_WIDGETS, values)
 
     def queue(self) -> None:
+        # Where it was left it may hold open the preview of a tab, over the button.
+        self.page.mouse.move(960, 540)
         self.page.get_by_test_id("queue-button").first.click()
 
     def view(self, node_type: str) -> Locator:

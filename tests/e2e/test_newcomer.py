@@ -776,7 +776,7 @@ def test_the_gallery_finds_a_template_by_its_words(screen: Frontend) -> None:
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK_NAME, exact=True).first.click()
     page.get_by_placeholder("Search ...").first.fill("style transfer")
-    page.get_by_test_id("template-workflow-MagicStyle-1-style-transfer").first.wait_for()
+    screen.card("MagicStyle-1-style-transfer").wait_for()
     screen.screenshot("gallery")
     page.get_by_placeholder("Search ...").first.fill("MagicFace")
     page.get_by_role("combobox").filter(has_text=SORTED_BY).first.click()
