@@ -89,9 +89,9 @@ class MagicConceptOptions(Node):
                 f"concept '{shown(last.phrase)}' has no picture of which this could be said:"
                 " connect a MagicFace Concept"
             )
-        if direction == DIRECTIONS[0] and not layer_weights.strip():
+        is_away = direction == DIRECTIONS[1]
+        weights = layer_weights.strip() or last.layer_weights
+        if (is_away, weights) == (last.is_away, last.layer_weights):
             return io.NodeOutput(concepts)
-        own = dataclasses.replace(
-            last, is_away=direction == DIRECTIONS[1], layer_weights=layer_weights.strip()
-        )
+        own = dataclasses.replace(last, is_away=is_away, layer_weights=weights)
         return io.NodeOutput((*before, own))

@@ -378,7 +378,8 @@ class MagicStyleEdit(Node):
         check_ranges(cls, until=until, structure=structure)
         refuse(choice_complaint("hold", hold, HOLDS))
         check_texts(layers=layers, keep_phrase=keep_phrase)
-        phrases = split_phrases(keep_phrase) if keep_phrase.strip() else []
+        # Of nothing but commas there is no phrase either.
+        phrases = split_phrases(keep_phrase) if any(map(str.isalnum, keep_phrase)) else []
         if keep is not None:
             # What stays is mostly what is around the thing that changes.
             turned = invert and not phrases

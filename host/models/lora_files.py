@@ -60,14 +60,18 @@ def load_lora(name: str) -> dict[str, Tensor]:
 
 def check_saving(name: str) -> None:
     """UnwritableFile when no LoRA of a name can be written: before hours of training, not after."""
-    for path in write_numbered(_output_folder(), name, {".test": b""}):
+    # As long as the real one: a disk limits whole names.
+    suffix = ".test".ljust(len(_SUFFIX), "_")
+    for path in write_numbered(_output_folder(), name, {suffix: b""}):
         path.unlink(missing_ok=True)
 
 
 def save_lora(name: str, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """Writes a new file with a number behind its name into output/loras, where the host's loaders
     look too. UnwritableFile when that cannot be."""
-    content = tensor_bytes(weights, metadata)
+    # Names of files may be bytes that are no text.
+    told = {key: text.encode(errors="replace").decode() for key, text in metadata.items()}
+    content = tensor_bytes(weights, told)
     [path] = write_numbered(_output_folder(), name, {_SUFFIX: content})
     return path
 

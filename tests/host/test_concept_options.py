@@ -139,3 +139,12 @@ def test_what_cannot_be_is_said() -> None:
     given = optioned(dit_nodes.concepts(1), direction="away")
     with pytest.raises(ValueError, match="has Concept Options, which count beside a reference"):
         dit_nodes.apply("flux", None, given, references=IN_THE_SEQUENCE)
+
+
+def test_the_last_node_decides_on_what_it_says() -> None:
+    chain = of_a_unet()
+    [away] = MagicConceptOptions.execute(chain, direction="away").args
+    [weighed] = MagicConceptOptions.execute(away, direction="away", layer_weights="mid: 0").args
+    [toward] = MagicConceptOptions.execute(weighed, direction="toward").args
+    assert (weighed[-1].is_away, weighed[-1].layer_weights) == (True, "mid: 0")
+    assert (toward[-1].is_away, toward[-1].layer_weights) == (False, "mid: 0")

@@ -192,3 +192,18 @@ def test_a_base_model_is_called_as_the_host_calls_it():
     model = SimpleNamespace(model=SimpleNamespace(model_config=config))
     assert BaseModel.of(model) == BaseModel("SDXL", "")
     assert BaseModel.of(flows.parts("flux")[0]).family == "Flux"
+
+
+def test_a_name_that_can_be_tried_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    longest = 255 - len("_00001_.safetensors")
+    lora_files.check_saving("n" * longest)
+    path = lora_files.save_lora("n" * longest, {"a": torch.zeros(2)}, {"file": "caf\udce9"})
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"file": "caf?"}
+    for act in (
+        lora_files.check_saving,
+        lambda name: lora_files.save_lora(name, {"a": torch.zeros(2)}, {}),
+    ):
+        with pytest.raises(safe_files.UnwritableFile, match=str(longest)):
+            act("n" * (longest + 1))
