@@ -229,7 +229,7 @@ def is_laid_out_as_the_smaller_picture(runner: Runner, prompt: Prompt) -> None:
     assert large.shape[1:] == pictures["img2"].shape[1:3] == (192, 192)
     rows = np.arange(192) * 128 // 192
     enlarged = small[:, rows][:, :, rows]
-    assert (enlarged & large).sum() / (enlarged | large).sum() > 0.6
+    assert (enlarged & large).sum() / (enlarged | large).sum() > 0.7
 
 
 def is_the_same_with_kept_features(runner: Runner, prompt: Prompt) -> None:

@@ -524,8 +524,8 @@ def test_a_view_is_as_high_as_what_it_shows(screen: Frontend) -> None:
 
     gap = page.evaluate(GAP_BELOW_VIEW, "MagicFaceApply")
 
-    # A zoomed page rounds.
-    assert -0.5 <= gap <= 24
+    # A zoomed page is off by parts of a millionth.
+    assert 0 <= round(gap, 3) <= 24
 
 
 GAP_BELOW_VIEW = """type => {

@@ -413,7 +413,7 @@ def test_a_phrase_of_the_layout_says_what_is_kept(kind):
     assert torch.equal(both[:, : size[0] // 2], torch.ones_like(both[:, : size[0] // 2]))
     assert torch.equal(both[:, -1], hat[:, -1])
     assert torch.equal(kept(keep=painted), painted), "an unnamed phrase keeps nothing"
-    assert kept() is None
+    assert kept() is None and kept(keep_phrase=" ，, ") is None, "commas name nothing"
 
 
 def test_where_a_phrase_keeps_the_picture_comes_out_as_it_was():

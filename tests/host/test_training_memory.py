@@ -109,7 +109,8 @@ def test_what_does_not_fit_is_refused_with_what_would_before_the_network_is_load
     assert saving.total < 0.8 * plain.total and saving.learned == plain.learned
     monkeypatch.setattr(flow, "fill", lambda *_: pytest.fail("too late"))
     free(0.85 * plain.total)
-    with pytest.raises(ValueError, match=r"needs about 7\.2 MB .* Turn on gradient_check.*: it"):
+    advice = r"needs about 7\.2 MB .* Turn on gradient_checkpointing: it"
+    with pytest.raises(ValueError, match=advice):
         needed("flux", None, SETTINGS)
     free(1000)
     with pytest.raises(ValueError, match="No setting makes it fit: take a smaller model"):

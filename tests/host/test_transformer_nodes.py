@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import json
 import logging
-import re
 import weakref
 from typing import Any
 
@@ -310,7 +309,7 @@ def test_few_steps_and_what_the_log_says_of_them(caplog):
         samples = sample("zimage", model, positive, 1.0, sigmas=(1.0, 0.9, 0.5, 0.3, 0.05, 0.0))
     assert record.run_of(samples)
     line = next(text for text in caplog.messages if text.startswith("MagicFace: 2 references"))
-    assert "in 2 of 3 layers, " in line and re.search(r"\d (MB|KB) a step", line)
+    assert "in 2 of 3 layers, " in line and "KB a step" in line
     # The model's shift of 3 moves a share of .4 to sigma .82, and .9 to .25.
     assert "steps 1-2 of 5 look at all" in line and "steps 3-4 at their" in line, line
     assert "semantic_cfg idles" in line
