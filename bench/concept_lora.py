@@ -103,28 +103,32 @@ def train_pictures(
 
 
 def apart(
-    checkpoint: toy.Toy, loras: Loras, regions: Mapping[str, Tensor] | None, **options: Any
+    checkpoint: toy.Toy,
+    loras: Loras,
+    regions: Mapping[str, Tensor] | None,
+    prompt: str = PROMPT,
+    **options: Any,
 ) -> tuple[Any, Any]:
-    """MODEL and conditioning with each LoRA where its part is. regions: painted, B H W each."""
+    """MODEL and conditioning with each LoRA where its phrase is. regions: painted, B H W each."""
     concepts: Any = ()
     for part, lora in loras.items():
         painted = None if regions is None else regions[part].float()
         [concepts] = MagicConceptLora.execute(
             part, NO_LORA, 1.0, lora, painted, concepts, **options
         ).args
-    arguments = {**defaults_of(MagicFaceApply), "semantic_cfg": False, "prompt": PROMPT}
+    arguments = {**defaults_of(MagicFaceApply), "semantic_cfg": False, "prompt": prompt}
     model, positive, _ = MagicFaceApply.execute(
         checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **arguments
     ).args
     return model, positive
 
 
-def merged(checkpoint: toy.Toy, loras: Loras) -> tuple[Any, Any]:
+def merged(checkpoint: toy.Toy, loras: Loras, prompt: str = PROMPT) -> tuple[Any, Any]:
     """MODEL and conditioning with all of both LoRAs everywhere."""
     model, clip = checkpoint.model, checkpoint.clip
     for lora in loras.values():
         model, clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
-    return model, clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    return model, clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
 def distance(

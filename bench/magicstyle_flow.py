@@ -317,8 +317,8 @@ def begin_scores(report: Report) -> None:
     report.begin_table("setting", "style", "structure", "identity", "dB to the content")
 
 
-def add_scores(report: Report, name: str, found: Scores) -> None:
-    *shares, decibels = found
+def add_scores(report: Report, name: str, values: Scores) -> None:
+    *shares, decibels = values
     report.add_row(name, *(f"{share:.2f}" for share in shares), f"{decibels:.1f}")
 
 
@@ -357,9 +357,9 @@ def baselines(
             if only not in f"{curve}, {name}":
                 continue
             out = [draw(checkpoint, pair, setting) for pair in pairs]
-            found = scores(out, pairs)
-            add_scores(report, f"{curve}, {name}", found)
-            points.setdefault(curve, []).append((found[1], found[0]))
+            values = scores(out, pairs)
+            add_scores(report, f"{curve}, {name}", values)
+            points.setdefault(curve, []).append((values[1], values[0]))
             pictures[f"{curve}, {name}"] = [picture[0] for picture in out]
     report.write("", "Style at equal structure (straight lines between the rows above):", "")
     report.begin_table("structure", *points)
@@ -467,8 +467,8 @@ def main() -> None:
             pictures = baselines(checkpoint, report, pairs, args.only)
         else:
             rows = {"settings": ROWS, "keys": KEYS}[part]
-            chosen = {name: setting for name, setting in rows.items() if args.only in name}
-            pictures = ablation(checkpoint, report, pairs, chosen)
+            some = {name: setting for name, setting in rows.items() if args.only in name}
+            pictures = ablation(checkpoint, report, pairs, some)
         report.finish(kept=not args.quick and not args.only)
         if args.figure and pictures:
             given = [[pair.content_image[0] for pair in pairs]]

@@ -12,22 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from . import toy
 from .command_line import bench_parser, command_of, parse_with_quick
-from .concept_lora import Loras, train_pictures
+from .concept_lora import apart, merged, train_pictures
 from .report import Report
 
 # ruff: isort: split
-import comfy.sd
 import torch
 from torch import Tensor
 
 from magicportrait.demo.portraits import EXPRESSIONS, Garment, Portrait, Pose
-from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
-from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import MagicFaceApply
+from magicportrait.nodes.concept_lora import REGIONS
 
 PEOPLE = {
     "man": Portrait("man", (92, 58, 40), "gray", "short", Garment("white"), "blue", beard=True),
@@ -58,30 +54,6 @@ def halves(rows: int, columns: int) -> dict[str, Tensor]:
     left = torch.zeros(1, rows, columns)
     left[..., : columns // 2] = 1
     return {"man": left, "woman": 1 - left}
-
-
-def gated(checkpoint: toy.Toy, loras: Loras, **options: Any) -> tuple[Any, Any]:
-    """MODEL and conditioning with each LoRA where its person is."""
-    concepts: Any = ()
-    regions = halves(16, 32)
-    for kind, lora in loras.items():
-        own = {"target_region": regions[kind], **options} if options else {}
-        [concepts] = MagicConceptLora.execute(
-            kind, NO_LORA, 1.0, lora_model=lora, concepts=concepts, **own
-        ).args
-    settings = {**defaults_of(MagicFaceApply), "semantic_cfg": False, "prompt": PROMPT}
-    model, positive, _ = MagicFaceApply.execute(
-        checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **settings
-    ).args
-    return model, positive
-
-
-def merged(checkpoint: toy.Toy, loras: Loras) -> tuple[Any, Any]:
-    """MODEL and conditioning with both LoRAs everywhere."""
-    model, clip = checkpoint.model, checkpoint.clip
-    for lora in loras.values():
-        model, clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
-    return model, clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
 
 
 def counted(images: Tensor) -> Mapping[str, int]:
@@ -120,12 +92,13 @@ def main() -> None:
             for seed in range(args.seeds)
         ]
     )
+    regions = halves(16, 32)
     ways = {
         "plain": (checkpoint.model, checkpoint.encode_text(PROMPT)),
-        "merged": merged(checkpoint, loras),
-        "layout": gated(checkpoint, loras),
-        "halves": gated(checkpoint, loras, region=REGIONS[0]),
-        "halves, limits layout": gated(checkpoint, loras, region=REGIONS[1]),
+        "merged": merged(checkpoint, loras, PROMPT),
+        "layout": apart(checkpoint, loras, None, PROMPT),
+        "halves": apart(checkpoint, loras, regions, PROMPT, region=REGIONS[0]),
+        "halves, limits layout": apart(checkpoint, loras, regions, PROMPT, region=REGIONS[1]),
     }
     report = Report(
         "two_faces",

@@ -29,10 +29,10 @@ from .declare import (
     Concepts,
     Correspondences,
     advanced,
-    as_text,
     layers_input,
     schema,
     span_inputs,
+    text_complaint,
 )
 from .inputs import Node, check_ranges, check_span, check_texts, pictures_of
 
@@ -286,11 +286,7 @@ class MagicCorrespondence(Node):
 
     @classmethod
     def validate_inputs(cls, points: object = None) -> bool | str:
-        try:
-            parse_points(as_text(points) or "")
-        except ValueError as error:
-            return str(error)
-        return True
+        return text_complaint(parse_points, points) or True
 
     @classmethod
     def execute(

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..magic.blocks import parse_weights
 from ..magic.concepts import Concept
 from ..magic.messages import shown
-from .declare import Concepts, as_text, chain_output, choice_complaint, schema
+from .declare import Concepts, chain_output, choice_complaint, schema, text_complaint
 from .inputs import Node, check_texts, refuse
 
 DIRECTIONS = ("toward", "away")
@@ -67,11 +67,7 @@ class MagicConceptOptions(Node):
 
     @classmethod
     def validate_inputs(cls, layer_weights: object = None) -> bool | str:
-        try:
-            parse_weights(as_text(layer_weights) or "")
-        except ValueError as error:
-            return str(error)
-        return True
+        return text_complaint(parse_weights, layer_weights) or True
 
     @classmethod
     def execute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
@@ -123,8 +123,14 @@ def curve_input(example: str, instead: str = "strength") -> io.Input:
 def curve_complaint(value: object, low: float, high: float) -> str | None:
     """What is wrong with the text of a curve whose strengths lie between low and high. None when
     nothing is, and for a value of another node, which the host does not have yet."""
+    return text_complaint(parse_curve, value, low, high)
+
+
+def text_complaint(read: Callable[..., object], value: object, *arguments: object) -> str | None:
+    """What `read(text, *arguments)` has against a text, by its ValueError; of a value that is none
+    it is given an empty one. None when it has nothing."""
     try:
-        parse_curve(as_text(value) or "", low, high)
+        read(as_text(value) or "", *arguments)
     except ValueError as error:
         return str(error)
     return None

@@ -14,8 +14,8 @@ from .folders import listed_file, listed_state
 from .safe_files import tensor_bytes, write_numbered
 
 _SUFFIX = ".safetensors"
-_SETTINGS = "magicapture"
-"""Key under which a training of ours tells of itself."""
+SETTINGS = "magicapture"
+"""Key under which a training of ours tells of itself, in a JSON table."""
 
 
 def list_loras() -> list[str]:
@@ -92,7 +92,7 @@ def lora_account(name: str) -> str:
             metadata: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError):
         return ""
-    ours = _table(metadata.get(_SETTINGS, ""))
+    ours = _table(metadata.get(SETTINGS, ""))
     base, versions = _table(ours.get("base_model")), _table(ours.get("versions"))
     model = base.get("file") or metadata.get("ss_sd_model_name")
     family = base.get("family") or metadata.get("ss_base_model_version")

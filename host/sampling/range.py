@@ -78,7 +78,9 @@ def prediction_of(model_sampling: Any) -> Prediction:
     return "flow" if isinstance(model_sampling, comfy.model_sampling.CONST) else "noise"
 
 
-def noise_bands(starts: BandStarts, model_sampling: Any) -> NoiseBands:
-    """The bands of a run, whose model says what shares of sampling are in sigmas."""
+def noise_bands(starts: BandStarts | None, model_sampling: Any) -> NoiseBands | None:
+    """The bands of a run, whose model says what shares of sampling are in sigmas; None without."""
+    if starts is None:
+        return None
     shares = starts[prediction_of(model_sampling)]
     return NoiseBands(tuple(sigma_at(model_sampling, share) for share in shares))

@@ -169,7 +169,7 @@ class MagicFaceRun(PatchRun):
             ReferencePass(patch.references, source, backbone, patch.blocks),
             patch.kept,
             functools.partial(_ConceptTokens, self),
-            None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
+            noise_bands(patch.bands, start.model_sampling),
         )
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
         self._room = ReferenceRoom(feature_bytes(patch.references, backbone, patch.blocks))

@@ -159,7 +159,7 @@ class MagicStyleRun(PatchRun):
         pictures = [*contents, *styles]
         self._places = PlacedPictures(patch.placement, patch.backbone, contents, styles)
         self._room = ReferenceRoom(feature_bytes(pictures, patch.backbone, patch.blocks))
-        if patch.kept is not None and self._room.size:
+        if patch.kept is not None:
             check_kept_room(self._room.size, start.steps)
         references = ReferencePass(pictures, Trajectories(pictures), patch.backbone, patch.blocks)
         self._features: StepFeatures[Features] = StepFeatures(
@@ -169,7 +169,7 @@ class MagicStyleRun(PatchRun):
             references,
             patch.kept,
             PictureFeatures,
-            None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
+            noise_bands(patch.bands, start.model_sampling),
         )
         self._rows: frozenset[Any] | None = None
         self._groups = StyleGroups(patch.shares)

@@ -148,7 +148,7 @@ class NewStyleRun(PatchRun):
         self._places = PlacedPictures(patch.placement, patch.backbone, [], patch.pictures)
         self._features: StepFeatures[Features] | None = None
         if patch.pictures:
-            if patch.kept is not None and self._room.size:
+            if patch.kept is not None:
                 check_kept_room(self._room.size, start.steps)
             references = ReferencePass(
                 patch.pictures, StyleLatents(patch.pictures), patch.backbone, patch.blocks
@@ -160,7 +160,7 @@ class NewStyleRun(PatchRun):
                 references,
                 patch.kept,
                 PictureFeatures,
-                None if patch.bands is None else noise_bands(patch.bands, start.model_sampling),
+                noise_bands(patch.bands, start.model_sampling),
             )
         self._rows: frozenset[Any] | None = None
         self._groups = StyleGroups(patch.shares)

@@ -147,8 +147,8 @@ def _host_class(kind: str) -> Any:
         from comfy import weight_adapter
     except ImportError:
         return None
-    found = getattr(weight_adapter, "adapter_maps", {}).get(kind)
-    return found if hasattr(found, "create_train") else None
+    adapter = getattr(weight_adapter, "adapter_maps", {}).get(kind)
+    return adapter if hasattr(adapter, "create_train") else None
 
 
 def _host_network(layer: nn.Linear, kind: str, rank: int, device: torch.device) -> nn.Module:

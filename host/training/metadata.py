@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from ...magic.capture_sets import StyleSet, Subject
+from ..models.lora_files import SETTINGS
 from .draw import preview_prompts
 from .lora import ADAPTERS
 from .settings import CaptureSettings
 
-KEY = "magicapture"
-"""Of ours: a JSON table. host/models/lora_files.py reads it."""
 _FORMAT = 1
 _PACK = Path(__file__).parents[2]
 _ARCHITECTURES = {
@@ -100,7 +99,7 @@ class TrainingAccount:
         architecture = _ARCHITECTURES.get(self.base.family, self.base.family)
         is_lora = settings.adapter == ADAPTERS[0]
         known = {
-            KEY: json.dumps(about, ensure_ascii=False),
+            SETTINGS: json.dumps(about, ensure_ascii=False),
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": f"{architecture}/lora",
             "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
@@ -124,7 +123,7 @@ class TrainingAccount:
             "ss_resolution": f"({self.side}, {self.side})",
             "ss_seed": str(settings.seed),
             "ss_num_train_images": str(pictures),
-            "ss_tag_frequency": json.dumps({KEY: counts}, ensure_ascii=False),
+            "ss_tag_frequency": json.dumps({SETTINGS: counts}, ensure_ascii=False),
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(now),
         }
