@@ -449,15 +449,15 @@ class _ReferenceRule:
         references = every[: len(self._patch.phrases)]
         away = self._away_from(every, view.layer[0])
         is_by_region = self._call.is_by_region
-        regions = self._regions.groups(view) if is_by_region or any(away) else None
-        known, regions = regions, regions if is_by_region else None
+        owned = self._regions.groups(view) if is_by_region or any(away) else None
+        regions = owned if is_by_region else None
         if regions is None:
             out = reference_attention(view.q, view.k, view.v, references, view.attend)
         else:
             out = region_attention(view.q, view.k, view.v, references, regions, view.attend)
-        if known is not None and any(away):
+        if owned is not None and any(away):
             q, k, v = view.q, view.k, view.v
-            out = led_away(out, q, k, v, references, away, known, view.attend, is_by_region)
+            out = led_away(out, q, k, v, references, away, owned, view.attend, is_by_region)
         if view.cond not in self._rows.areas:
             for observer in self._observers:
                 observer.see(self._shown(view, references, regions))

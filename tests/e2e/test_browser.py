@@ -436,6 +436,10 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
 
     box = place.bounding_box()
     assert box
+    # The place that is shown first depends on the machine's arithmetic and may be the hat's own.
+    across = 0.1 if int(place.get_attribute("aria-valuenow") or 0) > 50 else 0.9
+    far_away = box["x"] + across * box["width"], box["y"] + 0.9 * box["height"]
+    seen_after(lambda: page.mouse.move(*far_away))
     on_the_hat = box["x"] + 0.47 * box["width"], box["y"] + 0.22 * box["height"]
     hovered = seen_after(lambda: page.mouse.move(*on_the_hat))
     assert float(re.findall(r"top hat ([\d.]+) %", hovered)[0]) > 10
