@@ -31,8 +31,9 @@ LANES = 3
 """Steps at once: the browser tests wait a lot, and the tests of the host make way for them."""
 
 IN_PROCESSES = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
-"""How the tests of the host, the longest part, use what the other steps leave of the processor: a
-file is not split, since its tests share what is built once."""
+"""How the tests that need ComfyUI, the longest part, use the processor: those of the host compute
+all the time, those in the page mostly wait. A file is not split, since its tests share what is
+built once."""
 
 HOST_HARDLY_MATTERS = (
     "test_analysis.py",
@@ -251,7 +252,7 @@ def pytest_step(
     behind: bool = False,
 ) -> Step:
     environment = {"COMFYUI_PATH": str(host)} if host else {}
-    command = (python, "-m", "pytest", *(IN_PROCESSES if behind else ()), *arguments)
+    command = (python, "-m", "pytest", *(IN_PROCESSES if host else ()), *arguments)
     return Step(name, command, environment, is_pytest=True, behind=behind)
 
 
