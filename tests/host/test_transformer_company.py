@@ -55,11 +55,40 @@ def with_lora(model: Any) -> Any:
     return comfy.sd.load_lora_for_models(model, None, state, 1.0, 0.0)[0]
 
 
+def with_lllite(model: Any) -> Any:
+    """Anima's control, of random weights on the queries of the picture's own attention."""
+    import comfy.model_patcher
+    import comfy.ops
+
+    lllite = pytest.importorskip("comfy.ldm.anima.lllite")
+    made_with = {"operations": comfy.ops.disable_weight_init, "dtype": torch.float32}
+    width = model.model.diffusion_model.model_channels
+    parts = {
+        "lllite_conditioning1": lllite.AnimaLLLiteConditioning(3, 16, 8, 1, (), **made_with),
+        "lllite_dit_blocks_1_self_attn_q_proj": lllite.AnimaLLLiteModule(width, 8, 8, **made_with),
+    }
+    generator = torch.Generator().manual_seed(7)
+    state = {
+        f"{part}.{name}": torch.randn(weight.shape, generator=generator) * 0.3
+        for part, network in parts.items()
+        for name, weight in network.state_dict().items()
+    }
+    network = lllite.AnimaLLLite(state, {}, **made_with)
+    network.load_state_dict(state)
+    cpu = torch.device("cpu")
+    patch = comfy.model_patcher.ModelPatcher(network.eval(), load_device=cpu, offload_device=cpu)
+    hint = torch.rand(1, 128, 96, 3, generator=generator)
+    whole = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    control = node("nodes_model_patch", "AnimaLLLiteApply", model_patch=patch, image=hint, **whole)
+    return control(model)
+
+
 SKIP = {"double_layers": "0", "single_layers": "0", "start_percent": 0.0, "end_percent": 1.0}
 CACHE = {"reuse_threshold": 10.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
 """A threshold so high that steps are skipped for certain."""
 COMPANY: dict[str, tuple[tuple[str, ...], Change]] = {
     "LoRA": (("flux", "qwen", "zimage"), with_lora),
+    "LLLite": (("anima",), with_lllite),
     "NAG": (
         # Prompts of one length, which run together.
         ("flux",),
@@ -366,7 +395,7 @@ def quantised(family: str, kind: str) -> Any:
     return patcher(model.eval(), load_device=device, offload_device=device)
 
 
-@pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn", "nvfp4"])
+@pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn", "nvfp4", "mxfp8"])
 def test_the_hosts_own_quantised_layers_are_as_they_were_beside_references(kind):
     model = quantised("flux", kind)
     kinds = [type(weight.data).__name__ for weight in model.model.diffusion_model.parameters()]
