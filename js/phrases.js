@@ -50,8 +50,9 @@ function occurrences(phrase, prompt) {
   return starts.map((at) => phrase.map((_, i) => at + i));
 }
 
-// A phrase that names one occurrence of its words: 'man#2' is the second 'man'.
-const NUMBERED = /^([^]*\S)\s*[#＃]([1-9][0-9]{0,2})$/u;
+// A phrase that names one occurrence of its words: 'man#2' is the second 'man', in digits of any
+// width.
+const NUMBERED = /^([^]*\S)\s*[#＃]\s*([0-9０-９]{1,9})$/u;
 
 /**
  * The words of a phrase and which occurrence of them it names, null for all: a number counts where
@@ -68,7 +69,7 @@ function named(phrase, prompt) {
     return { text: phrase, cut: whole, number: null };
   }
   const [, text, number] = match;
-  return { text, cut: words(text).map((word) => word.text), number: Number(number) };
+  return { text, cut: words(text).map((word) => word.text), number: Number(number.normalize("NFKC")) };
 }
 
 /**
@@ -80,7 +81,7 @@ function named(phrase, prompt) {
 export function missing(phrase, prompt) {
   const inPrompt = words(prompt);
   const { text, cut, number } = named(phrase, inPrompt);
-  const times = number ? occurrences(cut, inPrompt).length : 0;
+  const times = number === null ? 0 : occurrences(cut, inPrompt).length;
   if (!times) return `'${text}'`;
   return `'${phrase}' ('${text}' is there ${times === 1 ? "once" : `${times} times`})`;
 }
@@ -98,7 +99,7 @@ export function findPhrases(phrases, prompt) {
   const keys = names.map(({ cut }) => cut.join(" "));
   const places = names.map(({ cut }) => occurrences(cut, inPrompt));
   const held = names.map(({ number }, i) =>
-    number === null ? places[i] : places[i].slice(number - 1, number),
+    number === null ? places[i] : places[i].filter((_, at) => at + 1 === number),
   );
   return names.map(({ cut, number }, i) => {
     const longer = names.flatMap((other, j) =>

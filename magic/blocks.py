@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .messages import shown
+from .typed import ascii_marks
 
 _LARGEST_WEIGHT = 10.0
 _ITEM = re.compile(r"([a-z])(\d{1,18})(?:-(\d{1,18}))?")
@@ -57,7 +58,7 @@ def parse_blocks(text: str, blocks: Sequence[Block], names: BlockNames) -> tuple
     `text` is a preset or a list of blocks and ranges. A range takes in what has attention in it.
     ValueError when something is not understood or names no attention at all.
     """
-    lowered = text.strip().lower()
+    lowered = ascii_marks(text).strip().lower()
     if lowered in names.presets:
         return names.presets[lowered]
 
@@ -93,7 +94,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
     1' 'o6-8,m0' and 0.5, 'decoder' and 1. ValueError, with what is wrong, for anything else."""
     weights: list[tuple[str, float]] = []
     names: list[str] = []
-    for part in filter(None, (part.strip() for part in re.split(r"[,;\n]", text))):
+    for part in filter(None, (part.strip() for part in re.split(r"[,;\n]", ascii_marks(text)))):
         name, colon, written = part.partition(":")
         names.append(name.strip())
         if not colon:

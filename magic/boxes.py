@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from .typed import ascii_marks
+
 Point = tuple[float, float]
 """x, y in pixels."""
 
@@ -163,7 +165,7 @@ def parse_boxes(text: str) -> list[Box]:
 
 
 def _numbers(text: str, names: tuple[str, ...], what: str, example: str) -> list[tuple[float, ...]]:
-    text = text.strip()
+    text = ascii_marks(text).strip()
     rows: list[tuple[float, ...]]
     try:
         if text.startswith(("[", "{")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .curves import Curve
-from .phrases import numbered, words_of
+from .phrases import named_words
 from .pictures import check_aspect, check_painted
 from .region_texts import PhraseText
 
@@ -144,17 +144,20 @@ class Concept:
         return iter(() if self.images is None else self.images[..., :3])
 
 
-def with_loras_joined(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
+def with_loras_joined(
+    concepts: Sequence[Concept], once: Collection[str] = ()
+) -> tuple[Concept, ...]:
     """Each phrase once with its references, its LoRAs, its text, and what it is led away from.
 
     A concept of LoRAs, a text or references to lead away from alone goes to the one of the same
     phrase before it, else behind it; without one it stands for itself. Concepts with references
-    stay apart, however often a phrase is named.
+    stay apart, however often a phrase is named. once: words that the prompt has once, so that
+    'man' and 'man#1' are the same phrase.
     """
     joined: list[Concept] = []
     for given in concepts:
         concept = _as_holder(given) if given.is_away else given
-        other = _partner(joined, concept)
+        other = _partner(joined, concept, once)
         if other is None:
             joined.append(concept)
         else:
@@ -169,20 +172,20 @@ def _as_holder(away: Concept) -> Concept:
     )
 
 
-def _partner(joined: Sequence[Concept], concept: Concept) -> int | None:
+def _partner(joined: Sequence[Concept], concept: Concept, once: Collection[str]) -> int | None:
     """The last one of the same phrase of which one of both has no references."""
+
+    def named(phrase: str) -> tuple[str, int | None]:
+        words, number = named_words(phrase)
+        return words, None if number == 1 and words in once else number
+
     same = [
         i
         for i, other in enumerate(joined)
-        if _words(other) == _words(concept) and (other.images is None or concept.images is None)
+        if named(other.phrase) == named(concept.phrase)
+        and (other.images is None or concept.images is None)
     ]
     return same[-1] if same else None
-
-
-def _words(concept: Concept) -> tuple[str, int | None]:
-    """What it names: the words, and the number of an occurrence however it is written."""
-    words, number = numbered(concept.phrase) or (concept.phrase, None)
-    return " ".join(words_of(words)).casefold(), number
 
 
 def _joined(first: Concept, second: Concept) -> Concept:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from .typed import ascii_marks
 
 _MOST_POINTS = 64
 
@@ -56,7 +59,7 @@ def parse_curve(text: str, low: float, high: float) -> Curve | None:
     if (named := NAMED.get(text.strip().casefold())) is not None:
         return named
     points: list[tuple[float, float]] = []
-    for part in text.replace(";", ",").replace("\n", ",").split(","):
+    for part in re.split(r"[,;\n]", ascii_marks(text)):
         if not part.strip():
             continue
         share, colon, strength = part.partition(":")

@@ -14,7 +14,14 @@ from torch import Tensor
 from .boxes import Box, box_of_mask
 from .mask_shapes import feather, grow
 from .messages import shown
-from .phrases import numbered, places_in_text, share_places, words_of
+from .phrases import (
+    OCCURRENCE,
+    named_words,
+    numbered,
+    places_in_text,
+    share_places,
+    words_of,
+)
 from .pictures import resized_masks
 from .portrait_crop import Crop, cut, rim
 
@@ -73,14 +80,14 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
 
     The lines are read one after the other, as one prompt: 'man#2' is the second 'man' of them all,
     and of phrases that are the same the first has the first place. Where such numbers are written
-    ('man#2 with a scarf'), these count instead, and are no part of the text. A longer phrase has
-    what is inside of it, unless the shorter one stands nowhere else.
+    behind the words of a phrase ('man#2 with a scarf'), these count instead, and are no part of the
+    text; the same words without one have the numbers that are written nowhere, in their order. A
+    longer phrase has what is inside of it, unless the shorter one stands nowhere else.
     """
     names = [numbered(phrase) or (phrase, None) for phrase in phrases]
     words = [tuple(words_of(name.casefold())) for name, _ in names]
     numbers = _with_twins_numbered(words, [number for _, number in names])
-    counted = {key for key, number in zip(words, numbers, strict=True) if number is not None}
-    texts, written = _without_numbers(lines, counted)
+    texts, written = _without_numbers(lines, words)
     places = {key: _places(key, texts, written) for key in dict.fromkeys(words)}
     shared = share_places(
         words,
@@ -90,7 +97,7 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
     named: list[dict[int, str]] = [{} for _ in texts]
     for i, (key, number, characters) in enumerate(zip(words, numbers, shared, strict=True)):
         own = [place for place in places[key] if set(place.characters) <= {*characters}]
-        if key in counted and any(place.number is not None for place in places[key]):
+        if any(place.number is not None for place in places[key]):
             taken = {n for other, n in zip(words, numbers, strict=True) if other == key}
             own = [
                 place
@@ -121,18 +128,18 @@ def _with_twins_numbered(
     return given
 
 
-_NUMBER_BEHIND = re.compile(r"\s*[#＃]([1-9][0-9]{0,2})(?!\w)")
+_NUMBER_BEHIND = re.compile(rf"{OCCURRENCE}(?!\w)")
 
 
 def _without_numbers(
-    lines: Sequence[str], counted: Collection[tuple[str, ...]]
+    lines: Sequence[str], phrases: Collection[tuple[str, ...]]
 ) -> tuple[list[str], dict[tuple[int, int], int]]:
-    """The lines without the numbers that stand behind some words; and these, by line and place in
-    what is left of it."""
+    """The lines without the numbers that stand behind the words of phrases; and these, by line and
+    place in what is left of it."""
     texts: list[str] = []
     written: dict[tuple[int, int], int] = {}
     for i, line in enumerate(lines):
-        ends = {place[-1][1] for words in counted for place in places_in_text(words, line)}
+        ends = {place[-1][1] for words in phrases for place in places_in_text(words, line)}
         text, last = "", 0
         for end in sorted(ends):
             if match := _NUMBER_BEHIND.match(line, end):
@@ -153,7 +160,46 @@ def _places(
             characters = tuple(before + at for first, end in place for at in range(first, end))
             places.append(_Place(i, characters, written.get((i, place[-1][1]))))
         before += len(text)
-    return places
+    given = {place.number for place in places} - {None}
+    if not given:
+        return places
+    free = iter(n for n in range(1, len(places) + len(given) + 1) if n not in given)
+    return [
+        place if place.number is not None else place._replace(number=next(free)) for place in places
+    ]
+
+
+def check_numbers(lines: Sequence[str], phrases: Sequence[str]) -> None:
+    """ValueError for a number behind the words of a phrase of which nothing has that: neither a
+    phrase, nor one of all places of the words. lines: as they were written; phrases: all that
+    lines may name."""
+    named = [named_words(phrase) for phrase in phrases]
+    for words in dict.fromkeys(words for words, _ in named):
+        key = tuple(words_of(words))
+        texts, written = _without_numbers(lines, [key])
+        count = len(_places(key, texts, {}))
+        numbers = {number for other, number in named if other == words}
+        for (line, _), here in written.items():
+            if here not in numbers and not 0 < here <= count:
+                how_often = "once" if count == 1 else f"{count} times"
+                raise ValueError(
+                    f"the line '{shown(lines[line])}' of text has number {here} of"
+                    f" '{shown(words)}', which stands there {how_often}: write a number from 1 to"
+                    f" {count}, or that of a phrase"
+                )
+    for phrase, (words, number) in zip(phrases, named, strict=True):
+        if number == 0:
+            raise ValueError(
+                f"phrase '{shown(phrase)}' names no '{shown(words)}': occurrences count from 1"
+            )
+
+
+def numbers_as_text(lines: Sequence[Line]) -> list[str]:
+    """What looks like the number of an occurrence and is left in the texts of lines: 'cap#5'."""
+    return [match[0] for line in lines for match in _LOOKS_NUMBERED.finditer(line.text)]
+
+
+_LOOKS_NUMBERED = re.compile(rf"[^\W\d_]+{OCCURRENCE}(?!\w)")
 
 
 def check_named(lines: Sequence[str], read: Sequence[Line], phrases: Sequence[str]) -> None:

@@ -65,14 +65,23 @@ def _places(
     ]
 
 
-_NUMBERED = re.compile(r"(.*\S)\s*[#＃]([1-9][0-9]{0,2})", re.DOTALL)
+OCCURRENCE = r"\s*[#＃]\s*([0-9０-９]{1,9})"
+"""How the number of an occurrence stands behind its words: 'man#2', 'man # 2'."""
+_NUMBERED = re.compile(rf"(.*\S){OCCURRENCE}", re.DOTALL)
 
 
 def numbered(phrase: str) -> tuple[str, int] | None:
     """The words and the number of a phrase that names one occurrence of them: 'man#2' is the second
-    'man'. None for other phrases."""
+    'man'. None for other phrases. 0 is a number too, of no occurrence."""
     match = _NUMBERED.fullmatch(phrase.strip())
-    return None if match is None else (match[1], int(match[2]))
+    return None if match is None else (match[1].rstrip(), int(match[2]))
+
+
+def named_words(phrase: str) -> tuple[str, int | None]:
+    """What a phrase names, however it is written: the words in small letters, and the number of an
+    occurrence."""
+    words, number = numbered(phrase) or (phrase, None)
+    return " ".join(words_of(words)).casefold(), number
 
 
 def assign_spans(
@@ -108,7 +117,7 @@ def share_places(
     which = list(numbers) or [None] * len(keys)
     held: dict[_Key, list[tuple[int, ...]]] = {key: [] for key in places}
     for key, number in zip(keys, which, strict=True):
-        held[key] += places[key] if number is None else places[key][number - 1 : number]
+        held[key] += places[key] if number is None else _numbered_place(places[key], number)
     own: dict[_Key, Sequence[tuple[int, ...]]] = {}
     for key, stands in places.items():
         of_longer = {
@@ -128,12 +137,17 @@ def share_places(
     for key, number in zip(keys, which, strict=True):
         mine = own[key]
         if number is not None:
-            mine = places[key][number - 1 : number]
+            mine = _numbered_place(places[key], number)
         elif counts[key] > 1 and mine:
             mine = [mine[min(place_of[key], len(mine) - 1)]]
             place_of[key] += 1
         spans.append(tuple(dict.fromkeys(position for place in mine for position in place)))
     return spans
+
+
+def _numbered_place(places: Sequence[tuple[int, ...]], number: int) -> Sequence[tuple[int, ...]]:
+    """The place of a number from 1, or none."""
+    return places[number - 1 : number] if number > 0 else ()
 
 
 _WEIGHT = r":\s*-?\d*\.?\d+\s*(?=\))"

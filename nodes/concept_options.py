@@ -79,6 +79,11 @@ class MagicConceptOptions(Node):
         check_texts(layer_weights=layer_weights)
         refuse(choice_complaint("direction", direction, DIRECTIONS))
         parse_weights(layer_weights)
+        if not concepts:
+            raise ValueError(
+                "concepts is empty, and there is nothing to say more about: connect a MagicFace"
+                " Concept"
+            )
         *before, last = concepts
         if last.images is None:
             raise ValueError(

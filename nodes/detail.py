@@ -22,7 +22,9 @@ from ..magic.concepts import Concept, with_loras_joined
 from ..magic.detail_areas import (
     Line,
     check_named,
+    check_numbers,
     lines_of,
+    numbers_as_text,
     read_lines,
     rectangle,
     target_in,
@@ -343,7 +345,9 @@ class MagicDetailPass(Node):
                 " area gets its own concepts here"
             )
         concepts = with_loras_joined(concepts)
-        lines = read_lines(written, [concept.phrase for concept in concepts])
+        phrases = [concept.phrase for concept in concepts]
+        check_numbers(written, [*phrases, *(layout.phrases if layout is not None else ())])
+        lines = read_lines(written, phrases)
         for i, concept in enumerate(concepts):
             if not any(i in line.named for line in lines):
                 raise ValueError(
@@ -362,6 +366,11 @@ class MagicDetailPass(Node):
             areas = _with_texts(_areas_of_masks(masks, image, invert), lines)
         else:
             areas = _with_texts(_areas_of_boxes(boxes, image), lines)
+        if unread := numbers_as_text(lines):
+            notice(
+                f"'{shown(unread[0])}' in text is read by the model as it stands there: no concept"
+                " and no phrase of a layout is called so"
+            )
         for i, of_picture in enumerate(areas, 1):
             if not of_picture and on_no_area == "error":
                 raise ValueError(

@@ -42,6 +42,7 @@ from ..host.text.prompts import (
     with_lora_text,
     with_reference_latents,
     words_of_phrases,
+    words_that_stand_once,
 )
 from ..magic.concepts import CELLS, LEVELS, Concept, with_loras_joined
 from ..magic.curves import parse_curve
@@ -634,7 +635,9 @@ class MagicFaceApply(Node):
                 "this MODEL comes from a MagicFace Apply already: chain all MagicFace Concept nodes"
                 " into one MagicFace Apply"
             )
-        concepts = with_loras_joined(concepts)
+        named = [concept.phrase for concept in concepts]
+        once = words_that_stand_once(clip, prompt, named, backbone.context)
+        concepts = with_loras_joined(concepts, once)
         ca_scale = ca_scale or automatic_ca_scale(len(concepts))
         if references == IN_THE_SEQUENCE:
             given = dataclasses.replace(

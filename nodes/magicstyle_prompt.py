@@ -22,7 +22,7 @@ from ..host.systems.magicstyle import Style
 from ..host.systems.new_style import NewStylePatch, StylePicture
 from ..host.systems.prompt_edit import HOLDS, PromptEditPatch
 from ..magic.concepts import LEVELS
-from ..magic.phrases import split_phrases
+from ..magic.phrases import named_words, split_phrases
 from ..magic.pictures import picture_batch
 from .declare import (
     EVERY_STEP,
@@ -427,7 +427,9 @@ def _places(
             "keep_phrase needs to know where its words are: connect layout of a Semantic Layout"
             " whose MODEL and positive go into MagicStyle Invert, or leave keep_phrase empty"
         )
-    if unknown := [phrase for phrase in phrases if phrase not in layout.phrases]:
+    # 'man #2' is 'man#2'; where two are the same, the first is meant.
+    indices = {named_words(phrase): i for i, phrase in reversed([*enumerate(layout.phrases)])}
+    if unknown := [phrase for phrase in phrases if named_words(phrase) not in indices]:
         raise ValueError(
             f"keep_phrase: '{unknown[0]}' is none of the layout's phrases"
             f" ({', '.join(layout.phrases) or 'it has none'}): write it into phrases of Semantic"
@@ -443,7 +445,7 @@ def _places(
         )
     step = run.steps[max(run.steps)]
     masks = layout_masks(step, len(layout.phrases), layout.picture_size(latents.shape)).phrases
-    places = [masks[layout.phrases.index(phrase)] for phrase in phrases]
+    places = [masks[indices[named_words(phrase)]] for phrase in phrases]
     for phrase, place in zip(phrases, places, strict=True):
         if not place.any():
             raise ValueError(

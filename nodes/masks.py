@@ -22,6 +22,8 @@ from ..host.segmentation.concept_masks import (
 from ..host.segmentation.grounding_dino import detector_names, named_things
 from ..magic.boxes import CHOICES, FACE_AREAS, parse_boxes, parse_points
 from ..magic.mask_shapes import feather, grow, threshold
+from ..magic.messages import shown
+from ..magic.phrases import numbered
 from ..magic.pictures import mask_batch, picture_batch
 from .declare import (
     Boxes,
@@ -285,6 +287,12 @@ def _complaint(
         return complaint
     if sam not in (NO_SAM, *model_folders.names(SAMS)):
         return f"sam: {model_folders.missing_message(SAMS, str(sam))}, or choose '{NO_SAM}'"
+    if target == "text" and (counted := [one for one in named_things(text) if numbered(one)]):
+        words, _ = numbered(counted[0]) or ("", 0)
+        return (
+            f"text: '{shown(counted[0])}' has a number, which counts words of a prompt and not what"
+            f" is in a picture: write '{shown(words)}', and set choose to index"
+        )
     if target == "text" and detector not in detector_names():
         name = "" if detector == NO_MODEL else str(detector)
         return f"detector: {model_folders.missing_message(DETECTORS, name)}"

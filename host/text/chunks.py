@@ -34,26 +34,28 @@ def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
 
 class NamedPhrase(NamedTuple):
     """What a phrase names. words: of the prompt; number: which time that they stand there, from 1;
-    None for all."""
+    None for all; is_only: whether that is the only time."""
 
     words: str
     number: int | None
+    is_only: bool = False
 
 
 def named_phrase(phrase: str, times: Callable[[str], int]) -> NamedPhrase:
     """What a phrase names in a prompt: 'man#2' the second 'man', unless the prompt has it written
-    so. times: how often words stand in it. ValueError when there are not so many."""
+    so. times: how often words stand in it. ValueError when there are not so many, and for 0."""
     found = numbered(phrase)
     if found is None or times(phrase):
         return NamedPhrase(phrase, None)
     words, number = found
-    if 0 < (count := times(words)) < number:
+    count = times(words)
+    if count and not 0 < number <= count:
         how_often = "once" if count == 1 else f"{count} times"
         raise ValueError(
             f"phrase '{shown(phrase)}' is not in the prompt, where '{shown(words)}' stands"
             f" {how_often}: name it by a number from 1 to {count}, or add it to the prompt"
         )
-    return NamedPhrase(words, number)
+    return NamedPhrase(words, number, count == 1)
 
 
 def names_in_chunks(clip: Any, text: str, phrases: Sequence[str]) -> tuple[NamedPhrase, ...]:

@@ -12,7 +12,8 @@ import torch
 
 from ...magic.concepts import ConceptLora
 from ...magic.messages import shown
-from .chunks import names_in_chunks, spans_in_chunks
+from ...magic.phrases import named_words
+from .chunks import NamedPhrase, names_in_chunks, spans_in_chunks
 from .context import ContextTokens
 
 TAG = "magicportrait_prompt"
@@ -126,12 +127,24 @@ def words_of_phrases(
 ) -> tuple[str, ...]:
     """The phrases without the number of an occurrence, where that is what a number in them is:
     'man' of 'man#2'. All else as for `tagged_prompt`."""
-    names = (
-        names_in_chunks(clip, text, phrases)
-        if context is None
-        else context.names(clip, text, phrases)
-    )
-    return tuple(name.words for name in names)
+    return tuple(name.words for name in _names(clip, text, phrases, context))
+
+
+def words_that_stand_once(
+    clip: Any, text: str, phrases: Sequence[str], context: ContextTokens | None = None
+) -> frozenset[str]:
+    """Of phrases such as 'man#1' the words, as `named_words` has them, where they are in the prompt
+    this once: there 'man' means the same. All else as for `tagged_prompt`."""
+    names = _names(clip, text, phrases, context)
+    return frozenset(named_words(name.words)[0] for name in names if name.is_only)
+
+
+def _names(
+    clip: Any, text: str, phrases: Sequence[str], context: ContextTokens | None
+) -> tuple[NamedPhrase, ...]:
+    if context is None:
+        return names_in_chunks(clip, text, phrases)
+    return context.names(clip, text, phrases)
 
 
 def tagged_conditioning(

@@ -569,6 +569,10 @@ def test_phrases_are_found_as_the_server_finds_them(frontend: Frontend) -> None:
             [["man#3"], "a man and a man"],
         ],
     )
+    assert frontend.page.evaluate(FIND, [[["man # ２"], "a man, a man"], [["man#0"], "a man"]]) == [
+        [[[9, 12]]],
+        [[]],
+    ]
     assert numbered == [[[2, 5]], [[12, 15]]]
     assert written == [[[2, 8]]] and too_many == [[]]
 

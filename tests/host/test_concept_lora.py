@@ -273,6 +273,10 @@ def test_a_concept_may_have_a_reference_and_a_lora() -> None:
     together = drawn("unet", patched, positive)
     assert not torch.equal(alone, together)
     assert torch.equal(drawn("unet", *applied("unet", model, other_order)), together)
+    # The only hat is the first one.
+    numbered = MagicConceptLora.execute("hat#1", NO_LORA, 1.0, lora, None, reference).args[0]
+    patched, positive = applied("unet", model, numbered)
+    assert [patch.phrases for *_, patch in patches_of(patched)] == [("hat",)]
 
 
 @pytest.mark.parametrize("network", ["unet", "flux"])

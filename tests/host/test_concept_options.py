@@ -132,6 +132,8 @@ def test_what_cannot_be_is_said() -> None:
         optioned(lora_alone, direction="away")
     with pytest.raises(ValueError, match="'hard: x' is not understood: write layers and a weight"):
         optioned(chained, layer_weights="hard: x")
+    with pytest.raises(ValueError, match=r"concepts is empty, .*: connect a MagicFace Concept"):
+        optioned(())
     assert "has no weight" in str(MagicConceptOptions.validate_inputs("mid"))
     wrong = optioned(chained, layer_weights="late: 1")
     with pytest.raises(ValueError, match=r"layer_weights of concept 'hat': .*'late' is not under"):

@@ -154,6 +154,7 @@ def test_a_picture_without_an_area_stays_as_it_is(model_calls: list[int], caplog
         ({"denoise": 0.0}, "denoise is 0, expected 0.01 to 1"),
         ({"on_no_area": "maybe"}, "on_no_area"),
         ({"image": torch.rand(1, 128, 128)}, "expected a batch of pictures"),
+        ({"text": "hat#9", "concepts": sampling.concepts(1)}, "has number 9 of 'hat', which"),
         ({"concepts": sampling.concepts(2)}, "no line of text has the concept 'scarf' in it"),
     ],
 )

@@ -592,6 +592,11 @@ def test_things_are_told_apart_in_every_script(text):
     assert named_things(" ，。\n") == []
 
 
+def test_things_in_a_picture_have_no_number_of_words():
+    with pytest.raises(ValueError, match=r"'man # 2' has a number.*write 'man', and set choose"):
+        masked(pictures(), target="text", text="hat, man # 2", sam=NO_SAM)
+
+
 @pytest.mark.parametrize("name", ["threshold", "grow", "feather"])
 def test_a_linked_number_that_is_none_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is nan, expected"):

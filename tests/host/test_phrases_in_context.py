@@ -17,6 +17,7 @@ from magicportrait.host.text.prompts import (
     tagged_prompt,
     with_lora_text,
     words_of_phrases,
+    words_that_stand_once,
 )
 from magicportrait.magic.concepts import ConceptLora
 from magicportrait.tests.host import sampling
@@ -156,11 +157,17 @@ def test_a_number_names_one_of_several_like_words(encoder):
     assert set(rest) == {*first, *third} and own == second
     with pytest.raises(ValueError, match=r"phrase 'man#4'.*'man' stands 3 times.*from 1 to 3"):
         spans(text, "man#4")
+    with pytest.raises(ValueError, match=r"phrase 'man # 0'.*'man' stands 3 times.*from 1 to 3"):
+        spans(text, "man # 0")
+    assert spans(text, "man # 3") == (third,)
     with pytest.raises(ValueError, match=r"phrase 'hat' is not in the prompt\. Words that"):
         spans(text, "hat#2")
     assert words_of_phrases(clip, text, ["man#2", "a man"], context) == ("man", "a man")
+    assert words_that_stand_once(clip, "a man", ["Man#1", "man"], context) == {"man"}
+    assert not words_that_stand_once(clip, text, ["man#1", "man", "a man"], context)
     # What is written so is meant so.
     written = "a room#2 and a room"
+    assert not words_that_stand_once(clip, written, ["room#2"], context)
     assert words_of_phrases(clip, written, ["room#2"], context) == ("room#2",)
     assert min(spans(written, "room#2")[0]) == min(spans(written, "room#1")[0])
 

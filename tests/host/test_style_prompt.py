@@ -406,7 +406,7 @@ def test_a_phrase_of_the_layout_says_what_is_kept(kind):
 
     assert torch.equal(kept(keep_phrase="hat"), hat)
     assert torch.equal(kept(keep_phrase="hat", invert=True), 1 - hat)
-    assert torch.equal(kept(keep_phrase=" scarf,hat "), torch.maximum(hat, scarf))
+    assert torch.equal(kept(keep_phrase=" scarf,Hat "), torch.maximum(hat, scarf))
     painted = torch.zeros(1, 64, 64)
     painted[:, :32] = 1
     both = kept(keep_phrase="hat", keep=painted)

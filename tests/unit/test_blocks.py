@@ -156,6 +156,7 @@ def test_a_block_is_a_key() -> None:
         ("", []),
         ("mid: 0.5", [("mid", 0.5)]),
         ("o6-8, m0 : 0; decoder:1,\n i7: 2.5", [("o6-8,m0", 0), ("decoder", 1), ("i7", 2.5)]),
+        ("o6－8，m0：0；decoder：１、i7：2.5", [("o6-8,m0", 0), ("decoder", 1), ("i7", 2.5)]),
     ],
 )
 def test_weights_of_layers(text: str, weights: list[tuple[str, float]]) -> None:

@@ -37,6 +37,7 @@ def test_points_that_are_not_understood_are_named(text):
 
 
 def test_boxes_are_read():
+    assert parse_boxes("1，2、30,４０；") == [Box(1, 2, 30, 40)]
     assert parse_boxes("1,2,30,40; 5,6,7,8") == [Box(1, 2, 30, 40), Box(5, 6, 7, 8)]
     assert parse_boxes('{"x": 1, "y": 2, "width": 3, "height": 4}') == [Box(1, 2, 3, 4)]
     with pytest.raises(ValueError, match="width and height must be above 0, got 0 and 5"):

@@ -72,6 +72,18 @@ def test_two_references_of_a_phrase_stay_two_concepts() -> None:
     assert [len(concept.loras) for concept in joined] == [0, 1]
 
 
+@pytest.mark.parametrize(("once", "count"), [((), 2), (("man",), 1), (("hat",), 2)])
+def test_the_only_man_is_the_first_one_too(once: tuple[str, ...], count: int) -> None:
+    for chained in (
+        (reference("man"), lora("Man # 1", "a")),
+        (lora("man#1", "a"), reference("man")),
+        (reference("man#1"), lora("man", "a")),
+    ):
+        joined = with_loras_joined(chained, once)
+        assert len(joined) == count and [len(concept.loras) for concept in joined].count(1) == 1
+    assert len(with_loras_joined((reference("man"), lora("man#2", "a")), ("man",))) == 2
+
+
 def test_a_concept_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="neither an image nor a LoRA"):
         Concept("hat", None, None, "", 3.0)

@@ -14,6 +14,11 @@ def test_it_goes_straight_between_its_points() -> None:
     assert [curve.at(share) for share in shares] == pytest.approx([3, 3, 2.5, 1, 1.25, 1.5])
 
 
+def test_marks_of_chinese_and_japanese_keyboards_are_read() -> None:
+    curve = parse_curve("0：3，０．５：1；1：-２、", -10, 10)
+    assert curve == parse_curve("0: 3, 0.5: 1; 1: -2", -10, 10) is not None
+
+
 def test_one_point_is_a_constant_and_nothing_no_curve() -> None:
     constant = parse_curve("0.5: 2", -10, 10)
     assert constant is not None and constant.at(0) == constant.at(1) == 2

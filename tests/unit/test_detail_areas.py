@@ -7,7 +7,9 @@ from magicportrait.magic.boxes import Box
 from magicportrait.magic.detail_areas import (
     Line,
     check_named,
+    check_numbers,
     lines_of,
+    numbers_as_text,
     read_lines,
     rectangle,
     soft_area,
@@ -73,8 +75,8 @@ def test_numbers_that_are_written_count_and_are_no_part_of_the_text() -> None:
     one, two, three = read_lines(lines, ["man#1", "man#2", "scarf"])
     assert (one.text, one.named) == ("man with a hat", {1: "man"})
     assert (two.text, two.named) == ("a man, a man", {0: "man#1"})
-    # No phrase is counted here: it is what is written.
-    assert (three.text, three.named) == ("a scarf#2", {2: "scarf"})
+    # All scarfs are of this phrase.
+    assert (three.text, three.named) == ("a scarf", {2: "scarf"})
     assert [line.named for line in read_lines(lines, ["man", "man"])] == [
         {1: "man"},
         {0: "man#1"},
@@ -85,6 +87,39 @@ def test_numbers_that_are_written_count_and_are_no_part_of_the_text() -> None:
         {1: "man"},
         {},
     ]
+
+
+def test_words_without_a_number_have_what_is_written_nowhere() -> None:
+    lines = ["a man with a hat", "man # 2 with a scarf", "a man, a cap #5"]
+    one, two, three = read_lines(lines, ["man#1", "man#2", "man#3"])
+    assert (one.named, two.named, three.named) == ({0: "man"}, {1: "man"}, {2: "man"})
+    assert two.text == "man with a scarf"
+    assert numbers_as_text([one, two, three]) == ["cap #5"]
+    [one, *_] = read_lines(["an old man and man#1"], ["man#2", "man#1"])
+    assert one == Line("an old man and man", {0: "man#1", 1: "man#2"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "phrases", "complaint"),
+    [
+        (["man#99 with a hat", "a man"], ["man"], "number 99 of 'man', which stands there 2 times"),
+        (
+            ["man # 0"],
+            ["man#1"],
+            "'man # 0' of text has number 0 of 'man', which stands there once",
+        ),
+        (["a man"], ["man#0"], "phrase 'man#0' names no 'man': occurrences count from 1"),
+    ],
+)
+def test_numbers_of_nothing_are_named(lines: list[str], phrases: list[str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        check_numbers(lines, phrases)
+
+
+def test_numbers_of_men_that_are_not_drawn_anew_are_right() -> None:
+    check_numbers(["man#1", "man#3"], ["man#3", "man#1"])
+    check_numbers(["man#2", "man#1"], ["man#1", "hat"])
+    check_numbers(["route#66"], ["man"])
 
 
 def test_what_goes_back_is_the_area_and_a_soft_edge() -> None:

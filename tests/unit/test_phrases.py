@@ -166,8 +166,12 @@ def test_places_are_shared_out_by_length_of_any_kind_of_key() -> None:
         ("人＃2", ("人", 2)),
         ("man", None),
         ("#2", None),
-        ("man#0", None),
-        ("man#02", None),
+        ("man # 2", ("man", 2)),
+        ("人＃２", ("人", 2)),
+        ("man#99", ("man", 99)),
+        ("man#02", ("man", 2)),
+        # No occurrence, which is said where the prompt is read.
+        ("man#0", ("man", 0)),
         ("man#2 hat", None),
     ],
 )
@@ -189,6 +193,7 @@ def test_a_number_behind_a_phrase_names_an_occurrence(phrase: str, expected: obj
         ("a man and a man", ["man", "man"], [2, 2], [(5,), (5,)]),
         ("a man", ["man", "man"], [None, 1], [(2,), (2,)]),
         ("a man", ["man"], [2], [()]),
+        ("a man and a man", ["man"], [0], [()]),
         # A longer phrase has only the place that it names.
         ("a red hat and a red hat", ["red hat", "hat"], [1, None], [(2, 3), (7,)]),
         ("a red hat and a red hat", ["red hat", "hat"], [1, 2], [(2, 3), (7,)]),
