@@ -1,24 +1,29 @@
 """The parts of a LoRA as what each adds to what its layer gives: weights stay as they are.
 
 How a kind of adapter (LoRA, LoHa, LoKr, OFT, BOFT) makes that of a layer's input is the host's
-matter: its own adapters do so in bypass mode.
+matter: its own adapters do so in bypass mode. What needs the layer's weight itself (DoRA, GLoRA) is
+in `weight_adapters.py`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.patched_weights import with_patches
+from .weight_adapters import DORA, Glora, Rescale, rescale_of
+
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-_DORA = {"lora": 4, "loha": 7, "lokr": 8, "oft": 3, "boft": 3}
-"""Where the weights of a kind of adapter have the scales of DoRA."""
+_TURNED_DORA = {"oft": 3, "boft": 3}
+"""Where adapters that turn have the scales of DoRA."""
 _ELSE = (
     "Take a plain LoRA, LoHa, LoKr or OFT, or load this one with Load LoRA, for all of the picture"
 )
@@ -34,7 +39,7 @@ class LayerAdapter:
     layer that holds several of the LoRA's layers in one (q, k and v), which of the two sides of its
     weight is cut (0 what comes out, 1 what goes in), from where, and how long; turn: of adapters
     that turn what comes out, block by block of its channels, how that differs from doing nothing: K
-    n n.
+    n n; rescale: of DoRA.
     """
 
     layer: str
@@ -42,6 +47,7 @@ class LayerAdapter:
     adapter: Any
     part: tuple[int, int, int] | None = None
     turn: Tensor | None = None
+    rescale: Rescale | None = None
 
     def to(self, device: torch.device) -> None:
         """Moves its weights. They are those of one MODEL's node, in single precision or as in their
@@ -52,6 +58,8 @@ class LayerAdapter:
             for weight in self.adapter.weights
         )
         self.turn = None if self.turn is None else self.turn.to(device)
+        if self.rescale is not None:
+            self.rescale.factor = self.rescale.factor.to(device)
 
     def added(self, x: Tensor, out: Tensor) -> Tensor:
         """What the adapter adds to the layer's output `out` of an input x: as out, or as the part
@@ -67,8 +75,26 @@ class LayerAdapter:
         if self.turn is not None:
             # It turns what the weight makes, so not the bias.
             return self._turned(base - self._bias(base), self.turn.to(base))
+        if isinstance(adapter, Glora):
+            return adapter.added(source, lambda given: self._product(given, x))
+        if self.rescale is not None:
+            plain = base - self._bias(base)
+            return self.rescale.added(adapter, source, plain, lambda given: self._product(given, x))
         change: Tensor = adapter.h(source, base)
         return change
+
+    def _product(self, source: Tensor, x: Tensor) -> Tensor:
+        """What the layer's weight, or the part of it, makes of another input than x."""
+        side, start, length = self.part or (-1, 0, 0)
+        if side == 1:
+            given = torch.zeros_like(x)
+            given[..., start : start + length] = source
+            source = given
+        # Not the module, whose hooks would act on this too.
+        out: Tensor = self.module.forward(source)
+        if side == 0:
+            out = out[..., start : start + length]
+        return out - self._bias(out)
 
     def _turned(self, out: Tensor, turn: Tensor) -> Tensor:
         blocks, size = turn.shape[:2]
@@ -171,14 +197,14 @@ def adapters_of(
     patches = comfy.lora.load_lora(
         comfy.lora_convert.convert_lora(dict(weights)), names, log_missing=False
     )
+    entries = functools.cache(functools.partial(model.get_key_patches, "diffusion_model."))
     layers, left_out = [], []
     for key, patch in patches.items():
         layer = _layer_adapter(model, key, patch, strength)
         if layer is None:
             left_out.append(key if isinstance(key, str) else key[0])
         else:
-            _check_is_plain(name, layer)
-            layers.append(layer)
+            layers.append(_acting_in_places(name, layer, key, strength, entries))
     if not layers:
         raise ValueError(
             f"LoRA '{name}' has nothing for the layers of this model"
@@ -231,22 +257,53 @@ def _turn(adapter: Any, key: Any, strength: float, width: int) -> Tensor:
     return blocks
 
 
-def _check_is_plain(name: str, layer: LayerAdapter) -> None:
-    kind, weights = layer.adapter.name, layer.adapter.weights
-    if isinstance(layer.adapter, Difference):
-        return
-    if _is_own(layer.adapter, "bypass_forward"):
+def _acting_in_places(
+    name: str,
+    layer: LayerAdapter,
+    key: Any,
+    strength: float,
+    entries: Callable[[], Mapping[str, Any]],
+) -> LayerAdapter:
+    """A layer's adapter in a form that can act in a part of the picture. entries: the model's
+    weights with their patches, by their names. ValueError when there is none."""
+    adapter, kind = layer.adapter, layer.adapter.name
+    if isinstance(adapter, Difference):
+        return layer
+    if _is_own(adapter, "bypass_forward"):
         # The host's GLoRA does not do in bypass mode what it does when it is merged.
+        own = None
+        if kind == Glora.name:
+            shape = _weight_of(layer, key, entries).shape
+            own = Glora.read(layer.module, adapter, shape, strength)
+        if own is None:
+            raise ValueError(
+                f"LoRA '{name}' is of a kind ({kind}) that changes what goes into a layer"
+                f" ({layer.layer}), in a form that is not known. {_ELSE}"
+            )
+        return replace(layer, adapter=own)
+    weights = adapter.weights
+    is_whole = any(
+        kind in places and weights[places[kind]] is not None for places in (_SHAPE, _TURNED_DORA)
+    )
+    if not is_whole and kind in DORA and weights[DORA[kind]] is not None:
+        rescale = rescale_of(adapter, key, _weight_of(layer, key, entries), strength)
+        if rescale is not None:
+            adapter.multiplier = 1.0
+            return replace(layer, rescale=rescale)
+        is_whole = True
+    if is_whole:
         raise ValueError(
-            f"LoRA '{name}' is of a kind ({kind}) that changes what goes into a layer"
-            f" ({layer.layer}), which cannot act in a part of the picture only. {_ELSE}"
+            f"LoRA '{name}' is one that sets the whole weight of a layer ({layer.layer}): it cannot"
+            f" act in a part of the picture only. {_ELSE}"
         )
-    has_scales = kind in _DORA and weights[_DORA[kind]] is not None
-    if has_scales or (kind in _SHAPE and weights[_SHAPE[kind]] is not None):
-        raise ValueError(
-            f"LoRA '{name}' is one that sets the whole weight of a layer ({layer.layer}), as DoRA"
-            f" does: it cannot act in a part of the picture only. {_ELSE}"
-        )
+    return layer
+
+
+def _weight_of(layer: LayerAdapter, key: Any, entries: Callable[[], Mapping[str, Any]]) -> Tensor:
+    """A layer's weight, or the part of it, as the model has it."""
+    name = key if isinstance(key, str) else key[0]
+    weight = with_patches(name, entries()[name])
+    return weight if layer.part is None else weight.narrow(*layer.part).clone()
 
 
 def _is_own(adapter: Any, method: str) -> bool:

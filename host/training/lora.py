@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..models.patched_weights import with_patches
+
 ADAPTERS = ("LoRA", "LoHa", "LoKr", "OFT")
 """What can be trained, as the host calls it."""
 _ALPHA = {"OFT": 0.0}
@@ -202,12 +204,5 @@ def patched_weights(patcher: Any, prefix: str) -> dict[str, Tensor]:
 def patched_tensors(patcher: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Copies of a model's weights (fp32, on the CPU) as they are with its patches (LoRA and
     others), one after the other and without loading or changing the model."""
-    import comfy.lora
-
-    for key, (original, *patches) in patcher.get_key_patches(prefix).items():
-        weight, convert = original
-        # The host keeps quantised weights in forms of their own: its converter gives the numbers.
-        value = convert(weight.detach().to("cpu"), inplace=False).to(torch.float32, copy=True)
-        if patches:
-            value = comfy.lora.calculate_weight(patches, value, key)
-        yield key.removeprefix(prefix), value
+    for key, entry in patcher.get_key_patches(prefix).items():
+        yield key.removeprefix(prefix), with_patches(key, entry)

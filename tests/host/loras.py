@@ -35,11 +35,31 @@ def _lokr(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]
 def _glora(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     ones = [1] * len(shape[2:])
     return {
-        "a1.weight": random(RANK, shape[1], *ones),
-        "a2.weight": random(shape[1], RANK, *ones),
+        "a1.weight": random(shape[1], RANK, *ones),
+        "a2.weight": random(RANK, shape[1], *ones),
         "b1.weight": random(shape[0], RANK, *ones),
         "b2.weight": random(RANK, *shape[1:]),
+        "alpha": torch.tensor(1.0),
     }
+
+
+def _old_glora(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {
+        "a1.weight": random(RANK, shape[1]),
+        "a2.weight": random(shape[1], RANK),
+        "b1.weight": random(RANK, shape[1:].numel()),
+        "b2.weight": random(shape[0], RANK),
+    }
+
+
+def _dora_of_rows(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    scales = 1 + random(shape[0], *[1] * len(shape[1:]))
+    return _lora(shape, random) | {"dora_scale": scales}
+
+
+def _dora_of_columns(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    scales = 1 + random(1, shape[1], *[1] * len(shape[2:]))
+    return _loha(shape, random) | {"dora_scale": scales}
 
 
 def _oft(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
@@ -61,9 +81,11 @@ KINDS: dict[str, _Make] = {
     "oft": _oft,
     "boft": _boft,
     "difference": _difference,
+    "glora": _glora,
+    "old glora": _old_glora,
+    "dora": _dora_of_rows,
+    "dora of columns": _dora_of_columns,
 }
-"""Those that can act in a part of a picture."""
-REFUSED: dict[str, _Make] = {"glora": _glora}
 
 
 def random_lora(
@@ -79,7 +101,5 @@ def random_lora(
     return {
         f"diffusion_model.{layer}.{name}": tensor
         for layer in layers
-        for name, tensor in {**KINDS, **REFUSED}[kind](
-            network.get_submodule(layer).weight.shape, random
-        ).items()
+        for name, tensor in KINDS[kind](network.get_submodule(layer).weight.shape, random).items()
     }

@@ -118,6 +118,9 @@ def test_everywhere_it_is_the_hosts_own_lora(network: str, kind: str) -> None:
     model, layers = family(network)
     if kind == "difference" and network == "unet":
         layers = (*layers, *NORMS)
+    if kind == "old glora":
+        submodule = model.model.diffusion_model.get_submodule
+        layers = tuple(layer for layer in layers if submodule(layer).weight.ndim == 2)
     lora = random_lora(model, layers, kind, size=0.05 if kind == "difference" else 0.2)
     strength = 1.0 if kind == "boft" else 0.8
     chained = concept(
@@ -229,6 +232,18 @@ def test_runs_of_one_queue_do_not_know_of_each_other() -> None:
         other = drawn("unet", second, _)
     assert not torch.equal(alone, other)
     assert torch.equal(drawn("unet", first, positive), alone)
+
+
+def test_dora_and_glora_know_the_weight_that_another_lora_has_changed() -> None:
+    model, layers = family("unet")
+    styled = merged(model, random_lora(model, layers, size=0.05), 1.0)
+    for kind in ("dora", "glora"):
+        own = random_lora(model, layers, kind, seed=1)
+        chained = concept(own, target_region=EVERYWHERE, text="all", global_layers=True)
+        patched, positive = applied("unet", styled, chained)
+        samples = drawn("unet", patched, positive, steps=1)
+        expected = drawn("unet", merged(styled, own, 1.0), positive, steps=1)
+        assert (samples - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("is_bypassed", [False, True], ids=["merged", "bypass mode"])
@@ -434,13 +449,22 @@ def test_a_lora_of_another_model_is_refused_before_sampling() -> None:
         applied("unet", model, concept(lora))
 
 
-@pytest.mark.parametrize("kind", ["glora", "dora"])
-def test_what_cannot_act_in_a_part_is_refused(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "more", "complaint"),
+    [
+        ("oft", {"dora_scale": torch.ones(32, 1)}, "cannot act in a part of the picture"),
+        ("lora", {"reshape_weight": torch.tensor([48, 32])}, "cannot act in a part of the picture"),
+        ("glora", {"dora_scale": torch.ones(32, 1)}, "in a form that is not known"),
+        ("glora", {"a1.weight": torch.ones(3, 7)}, "in a form that is not known"),
+    ],
+)
+def test_what_cannot_act_in_a_part_is_refused(
+    kind: str, more: dict[str, Tensor], complaint: str
+) -> None:
     model, layers = family("unet")
-    lora = random_lora(model, layers[5:6], "glora" if kind == "glora" else "lora")
-    if kind == "dora":
-        lora[f"diffusion_model.{layers[5]}.dora_scale"] = torch.ones(32, 1)
-    with pytest.raises(ValueError, match="cannot act in a part of the picture"):
+    lora = random_lora(model, layers[5:6], kind)
+    lora |= {f"diffusion_model.{layers[5]}.{name}": tensor for name, tensor in more.items()}
+    with pytest.raises(ValueError, match=complaint):
         applied("unet", model, concept(lora))
 
 
