@@ -18,7 +18,7 @@ from magicportrait.host.inversion.run import Recipe, invert, resample
 from magicportrait.magic.inversion import psnr
 
 RECIPES = {
-    "ddim": Recipe("ddim", 0, 0.0, 1.0),
+    "euler": Recipe("euler", 0, 0.0, 1.0),
     "fixed-point, 2 iterations (default)": Recipe("fixed-point", 2, 1e-4, 1.0),
     "fixed-point, 5 iterations": Recipe("fixed-point", 5, 1e-4, 1.0),
     "o-belm": Recipe("o-belm", 0, 0.0, 1.0),

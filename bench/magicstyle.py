@@ -46,7 +46,7 @@ from magicportrait.host.systems.magicstyle import MagicStylePatch, Style
 from magicportrait.magic.feature_fusion import PRESETS
 
 ROWS = {
-    "ddim": "inversion, ddim",
+    "euler": "inversion, euler",
     "fixed-point": "inversion, fixed-point (2 iterations)",
     "o-belm": "inversion, o-belm",
     "live": "MagicStyle, features recomputed",
@@ -57,7 +57,7 @@ ROWS = {
 
 def random_inversion(sigmas: Tensor, latent: int) -> Inversion:
     latents = torch.randn(len(sigmas), 1, 4, latent, latent) * (1 + sigmas.view(-1, 1, 1, 1, 1))
-    return Inversion(sigmas, latents, random_sd15.conditioning(1), "ddim", "", "", 0, 0.0)
+    return Inversion(sigmas, latents, random_sd15.conditioning(1), "euler", "", "", 0, 0.0)
 
 
 @torch.inference_mode()

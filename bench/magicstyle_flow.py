@@ -62,7 +62,7 @@ STEPS = 20
 COST_STEPS = 8
 """Of a run whose steps are timed."""
 RECIPES = {
-    "euler (ddim)": Recipe("ddim", 0, 0.0, 1.0),
+    "euler": Recipe("euler", 0, 0.0, 1.0),
     "warm": Recipe("warm", 0, 0.0, 1.0),
     "fixed-point, 1 iteration": Recipe("fixed-point", 1, 0.0, 1.0),
     "fixed-point, 2 iterations": Recipe("fixed-point", 2, 0.0, 1.0),
@@ -113,6 +113,12 @@ ROWS: dict[str, Setting] = {
     "balanced, to 100 %": Setting(fused(end=1.0)),
     "balanced, AdaIN 0": Setting(fused(adain=0.0)),
     "balanced, scale 1": Setting(fused(scale=1.0)),
+    "scale 1, to 40 %": Setting(fused(scale=1.0, end=0.4)),
+    "scale 1, to 80 %": Setting(fused(scale=1.0, end=0.8)),
+    "scale 1, to 100 %": Setting(fused(scale=1.0, end=1.0)),
+    "scale 1, from 20 %": Setting(fused(scale=1.0, start=0.2)),
+    "blend of keys, .8/.2": Setting(fused(keys="blend")),
+    "blend of keys, .5/.5": Setting(fused(0.5, 0.5, keys="blend")),
     "style keys, .8/.2": Setting(fused(keys="style")),
     "style keys, .8/.2, from 30 %": Setting(fused(keys="style", start=0.3, end=1.0)),
     "style, .75/0 and own, temperature 1.5 (StyleID's rule)": Setting(
@@ -419,7 +425,7 @@ def costs(checkpoint: FlowToy, report: Report) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inversion.safetensors"
-        image, recipe = drawn(pair.portrait), RECIPES["euler (ddim)"]
+        image, recipe = drawn(pair.portrait), RECIPES["euler"]
         write_inversion(file, checkpoint.inverted(image, recipe, STEPS))
         on_disk = file.stat().st_size / 1e6
     report.write(

@@ -51,6 +51,13 @@ const PROMPTS = {
 const LOAD_CONCEPT = "MagicConceptLoad";
 /** Their presets stand for settings that Nodes 2.0 hides. */
 const WITH_PRESETS = new Set(["MagicStyleApply", "MagicStyleNewPicture"]);
+/**
+ * Choices that saved graphs know by another name: by the node's type and the widget. The server
+ * takes the old names too.
+ *
+ * @type {Record<string, Record<string, Record<string, string>>>}
+ */
+const RENAMED = { MagicStyleInvert: { method: { ddim: "euler" } } };
 
 /**
  * Which view belongs to which node.
@@ -117,6 +124,15 @@ const covers = new WeakMap();
  * @param {GraphNode} node
  */
 const covered = (node) => node.subgraph?.nodes.find((inner) => classOf(inner) in PROMPTS);
+
+function renameChoices() {
+  for (const node of openNodes()) {
+    const renamed = RENAMED[classOf(node)] ?? {};
+    for (const widget of node.widgets ?? []) {
+      widget.value = renamed[widget.name]?.[String(widget.value)] ?? widget.value;
+    }
+  }
+}
 
 function coverSubgraphs() {
   for (const node of openNodes()) {
@@ -332,6 +348,7 @@ app.registerExtension({
     views.set(node, new ConceptView(node));
   },
   afterConfigureGraph() {
+    renameChoices();
     // Their nodes, and with them their views, have been made anew.
     coverSubgraphs();
     if (!hasTabs) showRuns();

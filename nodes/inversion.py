@@ -20,7 +20,15 @@ from ..host.inversion.inputs import (
     picture_latent,
     sigmas_of,
 )
-from ..host.inversion.run import METHODS, Inversion, Recipe, sampler_for, start_latent, start_noise
+from ..host.inversion.run import (
+    METHODS,
+    OLD_METHODS,
+    Inversion,
+    Recipe,
+    sampler_for,
+    start_latent,
+    start_noise,
+)
 from ..host.text.prompts import check_conditioning
 from ..magic.inversion import psnr
 from ..magic.pictures import picture_batch
@@ -29,11 +37,13 @@ from .declare import (
     NoiseType,
     SamplerType,
     advanced,
+    as_text,
     cache_input,
+    choice_complaint,
     schedule_inputs,
     schema,
 )
-from .inputs import Node, check_ranges, check_texts
+from .inputs import Node, check_ranges, check_texts, refuse
 
 _NO_FILE = "(no inversions saved yet)"
 _NAME = "inversion"
@@ -111,6 +121,11 @@ def _report(
             )
             lines.append(f"to the image: {again:.1f} dB; the VAE alone: {limit:.1f} dB")
     return "\n".join(lines)
+
+
+def _method_complaint(method: object) -> str | None:
+    """None for a name of an earlier version too."""
+    return None if method in OLD_METHODS else choice_complaint("method", method, METHODS)
 
 
 def _cropped(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -202,11 +217,11 @@ class MagicStyleInvert(Node):
                     options=list[str](METHODS),
                     default="fixed-point",
                     tooltip=(
-                        "'fixed-point' comes very close at 2 to 3 model calls a step; 'ddim' is the"
-                        " plain one, one call (Euler's step on flow models); 'warm' is closer at"
-                        " one call, by the slope of the step before; 'o-belm' is exact at one call,"
-                        " with its own sampler (SAMPLER output), but its noise is further from real"
-                        " noise. In few steps of a flow model 'fixed-point' may not converge."
+                        "'fixed-point' comes very close at 2 to 3 model calls a step; 'euler' is"
+                        " the plain one (DDIM), one call; 'warm' is closer at one call, by the"
+                        " slope of the step before; 'o-belm' is exact at one call, with its own"
+                        " sampler (SAMPLER output), but its noise is further from real noise. In"
+                        " few steps of a flow model 'fixed-point' may not converge."
                     ),
                 ),
                 advanced(
@@ -290,6 +305,11 @@ class MagicStyleInvert(Node):
         )
 
     @classmethod
+    def validate_inputs(cls, method: object = None) -> bool | str:
+        # The host would refuse the names that saved graphs have.
+        return True if as_text(method) is None else (_method_complaint(method) or True)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -317,6 +337,7 @@ class MagicStyleInvert(Node):
             tolerance=tolerance,
             cache_mb=cache_mb,
         )
+        refuse(_method_complaint(method))
         image = None if image is None else picture_batch(image, "image")
         samples = picture_latent(model, latent, image, vae)
         if positive is None:
@@ -328,7 +349,7 @@ class MagicStyleInvert(Node):
             check_conditioning(conditioning, name)
         conds = {name: guided(model, conditioning) for name, conditioning in conds.items()}
         levels = sigmas_of(model, scheduler, steps) if sigmas is None else checked_sigmas(sigmas)
-        recipe = Recipe(method, iterations, tolerance, cfg)
+        recipe = Recipe(OLD_METHODS.get(method, method), iterations, tolerance, cfg)
         inversion, is_cached = invert_cached(
             model, samples, conds, levels, recipe, cache_mb, measure
         )

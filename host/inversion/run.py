@@ -4,7 +4,7 @@ ControlNet), our stepper."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,9 +17,11 @@ from ..sampling.range import prediction_of
 from .fingerprint import model_fingerprint
 from .start import FlowSampler, InvertedNoise, as_latent
 
-Method = Literal["ddim", "fixed-point", "o-belm", "warm"]
-METHODS: tuple[Method, ...] = ("fixed-point", "ddim", "o-belm", "warm")
-"""'ddim' is Euler's step, also on flow models: its name is in people's graphs."""
+Method = Literal["euler", "fixed-point", "o-belm", "warm"]
+METHODS: tuple[Method, ...] = ("fixed-point", "euler", "o-belm", "warm")
+"""'euler' is DDIM's step on noise predictions."""
+OLD_METHODS: Mapping[str, Method] = {"ddim": "euler"}
+"""What graphs and files of earlier versions call them."""
 _WRITTEN_FOR_0 = 1e-3
 """The host's uni_pc writes this into SIGMAS that end with 0, and what holds them keeps it."""
 

@@ -35,7 +35,7 @@ RUN_IN_PAGE = {
         "MagicFace-2-three-concepts",
         "MagicFace-7-detail-pass",
         "MagicStyle-1-style-transfer",
-        "MagicStyle-2-step-by-step",
+        "MagicStyle-7-transformer-step-by-step",
         "Semantic-Layout",
         "MagicFace",
         "MagicStyle",

@@ -166,6 +166,10 @@ COUNT_CHANGES_OF_ALERT = """() => {
 VIEWS = {
     "MagiCapture-1-learn-person-and-style": ("Training", "polyline[points*=',']"),
     "MagicStyle-2-step-by-step": ("Reconstruction against original", "img.magic-original"),
+    "MagicStyle-7-transformer-step-by-step": (
+        "Reconstruction against original",
+        "img.magic-original",
+    ),
     "MagicFace-3-where-it-looks": ("Correspondence", "img.magic-heat"),
 }
 """What else a workflow shows when it has run, and by what in it this is seen."""
@@ -640,10 +644,16 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
         f"Loss from 0.100 to {loss}"
     )
     frontend.screenshot("inversion_and_training")
-    frontend.reopen(frontend.saved())
+    saved = frontend.saved()
+    [of_invert] = [node for node in saved["nodes"] if node["type"] == "MagicStyleInvert"]
+    method = of_invert["widgets_values"].index("fixed-point")
+    # As earlier versions called it.
+    of_invert["widgets_values"][method] = "ddim"
+    frontend.reopen(saved)
     frontend.page.wait_for_function(
         "() => document.querySelector('.magic-original')?.naturalWidth == 64"
     )
+    assert frontend.prompt()[str(of_invert["id"])]["inputs"]["method"] == "euler"
     assert compared.get_by_role("slider").count() == 1
     assert frontend.complaints_about_us() == []
 

@@ -15,8 +15,9 @@ import torch
 from devkit.pack import ROOT
 from magicportrait.host.inversion.cache import cache_folder
 from magicportrait.host.inversion.files import read_inversion, write_inversion
+from magicportrait.host.inversion.run import METHODS
 from magicportrait.magic.inversion import psnr
-from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
+from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from magicportrait.tests.host import dits
 from magicportrait.tests.host.flow import (
     LOW,
@@ -54,7 +55,7 @@ def test_belm_comes_back_through_both_samplers_of_the_host(family):
 
 def test_with_its_noise_any_sampler_of_the_host_will_do():
     model = dits.random_transformer("flux")
-    outputs = inverted("flux", method="ddim")
+    outputs = inverted("flux", method="euler")
     ours = sample(model, outputs[1], outputs)
     empty = {"samples": torch.zeros_like(latent("flux"))}
     theirs = sample_advanced(model, outputs[6], empty, outputs, euler())
@@ -75,14 +76,14 @@ def test_below_sigma_1_the_latent_is_enough_for_any_sampler():
 
 def test_the_methods_differ_in_how_close_they_come():
     reached, calls = {}, {}
-    for method in ("ddim", "warm", "fixed-point", "o-belm"):
+    for method in ("euler", "warm", "fixed-point", "o-belm"):
         inversion = invert(
             "flux", sigmas=torch.tensor(LOW), method=method, tolerance=0.0, measure=True
         )[0]
         reached[method] = quality(inversion.resampled, latent("flux"))
         calls[method] = inversion.model_calls
-    assert calls == {"ddim": 5, "warm": 5, "fixed-point": 15, "o-belm": 5}
-    assert reached["warm"] > reached["ddim"] + 3
+    assert calls == {"euler": 5, "warm": 5, "fixed-point": 15, "o-belm": 5}
+    assert reached["warm"] > reached["euler"] + 3
     assert reached["fixed-point"] > reached["warm"] + 6
     assert reached["o-belm"] > 90
 
@@ -93,7 +94,7 @@ def test_warm_works_on_noise_predictions_too():
     model = inverting.parts()[0]
     levels = torch.tensor([0.8, 0.6, 0.4, 0.2, 0.1, 0.0])
     plain, warm = (
-        inverting.invert(model, sigmas=levels, method=method)[0] for method in ("ddim", "warm")
+        inverting.invert(model, sigmas=levels, method=method)[0] for method in ("euler", "warm")
     )
     truth = inverting.latent()
     assert warm.model_calls == plain.model_calls == 5
@@ -198,7 +199,22 @@ def test_the_cache_knows_a_flow_again(model_calls):
     assert not model_calls and "from the cache: none now" in second[5]
     assert torch.equal(first[0].latents, second[0].latents)
     assert " MB" in first[5].splitlines()[0]
-    assert invert("qwen", **{**options, "method": "ddim"}) and model_calls
+    assert invert("qwen", **{**options, "method": "euler"}) and model_calls
+
+
+def test_the_old_name_of_euler_goes_on_in_graphs_and_files(tmp_path):
+    """It was 'ddim', which means nothing to who knows flow models."""
+    assert "ddim" not in METHODS
+    old, new = (invert("flux", method=method)[0] for method in ("ddim", "euler"))
+    assert old.method == "euler" and torch.equal(old.latents, new.latents)
+    for name in ("ddim", "euler", None):
+        assert MagicStyleInvert.validate_inputs(method=name) is True
+    assert "'eular' is not one of fixed-point, euler," in MagicStyleInvert.validate_inputs("eular")
+    with pytest.raises(ValueError, match="method: 'eular' is not one of"):
+        invert("flux", method="eular")
+    path = tmp_path / "inversion.safetensors"
+    write_inversion(path, dataclasses.replace(new, method="ddim"))
+    assert read_inversion(path).method == "euler"
 
 
 def test_a_latent_without_a_time_is_taken_as_the_host_takes_it():
@@ -250,7 +266,7 @@ def test_bad_input_is_refused_before_any_model_call(family, options, message, mo
 
 
 def test_noise_on_top_of_noise_and_masks_are_refused_before_any_model_call(model_calls):
-    model, outputs = dits.random_transformer("flux"), inverted("flux", method="ddim")
+    model, outputs = dits.random_transformer("flux"), inverted("flux", method="euler")
     masked = {**outputs[1], "noise_mask": torch.ones(1, 1, 64, 48)}
     model_calls.clear()
     with pytest.raises(ValueError, match=r"adds noise, but the LATENT .* add_noise off .*NOISE"):
@@ -264,13 +280,13 @@ def test_noise_on_top_of_noise_and_masks_are_refused_before_any_model_call(model
 
 def test_edited_noise_is_a_start_like_any_other():
     """Our SAMPLER begins with whatever the LATENT holds."""
-    model, outputs = dits.random_transformer("flux"), inverted("flux", method="ddim")
+    model, outputs = dits.random_transformer("flux"), inverted("flux", method="euler")
     other = {"samples": outputs[1]["samples"].flip(-1)}
     assert not torch.equal(sample(model, other, outputs), sample(model, outputs[1], outputs))
 
 
 def test_a_second_sampler_goes_on_where_the_first_ended():
-    model, outputs = dits.random_transformer("flux"), inverted("flux", method="ddim")
+    model, outputs = dits.random_transformer("flux"), inverted("flux", method="euler")
     sigmas = outputs[2]
     whole = sample(model, outputs[1], outputs)
     first = sample(model, outputs[1], outputs, sigmas=sigmas[:3])

@@ -333,7 +333,7 @@ def test_what_a_step_takes_is_counted():
 
 
 def test_its_start_reaches_both_samplers_of_the_host():
-    content = inverted("flux", method="ddim")
+    content = inverted("flux", method="euler")
     model, start, noise = apply("flux", content)
     assert not torch.equal(start["samples"], content[1]["samples"]), "the style's statistics"
     drawn = sample(model, start, content)
@@ -344,7 +344,7 @@ def test_its_start_reaches_both_samplers_of_the_host():
 
 
 def test_other_wirings_are_refused_before_any_model_call(model_calls):
-    content = inverted("flux", method="ddim")
+    content = inverted("flux", method="euler")
     model, start, _ = apply("flux", content)
     model_calls.clear()
     with pytest.raises(ValueError, match=r"begins at sigma 1.000 of a flow model.* SAMPLER of Mag"):
@@ -366,7 +366,7 @@ def test_noise_of_the_same_node_reaches_a_unet_too():
     from magicportrait.nodes.magicstyle import MagicStyleApply
     from magicportrait.tests.host import test_magicstyle as unet
 
-    content = unet.inverted(method="ddim")
+    content = unet.inverted(method="euler")
     options = {**defaults_of(MagicStyleApply), "preset": "balanced"}
     model, start, noise = MagicStyleApply.execute(
         unet.parts()[0], content[0], unet.style(), **options

@@ -57,14 +57,14 @@ def quality(out: Tensor, truth: Tensor) -> float:
 # In all the ways in which a host may run it
 
 COMBINATIONS = [
-    ("sd15", torch.float32, "ddim", 3, (8, 8)),
+    ("sd15", torch.float32, "euler", 3, (8, 8)),
     ("sd15", torch.float16, "fixed-point", 1, (9, 13)),
     ("sd15", torch.bfloat16, "o-belm", 2, (8, 15)),
     ("sd21v", torch.float32, "fixed-point", 2, (11, 8)),
     ("sd21v", torch.float16, "o-belm", 1, (8, 8)),
-    ("sd21v", torch.bfloat16, "ddim", 1, (9, 9)),
+    ("sd21v", torch.bfloat16, "euler", 1, (9, 9)),
     ("sdxl", torch.float32, "o-belm", 2, (13, 8)),
-    ("sdxl", torch.float16, "ddim", 1, (8, 9)),
+    ("sdxl", torch.float16, "euler", 1, (8, 9)),
     ("sdxl", torch.bfloat16, "fixed-point", 1, (8, 8)),
 ]
 
@@ -132,16 +132,16 @@ def test_the_methods_differ_in_how_close_they_come(shape, sigmas):
     model, samples = parts(shape)[0], latent(1, (8, 8))
     inversions = {
         method: invert(model, samples, shape, method=method, sigmas=sigmas)[0]
-        for method in ("ddim", "fixed-point", "o-belm")
+        for method in ("euler", "fixed-point", "o-belm")
     }
     reached = {
         method: quality(inversion.resampled, samples) for method, inversion in inversions.items()
     }
-    assert reached["fixed-point"] > reached["ddim"] + 6
+    assert reached["fixed-point"] > reached["euler"] + 6
     assert reached["o-belm"] > reached["fixed-point"] + 20 and reached["o-belm"] > 90
 
 
-@pytest.mark.parametrize("method", ["ddim", "fixed-point", "o-belm"])
+@pytest.mark.parametrize("method", ["euler", "fixed-point", "o-belm"])
 def test_images_of_a_batch_do_not_see_each_other(method):
     model = parts()[0]
     options = {"method": method, "sigmas": LOW, "tolerance": 0.0, "measure": False}
@@ -154,7 +154,7 @@ def test_images_of_a_batch_do_not_see_each_other(method):
 def test_guidance_takes_part(model_calls):
     model = parts()[0]
     plain, guided, other = (
-        invert(model, cfg=cfg, negative=negative, measure=False, method="ddim")[0].latents[0]
+        invert(model, cfg=cfg, negative=negative, measure=False, method="euler")[0].latents[0]
         for cfg, negative in ((1.0, None), (3.0, encode("blurry")), (3.0, encode("a red hat")))
     )
     assert model_calls == [1, 1, 1] + [2] * 6
@@ -177,7 +177,7 @@ def hooked(conditioning: list[Any]) -> list[Any]:
 def test_what_hangs_on_the_conditioning_takes_part(change, caplog):
     caplog.set_level(logging.INFO)
     plain = encode("a red hat")
-    options = {"measure": False, "method": "ddim", "cache_mb": 64}
+    options = {"measure": False, "method": "euler", "cache_mb": 64}
     with_it, without = (
         invert(parts()[0], positive=positive, **options)[0].latents[0]
         for positive in (change(plain), plain)
@@ -229,7 +229,7 @@ def test_a_cfg_that_a_node_sets_brings_the_negative_into_the_key():
 
 
 def test_without_a_negative_guidance_is_away_from_the_empty_prompt():
-    options = {"positive": encode("a red hat"), "measure": False, "method": "ddim"}
+    options = {"positive": encode("a red hat"), "measure": False, "method": "euler"}
     default, empty, plain = (
         invert(parts()[0], **options, **more)[0].latents
         for more in ({"cfg": 3.0}, {"cfg": 3.0, "negative": encode("")}, {"cfg": 1.0})
@@ -357,7 +357,7 @@ def test_a_model_without_an_ode_that_is_known_is_refused(is_patched, model_calls
 
 
 @pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
-@pytest.mark.parametrize("method", ["ddim", "fixed-point", "o-belm"])
+@pytest.mark.parametrize("method", ["euler", "fixed-point", "o-belm"])
 def test_step_caches_have_no_part_in_an_inversion(node, method):
     """They reckon with noise that falls."""
     cache = {"reuse_threshold": 10.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
@@ -445,14 +445,15 @@ def test_the_same_weights_loaded_anew_are_known(model_calls):
 
 
 def test_measuring_is_made_up_for(model_calls):
-    plain = invert(parts()[0], measure=False, method="ddim")[0]
+    plain = invert(parts()[0], measure=False, method="euler")[0]
     model_calls.clear()
-    measured = invert(parts()[0], measure=True, method="ddim")[0]
+    measured = invert(parts()[0], measure=True, method="euler")[0]
     assert len(model_calls) == 3, "only the resampling"
     assert same(plain, measured) and plain.resampled is None and measured.resampled is not None
     model_calls.clear()
     assert (
-        invert(parts()[0], measure=True, method="ddim")[0].resampled is not None and not model_calls
+        invert(parts()[0], measure=True, method="euler")[0].resampled is not None
+        and not model_calls
     )
 
 
@@ -493,7 +494,7 @@ def nest(depth: int) -> list[Any]:
 
 def files_after(runs: int, make: Callable[[], Any]) -> list[Path]:
     for _ in range(runs):
-        invert(with_option(make()), measure=False, method="ddim")
+        invert(with_option(make()), measure=False, method="euler")
     return list(cache_folder().glob("*")) if cache_folder().exists() else []
 
 
@@ -519,7 +520,7 @@ def test_what_a_run_changes_fills_no_cache(caplog):
     model = with_option(counter)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "pack", counted)
     for _ in range(3):
-        invert(model, measure=False, method="ddim")
+        invert(model, measure=False, method="euler")
     assert counter.runs == 3 and not list(Path(folder_paths.get_user_directory()).rglob("*.*"))
     assert "It changes as it runs: model_options, wrappers" in caplog.text
 
@@ -608,7 +609,7 @@ OTHER_INPUTS: dict[str, dict[str, Any]] = {
     "conditioning": {"text": "a hat"},
     "sigmas": {"levels": LOW * 1.001},
     "steps": {"levels": LOW[1:]},
-    "method": {"method": "ddim"},
+    "method": {"method": "euler"},
     "iterations": {"iterations": 3},
     "tolerance": {"tolerance": 1e-3},
     "cfg": {"cfg": 2.0},
@@ -630,7 +631,7 @@ def test_a_negative_that_has_no_part_in_it_is_not_in_the_key():
     assert len({key_of(always, negative=negative, cfg=1.0).text for negative in negatives}) == 2
 
 
-@pytest.mark.parametrize("method", ["ddim", "o-belm"])
+@pytest.mark.parametrize("method", ["euler", "o-belm"])
 def test_what_a_method_does_not_use_is_not_in_its_key(method):
     assert key_of(method=method) == key_of(method=method, iterations=7, tolerance=0.01)
     assert key_of(method=method) != key_of()
@@ -696,7 +697,7 @@ def made_up(key: str, seed: int = 0) -> Inversion:
     options = {"pooled_output": torch.randn(1, 8, generator=generator), "strength": 0.5, "n": None}
     cond = [[torch.randn(1, 77, 8, generator=generator), options]]
     latents = torch.randn(4, 1, 4, 8, 8, generator=generator)
-    return Inversion(LOW, latents, cond, "ddim", "model", key, 3, 1.5, latents[-1] + 0.1)
+    return Inversion(LOW, latents, cond, "euler", "model", key, 3, 1.5, latents[-1] + 0.1)
 
 
 def test_a_file_holds_everything(tmp_path):
@@ -949,7 +950,7 @@ from magicportrait.host.inversion.cache import InversionCache
 
 latents = torch.randn(4, 1, 4, 8, 8)
 sigmas, conditioning = torch.tensor([0.8, 0.5, 0.2, 0.0]), [[torch.zeros(1, 77, 8), {}]]
-made = lambda key: Inversion(sigmas, latents, conditioning, "ddim", "model", key, 3, 1.5)
+made = lambda key: Inversion(sigmas, latents, conditioning, "euler", "model", key, 3, 1.5)
 cache = InversionCache(Path(sys.argv[2]), 10**6)
 cache.keep(made("whole"))
 cache.keep(made("again"))
@@ -1013,7 +1014,7 @@ from magicportrait.host.inversion.cache import InversionCache
 folder, own = Path(sys.argv[2]), sys.argv[3]
 latents = torch.full((4, 1, 4, 32, 32), float(own))
 sigmas, conditioning = torch.tensor([0.8, 0.5, 0.2, 0.0]), [[torch.zeros(1, 77, 8), {}]]
-made = lambda key: Inversion(sigmas, latents, conditioning, "ddim", "model", key, 3, 1.5)
+made = lambda key: Inversion(sigmas, latents, conditioning, "euler", "model", key, 3, 1.5)
 # Room for two of three: both throw out what the other writes and reads.
 cache = InversionCache(folder / "cache", 170_000)
 (folder / own).touch()
