@@ -18,10 +18,15 @@ Token = Any
 _BETWEEN_PHRASES = re.compile(r"[,，、;；\r\n]")
 
 
-def split_phrases(text: str) -> list[str]:
+def phrases_in(text: str) -> list[str]:
     """The phrases of a text that has them one a line, or between commas or semicolons of any
-    script. ValueError when there is none."""
-    phrases = [phrase for part in _BETWEEN_PHRASES.split(text) if (phrase := part.strip())]
+    script; none of one that holds nothing else."""
+    return [phrase for part in _BETWEEN_PHRASES.split(text) if (phrase := part.strip())]
+
+
+def split_phrases(text: str) -> list[str]:
+    """As `phrases_in`. ValueError when there is none."""
+    phrases = phrases_in(text)
     if not phrases:
         raise ValueError(
             "phrases is empty: write words of the prompt, separated by commas, such as 'hat, scarf'"

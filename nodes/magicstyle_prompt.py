@@ -22,7 +22,7 @@ from ..host.systems.magicstyle import Style
 from ..host.systems.new_style import NewStylePatch, StylePicture
 from ..host.systems.prompt_edit import HOLDS, PromptEditPatch
 from ..magic.concepts import LEVELS
-from ..magic.phrases import named_words, split_phrases
+from ..magic.phrases import named_words, phrases_in
 from ..magic.pictures import picture_batch
 from .declare import (
     EVERY_STEP,
@@ -378,8 +378,7 @@ class MagicStyleEdit(Node):
         check_ranges(cls, until=until, structure=structure)
         refuse(choice_complaint("hold", hold, HOLDS))
         check_texts(layers=layers, keep_phrase=keep_phrase)
-        # Of nothing but commas there is no phrase either.
-        phrases = split_phrases(keep_phrase) if any(map(str.isalnum, keep_phrase)) else []
+        phrases = phrases_in(keep_phrase)
         if keep is not None:
             # What stays is mostly what is around the thing that changes.
             turned = invert and not phrases
@@ -420,16 +419,16 @@ def _kept(places: torch.Tensor, keep: torch.Tensor | None, invert: bool) -> torc
 def _places(
     content: Inversion, layout: LayoutRecord | None, phrases: Sequence[str]
 ) -> torch.Tensor:
-    """Where phrases are in the pictures of an inversion, B H W, 0 or 1. ValueError where that was
-    not measured."""
+    """Where phrases are in the pictures of an inversion, B H W, 0 or 1: phrases of the layout, in
+    any spelling; those that share a name are all meant. ValueError where that was not measured, and
+    where a phrase is not in each of the pictures."""
     if layout is None:
         raise ValueError(
             "keep_phrase needs to know where its words are: connect layout of a Semantic Layout"
             " whose MODEL and positive go into MagicStyle Invert, or leave keep_phrase empty"
         )
-    # 'man #2' is 'man#2'; where two are the same, the first is meant.
-    indices = {named_words(phrase): i for i, phrase in reversed([*enumerate(layout.phrases)])}
-    if unknown := [phrase for phrase in phrases if named_words(phrase) not in indices]:
+    own = [named_words(phrase) for phrase in layout.phrases]
+    if unknown := [phrase for phrase in phrases if named_words(phrase) not in own]:
         raise ValueError(
             f"keep_phrase: '{unknown[0]}' is none of the layout's phrases"
             f" ({', '.join(layout.phrases) or 'it has none'}): write it into phrases of Semantic"
@@ -445,11 +444,16 @@ def _places(
         )
     step = run.steps[max(run.steps)]
     masks = layout_masks(step, len(layout.phrases), layout.picture_size(latents.shape)).phrases
-    places = [masks[indices[named_words(phrase)]] for phrase in phrases]
-    for phrase, place in zip(phrases, places, strict=True):
-        if not place.any():
+    places = []
+    for phrase in phrases:
+        named = [mask for mask, key in zip(masks, own, strict=True) if key == named_words(phrase)]
+        place = torch.stack(named).amax(0)
+        if lacking := [i for i, picture in enumerate(place, start=1) if not picture.any()]:
+            which = "the picture" if len(place) == 1 else f"picture {lacking[0]} of the content"
+            apart = "" if len(place) == 1 else ", or edit the pictures that have it by themselves"
             raise ValueError(
-                f"keep_phrase: '{phrase}' is nowhere in the picture, as the layout shows it: name"
-                " it otherwise in the prompt of Semantic Layout, or paint keep"
+                f"keep_phrase: '{phrase}' is nowhere in {which}, as the layout shows it: name it"
+                f" otherwise in the prompt of Semantic Layout, or paint keep{apart}"
             )
+        places.append(place)
     return torch.stack(places).amax(0)

@@ -342,7 +342,7 @@ def test_other_words_edit_what_is_not_held(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_kept_comes_out_as_it_was(kind):
-    content = inverted(kind, method="ddim")
+    content = inverted(kind, method="euler")
     was = loaded(kind)[0].model.process_latent_out(content[0].latents[-1])
     keep = torch.zeros(1, 64, 64)
     keep[..., :32] = 1
@@ -362,7 +362,7 @@ def test_all_around_a_thing_may_be_kept(caplog):
 
 
 def test_each_picture_keeps_by_its_own_mask():
-    content = inverted("flux", batch=2, method="ddim")
+    content = inverted("flux", batch=2, method="euler")
     was = content[0].latents[-1]
     keep = torch.zeros(2, 64, 48)
     keep[0] = 1
@@ -378,16 +378,18 @@ def test_each_picture_keeps_by_its_own_mask():
 WORDS = "a man with a red hat and a striped scarf"
 
 
-def watched(kind: str, batch: int = 1, seed: int = 0) -> tuple[tuple[Any, ...], Any]:
+def watched(
+    kind: str, batch: int = 1, seed: int = 0, phrases: str = "hat, scarf"
+) -> tuple[tuple[Any, ...], Any]:
     """The outputs of MagicStyle Invert with a Semantic Layout before it, and its layout."""
     model, positive, layout = MagicSemanticLayout.execute(
-        loaded(kind)[0], loaded(kind)[1], WORDS, "hat, scarf", 0.6
+        loaded(kind)[0], loaded(kind)[1], WORDS, phrases, 0.6
     ).args
     latent = (
         inverting.latent(batch, seed=seed) if kind == UNET else flow.latent(kind, batch, seed=seed)
     )
     samples = {"samples": latent}
-    inputs = {"positive": positive, "latent": samples, "method": "ddim", "measure": False}
+    inputs = {"positive": positive, "latent": samples, "method": "euler", "measure": False}
     if kind == UNET:
         return inverting.invert(model, samples["samples"], **inputs), layout
     return flow.invert(kind, model, **inputs), layout
@@ -398,8 +400,11 @@ def test_a_phrase_of_the_layout_says_what_is_kept(kind):
     content, layout = watched(kind, batch=2)
     run = layout.run_of(content[0].latents[-1])
     size = layout.picture_size(content[0].latents.shape)
-    hat, scarf = layout_masks(run.steps[max(run.steps)], 2, size).phrases
-    assert hat.any() and scarf.any() and hat.shape[0] == 2
+    step = run.steps[max(run.steps)]
+    # The first picture's hat above, the second's on the left.
+    step.concepts[:], step.concepts[0, 0], step.concepts[1, :, 0] = 1, 0, 0
+    hat, scarf = layout_masks(step, 2, size).phrases
+    assert hat.shape[0] == 2 and not torch.equal(hat[0], hat[1])
 
     def kept(**options: Any) -> Tensor:
         return patch_of(edited(kind, content, layout=layout, **options)[0]).keep
@@ -413,7 +418,57 @@ def test_a_phrase_of_the_layout_says_what_is_kept(kind):
     assert torch.equal(both[:, : size[0] // 2], torch.ones_like(both[:, : size[0] // 2]))
     assert torch.equal(both[:, -1], hat[:, -1])
     assert torch.equal(kept(keep=painted), painted), "an unnamed phrase keeps nothing"
-    assert kept() is None and kept(keep_phrase=" ，, ") is None, "commas name nothing"
+    assert torch.equal(kept(keep_phrase="HAT ,\n Scarf"), torch.maximum(hat, scarf))
+    assert kept() is None
+
+
+@pytest.mark.parametrize("commas", [",", " ，, ", "、\n;"])
+def test_commas_alone_name_nothing(commas):
+    """So no layout is asked for, and invert turns the mask."""
+    content = inverted("flux")
+    assert patch_of(edited("flux", content, keep_phrase=commas)[0]).keep is None
+    painted = torch.zeros(1, 64, 48)
+    painted[..., :20] = 1
+    turned = edited("flux", content, keep_phrase=commas, keep=painted, invert=True)
+    assert torch.equal(patch_of(turned[0]).keep, 1 - painted)
+
+
+def test_a_phrase_that_several_share_is_all_of_them():
+    """In any spelling: the layout's second 'red hat' is in capitals, with two blanks."""
+    content, layout = watched("flux", phrases="red hat, Red  HAT, scarf")
+    run = layout.run_of(content[0].latents[-1])
+    size = layout.picture_size(content[0].latents.shape)
+    step = run.steps[max(run.steps)]
+    step.concepts[:], step.concepts[:, 0], step.concepts[:, 1] = 2, 0, 1
+    first, second, _ = layout_masks(step, 3, size).phrases
+    assert first.any() and second.any() and not torch.equal(first, second)
+    keep = patch_of(edited("flux", content, layout=layout, keep_phrase="RED hat")[0]).keep
+    assert torch.equal(keep, torch.maximum(first, second))
+
+
+def test_a_picture_of_a_batch_that_lacks_the_phrase_is_named(model_calls):
+    """Or all of it would change, because another picture has it."""
+    content, layout = watched("flux", batch=2, seed=4)
+    run = layout.run_of(content[0].latents[-1])
+    concepts = run.steps[max(run.steps)].concepts
+    concepts[0], concepts[1] = 0, 1
+    model_calls.clear()
+    for phrase, number in (("hat", 2), ("scarf", 1)):
+        message = f"'{phrase}' is nowhere in picture {number} of the content.* by themselves"
+        with pytest.raises(ValueError, match=message):
+            edited("flux", content, layout=layout, keep_phrase=phrase)
+    assert not model_calls
+
+
+def test_each_picture_of_a_batch_is_watched_by_itself():
+    content, layout = watched("flux", batch=2)
+    together = layout.run_of(content[0].latents[-1])
+    for i in range(2):
+        alone, own = watched("flux", seed=i)
+        run = own.run_of(alone[0].latents[-1])
+        for step, seen in run.steps.items():
+            close = together.steps[step].phrase_maps[i : i + 1] - seen.phrase_maps
+            assert abs(close).max() < 2e-2
 
 
 def test_where_a_phrase_keeps_the_picture_comes_out_as_it_was():
@@ -439,7 +494,7 @@ def test_an_inversion_is_watched_as_it_is_and_found_by_its_picture(kind):
     masks = MagicLayoutMasks.execute(layout, {"samples": latent}, -1).args[0]
     assert [mask.shape for mask in masks] == [(1, *layout.picture_size(latent.shape))] * 2
     if kind != UNET:
-        plain = flow.invert(kind, positive=content[4], method="ddim")
+        plain = flow.invert(kind, positive=content[4], method="euler")
         assert torch.equal(content[0].latents, plain[0].latents)
 
 
@@ -477,7 +532,7 @@ def test_edits_that_begin_elsewhere_are_refused(model_calls):
     with pytest.raises(ValueError, match="what must not change to keep of MagicStyle Edit"):
         flow.sample(model, {**start, "noise_mask": torch.ones(1, 1, 64, 48)}, outputs)
     assert not model_calls
-    drawn = flow.sample(model, start, outputs, flow.inverted("flux", method="ddim")[3])
+    drawn = flow.sample(model, start, outputs, flow.inverted("flux", method="euler")[3])
     again = flow.sample_advanced(
         model, noise, {"samples": flow.latent("flux")}, outputs, flow.euler()
     )

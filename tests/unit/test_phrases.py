@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from magicportrait.magic.phrases import (
     Token,
     assign_spans,
+    named_words,
     numbered,
     occurrences,
+    phrases_in,
     places_in_text,
     share_places,
     split_phrases,
@@ -115,6 +117,26 @@ def test_a_phrase_inside_a_longer_one_goes_elsewhere_if_it_can():
 @pytest.mark.parametrize("separator", [",", "，", "、", ";", "；", "\n", "\r\n", " ,\n, "])
 def test_phrases_are_split_at_the_separators_of_any_script(separator: str) -> None:
     assert split_phrases(f" red hat{separator}man {separator}") == ["red hat", "man"]
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", " ，, ", "、;；", "\r\n,\n"])
+def test_commas_alone_hold_no_phrase(text: str) -> None:
+    assert phrases_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("phrase", "others", "different"),
+    [
+        ("red hat", ["Red  HAT", " red\that ", "(red hat:1.2)"], ["hat", "redhat", "red hat#1"]),
+        ("man#2", ["Man #2", "man  ＃2"], ["man", "man#1", "woman#2"]),
+        ("straße", ["STRASSE"], ["strase"]),
+    ],
+)
+def test_phrases_are_the_same_in_any_spelling(
+    phrase: str, others: list[str], different: list[str]
+) -> None:
+    assert {named_words(other) for other in others} == {named_words(phrase)}
+    assert all(named_words(other) != named_words(phrase) for other in different)
 
 
 def test_a_phrase_keeps_its_inner_blanks_and_signs() -> None:
