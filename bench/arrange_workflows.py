@@ -135,6 +135,17 @@ _TOY_REFERENCES = (Column(256, (2, 3)), Column(256, (4, 5)), Column(256, (6, 7))
 _ALL_SETTINGS = 522
 """Of a MagicStyle Apply that shows its advanced inputs in Nodes 2.0."""
 
+_STYLE_AND_SHIFT: Groups = {
+    "pictures": (Column(270, (2, 3)), Column(270, (4, 5))),
+    "inversion": (
+        Column(310, (6, 17, 7), growth={7: _MEASURED}),
+        Column(310, (15, 16, 8), growth={8: _MEASURED}),
+    ),
+    "sampling": (Column(290, (9, 10)), Column(270, (11, 12))),
+    "result": (Column(390, (13, 14), {13: 440}),),
+}
+"""Of MagicStyle on a flow model that is told its shift."""
+
 LAYOUTS: dict[str, Groups] = {
     "MagicFace-1-one-concept": {
         "reference": (Column(300, (2, 3)),),
@@ -321,6 +332,8 @@ LAYOUTS: dict[str, Groups] = {
         "sampling": (Column(290, (9, 10)), Column(270, (11, 12))),
         "result": (Column(390, (13, 14), {13: 440}),),
     },
+    "MagicStyle-Qwen-Image-style-transfer": _STYLE_AND_SHIFT,
+    "MagicStyle-Z-Image-style-transfer": _STYLE_AND_SHIFT,
     "MagicStyle-SD1.5-style-transfer": {
         "pictures": (Column(280, (2, 3)), Column(280, (4, 5))),
         "inversion": (

@@ -305,6 +305,12 @@ DRAWN: dict[str, dict[str, Draw]] = {
     "MagicStyle-4-how-much-style": {"MagicStyle-4-how-much-style": sweep},
     "MagicStyle-7-transformer-step-by-step": {
         "MagicStyle-Flux-style-transfer": lambda shown: labelled(thumbnail(shown), "for Flux"),
+        "MagicStyle-Qwen-Image-style-transfer": lambda shown: labelled(
+            thumbnail(shown), "for Qwen-Image"
+        ),
+        "MagicStyle-Z-Image-style-transfer": lambda shown: labelled(
+            thumbnail(shown), "for Z-Image"
+        ),
     },
     "MagicStyle-9-edit-by-words": {
         "MagicStyle-9-edit-by-words": lambda shown: with_insets(
