@@ -18,3 +18,15 @@ def with_patches(key: str, entry: Sequence[Any]) -> Tensor:
     # The host keeps quantised weights in forms of their own: its converter gives the numbers.
     value: Tensor = convert(weight.detach().to("cpu"), inplace=False).to(torch.float32, copy=True)
     return comfy.lora.calculate_weight(patches, value, key) if patches else value
+
+
+def patched_weight(patcher: Any, key: str) -> Tensor:
+    """As `with_patches`, of one weight of a MODEL: the host's table of all stumbles over what
+    quantised layers have in their state."""
+    from comfy.model_patcher import get_key_weight
+
+    weight, _, convert = get_key_weight(patcher.model, key)
+    if (before := patcher.backup.get(key)) is not None:
+        weight = before.weight
+    entry = (weight, convert or (lambda value, **_: value))
+    return with_patches(key, (entry, *patcher.patches.get(key, ())))

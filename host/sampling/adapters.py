@@ -7,7 +7,6 @@ in `weight_adapters.py`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.patched_weights import with_patches
+from ..models.patched_weights import patched_weight
 from .weight_adapters import DORA, Glora, Rescale, rescale_of
 
 if TYPE_CHECKING:
@@ -197,14 +196,13 @@ def adapters_of(
     patches = comfy.lora.load_lora(
         comfy.lora_convert.convert_lora(dict(weights)), names, log_missing=False
     )
-    entries = functools.cache(functools.partial(model.get_key_patches, "diffusion_model."))
     layers, left_out = [], []
     for key, patch in patches.items():
         layer = _layer_adapter(model, key, patch, strength)
         if layer is None:
             left_out.append(key if isinstance(key, str) else key[0])
         else:
-            layers.append(_acting_in_places(name, layer, key, strength, entries))
+            layers.append(_acting_in_places(model, name, layer, key, strength))
     if not layers:
         raise ValueError(
             f"LoRA '{name}' has nothing for the layers of this model"
@@ -258,14 +256,10 @@ def _turn(adapter: Any, key: Any, strength: float, width: int) -> Tensor:
 
 
 def _acting_in_places(
-    name: str,
-    layer: LayerAdapter,
-    key: Any,
-    strength: float,
-    entries: Callable[[], Mapping[str, Any]],
+    model: ModelPatcher, name: str, layer: LayerAdapter, key: Any, strength: float
 ) -> LayerAdapter:
-    """A layer's adapter in a form that can act in a part of the picture. entries: the model's
-    weights with their patches, by their names. ValueError when there is none."""
+    """A layer's adapter in a form that can act in a part of the picture. ValueError when there is
+    none."""
     adapter, kind = layer.adapter, layer.adapter.name
     if isinstance(adapter, Difference):
         return layer
@@ -273,7 +267,7 @@ def _acting_in_places(
         # The host's GLoRA does not do in bypass mode what it does when it is merged.
         own = None
         if kind == Glora.name:
-            shape = _weight_of(layer, key, entries).shape
+            shape = _weight_of(model, layer, key).shape
             own = Glora.read(layer.module, adapter, shape, strength)
         if own is None:
             raise ValueError(
@@ -286,7 +280,7 @@ def _acting_in_places(
         kind in places and weights[places[kind]] is not None for places in (_SHAPE, _TURNED_DORA)
     )
     if not is_whole and kind in DORA and weights[DORA[kind]] is not None:
-        rescale = rescale_of(adapter, key, _weight_of(layer, key, entries), strength)
+        rescale = rescale_of(adapter, key, _weight_of(model, layer, key), strength)
         if rescale is not None:
             adapter.multiplier = 1.0
             return replace(layer, rescale=rescale)
@@ -299,10 +293,9 @@ def _acting_in_places(
     return layer
 
 
-def _weight_of(layer: LayerAdapter, key: Any, entries: Callable[[], Mapping[str, Any]]) -> Tensor:
+def _weight_of(model: ModelPatcher, layer: LayerAdapter, key: Any) -> Tensor:
     """A layer's weight, or the part of it, as the model has it."""
-    name = key if isinstance(key, str) else key[0]
-    weight = with_patches(name, entries()[name])
+    weight = patched_weight(model, key if isinstance(key, str) else key[0])
     return weight if layer.part is None else weight.narrow(*layer.part).clone()
 
 

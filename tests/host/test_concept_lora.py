@@ -20,7 +20,7 @@ from magicportrait.magic.concepts import Concept
 from magicportrait.nodes.analysis import MagicCorrespondence, MagicCorrespondenceMap
 from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
 from magicportrait.nodes.magicface import MagicFaceConcept
-from magicportrait.tests.host import dit_nodes, dits, sampling
+from magicportrait.tests.host import dit_nodes, dits, sampling, test_transformer_company
 from magicportrait.tests.host.loras import KINDS, random_lora
 
 UNET_LAYERS = (
@@ -244,6 +244,26 @@ def test_dora_and_glora_know_the_weight_that_another_lora_has_changed() -> None:
         samples = drawn("unet", patched, positive, steps=1)
         expected = drawn("unet", merged(styled, own, 1.0), positive, steps=1)
         assert (samples - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "glora"])
+def test_quantised_layers_take_it(kind: str) -> None:
+    import comfy.sd
+
+    model = test_transformer_company.quantised("flux", "int8_tensorwise")
+    whole, layers = family("flux")
+    lora = random_lora(whole, layers, kind)
+    chained = concept(lora, target_region=EVERYWHERE, text="all", global_layers=True)
+    patched, positive = applied("flux", model, chained)
+    samples = drawn("flux", patched, positive, steps=1)
+    # Nearly what the whole weights draw.
+    expected = drawn("flux", merged(whole, lora, 1.0), positive, steps=1)
+    change = (expected - drawn("flux", whole, positive, steps=1)).norm()
+    assert 0 < (samples - expected).norm() < 0.5 * change
+    if kind == "lora":
+        beside = comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 0)[0]
+        expected = drawn("flux", beside, positive, steps=1)
+        assert (samples - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("is_bypassed", [False, True], ids=["merged", "bypass mode"])
