@@ -4,8 +4,8 @@ The transformer toy that is given references in its sequence, with two or three 
 that all wear a hat, a scarf and a shirt, and a prompt for one garment of each. A garment of the
 picture, where the layout has it, is right when its most frequent colour is that of the reference
 asked for, in the wrong place when it is another one of the references', and a colour error when it
-is of no reference. Words cannot say which reference is meant; with --file, the trained edit
-variant, they do ('wearing a second hat and a first scarf').
+is of no reference. The prompt says which reference is meant ('wearing a second hat and a first
+scarf'), as the toy has learned it, or with --unnumbered does not.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _colour(person: Portrait, part: Worn) -> str:
     return garment.colour
 
 
-def case_of(index: int, count: int, is_numbered: bool = False) -> Case:
+def case_of(index: int, count: int, is_numbered: bool = True) -> Case:
     """The index-th prompt of `count` references: six colours are on them, two are not."""
     rng = random.Random(f"edit {index} {count}")
     colours = rng.sample([name for name in NAMES if name != INK], 6)
@@ -166,9 +166,7 @@ def verdict_of(case: Case, slot: Slot, image: Tensor, region: Tensor) -> str:
 def draw(
     checkpoint: toy.Toy, case: Case, setting: Setting, steps: int, cfg: float
 ) -> list[Outcome]:
-    # The edit variant is trained with small references, the toy knows pictures of its own size.
-    side = REFERENCE_SIDE if case.is_numbered else checkpoint.side
-    drawn = [render(person, side) for person in case.references]
+    drawn = [render(person, REFERENCE_SIDE) for person in case.references]
     latents = [checkpoint.vae.encode(toy.picture(rendering)) for rendering in drawn]
     positive = [
         [
@@ -247,13 +245,16 @@ def main() -> None:
     parser.add_argument("--references", type=int, nargs="*", default=[2, 3], help="how many")
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--only", nargs="*", type=int, help="only these rows, by number from 0")
-    parser.add_argument("--file", type=Path, help="of the trained edit variant")
+    parser.add_argument(
+        "--unnumbered", action="store_true", help="prompts do not say which reference is meant"
+    )
+    parser.add_argument("--file", type=Path, help="of another change than the shipped one")
     args = parse_with_quick(parser, prompts=1, steps=2, only=[0, 3], references=[2])
     report = Report(
         "edit_regions",
         "Edit Regions on the transformer toy",
         f"`{command_of('bench.edit_regions')}`: {args.prompts} prompts, {args.steps} steps,"
-        f" CFG {args.cfg:g}",
+        f" CFG {args.cfg:g}{', unnumbered' if args.unnumbered else ''}",
     )
     checkpoint = toy.Toy(
         *transformer_checkpoint.load_edit(args.file),
@@ -261,7 +262,6 @@ def main() -> None:
         scheduler="simple",
     )
     settings = [SETTINGS[i] for i in args.only] if args.only else SETTINGS
-    is_numbered = args.file is not None
     report_settings(
         report,
         checkpoint,
@@ -270,7 +270,7 @@ def main() -> None:
         args.prompts,
         args.steps,
         args.cfg,
-        is_numbered,
+        not args.unnumbered,
     )
     report.finish(kept=not args.quick and not args.only)
 

@@ -15,6 +15,7 @@ from .transformer import ToyTransformer
 
 RANK = 32
 _WORDS = "words"
+_DOWN, _UP = ".down", ".up"
 
 
 class LowRank(nn.Module):
@@ -84,6 +85,22 @@ def _adapted(transformer: nn.Module) -> list[str]:
     ]
 
 
+def reduced(change: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The nearest change of a smaller rank, by singular values; change: as `EditAdapter.tensors`."""
+    out = dict(change)
+    for name, down in change.items():
+        if not name.endswith(_DOWN):
+            continue
+        other = name.removesuffix(_DOWN) + _UP
+        left, sizes, right = torch.linalg.svd(
+            change[other].double() @ down.double(), full_matrices=False
+        )
+        root = sizes[:rank].sqrt()
+        out[name] = (root[:, None] * right[:rank]).float().contiguous()
+        out[other] = (left[:, :rank] * root).float().contiguous()
+    return out
+
+
 def merge(
     transformer: Mapping[str, Tensor], text: Mapping[str, Tensor], change: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -91,10 +108,11 @@ def merge(
     `EditAdapter.tensors`, with 'word_ids' W, the tokens of the words, in place of their rows."""
     merged = dict(transformer)
     for name, down in change.items():
-        if not name.endswith(".down"):
+        if not name.endswith(_DOWN):
             continue
-        matrix = f"{name.removesuffix('.down')}.weight"
-        product = change[name.removesuffix("down") + "up"].float() @ down.float()
+        layer = name.removesuffix(_DOWN)
+        matrix = f"{layer}.weight"
+        product = change[layer + _UP].float() @ down.float()
         merged[matrix] = transformer[matrix].float() + product
     rows, ids = text["token_embedding.weight"], text["token_ids"]
     words = {

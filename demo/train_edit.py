@@ -25,7 +25,7 @@ from .edit_set import (
     reference_files,
     source_loss,
 )
-from .low_rank import EditAdapter
+from .low_rank import EditAdapter, reduced
 from .train_transformer import LargeSet, age_of, learning_rate, load_parts
 from .training_run import FOLDER, Run, descend, run_steps
 from .transformer import ToyTransformer, noised
@@ -37,6 +37,11 @@ REFERENCE_COUNTS = (1, 2, 2, 2, 3)
 """How many references a step has, drawn from these."""
 PLAIN_SHARE = 0.08
 """Of the steps that have none: as the shipped weights were trained, to stay what they are."""
+
+SHIPPED_RANK = 12
+"""Of the change in the file, which draws as well as the one that is trained."""
+EARLY_SHARE = 0.6
+"""Of the pictures that have almost no signal yet."""
 
 
 def build() -> tuple[ToyTransformer, EditAdapter, EditCaptions]:
@@ -66,9 +71,11 @@ def train_edit(run: Run) -> None:
     optimizer = torch.optim.AdamW(adapter.parameters(), betas=(0.9, 0.99), weight_decay=0)
 
     def step_once(step: int) -> float:
-        # Every worker draws the whole batch and takes its share. Garments are decided early: more
-        # steps at much noise.
-        sigma = torch.sigmoid(1.4 * torch.randn(run.batch) + 0.7)[run.share]
+        # Every worker draws the whole batch and takes its share. With less noise a garment shows
+        # its colour, and with it its reference: only before can words say which is meant.
+        early = 0.9 + 0.1 * torch.rand(run.batch)
+        sigma = torch.sigmoid(1.4 * torch.randn(run.batch) + 0.7)
+        sigma = torch.where(torch.rand(run.batch) < EARLY_SHARE, early, sigma)[run.share]
         noise = torch.randn(run.batch, 4, 32, 32)[run.share]
         rng = random.Random(f"edit {step}")
         is_plain, references = rng.random() < PLAIN_SHARE, rng.choice(REFERENCE_COUNTS)
@@ -114,7 +121,7 @@ def _edit_loss(
     loss = (
         weighed
         + attention_loss(maps, batch.masks, batch.text)
-        + 0.1 * source_loss(reference_maps, batch)
+        + 0.2 * source_loss(reference_maps, batch)
     )
     return loss, weighed.item()
 
@@ -134,11 +141,12 @@ def _plain_loss(
 
 
 def export() -> None:
-    """Writes the edit variant's file from the averaged change, a byte a weight."""
+    """Writes the edit variant's file from the averaged change, at SHIPPED_RANK, a byte a weight."""
     _, average, captions = build()
     saved = torch.load(FOLDER / f"{NAME}.pt", map_location="cpu", weights_only=True)
     average.load_state_dict(saved["average"])
-    change = {**average.tensors(), "word_ids": torch.tensor(captions.word_ids)}
+    change = reduced(average.tensors(), SHIPPED_RANK)
+    change["word_ids"] = torch.tensor(captions.word_ids)
     write_parts(
         {"edit": change},
         {"transformer_edit_steps": str(saved["step"])},

@@ -2,7 +2,8 @@
 
 One safetensors file as the UNet toy's (`checkpoint.py`), with 'transformer.*' in place of 'unet.*'.
 It brings its own text encoder; the autoencoder is the UNet toy's, from its file.
-`load_edit` makes of it a model that is given references in its sequence.
+`load_edit` makes of it a model that is given references in its sequence, by a trained change of its
+weights (`low_rank.py`) in a file of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .low_rank import merge
-from .transformer import REFERENCE_METHOD, TEXT_TOKENS, host_config, in_host_names, noised
+from .transformer import REFERENCE_METHOD, TEXT_TOKENS, host_config, in_host_names
 
 PATH = checkpoint.PATH.with_name("magic_toy_transformer.safetensors")
 EDIT_PATH = checkpoint.PATH.with_name("magic_toy_transformer_edit.safetensors")
@@ -42,14 +43,13 @@ def load_model(path: Path = PATH, disable_dynamic: bool = False) -> Any:
     return build_model(checkpoint.read_parts(path)["transformer"], disable_dynamic)
 
 
-def load_edit(change: Path | None = None) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE that are given reference latents. change: a trained one (`low_rank.py`);
-    without one the shipped weights as they are, which see references at the noise of the
-    picture."""
-    parts = checkpoint.read_parts(PATH)
-    text = parts["text"] if change is None else _changed(parts, change)[1]
-    model = load_edit_model(change)
-    model.cached_patcher_init = (load_edit_model, (change,))
+def load_edit(path: Path | None = None) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE that are given reference latents; path: of the change, EDIT_PATH unless
+    another is given."""
+    path = path or EDIT_PATH
+    transformer, text = _changed(path)
+    model = _with_references(build_model(transformer))
+    model.cached_patcher_init = (load_edit_model, (path,))
     return (
         model,
         checkpoint.build_clip(text, TEXT_TOKENS),
@@ -57,17 +57,14 @@ def load_edit(change: Path | None = None) -> tuple[Any, Any, Any]:
     )
 
 
-def load_edit_model(change: Path | None = None, disable_dynamic: bool = False) -> Any:
+def load_edit_model(path: Path = EDIT_PATH, disable_dynamic: bool = False) -> Any:
     """MODEL of `load_edit` alone."""
-    parts = checkpoint.read_parts(PATH)
-    transformer = parts["transformer"] if change is None else _changed(parts, change)[0]
-    return _with_references(build_model(transformer, disable_dynamic), is_noised=change is None)
+    return _with_references(build_model(_changed(path)[0], disable_dynamic))
 
 
-def _changed(
-    parts: dict[str, dict[str, Tensor]], path: Path
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _changed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of transformer and text encoder with the change of a file."""
+    parts = checkpoint.read_parts(PATH)
     return merge(parts["transformer"], parts["text"], checkpoint.read_parts(path)["edit"])
 
 
@@ -91,28 +88,16 @@ def build_model(state: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
     return checkpoint.in_a_patcher(config(host_config()), in_host_names(state), disable_dynamic)
 
 
-def _with_references(model: Any, is_noised: bool) -> Any:
+def _with_references(model: Any) -> Any:
     """The MODEL, which takes references as REFERENCE_METHOD has them, whatever the host's default
-    is. is_noised: whether it sees them at the noise of the picture."""
+    is."""
     from comfy.patcher_extension import WrappersMP
 
     def apply(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if (given := kwargs.get("ref_latents")) is not None:
+        if kwargs.get("ref_latents") is not None:
             kwargs.setdefault("ref_latents_method", REFERENCE_METHOD)
-            if is_noised:
-                noised = [_noised(latent, t, index) for index, latent in enumerate(given)]
-                kwargs["ref_latents"] = noised
         out: Tensor = executor(x, t, *args, **kwargs)
         return out
 
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "magic_toy_references", apply)
     return model
-
-
-def _noised(latent: Tensor, sigma: Tensor, index: int) -> Tensor:
-    """A reference at the noise of the picture: what the shipped weights were trained to look at.
-    latent: B C h w; sigma: of each row of the call; index: of the reference, whose noise is the
-    same in every call."""
-    generator = torch.Generator().manual_seed(index)
-    noise = torch.randn(1, *latent.shape[1:], generator=generator).to(latent)
-    return noised(latent, sigma.to(latent), noise)
