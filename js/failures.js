@@ -55,6 +55,9 @@ export function learnType({ name, python_module: module }) {
   if (module === `custom_nodes.${FOLDER}`) ours.add(name);
 }
 
+/** @param {GraphNode} node */
+export const isOfPack = (node) => ours.has(node.comfyClass ?? node.type);
+
 /**
  * @param {string} id
  * @param {string} type

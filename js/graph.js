@@ -2,6 +2,7 @@
 
 /** @import { Graph, GraphNode, Link } from "../../scripts/app.js" */
 import { app } from "../../scripts/app.js";
+import { words } from "./phrases.js";
 
 const MUTED = 2;
 const BYPASSED = 4;
@@ -169,17 +170,22 @@ export function textOf(node, name, outer = outerOf(node)) {
 /**
  * Nodes that hang together by one input, each with a phrase of its own.
  *
- * type: of the nodes; input: their name for those before, and that of the node at the end for all.
+ * type: of the nodes with pictures; others: of nodes without, which stand with those of the same
+ * phrase; input: their name for those before, and that of the node at the end for all.
  *
- * @typedef {{ type: string, input: string }} Chain
+ * @typedef {{ type: string, others: string[], input: string }} Chain
  */
 
 /** @type {Chain} */
-export const CONCEPTS = { type: "MagicFaceConcept", input: "concepts" };
+export const CONCEPTS = {
+  type: "MagicFaceConcept",
+  others: ["MagicConceptLora", "MagicLayoutConditioning"],
+  input: "concepts",
+};
 // A node of the chain without a phrase.
 const OPTIONS = "MagicConceptOptions";
 /** @type {Chain} */
-export const EDIT_REFERENCES = { type: "MagicEditReference", input: "references" };
+export const EDIT_REFERENCES = { type: "MagicEditReference", others: [], input: "references" };
 
 /**
  * The phrases of the chain that flows into a node, in the server's order; null when that is not
@@ -188,24 +194,46 @@ export const EDIT_REFERENCES = { type: "MagicEditReference", input: "references"
  * @param {GraphNode} node
  * @param {Chain} chain
  * @param {GraphNode | null} [outer] stands for the subgraph that the node is in
- * @param {string} [input] of the node
- * @returns {string[] | null}
  */
-export function phrasesOf(node, chain, outer = outerOf(node), input = chain.input) {
+export const phrasesOf = (node, chain, outer) =>
+  linksOf(node, chain, outer)?.map(({ phrase }) => phrase) ?? null;
+
+/**
+ * @param {GraphNode} node
+ * @param {Chain} chain
+ * @param {GraphNode | null} [outer] stands for the subgraph that the node is in
+ * @param {string} [input] of the node
+ * @returns {{ phrase: string, isBare: boolean }[] | null} isBare: of a node without pictures
+ */
+function linksOf(node, chain, outer = outerOf(node), input = chain.input) {
   if (!isLinked(node, input)) return [];
   const outside = outsideName(node, input);
-  if (outside) return outer && phrasesOf(outer, chain, undefined, outside);
+  if (outside) return outer && linksOf(outer, chain, undefined, outside);
   const source = sourceOf(node, input);
   if (!source) return null;
   // Nothing comes out of it, as if it were not connected.
   if (source.mode === MUTED) return [];
   const around = source.graph === node.graph ? outer : outerOf(source);
-  const before = phrasesOf(source, chain, around);
+  const before = linksOf(source, chain, around);
   if (source.mode === BYPASSED || source.type === OPTIONS || before === null) return before;
-  if (source.type !== chain.type) return null;
-  const phrase = textOf(source, "phrase", around);
-  return phrase === null ? null : [...before, phrase.trim()];
+  const isBare = chain.others.includes(source.type);
+  if (source.type !== chain.type && !isBare) return null;
+  const phrase = textOf(source, "phrase", around)?.trim();
+  if (phrase === undefined) return null;
+  // As magic/concepts.py joins them: pictures, LoRA and text of one phrase are one concept.
+  const isPartner = before.map(
+    (other) => wordsOf(other.phrase) === wordsOf(phrase) && (isBare || other.isBare),
+  );
+  const place = isPartner.lastIndexOf(true);
+  if (place < 0) return [...before, { phrase, isBare }];
+  before[place].isBare &&= isBare;
+  return before;
 }
+
+const wordsOf = (/** @type {string} */ phrase) =>
+  words(phrase)
+    .map(({ text }) => text)
+    .join(" ");
 
 /**
  * Whether a node shows pictures of a sampler as they are: nothing of ours lies between them.

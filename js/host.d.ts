@@ -67,6 +67,8 @@ declare module "*/scripts/app.js" {
     onDrawBackground?(): void;
     size: [width: number, height: number];
     setSize(size: [width: number, height: number]): void;
+    /** The least that it needs. */
+    computeSize(): number[];
     onSerialize?(data: { size?: [width: number, height: number] }): void;
     getInputLink(slot: number): Link | null | undefined;
     addDOMWidget(
@@ -121,6 +123,7 @@ declare module "*/scripts/app.js" {
   /** The host's store of them. activeWorkflow: an object for each tab. */
   export interface Tabs {
     activeWorkflow?: object | null;
+    openWorkflows?: object[];
     $onAction?(
       listener: (action: { name: string; after(act: () => void): void }) => void,
       isDetached: boolean,
@@ -141,12 +144,16 @@ declare module "*/scripts/app.js" {
     canvas: { selectNode(node: GraphNode): void };
     extensionManager: {
       command: { execute(id: string): void };
+      setting?: { get(id: string): unknown };
       toast: { add(toast: Toast): void; remove(toast: Toast): void };
       workflow?: Tabs;
     };
     registerExtension(extension: Extension): void;
   };
 }
+
+/** Nodes 2.0 is on. */
+declare var LiteGraph: { vueNodesMode?: boolean } | undefined;
 
 declare module "*/scripts/api.js" {
   export const api: Omit<EventTarget, "addEventListener"> & {

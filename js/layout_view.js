@@ -259,6 +259,10 @@ function legendItem(phrase, index) {
 function figure(index) {
   const alt = `Picture ${index + 1}`;
   const backdrop = element("img", { className: "magic-backdrop", alt, hidden: true });
+  // A file that is gone by now.
+  backdrop.addEventListener("error", () => {
+    backdrop.hidden = true;
+  });
   const layout = element("img", { className: "magic-layout" });
   return element("div", { className: "magic-picture" }, backdrop, layout);
 }

@@ -3,7 +3,7 @@
  * @import { Pair } from "./compare_view.js"
  * @import { Exploration } from "./correspondence_view.js"
  * @import { Advance, Beginning, Prompt } from "./layout_view.js"
- * @import { Picture } from "./server.js"
+ * @import { Picture, Told } from "./server.js"
  * @import { State } from "./training_view.js"
  */
 import { app } from "../../scripts/app.js";
@@ -13,15 +13,22 @@ import { ConceptPicker } from "./concept_picker.js";
 import { ConceptView, linkStrengths, offerToMaskEditor } from "./concept_view.js";
 import { CorrespondenceView } from "./correspondence_view.js";
 import { element } from "./elements.js";
-import { complaintOf, learnType, stopWaiting, tellFailure, watchQueueing } from "./failures.js";
+import {
+  complaintOf,
+  isOfPack,
+  learnType,
+  stopWaiting,
+  tellFailure,
+  watchQueueing,
+} from "./failures.js";
 import { CONCEPTS, EDIT_REFERENCES, findNode, openNodes, phrasesOf, textOf } from "./graph.js";
 import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
 import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
-import { listen, pictureUrl } from "./server.js";
+import { ask, listen, pictureUrl } from "./server.js";
 import { endRunning, forgetRefused, onTabShown, rememberTab, startNext } from "./tabs.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
-import { showWhatCounts } from "./widgets.js";
+import { leaveOutHidden, showWhatCounts } from "./widgets.js";
 
 /**
  * How the nodes with a layout say which phrases they look for. outer: the node that stands for the
@@ -180,6 +187,9 @@ const explorations = new Runs((id) => viewOf(id, CorrespondenceView));
 /** @type {Runs<import("./concept_view.js").Taken, ConceptView>} */
 const takings = new Runs((id) => viewOf(id, ConceptView));
 
+const OTHERS = [trainings, comparisons, explorations, takings];
+const RUNS = [layouts, coveredLayouts, ...OTHERS];
+
 /**
  * Pictures that nodes have shown last, for the runs of tabs that were not on screen then.
  *
@@ -195,7 +205,32 @@ function showRuns() {
     const ofPrompt = shown.filter(([run]) => run.prompt === prompt);
     if (ofPrompt.length) offerPictures(ofPrompt, findNode(node), urls, prompt);
   }
-  for (const runs of [trainings, comparisons, explorations, takings]) runs.onScreen();
+  for (const runs of OTHERS) runs.onScreen();
+}
+
+/**
+ * @param {string} node
+ * @param {Picture[]} images
+ * @param {string} prompt
+ */
+function remember(node, images, prompt) {
+  shownLast.push({ node, urls: images.map(pictureUrl), prompt });
+  if (shownLast.length > SHOWN_LAST) shownLast.shift();
+}
+
+/**
+ * The pictures of runs that ended before the page was loaded: the host keeps what nodes have shown.
+ *
+ * @param {string[]} prompts
+ */
+async function fetchPictures(prompts) {
+  for (const prompt of prompts) {
+    const { [prompt]: entry } = await ask(`/history/${prompt}`);
+    for (const [node, { images }] of Object.entries(entry?.outputs ?? {})) {
+      if (images) remember(node, images, prompt);
+    }
+  }
+  if (prompts.length) showRuns();
 }
 
 /** Whether the host says when a tab is on screen. */
@@ -222,13 +257,13 @@ function refreshPrompts() {
 /**
  * A run begins. One that is on screen comes again when the page was not connected for a while.
  *
- * @param {Beginning} beginning
+ * @param {Beginning & Told} beginning
  */
 function onRun(beginning) {
   const before = layouts.get(beginning);
   if (before?.id && before.id === beginning.run) return;
   const run = new LayoutRun(beginning);
-  for (const runs of [layouts, coveredLayouts]) runs.viewOf(runs.begin(run));
+  for (const runs of [layouts, coveredLayouts]) runs.viewOf(runs.begin(run, beginning.isEarlier));
 }
 
 /** @param {Advance} advance */
@@ -239,10 +274,12 @@ function onLayout(advance) {
   for (const runs of [layouts, coveredLayouts]) runs.viewOf(run)?.update();
 }
 
-/** @param {State} state */
+/** @param {State & Told} state */
 function onTraining(state) {
   const before = trainings.get(state);
-  const run = before?.goesOn(state) ? before : trainings.begin(new TrainingRun(state));
+  const run = before?.goesOn(state)
+    ? before
+    : trainings.begin(new TrainingRun(state), state.isEarlier);
   run.add(state);
   trainings.viewOf(run)?.update();
 }
@@ -266,15 +303,16 @@ function onTraining(state) {
  *   output: Output | null,
  *   prompt_id?: string,
  *   workflow?: string | null,
- * }} event workflow: where the server has kept it for a page that is loaded again
+ * } & Told} event workflow: where the server has kept it for a page that is loaded again
  */
-function onExecuted({ node, output, prompt_id: prompt, workflow }) {
+function onExecuted({ node, output, prompt_id: prompt, workflow, isEarlier }) {
   const pairs = output?.magic_comparison;
   if (pairs) comparisons.viewOf(comparisons.begin({ node, pairs }));
   const pictures = output?.magic_taken;
-  if (pictures) takings.viewOf(takings.begin({ node, workflow, pictures }));
+  if (pictures) takings.viewOf(takings.begin({ node, workflow, pictures }, isEarlier));
   if (output?.magic_no_layout) {
-    onRun({ node, workflow, prompt, sampler: "", steps: 0, phrases: [], references: [] });
+    const nothing = { sampler: "", steps: 0, phrases: [], references: [] };
+    onRun({ node, workflow, prompt, isEarlier, ...nothing });
   }
   const [exploration] = output?.magic_exploration ?? [];
   if (exploration) {
@@ -289,8 +327,7 @@ function onExecuted({ node, output, prompt_id: prompt, workflow }) {
   if (output?.images) {
     const urls = output.images.map(pictureUrl);
     offerPictures(layoutsOnScreen(), findNode(node), urls, prompt);
-    if (prompt) shownLast.push({ node, urls, prompt });
-    if (shownLast.length > SHOWN_LAST) shownLast.shift();
+    if (prompt) remember(node, output.images, prompt);
   }
 }
 
@@ -308,7 +345,7 @@ app.registerExtension({
   setup() {
     const { href } = new URL("./style.css", import.meta.url);
     document.head.append(element("link", { rel: "stylesheet", href }));
-    listen({
+    const events = {
       "magicportrait.run": onRun,
       "magicportrait.layout": onLayout,
       "magicportrait.training": onTraining,
@@ -317,8 +354,11 @@ app.registerExtension({
       execution_error: tellFailure,
       promptQueueing: watchQueueing,
       promptQueued: stopWaiting,
+    };
+    listen(events, fetchPictures);
+    hasTabs = onTabShown(showRuns, (tab) => {
+      for (const runs of RUNS) runs.forgetTab(tab);
     });
-    hasTabs = onTabShown(showRuns);
     api.addEventListener("promptQueueing", ({ detail }) => rememberTab(detail));
     api.addEventListener("execution_start", startNext);
     for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
@@ -338,6 +378,7 @@ app.registerExtension({
     input.optional.upload = ["IMAGEUPLOAD", { ...picture[1], imageInputName: "picture" }];
   },
   nodeCreated(node) {
+    if (isOfPack(node)) leaveOutHidden(node);
     const readPrompt = PROMPTS[classOf(node)];
     if (readPrompt) views.set(node, new LayoutView(node, readPrompt));
     if (classOf(node) === LOAD_CONCEPT) views.set(node, new ConceptPicker(node));

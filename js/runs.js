@@ -1,5 +1,5 @@
 import { knownId, workflowId } from "./graph.js";
-import { openTab, runningNow } from "./tabs.js";
+import { mayHaveQueued, openTab, runningNow, runsFromEarlier } from "./tabs.js";
 
 const LIMIT = 8;
 
@@ -33,7 +33,8 @@ const tabOf = (/** @type {Place} */ place) => {
  * The last runs of one kind, by workflow, tab and node. They are kept apart from their views: the
  * host makes nodes, and views with them, anew at every undo, reload and change of tab.
  *
- * A run without a workflow or a tab belongs to the first one on screen that has a view for it.
+ * A run without a workflow or a tab belongs to the first one on screen that has a view for it; one
+ * from before the page was loaded only to a tab that was there then.
  *
  * @template {Run} R
  * @template {View<R>} V
@@ -44,6 +45,8 @@ export class Runs {
   #findView;
   /** Those that began without a workflow that is known. @type {WeakSet<R>} */
   #unsaid = new WeakSet();
+  /** Those from before the page was loaded. @type {WeakSet<R>} */
+  #earlier = new WeakSet();
 
   /**
    * @param {(node: string) => V | null} findView gives the view for a node's id, null without one.
@@ -66,8 +69,10 @@ export class Runs {
    * Takes the place of the node's run before.
    *
    * @param {R} run
+   * @param {boolean} [isEarlier] whether the page was told of it before it was loaded again
    */
-  begin(run) {
+  begin(run, isEarlier = runsFromEarlier()) {
+    if (isEarlier) this.#earlier.add(run);
     this.forget(run);
     run.workflow = workflowOf(run);
     if (!run.workflow) this.#unsaid.add(run);
@@ -85,6 +90,7 @@ export class Runs {
   viewOf(run) {
     const [workflow, tab] = [workflowId(), openTab()];
     if ((run.workflow ?? workflow) !== workflow || (run.tab ?? tab) !== tab) return null;
+    if (!run.tab && this.#earlier.has(run) && !mayHaveQueued(tab)) return null;
     const view = this.#findView(run.node);
     if (!view) return null;
     run.workflow = workflow;
@@ -116,9 +122,24 @@ export class Runs {
   forget(event) {
     const workflow = workflowOf(event) ?? workflowId();
     const tab = tabOf(event) ?? (workflow === workflowId() ? openTab() : null);
-    const gone = this.#runs.filter(
-      (run) => this.#isOf(run, event) && (!tab || !run.tab || run.tab === tab),
-    );
+    return this.#drop((run) => this.#isOf(run, event) && (!tab || !run.tab || run.tab === tab));
+  }
+
+  /**
+   * All that a tab has queued: another workflow is in it.
+   *
+   * @param {object} tab
+   */
+  forgetTab(tab) {
+    this.#drop((run) => run.tab === tab);
+  }
+
+  /**
+   * @param {(run: R) => boolean} isGone
+   * @returns {R[]} what is dropped
+   */
+  #drop(isGone) {
+    const gone = this.#runs.filter(isGone);
     this.#runs = this.#runs.filter((run) => !gone.includes(run));
     for (const run of gone) run.close?.();
     return gone;

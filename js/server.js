@@ -11,8 +11,17 @@ import { api } from "../../scripts/api.js";
 /** @type {string | null} */
 let told = null;
 
-/** @param {Record<string, (detail: any) => void>} events what to do with each, by name */
-async function tell(events) {
+/**
+ * Whether the server told of it before this page was loaded, or while it was not connected.
+ *
+ * @typedef {{ isEarlier?: boolean }} Told
+ */
+
+/**
+ * @param {Record<string, (detail: any) => void>} events what to do with each, by name
+ * @param {(prompts: string[]) => void} look at what was queued earlier, by the host's ids
+ */
+async function tell(events, look) {
   if (!api.clientId || told === api.clientId) return;
   told = api.clientId;
   const body = JSON.stringify({ client_id: told });
@@ -21,13 +30,21 @@ async function tell(events) {
     told = null;
     return;
   }
-  // What this page was told before it was loaded again, or while it was not connected.
   const { events: earlier } = await answer.json();
-  for (const [name, detail] of earlier) events[name]?.(detail);
+  const prompts = new Set();
+  for (const [name, detail] of earlier) {
+    events[name]?.({ ...detail, isEarlier: true });
+    if (detail.prompt) prompts.add(detail.prompt);
+  }
+  look([...prompts]);
 }
 
-/** @param {Record<string, (detail: any) => void>} events what to do with each, by name */
-export function listen(events) {
+/**
+ * @param {Record<string, (detail: any) => void>} events what to do with each, by name; what was told
+ * earlier comes once more, when the page is loaded again
+ * @param {(prompts: string[]) => void} look at what was queued earlier, by the host's ids
+ */
+export function listen(events, look) {
   for (const [name, handle] of Object.entries(events)) {
     api.addEventListener(name, ({ detail }) => handle(detail));
   }
@@ -35,8 +52,8 @@ export function listen(events) {
   api.addEventListener("reconnecting", () => {
     told = null;
   });
-  api.addEventListener("status", () => tell(events));
-  tell(events);
+  api.addEventListener("status", () => tell(events, look));
+  tell(events, look);
 }
 
 /**

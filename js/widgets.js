@@ -4,6 +4,8 @@
  * @import { GraphNode, Widget } from "../../scripts/app.js"
  */
 
+import { app } from "../../scripts/app.js";
+
 const CUSTOM = "custom";
 
 /**
@@ -27,6 +29,25 @@ export function onTurn(widget, act) {
     act(value);
   };
 }
+
+/**
+ * Nodes 2.0 hides advanced inputs, and still the host makes a node as high as if they were shown,
+ * because it looks for `advanced` among a widget's options there, and here at the widget itself:
+ * what is left over went to the text box. The classic mode shows them all.
+ *
+ * @param {GraphNode} node
+ */
+export function leaveOutHidden(node) {
+  const hidden = node.widgets?.filter(({ options }) => options?.advanced) ?? [];
+  if (!hidden.length) return;
+  const get = () => isHidingAdvanced();
+  for (const widget of hidden) Object.defineProperty(widget, "advanced", { get, set() {} });
+  if (isHidingAdvanced()) node.setSize([node.size[0], node.computeSize()[1]]);
+}
+
+const isHidingAdvanced = () =>
+  globalThis.LiteGraph?.vueNodesMode === true &&
+  !app.extensionManager.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
 
 /**
  * With the preset `custom` the settings themselves count, which Nodes 2.0 hides as advanced ones.

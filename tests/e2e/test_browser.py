@@ -389,6 +389,18 @@ def test_a_run_belongs_to_the_tab_that_queued_it(frontend: Frontend) -> None:
     open_tab(-1, pictures=2)
     frontend.load(workflow)
     assert layouts.count() == 0, "a third tab has queued nothing"
+    frontend.send("execution_start", {"prompt_id": "of 3", "timestamp": 0})
+    frontend.send("execution_success", {"prompt_id": "of 3", "timestamp": 1})
+    about = {"node": page.evaluate(ID_OF, "MagicFaceApply"), "sampler": "", "run": "earlier"}
+    about["workflow"] = workflow["id"]
+    details = {"steps": 1, "phrases": ["hat"], "references": [], "isEarlier": True}
+    frontend.send("magicportrait.run", {**about, **details})
+    shown = {**about, "layouts": {"0": [png((2, 2))]}, "done": True}
+    frontend.send("magicportrait.layout", shown)
+    assert layouts.count() == 0, "it was not there when the page was loaded"
+    frontend.send("promptQueueing", queueing)
+    frontend.send("magicportrait.layout", shown)
+    assert layouts.count() == 1, "it may have queued what the page has missed"
     assert frontend.complaints_about_us() == []
 
 
