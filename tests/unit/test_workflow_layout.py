@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.arrange_workflows import FOLDER, GROWTH, LAYOUTS, TITLE, arrange
+from bench.arrange_workflows import CLASSIC, FOLDER, GROWTH, LAYOUTS, TITLE, arrange
 from devkit.pack import ROOT
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -27,10 +27,11 @@ def read(name: str) -> dict[str, Any]:
 
 
 def boxes_of_nodes(workflow: dict[str, Any], *, grown: bool = False) -> dict[str, Box]:
-    """Left, top, right, bottom with the title. grown: as when they have run."""
+    """Left, top, right, bottom with the title, in the classic mode. grown: when they have run."""
     boxes = {}
     for node in workflow["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
+        height = max(height, CLASSIC.get(node["type"], 0))
         more = GROWTH.get(node["type"], 0) if grown else 0
         boxes[f"{node['id']} {node['type']}"] = (x, y - TITLE, x + width, y + height + more)
     return boxes
