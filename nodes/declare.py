@@ -254,8 +254,8 @@ def bypass_conditioning() -> io.Input:
         "positive",
         optional=True,
         tooltip=(
-            "The plain prompt, to compare: passed on in place of this node's when the node is"
-            " bypassed (Ctrl+B). Else it is not used."
+            "To compare: the prompt that the sampler gets while this node is bypassed (Ctrl+B: the"
+            " node is left out, and what comes in goes on). Else it is not used."
         ),
     )
 

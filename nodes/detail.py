@@ -274,8 +274,8 @@ class MagicDetailPass(Node):
                         max=1.0,
                         step=0.01,
                         tooltip=(
-                            "For concepts, as on MagicFace Apply: share of sampling after which"
-                            " each part looks at its own reference only."
+                            "For concepts, as on MagicFace Apply: when each part begins to look at"
+                            " its own reference only, as a share of sampling."
                         ),
                     )
                 ),

@@ -210,9 +210,9 @@ class MagicEditRegions(Node):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "Share of sampling after which every region looks at its own reference"
-                        " only; before it, at all of them. Later: more freedom for the layout, more"
-                        " mixing. 1: never."
+                        "When each region begins to look at its own reference only, as a share of"
+                        " sampling: 0 at once, 0.2 after a fifth, 1 never. Until then it looks at"
+                        " all references. Higher: the layout is freer, more mixes."
                     ),
                 ),
                 io.Combo.Input(

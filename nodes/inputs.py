@@ -167,16 +167,18 @@ def pictures_of(image: Any, latent: torch.Tensor, what: str) -> torch.Tensor:
     return pictures[..., :3]
 
 
-def invert_input(what: str) -> io.Input:
-    """Turns a mask round. what: the mask's input."""
+def invert_input(what: str, tooltip: str = "") -> io.Input:
+    """Turns a mask round. what: the mask's input; tooltip: in place of the sentence about it."""
     return advanced(
         io.Boolean.Input(
             "invert",
             default=False,
             optional=True,
-            tooltip=(
-                f"Turns {what} round. On for the MASK that Load Image gives of a cut-out: that is"
-                " what is transparent, so everything but the thing."
+            tooltip=tooltip
+            or (
+                f"On: what {what} leaves out counts, and what it covers does not. Turn it on for"
+                " the MASK that Load Image gives of a cut-out: that covers what is transparent,"
+                " everything but the thing."
             ),
         )
     )

@@ -462,10 +462,10 @@ class MagicFaceApply(Node):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "Share of sampling after which every part of the picture looks at its own"
-                        " concept's reference only; before it, at all of them. Earlier: concepts"
-                        " mix less. Later: more freedom for pose and layout. The paper: 0.42; on"
-                        " transformers 0 is best."
+                        "When each part of the picture begins to look at its own concept's"
+                        " reference only: 0.2 is after a fifth of sampling. Until then it looks at"
+                        " all references. Lower: concepts mix less. Higher: pose and layout are"
+                        " freer. The paper: 0.42; on transformers 0 is best."
                     ),
                 ),
                 io.Boolean.Input(

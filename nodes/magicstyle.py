@@ -206,9 +206,7 @@ class MagicStyleApply(Node):
                 "visual style prompting",
             ],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model that content and styles were inverted with."
-                ),
+                io.Model.Input("model", tooltip="The model of the MagicStyle Invert nodes before."),
                 InversionType.Input(
                     "content",
                     tooltip=(
@@ -437,6 +435,7 @@ class MagicStyleSampler(Node):
                 "cartoon",
                 "anime",
                 "painting",
+                "sketch",
                 "image to image style",
             ],
             inputs=[

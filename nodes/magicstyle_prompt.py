@@ -58,8 +58,8 @@ class MagicStyleNewPicture(Node):
             category="MagicPortrait/MagicStyle",
             description=(
                 "Pictures drawn from a prompt take the look of a style picture; without one, all of"
-                " a batch take the look of its first. Between the model and any sampler: nothing is"
-                " inverted, nothing trained."
+                " a batch take the look of its first. Between the model and any sampler: without"
+                " inversion or training."
             ),
             search_aliases=[
                 "style reference",
@@ -70,6 +70,7 @@ class MagicStyleNewPicture(Node):
                 "reference only",
                 "shared attention",
                 "consistent style",
+                "sketch",
             ],
             inputs=[
                 io.Model.Input(
@@ -253,7 +254,8 @@ class MagicStyleEdit(Node):
             display_name="MagicStyle Edit (new prompt)",
             category="MagicPortrait/MagicStyle",
             description=(
-                "Draws an inverted picture again under another prompt, and holds its structure."
+                "Draws a picture again under another prompt, from the noise that MagicStyle Invert"
+                " made of it, and holds its structure."
                 " Sample with SamplerCustom: add_noise off, the new prompt as positive, CFG 3 to 7"
                 " (1 for distilled models), SAMPLER and SIGMAS of MagicStyle Invert, and the LATENT"
                 " of this node. Or with SamplerCustomAdvanced and NOISE."
@@ -269,7 +271,7 @@ class MagicStyleEdit(Node):
                 "rf edit",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the picture was inverted with."),
+                io.Model.Input("model", tooltip="The model of the picture's MagicStyle Invert."),
                 InversionType.Input(
                     "content",
                     tooltip=(
@@ -326,7 +328,11 @@ class MagicStyleEdit(Node):
                     " 'o6-11'. In transformers 'decoder' and 'fine' are the later blocks; 'early',"
                     " 'middle', 'late', or blocks such as 's0-37'.",
                 ),
-                invert_input("the mask"),
+                invert_input(
+                    "keep",
+                    "Off: what keep and keep_phrase show stays as it is. On: what keep_phrase names"
+                    " (without words, what keep covers) may change, and all else stays.",
+                ),
                 Layout.Input(
                     "layout",
                     optional=True,
@@ -341,8 +347,8 @@ class MagicStyleEdit(Node):
                     optional=True,
                     tooltip=(
                         "What must not change, in words: phrases of the layout, separated by"
-                        " commas, beside what keep shows. With invert they say what may change."
-                        " Empty: none."
+                        " commas, beside what keep shows. With invert on they say what alone may"
+                        " change. Empty: none."
                     ),
                 ),
             ],

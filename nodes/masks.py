@@ -375,7 +375,7 @@ class MagicMaskRefine(Node):
                     io.Boolean.Input(
                         "invert",
                         default=False,
-                        tooltip="Turns the finished mask round: everything but the thing.",
+                        tooltip="On: the mask covers everything but the thing, and not the thing.",
                     )
                 ),
             ],
