@@ -69,7 +69,11 @@ function named(phrase, prompt) {
     return { text: phrase, cut: whole, number: null };
   }
   const [, text, number] = match;
-  return { text, cut: words(text).map((word) => word.text), number: Number(number.normalize("NFKC")) };
+  return {
+    text,
+    cut: words(text).map((word) => word.text),
+    number: Number(number.normalize("NFKC")),
+  };
 }
 
 /**
