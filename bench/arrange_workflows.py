@@ -147,13 +147,13 @@ _ALL_SETTINGS = 522
 """Of a MagicStyle Apply that shows its advanced inputs in Nodes 2.0."""
 
 _STYLE_AND_SHIFT: Groups = {
-    "pictures": (Column(270, (2, 3)), Column(270, (4, 5))),
+    "pictures": (Column(260, (2, 3)), Column(260, (4, 5))),
     "inversion": (
-        Column(310, (6, 17, 7), growth={7: _MEASURED}),
-        Column(310, (15, 16, 8), growth={8: _MEASURED}),
+        Column(290, (6, 17, 7), growth={7: _MEASURED}),
+        Column(290, (15, 16, 8), growth={8: _MEASURED}),
     ),
-    "sampling": (Column(290, (9, 10)), Column(270, (11, 12))),
-    "result": (Column(390, (13, 14), {13: 440}),),
+    "sampling": (Column(280, (9, 10)), Column(270, (11, 12))),
+    "result": (Column(480, (13, 14), {13: 540}),),
 }
 """Of MagicStyle on a flow model that is told its shift."""
 
