@@ -13,6 +13,7 @@ import errno
 import itertools
 import os
 import re
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,10 +76,15 @@ def write_numbered(root: Path, prefix: str, contents: Mapping[str, bytes]) -> li
 
     prefix: what the user wrote, such as 'sub/face' for root/sub/face_00001_.csv; contents: what
     goes into each file, by suffix ('.csv'). UnwritableFile as in `write_file`, and for a prefix
-    that leads out of `root`.
+    that leads out of `root` or begins with a dot.
     """
     import folder_paths
 
+    if os.path.basename(os.path.normpath(prefix)).startswith("."):
+        raise UnwritableFile(
+            f"the name {_shown(prefix)} begins with a dot, and its file would be hidden: take"
+            " another one"
+        )
     longest = max(map(len, contents), default=0) + len(_NUMBER)
     _check_name(root / prefix, _LONGEST_NAME - longest)
     with _saying_why(root / prefix):
@@ -188,6 +194,11 @@ def _check_name(path: Path, longest: int) -> None:
         if "\0" in name:
             raise UnwritableFile(
                 f"the name {_shown(name)} has a NUL character in it: take another one"
+            )
+        if any(unicodedata.category(character) == "Cc" for character in name):
+            raise UnwritableFile(
+                f"the name {_shown(name)} has a control character in it, such as the end of a line:"
+                " take another one"
             )
         if size > (longest if name == path.name else _LONGEST_NAME):
             raise UnwritableFile(

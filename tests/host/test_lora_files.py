@@ -194,6 +194,34 @@ def test_a_base_model_is_called_as_the_host_calls_it():
     assert BaseModel.of(flows.parts("flux")[0]).family == "Flux"
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (".", "begins with a dot"),
+        ("..", "begins with a dot"),
+        ("people/.", ""),
+        ("people/..", "begins with a dot"),
+        (".anna", "begins with a dot"),
+        ("anna\nand me", "control character"),
+        ("/", "leads out of"),
+        ("../..", "begins with a dot"),
+        ("CON", ""),
+        ("安娜　一", ""),
+    ],
+)
+def test_names_that_make_no_file_to_be_seen_are_refused_in_one_sentence(
+    tmp_path, monkeypatch, name, reason
+):
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    if reason:
+        with pytest.raises(safe_files.UnwritableFile, match=reason):
+            lora_files.check_saving(name)
+        assert not [*tmp_path.rglob("*_*")]
+    else:
+        lora_files.check_saving(name)
+        assert lora_files.save_lora(name, {"a": torch.zeros(2)}, {}).name[0].isalnum()
+
+
 def test_a_name_that_can_be_tried_can_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     longest = 255 - len("_00001_.safetensors")
