@@ -40,11 +40,16 @@ _Comparable = tuple[Any, ...]
 
 def comparable(tokens: Sequence[Token]) -> _Comparable:
     """Tokens as they can be compared."""
+    vectors = (
+        # As some tokenizers have vectors.
+        token["data"] if isinstance(token, dict) and token.get("type") == "embedding" else token
+        for token in tokens
+    )
     return tuple(
         (tuple(token.shape), token.cpu().contiguous().float().numpy().tobytes())
         if isinstance(token, torch.Tensor)
         else token
-        for token in tokens
+        for token in vectors
     )
 
 

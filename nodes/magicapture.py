@@ -25,12 +25,13 @@ from ..host.text.learned_words import Embedding, with_learned_words
 from ..host.training.checkpoint import CheckpointFile
 from ..host.training.lora import ADAPTERS
 from ..host.training.memory import memory_freed
-from ..host.training.networks import is_transformer
+from ..host.training.networks import settings_for
 from ..host.training.pictures import masked_previews
 from ..host.training.run import CaptureTraining, Trained
 from ..host.training.settings import (
     DTYPES,
     IDENTITY_FORWARDS,
+    WORDS,
     CaptureSettings,
     precision_for,
 )
@@ -512,7 +513,7 @@ class MagiCaptureTrain(Node):
                     max=100_000,
                     tooltip=(
                         "Steps of the first phase, which learns the two words only. More: the words"
-                        " fit better. Transformers have no first phase."
+                        " fit better. Transformers with trigger words have no first phase."
                     ),
                 ),
                 io.Int.Input(
@@ -816,6 +817,20 @@ class MagiCaptureTrain(Node):
                         ),
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "words",
+                        options=list(WORDS),
+                        default=default.words,
+                        optional=True,
+                        tooltip=(
+                            "Of transformers: whether the placeholders become new words, with the"
+                            " first phase, or stay trigger words, known by the LoRA alone. auto:"
+                            " learned where the text encoder is CLIP alone; T5 and language models"
+                            " would have to stay in memory for it. UNets always learn them."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 LoraModel.Output(
@@ -868,6 +883,7 @@ class MagiCaptureTrain(Node):
         )
         check_texts(lora_blocks=settings.get("lora_blocks", "all"), save_as=save_as)
         refuse(choice_complaint("adapter", settings.get("adapter", ADAPTERS[0]), ADAPTERS))
+        refuse(choice_complaint("words", settings.get("words", WORDS[0]), WORDS))
         name = save_as.strip()
         if not (numbers["inversion_steps"] or numbers["lora_steps"]):
             raise ValueError("no steps: give inversion_steps or lora_steps some")
@@ -879,8 +895,7 @@ class MagiCaptureTrain(Node):
         )
         if preset == "official":
             capture = capture.as_official()
-        if is_transformer(model):
-            capture = capture.of_transformer()
+        capture = settings_for(model, clip, capture)
         if name:
             check_saving(name)
         node = cls.hidden.unique_id if cls.hidden else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -62,7 +62,7 @@ def load_embedding(name: str, placeholder: str) -> Embedding:
             metadata: dict[str, str] = file.metadata() or {}
             # The header first: a file of gigabytes is no embedding, and is not read.
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-            _check_shapes(name, shapes)
+            _check_shapes(name, shapes, _encoders(metadata))
             vectors = {key: file.get_tensor(key).float() for key in shapes}
     except (SafetensorError, OSError) as error:
         raise ValueError(
@@ -101,11 +101,16 @@ def embedding_state(name: str) -> str:
     return listed_state(embedding_path, name)
 
 
-def _check_shapes(name: str, shapes: Mapping[str, list[int]]) -> None:
-    """ValueError for a file that does not look like one word."""
+def _encoders(metadata: Mapping[str, str]) -> list[str]:
+    """Which text encoders a file of ours says that it is for."""
+    return [name for name in metadata.get("encoders", "").split(",") if name]
+
+
+def _check_shapes(name: str, shapes: Mapping[str, list[int]], encoders: Sequence[str]) -> None:
+    """ValueError for a file that does not look like one word. encoders: that it names itself."""
     if not shapes:
         raise ValueError(f"embedding '{name}' is empty")
-    if len(shapes) > 1 and not shapes.keys() <= set(NAMES):
+    if len(shapes) > 1 and not shapes.keys() <= {*NAMES, *encoders}:
         keys = ", ".join(f"'{key}'" for key in list(shapes)[:4])
         raise ValueError(
             f"embedding '{name}' holds {len(shapes)} tensors ({keys}{', ...' * (len(shapes) > 4)}):"
@@ -131,5 +136,6 @@ def _by_encoder(vectors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict
     if len(vectors) > 1:
         return vectors
     [(key, tensor)] = vectors.items()
-    encoder = next((name for name in (key, metadata.get("encoders")) if name in NAMES), None)
+    named = (name for name in (key, *_encoders(metadata)) if name in NAMES or name != key)
+    encoder = next(named, None)
     return {encoder or encoder_of_width(tensor.shape[1]): tensor}

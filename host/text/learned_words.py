@@ -13,8 +13,17 @@ from torch import Tensor
 
 from ...magic.capture_sets import check_placeholder, word_key, word_pattern
 from ...magic.messages import shown
-from .clip import chunks_of, encoder_tokenizers, word_width
+from .clip import (
+    NAMES,
+    chunks_of,
+    loaded_encoders,
+    text_tokenizers,
+    tokenizer_place,
+    word_width,
+)
 
+_NAME = "embedding:"
+"""The host's mark of the name of an embedding."""
 _STAND_INS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Characters for private use: one stands for each vector while a text is cut into tokens."""
 
@@ -24,7 +33,7 @@ class Embedding:
     """A learned word.
 
     placeholder: what is written in prompts. vectors: for each text encoder of the host ('clip_l',
-    'clip_g', 'clip_h') its N C vectors.
+    'clip_g', 'clip_h', 't5xxl', 'qwen3_4b' and others) its N C vectors.
     """
 
     placeholder: str
@@ -37,7 +46,7 @@ class _Words:
 
     host: the tokenizer without them. embeddings: the words. stand_ins: by word_key, the characters
     that stand for a word's vectors. pattern: finds the words in a text. vectors: for each text
-    encoder, by the token of a character.
+    encoder that is CLIP's, by the token of a character; the tokenizers of others have their own.
     """
 
     host: Any
@@ -112,6 +121,42 @@ class LearnedWordsTokenizer:
         return tokens
 
 
+class _TokenizerOfVectors:
+    """What the tokenizer of a text encoder becomes that is no CLIP: the characters that stand for
+    vectors are read as the host reads the names of embeddings. In front of the host's class.
+
+    _vectors: by the character.
+    """
+
+    _vectors: Mapping[str, Tensor]
+
+    def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> Any:
+        named = "".join(
+            f"{'' if before in ('', ' ') else ' '}{_NAME}{own} " if own in self._vectors else own
+            for before, own in itertools.pairwise(("", *text))
+        )
+        chunks = cast(Any, super()).tokenize_with_weights(named, *args, **kwargs)
+        # Not as bare vectors: Qwen-Image's tokenizer asks each token whether it is a number.
+        return [
+            [
+                ({"type": "embedding", "data": first}, *rest)
+                if any(first is vector for vector in self._vectors.values())
+                else (first, *rest)
+                for first, *rest in chunk
+            ]
+            for chunk in chunks
+        ]
+
+    def _try_get_embedding(self, name: str) -> tuple[Any, ...]:
+        """What the host asks for behind the mark of a name: the vector, and the text behind it."""
+        found: tuple[Any, ...] = cast(Any, super())._try_get_embedding(name)
+        vector = self._vectors.get(name[:1])
+        if vector is None:
+            return found
+        # 0.3.64 gives no name back.
+        return (vector, *found[1:-1], " ".join(name[1:].split()))
+
+
 def tokenizer_with(
     tokenizer: Any, embeddings: Sequence[Embedding], without: str = ""
 ) -> LearnedWordsTokenizer:
@@ -127,16 +172,28 @@ def tokenizer_with(
     pattern = re.compile("|".join(map(word_pattern, names)) or r"(?!)", re.IGNORECASE)
     changed = copy.copy(tokenizer)
     vectors: dict[str, dict[int, Tensor]] = {}
-    for encoder, part in encoder_tokenizers(tokenizer).items():
+    for encoder, part in text_tokenizers(tokenizer).items():
         part = copy.copy(part)
+        setattr(changed, tokenizer_place(tokenizer, encoder), part)
+        own = {
+            character: vector
+            for embedding in embeddings
+            if encoder in embedding.vectors
+            for character, vector in zip(
+                stand_ins[word_key(embedding.placeholder)], embedding.vectors[encoder], strict=True
+            )
+        }
+        if encoder not in NAMES:
+            part._vectors = own
+            # Without a folder the host reads no names.
+            part.embedding_directory = part.embedding_directory or []
+            part.__class__ = type(type(part).__name__, (_TokenizerOfVectors, type(part)), {})
+            continue
         part.tokenizer = copy.deepcopy(part.tokenizer)
-        setattr(changed, encoder, part)
         vectors[encoder] = {}
-        for embedding in embeddings:
-            characters = stand_ins[word_key(embedding.placeholder)]
-            for character, vector in zip(characters, embedding.vectors[encoder], strict=True):
-                part.tokenizer.add_tokens([character])
-                vectors[encoder][part.tokenizer.convert_tokens_to_ids(character)] = vector
+        for character, vector in own.items():
+            part.tokenizer.add_tokens([character])
+            vectors[encoder][part.tokenizer.convert_tokens_to_ids(character)] = vector
         part.inv_vocab = {
             **part.inv_vocab,
             **{token: part.tokenizer.decode([token]) for token in vectors[encoder]},
@@ -173,11 +230,10 @@ def with_learned_words(clip: Any, embeddings: Sequence[Embedding]) -> Any:
     """A CLIP whose prompts understand the placeholders. ValueError when a vector does not fit the
     text encoders."""
     if not embeddings:
-        # As from a training of a transformer, whose text encoders may be others than CLIP.
+        # As from a training with trigger words.
         return clip.clone()
-    encoders = encoder_tokenizers(host_tokenizer(clip.tokenizer))
     for embedding in embeddings:
-        for encoder in encoders:
+        for encoder in loaded_encoders(clip):
             width = word_width(clip, encoder)
             vectors = embedding.vectors.get(encoder)
             if vectors is None or vectors.shape[1] != width:

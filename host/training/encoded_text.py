@@ -75,17 +75,7 @@ class EncodedText:
         """ValueError, of which prompt, when its encoding is no numbers, or the text encoder has no
         tokens for a placeholder."""
         if text not in self._prompts:
-            words = [
-                word
-                for word in self.placeholders
-                if re.search(word_pattern(word), text, re.IGNORECASE)
-            ]
-            with torch.inference_mode():
-                tagged = tagged_prompt(self._clip, text, words, _TAG, self._context)
-            context, options = tagged.conditioning[0]
-            self._prompts[text] = EncodedPrompt(
-                text, _plain(context), {key: _plain(x) for key, x in options.items()}, tagged.spans
-            )
+            self._prompts[text] = encoded_prompt(self._clip, text, self.placeholders, self._context)
         return self._prompts[text]
 
     def encode(self, prompts: Sequence[EncodedPrompt]) -> Sequence[EncodedPrompt]:
@@ -101,6 +91,20 @@ class EncodedText:
         run."""
         for name, weight in patched_tensors(self._clip.patcher, ""):
             yield f"text {name}", weight
+
+
+def encoded_prompt(
+    clip: Any, text: str, placeholders: Sequence[str], context: ContextTokens
+) -> EncodedPrompt:
+    """A prompt as a CLIP encodes it, with the places of the placeholders that are in it.
+    ValueError as of `tagged_prompt`."""
+    words = [word for word in placeholders if re.search(word_pattern(word), text, re.IGNORECASE)]
+    with torch.inference_mode():
+        tagged = tagged_prompt(clip, text, words, _TAG, context)
+    encoded, options = tagged.conditioning[0]
+    return EncodedPrompt(
+        text, _plain(encoded), {key: _plain(x) for key, x in options.items()}, tagged.spans
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -103,9 +103,7 @@ class TrainableTransformer:
         if is_filled:
             fill(self.network, patched_tensors(model, _PREFIX), takes_others=True)
         self.network.requires_grad_(False).eval()
-        for module in self.network.modules():
-            if type(module).__name__.endswith("Norm") and not any(module.children()):
-                module.register_forward_pre_hook(_with_a_copy)
+        copy_for_norms(self.network)
         self._host = _beside(host, self.network, self._sampling)
         self._format = _without_inference_tensors(host.latent_format)
         self.latent_channels = int(self._format.latent_channels)
@@ -329,8 +327,15 @@ def _own(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else value
 
 
+def copy_for_norms(network: nn.Module) -> None:
+    """Gives every norm a copy of its input: it keeps that for its gradient, and the host adds to
+    what came in afterwards."""
+    for module in network.modules():
+        if type(module).__name__.endswith("Norm") and not any(module.children()):
+            module.register_forward_pre_hook(_with_a_copy)
+
+
 def _with_a_copy(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """A norm keeps what comes in for its gradient; the host adds to it afterwards."""
     if not (torch.is_grad_enabled() and args and args[0].requires_grad):
         return None
     return (args[0].clone(), *args[1:])

@@ -17,14 +17,16 @@ from ...magic.messages import shown
 from ..faces.identity import Identity
 from ..sampling.backbone import backbone_of
 from ..sampling.backbone.unet import UNet
+from ..text.clip import NAMES, loaded_encoders
 from ..text.context import ContextTokens
 from .denoiser import Denoiser, TextSide
 from .draw import all_prompts, placeholders_of, preview_prompts
 from .encoded_text import EncodedText
 from .flow import TrainableTransformer, check_gradients
+from .learned_text import LearnedText
 from .lora import Adapter, as_lora_model
 from .pictures import DifferentiableDecoder
-from .settings import DTYPES, CaptureSettings
+from .settings import DTYPES, WORDS, CaptureSettings
 from .text import TrainableText
 from .unet import TrainableUNet
 
@@ -114,13 +116,19 @@ def build_networks(
 
     device = management.get_torch_device()
     prompts = all_prompts(subject, style, settings.rules)
-    text: EncodedText | TrainableText
+    text: EncodedText | LearnedText | TrainableText
+    norms: list[float] = []
     if is_transformer(model):
-        text = _encoded_text(model, clip, subject, style, prompts)
+        if learns_words(model, clip, settings):
+            text, norms = _learned_text(model, clip, subject, style, settings, generator, device)
+        else:
+            text = EncodedText(clip, placeholders_of(subject, style), _context_of(model))
+        # All that may come up, previews included: the host's text encoder is not needed again.
+        for prompt in (*prompts, "", *preview_prompts(subject, style)):
+            text.prompt(prompt)
         before_loading(text)
         management.unload_all_models()
         denoiser = build_denoiser(model, settings, generator)
-        norms: list[float] = []
     else:
         text, norms = _trainable_text(clip, subject, style, settings, prompts, generator, device)
         before_loading(text)
@@ -134,10 +142,23 @@ def build_networks(
 
 
 def is_transformer(model: Any) -> bool:
-    """Whether a MODEL is one that predicts a flow, of which no words are learned. ValueError for
-    one that cannot be trained."""
+    """Whether a MODEL is one that predicts a flow. ValueError for one that cannot be trained."""
     check_gradients(model)
     return not isinstance(backbone_of(model), UNet)
+
+
+def learns_words(model: Any, clip: Any, settings: CaptureSettings) -> bool:
+    """Whether the placeholders become vectors that are learned. ValueError for a model that cannot
+    be trained."""
+    if not is_transformer(model) or settings.words == WORDS[1]:
+        return True
+    return settings.words == WORDS[0] and {*loaded_encoders(clip)} <= {*NAMES}
+
+
+def settings_for(model: Any, clip: Any, settings: CaptureSettings) -> CaptureSettings:
+    """The settings as far as they are of a MODEL with its CLIP. ValueError when they leave no
+    steps."""
+    return settings if learns_words(model, clip, settings) else settings.of_trigger_words()
 
 
 def build_denoiser(
@@ -170,17 +191,27 @@ def build_denoiser(
     return unet
 
 
-def _encoded_text(
-    model: Any, clip: Any, subject: Subject, style: StyleSet | None, prompts: Sequence[str]
-) -> EncodedText:
-    """A transformer's prompts, encoded."""
-    backbone = backbone_of(model)
-    context = backbone.context or ContextTokens()
-    text = EncodedText(clip, placeholders_of(subject, style), context)
-    # All that may come up, previews included: the text encoder is not needed again.
-    for prompt in (*prompts, "", *preview_prompts(subject, style)):
-        text.prompt(prompt)
-    return text
+def _context_of(model: Any) -> ContextTokens:
+    return backbone_of(model).context or ContextTokens()
+
+
+def _learned_text(
+    model: Any,
+    clip: Any,
+    subject: Subject,
+    style: StyleSet | None,
+    settings: CaptureSettings,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[LearnedText, list[float]]:
+    """A transformer's text encoders with the new words, and the length towards which the words are
+    pulled in each encoder."""
+    words = placeholders_of(subject, style)
+    text = LearnedText(clip, words, _context_of(model), device, DTYPES[settings.precision])
+    text.check_against(_plain_prompt(subject, style))
+    norms = text.typical_norms(_class_words(subject, style))
+    text.initialise(_first_words(subject, style), norms, generator)
+    return text, norms
 
 
 def _trainable_text(
@@ -199,16 +230,27 @@ def _trainable_text(
     # before the training.
     for prompt in prompts:
         text.prompt(prompt)
-    plain = style.prompt(0, subject.class_word) if style else subject.prompt(0)
-    for word in text.placeholders:
-        plain = plain.replace(word, "")
-    text.check_against(clip, plain)
+    text.check_against(clip, _plain_prompt(subject, style))
     rules = settings.rules
-    known = [part.class_word for part in (*subject.all, style) if part is not None]
-    norms = text.typical_norms(known)
-    # The style's word means nothing at first.
-    starts = [*(each.class_word for each in subject.all), *([""] if style else [])]
-    text.initialise(starts, norms, generator, rules.style_spread)
+    norms = text.typical_norms(_class_words(subject, style))
+    text.initialise(_first_words(subject, style), norms, generator, rules.style_spread)
     if rules.word_norm is not None:
         norms = [rules.word_norm] * len(norms)
     return text, norms
+
+
+def _plain_prompt(subject: Subject, style: StyleSet | None) -> str:
+    """A prompt without the new words."""
+    plain = style.prompt(0, subject.class_word) if style else subject.prompt(0)
+    for word in placeholders_of(subject, style):
+        plain = plain.replace(word, "")
+    return plain
+
+
+def _class_words(subject: Subject, style: StyleSet | None) -> list[str]:
+    return [part.class_word for part in (*subject.all, style) if part is not None]
+
+
+def _first_words(subject: Subject, style: StyleSet | None) -> list[str]:
+    """As what the new words start. The style's means nothing at first."""
+    return [*(each.class_word for each in subject.all), *([""] if style else [])]

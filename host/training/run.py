@@ -41,7 +41,7 @@ from .losses import loss_terms
 from .memory import training_mode
 from .memory_need import MemoryNeed, check_memory
 from .metadata import BaseModel, TrainingAccount
-from .networks import build_denoiser, build_networks, is_transformer
+from .networks import build_denoiser, build_networks, settings_for
 from .pictures import PreparedPicture, prepare_pictures
 from .preview import sample_picture
 from .report import History, PictureSet, training_report
@@ -100,8 +100,7 @@ class CaptureTraining:
 
         check_sets(subject, style)
         check_adapter(settings.adapter)
-        if is_transformer(model):
-            settings = settings.of_transformer()
+        settings = settings_for(model, clip, settings)
         self.settings, self.subject, self.style = settings, subject, style
         self.generator = torch.Generator().manual_seed(settings.seed)
         self._vae = vae

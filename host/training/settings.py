@@ -17,6 +17,9 @@ IDENTITY_FORWARDS = ("shared", "own")
 """What the identity loss looks at: the step's own forward, or a second one at a timestep of its
 own."""
 OFFICIAL_IDENTITY_UNTIL = 800
+WORDS = ("auto", "learned", "trigger words")
+"""What the placeholders are of a transformer: vectors that are learned, or words as they are
+written. auto: learned where its text encoders are CLIP alone."""
 
 
 class Phase(IntEnum):
@@ -55,6 +58,7 @@ class CaptureSettings:
     it is in their MLPs too.
     adapter: of ADAPTERS, what is trained in place of a LoRA. ema: how much of the average of what
     is learned a step leaves, in 0..1; 0 for no average: the last step counts.
+    words: of WORDS; a UNet's are always learned.
     """
 
     inversion_steps: int = 1200
@@ -82,6 +86,7 @@ class CaptureSettings:
     lora_mlp: bool = False
     adapter: str = ADAPTERS[0]
     ema: float = 0.0
+    words: str = WORDS[0]
 
     def as_official(self) -> CaptureSettings:
         """The same steps, rates and weights under the rules of the official code."""
@@ -92,12 +97,13 @@ class CaptureSettings:
             identity_until=OFFICIAL_IDENTITY_UNTIL,
         )
 
-    def of_transformer(self) -> CaptureSettings:
+    def of_trigger_words(self) -> CaptureSettings:
         """The same for a model of which no words are learned: LoRA alone. ValueError when that
         leaves no steps."""
         if not self.lora_steps:
             raise ValueError(
-                "no words are learned of a transformer, LoRA alone: give lora_steps some"
+                "of this transformer no words are learned, LoRA alone: give lora_steps some, or set"
+                " words to 'learned'"
             )
         return replace(self, inversion_steps=0)
 

@@ -20,6 +20,7 @@ from magicportrait.host.training.checkpoint import CheckpointFile
 from magicportrait.host.training.draw import Batch
 from magicportrait.host.training.losses import loss_terms
 from magicportrait.host.training.memory import training_mode
+from magicportrait.host.training.pictures import DifferentiableDecoder
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import CaptureSettings, Phase
 from magicportrait.nodes import magicapture as nodes
@@ -29,6 +30,7 @@ from magicportrait.tests.host.dit_text import random_clip_of
 from magicportrait.tests.host.models import call_node
 from magicportrait.tests.host.test_coexistence import core_node
 from magicportrait.tests.host.test_magicapture import SIDE, ignore, recogniser, sets
+from magicportrait.tests.host.test_transformer_company import copy_of
 from magicportrait.tests.unit import naive_magicapture as naive
 
 FAMILIES = ("zimage", "qwen", "flux", "krea2", "sd3", "hidream")
@@ -439,7 +441,7 @@ def test_the_node_trains_a_transformer():
 
 
 def test_lora_is_all_that_there_is_to_learn():
-    with pytest.raises(ValueError, match="no words are learned of a transformer"):
+    with pytest.raises(ValueError, match="of this transformer no words are learned"):
         training("zimage", lora_steps=0)
 
 
@@ -451,3 +453,50 @@ def test_another_way_of_sampling_is_refused():
     model.add_object_patch("model_sampling", kind(model.model.model_config))
     with pytest.raises(ValueError, match="that predict a flow, got Other"):
         CaptureTraining(model, *parts("zimage")[1:], *sets(), None, QUICK)
+
+
+def test_weights_in_fp8_are_trained_on_as_they_are():
+    model = copy_of("zimage", torch.float8_e4m3fn, torch.bfloat16)
+    stored = model.model.diffusion_model.state_dict()
+    run = CaptureTraining(model, *parts("zimage")[1:], *sets(), None, QUICK)
+    frozen = run.networks.denoiser.network.state_dict()
+    eighths = [name for name, weight in stored.items() if weight.dtype == torch.float8_e4m3fn]
+    assert eighths and all(
+        frozen[name].dtype == torch.float32 and torch.equal(frozen[name], stored[name].float())
+        for name in eighths
+    )
+    before = lora_of(run)
+    assert math.isfinite(step(run)) and moved(before, lora_of(run))
+
+
+def test_likeness_is_seen_through_a_decoder_of_videos():
+    """Qwen-Image's VAE: the clean latent has a time in it."""
+    import comfy.sd
+    from comfy.ldm.wan.vae import WanVAE
+
+    if dits.is_old_host():
+        pytest.skip("this host knows Wan's VAE at its own size only")
+    network = WanVAE(
+        dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], temperal_downsample=[False, True, True]
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in network.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator) * 0.1
+        weight.data = torch.ones_like(weight) if "gamma" in name else noise
+    vae = comfy.sd.VAE(sd=network.state_dict())
+    latents = torch.randn(1, 16, 4, 4, generator=generator)
+    with torch.inference_mode():
+        theirs = vae.decode(latents[:, :, None])
+    with training_mode():
+        decode = DifferentiableDecoder(vae, lambda x: x[:, :, None], torch.device("cpu"))
+        shown = latents.clone().requires_grad_()
+        pictures = decode(shown)  # 1 3 H W
+        expected = theirs.clone().reshape(1, 32, 32, 3)
+        torch.testing.assert_close(pictures.movedim(1, -1).detach(), expected)
+        weights = torch.randn(pictures.shape, generator=generator)
+        [gradient] = torch.autograd.grad(pictures, shown, weights)
+        # Against the slope along the gradient.
+        along = gradient / gradient.norm()
+        ends = [(decode(latents + e * along) * weights).sum().item() for e in (1e-2, -1e-2)]
+    slope = (ends[0] - ends[1]) / 2e-2
+    assert slope == pytest.approx(gradient.norm().item(), rel=0.1)
