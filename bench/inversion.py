@@ -22,6 +22,7 @@ RECIPES = {
     "fixed-point, 2 iterations (default)": Recipe("fixed-point", 2, 1e-4, 1.0),
     "fixed-point, 5 iterations": Recipe("fixed-point", 5, 1e-4, 1.0),
     "o-belm": Recipe("o-belm", 0, 0.0, 1.0),
+    "fireflow": Recipe("fireflow", 0, 0.0, 1.0),
 }
 
 
@@ -29,6 +30,7 @@ RECIPES = {
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--portraits", type=int, default=8, help="how many")
+    parser.add_argument("--only", default="", help="only methods whose name has this in it")
     args = parse_with_quick(parser, portraits=1)
     checkpoint = toy.Toy.load()
     images = torch.cat([toy.picture(render(portrait)) for portrait in toy.held_out(args.portraits)])
@@ -56,6 +58,8 @@ def main() -> None:
     for steps in (10, 20, 50):
         sigmas = checkpoint.sigmas(steps)
         for name, recipe in RECIPES.items():
+            if args.only not in name:
+                continue
             inversion = invert(checkpoint.model, latent, conds, sigmas, recipe, None, ("", ""))
             again = checkpoint.vae.decode(resample(checkpoint.model, inversion, conds, 1.0, None))
             noise = float(inversion.latents[0].std() / sigmas[0])
@@ -67,7 +71,7 @@ def main() -> None:
                 f"{inversion.model_calls}",
                 f"{noise:.2f}",
             )
-    report.finish(kept=not args.quick)
+    report.finish(kept=not args.quick and not args.only)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ RECIPES = {
     "fixed-point, 1 iteration": Recipe("fixed-point", 1, 0.0, 1.0),
     "fixed-point, 2 iterations": Recipe("fixed-point", 2, 0.0, 1.0),
     "o-belm": Recipe("o-belm", 0, 0.0, 1.0),
+    "fireflow": Recipe("fireflow", 0, 0.0, 1.0),
 }
 
 

@@ -1,12 +1,11 @@
 """What others publish for places of MagicStyle, measured beside what is there, on the transformer
 toy: `python -m bench.style_candidates`
 
-A table for each --part: `steppers`, FireFlow (arXiv 2412.07517) in round trips; `styled`, drawn in
-a style from each stepper's inversions;
-`edits`, Uni-Edit (UniEdit-Flow, arXiv 2504.13109) beside MagicStyle Edit; `negative`, StyleKeeper's
-negative queries (arXiv 2510.06827) in MagicStyle New Picture; `shares`, how much of an attention a
-masked style gets (the question of MAST, arXiv 2604.12281). Columns as in `bench.magicstyle_flow`
-and `bench.magicstyle_prompt`. The formulas are the papers', the code is ours.
+A table for each --part: `styled`, drawn in a style from each method's inversions; `edits`, Uni-Edit
+(UniEdit-Flow, arXiv 2504.13109) beside MagicStyle Edit; `negative`, StyleKeeper's negative queries
+(arXiv 2510.06827) in MagicStyle New Picture; `shares`, how much of an attention a masked style gets
+(the question of MAST, arXiv 2604.12281). Columns as in `bench.magicstyle_flow` and
+`bench.magicstyle_prompt`. The formulas are the papers', the code is ours.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from . import toy
@@ -26,9 +24,9 @@ from .magicstyle_flow import (
     FlowToy,
     Pair,
     Setting,
+    draw,
     drawn,
     fused,
-    held_out_portrait,
     patch_of,
     prepare,
     scores,
@@ -52,7 +50,7 @@ import torch
 from torch import Tensor
 
 from magicportrait.demo import transformer_checkpoint
-from magicportrait.host.inversion.run import Inversion, resample, resample_with
+from magicportrait.host.inversion.run import resample_with
 from magicportrait.host.inversion.start import FlowSampler, as_latent
 from magicportrait.host.sampling.backbone import LayerView, backbone_of
 from magicportrait.host.sampling.features import FeatureBank
@@ -68,12 +66,8 @@ from magicportrait.host.systems.magicstyle import (
 )
 from magicportrait.host.systems.new_style import NewStylePatch, NewStyleRun, StylePicture
 from magicportrait.magic.feature_fusion import PRESETS, Features, resample_tokens
-from magicportrait.magic.inversion import Eps, psnr
 
 from .magicstyle_effect import gram_distance, structure
-
-FIREFLOW = "FireFlow"
-METHODS = ("euler", "warm", FIREFLOW, "fixed-point, 2 iterations", "o-belm")
 
 
 def guider_of(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
@@ -86,120 +80,22 @@ def guider_of(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
 # Steppers
 
 
-def fireflow(velocity: Eps, x: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
-    """The midpoint rule with the velocity of the midpoint before in place of the one at the start
-    of the step: second order for one call a step, in both directions. It is not asked at 0: from
-    there the first midpoint is looked for at x itself."""
-    slope, out = None, [x]
-    for sigma, following in pairwise(sigmas):
-        if slope is None:
-            slope = velocity(x, sigma) if sigma else torch.zeros_like(x)
-        middle = (sigma + following) / 2
-        slope = velocity(x + (middle - sigma) * slope, middle)
-        x = x + (following - sigma) * slope
-        out.append(x)
-    return out
-
-
-class FireFlow:
-    """A sampler function for the host. latents: those of its last run; calls: of the model."""
-
-    __name__ = "fireflow"
-
-    def __init__(self) -> None:
-        self.latents: list[Tensor] = []
-        self.calls = 0
-
-    def __call__(
-        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool
-    ) -> Tensor:
-        def velocity(at: Tensor, sigma: float) -> Tensor:
-            self.calls += 1
-            slope: Tensor = (at - model(at, at.new_full((len(at),), sigma), **extra_args)) / sigma
-            return slope
-
-        self.latents = fireflow(velocity, x, sigmas.tolist())
-        return self.latents[-1]
-
-
-def inverted_by_fireflow(world: FlowToy, image: Tensor, steps: int) -> Inversion:
-    latent, conds, sigmas = world.vae.encode(image), world.empty_conds(), world.sigmas(steps)
-    walk = FireFlow()
-    guider = guider_of(world.model, conds["positive"], conds["negative"], 1.0)
-    sampler = comfy.samplers.KSAMPLER(walk)
-    guider.sample(torch.zeros_like(latent), latent, sampler, sigmas.flip(0), disable_pbar=True)
-    latents = torch.stack(walk.latents[::-1]).cpu()
-    # The method is not one of ours; what matters is what samples it.
-    return Inversion(sigmas, latents, conds["positive"], "euler", "", "", walk.calls, 0.0)
-
-
-def sampled_by_fireflow(world: FlowToy, model: Any, inversion: Inversion, start: Tensor) -> Tensor:
-    conds = world.empty_conds()
-    first = world.model.model.process_latent_in(start)
-    samples: Tensor = guider_of(model, conds["positive"], conds["negative"], 1.0).sample(
-        torch.zeros_like(start),
-        start,
-        comfy.samplers.KSAMPLER(FlowSampler(first, FireFlow())),
-        inversion.sigmas.clone(),
-        disable_pbar=True,
-        seed=0,
-    )
-    return samples
-
-
-def steppers(world: FlowToy, report: Report, steps: Sequence[int], count: int, only: str) -> None:
-    images = torch.cat([drawn(held_out_portrait(i, "cartoon")) for i in range(count)])
-    latent, conds = world.vae.encode(images), world.empty_conds()
-    alone, span = world.decode(latent), float(latent.max() - latent.min())
-    report.begin_table(
-        "steps", "method", "dB of the latent", "dB of the picture", "calls a step", "noise"
-    )
-    for number in steps:
-        for name in (name for name in METHODS if only in name):
-            if name == FIREFLOW:
-                inversion = inverted_by_fireflow(world, images, number)
-                start = as_latent(world.model, inversion.latents[0], float(inversion.sigmas[0]))
-                again = sampled_by_fireflow(world, world.model, inversion, start)
-            else:
-                inversion = world.inverted(images, RECIPES[name], number)
-                again = resample(world.model, inversion, conds, 1.0, None)
-            report.add_row(
-                f"{number}",
-                name,
-                f"{psnr(again, latent, span):.1f}",
-                f"{psnr(world.decode(again), alone, 1.0):.1f}",
-                f"{inversion.model_calls / number:.1f}",
-                f"{float(inversion.latents[0].std()):.2f}",
-            )
-
-
-def styled_with(world: FlowToy, pair: Pair, method: str, setting: Setting) -> Tensor:
-    """1 H W 3. pair: with inversions of that method."""
-    patch = patch_of(world, pair, setting)
-    start, model = patch.start_samples(world.model), patch.add_to(world.model)
-    if method == FIREFLOW:
-        return world.decode(sampled_by_fireflow(world, model, pair.content, start))
-    conds = world.empty_conds()
-    return world.decode(resample_with(model, pair.content, start, conds, 1.0, None))
-
-
 def inverted_with(world: FlowToy, pair: Pair, steps: int, method: str) -> Pair:
-    images = drawn(pair.portrait), pair.style_image
-    if method == FIREFLOW:
-        content, style = (inverted_by_fireflow(world, image, steps) for image in images)
-    else:
-        content, style = (world.inverted(image, RECIPES[method], steps) for image in images)
-    return dataclasses.replace(pair, content=content, style=style)
+    content, style = (
+        world.inverted(image, RECIPES[method], steps)
+        for image in (drawn(pair.portrait), pair.style_image)
+    )
+    return dataclasses.replace(pair, content=content, style=style, features={})
 
 
 def styled(world: FlowToy, report: Report, steps: Sequence[int], count: int, only: str) -> None:
     given = prepare(world, count, 2)
     report.begin_table("steps", "method", "preset", "style", "structure", "identity")
     for number in steps:
-        for method in (name for name in METHODS if only in name):
+        for method in (name for name in RECIPES if only in name):
             pairs = [inverted_with(world, pair, number, method) for pair in given]
             for name in ("balanced", "strong"):
-                out = [styled_with(world, pair, method, Setting(PRESETS[name])) for pair in pairs]
+                out = [draw(world, pair, Setting(PRESETS[name])) for pair in pairs]
                 *values, _ = scores(out, pairs)
                 report.add_row(f"{number}", method, name, *(f"{value:.2f}" for value in values))
 
@@ -406,7 +302,7 @@ def shares(world: FlowToy, report: Report, count: int) -> None:
             report.add_row(name, f"{side**2:g}", *(f"{mean:.3f}" for mean in means))
 
 
-PARTS = ("steppers", "styled", "edits", "negative", "shares")
+PARTS = ("styled", "edits", "negative", "shares")
 
 
 @torch.inference_mode()
@@ -414,9 +310,9 @@ def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--part", choices=PARTS, nargs="*", help="default: all")
     parser.add_argument("--pictures", type=int, default=2, help="of each kind")
-    parser.add_argument("--steps", type=int, nargs="*", default=[8, 20, 50], help="of inversions")
+    parser.add_argument("--steps", type=int, nargs="*", default=[8, 20], help="of inversions")
     parser.add_argument("--only", default="", help="only methods whose name has this in it")
-    args = parse_with_quick(parser, pictures=1, steps=[4], only=FIREFLOW)
+    args = parse_with_quick(parser, pictures=1, steps=[4], only="warm")
     world = FlowToy(
         *transformer_checkpoint.load(), side=transformer_checkpoint.IMAGE_SIDE, scheduler=SCHEDULE
     )
@@ -427,9 +323,7 @@ def main() -> None:
             f"`{command_of('bench.style_candidates')}`: {STEPS} steps but for inversions, CFG"
             f" {CFG:g} for prompts",
         )
-        if part == "steppers":
-            steppers(world, report, args.steps, args.pictures, args.only)
-        elif part == "styled":
+        if part == "styled":
             styled(world, report, args.steps, args.pictures, args.only)
         elif part == "edits":
             edits(world, report, args.pictures)

@@ -114,6 +114,32 @@ def sample_belm(
     return x
 
 
+def step_by_midpoints(
+    eps: Eps, x: Tensor, sigmas: Sequence[float], on_step: OnStep, guess: Guess = "here"
+) -> list[Tensor]:
+    """FireFlow's steps (arXiv 2412.07517), upwards or downwards: the latents at `sigmas`.
+
+    The midpoint rule, of which the midpoint is looked for with the slope at the midpoint before it:
+    second order for one call a step. The first step has none before: it asks where it begins, or
+    from 0, where that means nothing, takes `guess` ('scaled' or 'here').
+    """
+    latents, slope = [x], None
+    for i in range(len(sigmas) - 1):
+        sigma, following = sigmas[i], sigmas[i + 1]
+        middle = (sigma + following) / 2
+        if slope is None and sigma > 0:
+            slope = eps(x, sigma)
+        if slope is not None:
+            first = x + (middle - sigma) * slope
+        else:
+            first = x * math.sqrt(1 + middle**2) if guess == "scaled" else x
+        slope = eps(first, middle)
+        x = x + (following - sigma) * slope
+        latents.append(x)
+        on_step(i + 1, x)
+    return latents
+
+
 def latent_at(latents: Tensor, sigmas: Sequence[float], sigma: float) -> Tensor:
     """A trajectory's latent at any sigma, linear between the two nearest. latents: N B C h w at
     `sigmas`, which fall. -> B C h w."""

@@ -219,9 +219,10 @@ class MagicStyleInvert(Node):
                     tooltip=(
                         "'fixed-point' comes very close at 2 to 3 model calls a step; 'euler' is"
                         " the plain one (DDIM), one call; 'warm' is closer at one call, by the"
-                        " slope of the step before; 'o-belm' is exact at one call, with its own"
-                        " sampler (SAMPLER output), but its noise is further from real noise. In"
-                        " few steps of a flow model 'fixed-point' may not converge."
+                        " slope of the step before; 'fireflow' closer still on flow models, and"
+                        " 'o-belm' exact, at one call with samplers of their own (SAMPLER output),"
+                        " but their noise is further from real noise. In few steps of a flow model"
+                        " 'fixed-point' may not converge."
                     ),
                 ),
                 advanced(
@@ -288,8 +289,8 @@ class MagicStyleInvert(Node):
                 SamplerType.Output(
                     display_name="SAMPLER",
                     tooltip=(
-                        "The sampler that fits the method: Euler, or O-BELM's own. Flow models need"
-                        " it, or NOISE."
+                        "The sampler that fits the method: Euler, or that of O-BELM or FireFlow."
+                        " Flow models need it, or NOISE."
                     ),
                 ),
                 io.Conditioning.Output(

@@ -45,7 +45,6 @@ from .declare import (
 from .inputs import Node, check_ranges, check_texts, invert_input, painted_mask, refuse
 
 _CUSTOM = "custom"
-_FEW_STEPS = 16
 _LAYERS_TOOLTIP = (
     "Where features are fused: 'decoder', 'fine' (its two finest levels), 'all', or blocks such as"
     " 'o6-11'. On the toy checkpoint these three come out alike. In transformers 'decoder' and"
@@ -92,12 +91,11 @@ def _patch(
     )
 
 
-def _recipe(model: Any, steps: int) -> Recipe:
-    """How the one-node sampler inverts. Corrections do not converge in the few steps of a distilled
-    flow model (docs/magicstyle_flow.md)."""
-    is_flow = prediction_of(model.get_model_object("model_sampling")) == "flow"
-    if is_flow and steps < _FEW_STEPS:
-        return Recipe("warm", 0, 0.0, 1.0)
+def _recipe(model: Any) -> Recipe:
+    """How the one-node sampler inverts. On flow models one call a step does what three do by
+    corrections, which do not converge in few steps (docs/magicstyle_flow.md)."""
+    if prediction_of(model.get_model_object("model_sampling")) == "flow":
+        return Recipe("fireflow", 0, 0.0, 1.0)
     return Recipe("fixed-point", 2, 1e-4, 1.0)
 
 
@@ -508,7 +506,7 @@ class MagicStyleSampler(Node):
         backbone_of(model).parse_layers(layers)
         empty = empty_conditioning(model, clip)
         conds = {"positive": empty, "negative": empty}
-        sigmas, recipe = sigmas_of(model, scheduler, steps), _recipe(model, steps)
+        sigmas, recipe = sigmas_of(model, scheduler, steps), _recipe(model)
         inverted, style_inverted = (
             invert_cached(
                 model,

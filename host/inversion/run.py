@@ -17,8 +17,8 @@ from ..sampling.range import prediction_of
 from .fingerprint import model_fingerprint
 from .start import FlowSampler, InvertedNoise, as_latent
 
-Method = Literal["euler", "fixed-point", "o-belm", "warm"]
-METHODS: tuple[Method, ...] = ("fixed-point", "euler", "o-belm", "warm")
+Method = Literal["euler", "fireflow", "fixed-point", "o-belm", "warm"]
+METHODS: tuple[Method, ...] = ("fixed-point", "euler", "o-belm", "warm", "fireflow")
 """'euler' is DDIM's step on noise predictions."""
 OLD_METHODS: Mapping[str, Method] = {"ddim": "euler"}
 """What graphs and files of earlier versions call them."""
@@ -175,6 +175,8 @@ class _InversionSampler:
         on_step = eps.reporter(rising, callback)
         if recipe.method == "o-belm":
             self.latents = steppers.invert_belm(eps, x, rising, on_step, self._guess())
+        elif recipe.method == "fireflow":
+            self.latents = steppers.step_by_midpoints(eps, x, rising, on_step, self._guess())
         else:
             iterations = recipe.iterations if recipe.method == "fixed-point" else 0
             self.latents = steppers.invert_ddim(
@@ -221,11 +223,33 @@ class _BelmSampler:
         return steppers.sample_belm(eps, start, next_one, falling, eps.reporter(falling, callback))
 
 
+class _MidpointSampler:
+    """FireFlow's sampler, whose steps downwards are those of its inversion."""
+
+    __name__ = "magic_fireflow"
+
+    def __call__(
+        self,
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        disable: bool,
+    ) -> Tensor:
+        eps, falling = _CountedDenoiser(model, extra_args), sigmas.tolist()
+        return steppers.step_by_midpoints(eps, x, falling, eps.reporter(falling, callback))[-1]
+
+
 def sampler_for(model: Any, inversion: Inversion) -> Any:
     """The SAMPLER that turns the inversion's noise into its picture again."""
     import comfy.samplers
 
-    stepper = _BelmSampler(inversion) if inversion.method == "o-belm" else None
+    stepper: Callable[..., Tensor] | None = None
+    if inversion.method == "o-belm":
+        stepper = _BelmSampler(inversion)
+    elif inversion.method == "fireflow":
+        stepper = _MidpointSampler()
     if prediction_of(model.get_model_object("model_sampling")) == "flow":
         return comfy.samplers.KSAMPLER(FlowSampler(inversion.latents[0], stepper))
     if stepper is not None:

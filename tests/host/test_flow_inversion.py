@@ -76,16 +76,28 @@ def test_below_sigma_1_the_latent_is_enough_for_any_sampler():
 
 def test_the_methods_differ_in_how_close_they_come():
     reached, calls = {}, {}
-    for method in ("euler", "warm", "fixed-point", "o-belm"):
+    for method in METHODS:
         inversion = invert(
             "flux", sigmas=torch.tensor(LOW), method=method, tolerance=0.0, measure=True
         )[0]
         reached[method] = quality(inversion.resampled, latent("flux"))
         calls[method] = inversion.model_calls
-    assert calls == {"euler": 5, "warm": 5, "fixed-point": 15, "o-belm": 5}
+    assert calls == {"euler": 5, "warm": 5, "fireflow": 5, "fixed-point": 15, "o-belm": 5}
     assert reached["warm"] > reached["euler"] + 3
     assert reached["fixed-point"] > reached["warm"] + 6
+    assert reached["fireflow"] > reached["euler"] + 3
     assert reached["o-belm"] > 90
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_fireflow_samples_as_it_was_measured(family):
+    outputs = invert(family, method="fireflow", measure=True)
+    model = dits.random_transformer(family)
+    assert torch.equal(sample(model, outputs[1], outputs), outputs[0].resampled)
+    again = sample_advanced(model, outputs[6], outputs[1], outputs)
+    torch.testing.assert_close(again, outputs[0].resampled, rtol=1e-3, atol=1e-3)
+    other = sample_advanced(model, outputs[6], outputs[1], outputs, euler())
+    assert not torch.allclose(other, again, rtol=1e-3, atol=1e-3)
 
 
 def test_warm_works_on_noise_predictions_too():

@@ -260,7 +260,7 @@ def test_the_single_node_is_the_graph(family, monkeypatch):
     ).args
     assert image.shape == (1, 8, 8, 3)
     content, other = made
-    assert content.method == "warm", "corrections do not converge in so few steps"
+    assert content.method == "fireflow", "corrections do not converge in so few steps"
     assert (content.conditioning[0][1].get("guidance") == 1.0) == (family == "flux")
     styles = (magicstyle.Style(other, 1.0),)
     patched = apply(family, (content,), styles, preset="balanced")
@@ -281,6 +281,18 @@ def test_kept_features_give_the_same_picture_without_a_reference_pass(passes, mo
         assert torch.equal(run("flux", kept), live) and len(passes) == expected
         passes.clear()
     assert list(Path(folder_paths.get_temp_directory()).rglob("*.safetensors")), "some on disk"
+
+
+def test_fireflow_is_shown_content_and_style_between_its_steps(passes):
+    """Its sampler asks at the start and at the middle of each of three steps."""
+    content, other = inverted("flux", method="fireflow"), style("flux", method="fireflow")
+    patched = apply("flux", content, other, keep_features="memory")
+    drawn = run("flux", patched, content)
+    assert drawn.isfinite().all() and len(passes) == 4
+    assert not torch.equal(
+        drawn, run("flux", (dits.random_transformer("flux"), patched[1]), content)
+    )
+    assert torch.equal(run("flux", patched, content), drawn) and len(passes) == 4
 
 
 def test_sparse_passes_are_fewer(passes):

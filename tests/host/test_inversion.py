@@ -62,7 +62,7 @@ COMBINATIONS = [
     ("sd15", torch.bfloat16, "o-belm", 2, (8, 15)),
     ("sd21v", torch.float32, "fixed-point", 2, (11, 8)),
     ("sd21v", torch.float16, "o-belm", 1, (8, 8)),
-    ("sd21v", torch.bfloat16, "euler", 1, (9, 9)),
+    ("sd21v", torch.bfloat16, "fireflow", 1, (9, 9)),
     ("sdxl", torch.float32, "o-belm", 2, (13, 8)),
     ("sdxl", torch.float16, "euler", 1, (8, 9)),
     ("sdxl", torch.bfloat16, "fixed-point", 1, (8, 8)),

@@ -22,6 +22,7 @@ from magicportrait.magic.inversion import (
     latent_at,
     psnr,
     sample_belm,
+    step_by_midpoints,
 )
 
 SPREAD = 0.5
@@ -349,6 +350,37 @@ def test_what_a_flow_keeps_of_a_round_trip() -> None:
     (euler, warm), (finer_euler, finer_warm) = worse
     assert euler / finer_euler == pytest.approx(2, abs=0.5)
     assert warm / finer_warm > 3
+
+
+def test_midpoints_of_a_flow_are_of_second_order_for_one_call_a_step() -> None:
+    """Upwards, and in the round trip, where a warm start of the same calls is worse."""
+    x, errors, trips = picture(), [], []
+    for steps in (40, 80, 160):
+        rising, eps = even(steps, 1.0), Watched(flow)
+        there = step_by_midpoints(eps, x, rising, ignore)
+        assert len(there) == steps + 1
+        assert eps.sigmas == pytest.approx([(a + b) / 2 for a, b in pairwise(rising)])
+        errors.append(error(there[-1], flow_solution(x, 1)))
+        bent = Watched(bent_flow)
+        top = step_by_midpoints(bent, x, rising, ignore)[-1]
+        back = step_by_midpoints(bent, top, rising[::-1], ignore)
+        assert len(bent.sigmas) == 2 * steps + 1 and min(bent.sigmas) > 0
+        trips.append(error(back[-1], x))
+        warm = invert_ddim(bent_flow, x, rising, ignore, guess="warm")[-1]
+        assert trips[-1] < error(sampled(bent_flow, warm, rising), x) / 2
+    assert errors[-1] <= 1e-3
+    assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([2.0] * 2, abs=0.3)
+    assert all(math.log2(a / b) > 1.7 for a, b in pairwise(trips))
+
+
+def test_midpoints_of_a_linear_model() -> None:
+    x, sigmas = picture(), [0.0, 0.4, 1.0]
+    for guess, grown in (("here", 1.0), ("scaled", math.sqrt(1 + 0.2**2))):
+        slope = RATE * grown * x
+        first = x + 0.4 * slope
+        second = first + 0.6 * RATE * (first + 0.3 * slope)
+        out = step_by_midpoints(linear, x, sigmas, ignore, guess)  # type: ignore[arg-type]
+        assert error(out[1], first) <= 1e-14 and error(out[2], second) <= 1e-14
 
 
 @pytest.mark.parametrize("steps", [2, 8, 20])
