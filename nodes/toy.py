@@ -47,7 +47,8 @@ class MagicToyCheckpoint(Node):
                         "'unet': in the shape of Stable Diffusion 1, 128 px. 'transformer': in the"
                         " shape of Flux, 256 px; it also draws two people side by side."
                         " 'transformer, edit': the same as an edit model, which looks at reference"
-                        " latents."
+                        " latents of 128 px portraits and calls them by number ('a first hat, a"
+                        " second scarf')."
                     ),
                 ),
             ],

@@ -19,8 +19,9 @@ from magicportrait.demo.captions import TransformerCaptions
 from magicportrait.demo.checkpoint import read_parts, write_parts
 from magicportrait.demo.dataset import SCENE_PARTS, latent_files
 from magicportrait.demo.edit_set import ORDINALS, SEED_OFFSET, WORN, EditCaptions, EditSet, Slot
+from magicportrait.demo.low_rank import RANK, reduced
 from magicportrait.demo.portraits import PARTS, Scene, render, sample_portrait, sample_scene
-from magicportrait.demo.train_transformer import LargeSet, load_parts
+from magicportrait.demo.train_transformer import LargeSet
 from magicportrait.demo.training_run import Run
 from magicportrait.demo.transformer import TEXT_TOKENS, TRANSFORMER_CONFIG, ToyTransformer
 from magicportrait.nodes.toy import MagicToyCheckpoint
@@ -160,45 +161,26 @@ def wrapped(model: Any) -> dict[str, Any]:
     return {"wrappers": {kind: dict(model.wrappers[kind])}}
 
 
-# ---- without a training ----
+# ---- what comes with the pack ----
 
 
-def test_the_shipped_weights_see_references_at_the_noise_of_the_picture(folder: Path) -> None:
-    model, clip, _ = transformer_checkpoint.load_edit()
-    trained, captions = ToyTransformer(TransformerCaptions().token_ids), TransformerCaptions()
-    parts = read_parts(transformer_checkpoint.PATH)
-    load_parts(trained, parts["transformer"], parts["text"])
-    trained.requires_grad_(False)
-    prompt = "a man wearing a hat and a scarf"
-    (encoded, extra), *_ = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-    rows = captions.encode([[(prompt, None)]] * 2).rows
-    x, sigma = torch.randn(2, 4, 32, 32), torch.tensor([0.9, 0.3])
-    references = [torch.randn(2, 4, 16, 24), torch.randn(2, 4, 32, 32)]
-    noised = []
-    for index, reference in enumerate(references):
-        noise = torch.randn(1, *reference.shape[1:], generator=torch.Generator().manual_seed(index))
-        share = sigma[:, None, None, None]
-        noised.append((1 - share) * reference + share * noise)
-    velocity, *_ = trained.forward_with_references(x, sigma, rows, captions.end_row, noised)
-
-    denoised = model.model.apply_model(
-        x,
-        sigma,
-        c_crossattn=encoded.repeat(2, 1, 1),
-        y=extra["pooled_output"].repeat(2, 1),
-        ref_latents=references,
-        transformer_options=wrapped(model),
-    )
-
-    assert (denoised - (x - sigma[:, None, None, None] * velocity)).abs().max() < 1e-3
-    plain = transformer_checkpoint.load()[0]
-    assert transformer_checkpoint.load_edit()[0].wrappers and not plain.wrappers
+def write_change(folder: Path) -> None:
+    """Where the shipped one is, one of random numbers."""
+    _, adapter, captions = train_edit.build()
+    change = {
+        name: value + 0.1 * torch.randn_like(value) for name, value in adapter.tensors().items()
+    }
+    change["word_ids"] = torch.tensor(captions.word_ids)
+    write_parts({"edit": change}, {}, folder / "edit.safetensors", byte_parts=("edit",))
 
 
 def test_the_node_gives_the_edit_model_and_its_copy_takes_references_too(folder: Path) -> None:
     import comfy.model_patcher
 
+    write_change(folder)
     model, _, _ = MagicToyCheckpoint.execute("transformer, edit").args
+    assert wrapped(model)["wrappers"]["apply_model"]
+    assert "apply_model" not in MagicToyCheckpoint.execute("transformer").args[0].wrappers
     load, arguments = model.cached_patcher_init
     copied = load(*arguments, disable_dynamic=True)
     assert type(copied) is comfy.model_patcher.ModelPatcher and copied.model is not model.model
@@ -231,26 +213,44 @@ def test_training_moves_the_change_alone_and_goes_on_where_it_stopped(folder: Pa
     assert not before["text_encoder.token_embedding.weight"][rows].any()
 
 
-def test_the_hosts_classes_compute_what_was_trained(folder: Path) -> None:
+def test_a_change_of_a_smaller_rank_is_the_nearest() -> None:
+    left, right = (torch.linalg.qr(torch.randn(9, 4))[0] for _ in range(2))
+    change = {"layer.up": left * torch.tensor([4.0, 3, 2, 1]), "layer.down": right.T}
+    less = reduced({**change, "words": torch.ones(3, 2)}, 2)
+    assert less["layer.up"].shape == (9, 2) and less["layer.down"].shape == (2, 9)
+    apart = change["layer.up"] @ change["layer.down"] - less["layer.up"] @ less["layer.down"]
+    torch.testing.assert_close(
+        torch.linalg.svdvals(apart)[:3], torch.tensor([2.0, 1, 0]), rtol=0, atol=1e-5
+    )
+    assert torch.equal(less["words"], torch.ones(3, 2))
+
+
+def test_the_hosts_classes_compute_what_was_trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(2)
     saved = checkpoint_of(folder)
     # A change that is seen.
     for name, value in saved["average"].items():
         saved["average"][name] = value + 0.1 * torch.randn_like(value)
     torch.save(saved, folder / "transformer-edit.pt")
+    # All of it: the networks are narrower than its rank.
+    monkeypatch.setattr(train_edit, "SHIPPED_RANK", RANK)
     train_edit.export()
-    assert (folder / "edit.safetensors").stat().st_size < 2_000_000
     trained, adapter, captions = train_edit.build()
     # The file has bytes: compared is what is in it.
     file = read_parts(folder / "edit.safetensors")["edit"]
-    as_kept = {
-        name: file[name.removeprefix("changes.").replace("/", ".")].float()
-        for name in adapter.state_dict()
-    }
+    state = adapter.state_dict()
+    for name, value in state.items():
+        kept = file[name.removeprefix("changes.").replace("/", ".")].float()
+        value.zero_()[tuple(slice(size) for size in kept.shape)] = kept
     for name, value in saved["average"].items():
-        assert (as_kept[name] - value).abs().max() <= value.abs().max() / 200, name
-    adapter.load_state_dict(as_kept)
-    model, clip, _ = transformer_checkpoint.load_edit(folder / "edit.safetensors")
+        if name.endswith(".up"):
+            down = name.removesuffix("up") + "down"
+            product, kept = value @ saved["average"][down], state[name] @ state[down]
+            assert (kept - product).abs().max() <= product.abs().max() / 50, name
+    adapter.load_state_dict(state)
+    model, clip, _ = transformer_checkpoint.load_edit()
 
     prompt = "a man wearing a second hat and a first scarf"
     rows = captions.encode([[(prompt, None)]]).rows
@@ -284,8 +284,8 @@ def test_the_hosts_classes_compute_what_was_trained(folder: Path) -> None:
 
 
 def test_the_bench_tells_the_right_place_from_a_wrong_one() -> None:
-    case = edit_regions.case_of(0, 2)
-    numbered = edit_regions.case_of(0, 2, is_numbered=True)
+    numbered = edit_regions.case_of(0, 2)
+    case = edit_regions.case_of(0, 2, is_numbered=False)
     for slot in case.slots:
         assert numbered.phrase(slot) == f"{ORDINALS[slot.reference]} {case.phrase(slot)}"
         assert numbered.phrase(slot) in numbered.prompt
@@ -306,6 +306,7 @@ def test_the_bench_tells_the_right_place_from_a_wrong_one() -> None:
 
 
 def test_the_bench_draws_a_case(folder: Path) -> None:
+    write_change(folder)
     checkpoint = toy.Toy(*transformer_checkpoint.load_edit(), side=256, scheduler="simple")
     setting = edit_regions.Setting("masks and regions", {})
     outcomes = edit_regions.draw(checkpoint, edit_regions.case_of(1, 3), setting, 2, 4.0)
