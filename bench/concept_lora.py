@@ -1,14 +1,17 @@
 """Two LoRAs in one picture, merged or each where its phrase is: `python -m bench.concept_lora`
 
-On the toy checkpoint: a LoRA of a hat and one of a scarf, each trained by the host's trainer on six
-pictures that have person, shirt and background in common. One prompt that asks for both, 25 steps,
-CFG 4. Error: colour distance of hat and scarf to those that were learned, divided by that of the
-plain picture. The rest: how much the colours of what nobody trained change from the plain picture.
+On a toy: a LoRA of a hat and one of a scarf, each trained by the host's trainer on six pictures
+that have person, shirt and background in common. One prompt that asks for both, 25 steps, CFG 4.
+Error of hat and scarf: colour distance to those that were learned, divided by that of the plain
+picture. Swapped: of both, the share that is nearer to the other one's colour. Then how much the
+colours of what nobody trained change from the plain picture, and the mean of that (elsewhere).
 Merged is the host's Load LoRA; painted has the regions of the plain picture as target regions.
+Cost: processor time of a step of one picture, as a ratio to merged: medians of turns.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +20,9 @@ from typing import Any
 from . import toy
 from .command_line import bench_parser, command_of, parse_with_quick
 from .core_trainer import train_core_lora
+from .layout_conditioning import applied
 from .report import Report
+from .step_cost import StepClock
 
 # ruff: isort: split
 import comfy.sd
@@ -26,8 +31,6 @@ from torch import Tensor
 
 from magicportrait.demo.portraits import EXPRESSIONS, Garment, Portrait, Pose, render
 from magicportrait.nodes.concept_lora import NO_LORA, MagicConceptLora
-from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import MagicFaceApply
 
 PROMPT = (
     "a man with black hair wearing a hat, a scarf and a blue shirt, pink background, cartoon style"
@@ -49,7 +52,7 @@ LEARNED = {
         "man", SKIN, "gray", "long", Garment("pink"), "green", scarf=Garment("purple", "striped")
     ),
 }
-Loras = Mapping[str, dict[str, Tensor]]
+Loras = Mapping[Any, dict[str, Tensor]]
 SETTINGS: dict[str, dict[str, Any]] = {
     "painted": {},
     "layout": {},
@@ -86,16 +89,17 @@ def train_pictures(
     with torch.inference_mode(False):
         with torch.no_grad():
             latents = [
-                checkpoint.vae.encode(toy.picture(render(portrait))).clone()
+                checkpoint.vae.encode(toy.picture(render(portrait, checkpoint.side))).clone()
                 for portrait in portraits
             ]
-            words = [checkpoint.encode_text(text) for _ in latents]
+            words = checkpoint.encode_text(text)
         return train_core_lora(
             checkpoint.model,
             torch.cat(latents),
-            words,
+            [words],
             steps=steps,
-            batch=4,
+            # The host runs each picture of a step with the words of each.
+            batch=2,
             rank=8,
             rate=1e-3,
             precision="fp32",
@@ -116,11 +120,7 @@ def apart(
         [concepts] = MagicConceptLora.execute(
             part, NO_LORA, 1.0, lora, painted, concepts, **options
         ).args
-    arguments = {**defaults_of(MagicFaceApply), "semantic_cfg": False, "prompt": prompt}
-    model, positive, _ = MagicFaceApply.execute(
-        checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **arguments
-    ).args
-    return model, positive
+    return applied(checkpoint, prompt, concepts)
 
 
 def merged(checkpoint: toy.Toy, loras: Loras, prompt: str = PROMPT) -> tuple[Any, Any]:
@@ -143,32 +143,57 @@ def distance(
     return float(torch.stack(distances).mean())
 
 
+def swapped(images: Tensor, regions: Mapping[str, Tensor], colours: Mapping[str, Tensor]) -> float:
+    """The share of the parts' places whose colour is nearer to another part's than to its own."""
+    swaps = []
+    for part, own in colours.items():
+        for image, region in zip(images, regions[part], strict=True):
+            mean = toy.mean_colour(image, region)
+            others = [(mean - colour).norm() for name, colour in colours.items() if name != part]
+            swaps.append(float(min(others) < (mean - own).norm()))
+    return statistics.mean(swaps)
+
+
+def costs(
+    checkpoint: toy.Toy, patched: Mapping[str, tuple[Any, Any]], turns: int, steps: int
+) -> dict[str, float]:
+    """Processor seconds of a step of one picture. turns: of each, one after the other, because
+    machines drift."""
+    seconds: dict[str, list[float]] = {name: [] for name in patched}
+    for _ in range(turns):
+        for name, (model, positive) in patched.items():
+            clock = StepClock(time.process_time)
+            checkpoint.sample(model, positive, checkpoint.noise([0]), steps, callback=clock)
+            seconds[name] += clock.steps
+    return {name: statistics.median(own) for name, own in seconds.items()}
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = bench_parser(__doc__)
+    parser.add_argument("--toy", choices=("unet", "transformer"), default="unet")
     parser.add_argument("--seeds", type=int, default=8, help="pictures")
-    parser.add_argument("--steps", type=int, default=300, help="of each training")
-    args = parse_with_quick(parser, seeds=1, steps=2)
-    checkpoint = toy.Toy.load()
-    loras = {part: trained(checkpoint, part, args.steps) for part in LEARNED}
+    parser.add_argument("--training", type=int, default=300, help="steps of each LoRA")
+    parser.add_argument("--steps", type=int, default=25, help="of sampling")
+    parser.add_argument("--turns", type=int, default=3, help="of what the cost is measured in")
+    args = parse_with_quick(parser, seeds=1, training=2, steps=3, turns=1)
+    checkpoint = toy.Toy.load() if args.toy == "unet" else toy.Toy.load_transformer()
+    loras = {part: trained(checkpoint, part, args.training) for part in LEARNED}
     noise = checkpoint.noise(range(args.seeds))
     model, positive, record = checkpoint.watch(PROMPT, PHRASES)
-    started = time.perf_counter()
-    samples = checkpoint.sample(model, positive, noise)
-    plain_seconds = time.perf_counter() - started
+    samples = checkpoint.sample(model, positive, noise, args.steps)
     plain, regions = checkpoint.decode(samples), toy.regions(record, samples, PHRASES)
     colours = {}
     for part in LEARNED:
-        drawn = render(pictures_of(part)[2])
+        drawn = render(pictures_of(part)[2], checkpoint.side)
         colours[part] = toy.mean_colour(toy.picture(drawn)[0], toy.part_mask(drawn, part)[0])
     before = {part: distance(plain, None, regions[part], colours[part]) for part in LEARNED}
     report = Report(
-        "concept_lora",
-        "Two LoRAs in one picture, on the toy checkpoint",
-        f"`{command_of('bench.concept_lora')}`: LoRAs of {args.steps} steps, {args.seeds} seeds."
-        " Time: of a run, as a ratio to the plain one with the layout measured",
+        f"concept_lora_{args.toy}",
+        f"Two LoRAs in one picture, on the {args.toy} toy",
+        f"`{command_of('bench.concept_lora')}`: LoRAs of {args.training} steps, {args.seeds} seeds",
     )
-    report.begin_table("", "hat", "scarf", *BYSTANDERS, "time")
+    report.begin_table("", "hat", "scarf", "swapped", *BYSTANDERS, "elsewhere", "cost of a step")
     patched = {
         "merged": merged(checkpoint, loras),
         **{
@@ -176,10 +201,13 @@ def main() -> None:
             for name, options in SETTINGS.items()
         },
     }
-    for name, (model, positive) in patched.items():
-        started = time.perf_counter()
-        images = checkpoint.decode(checkpoint.sample(model, positive, noise))
-        seconds = time.perf_counter() - started
+    spent = costs(
+        checkpoint, {"plain": (checkpoint.model, positive), **patched}, args.turns, args.steps
+    )
+    for name, made in {"plain": (checkpoint.model, positive), **patched}.items():
+        images = plain
+        if name != "plain":
+            images = checkpoint.decode(checkpoint.sample(*made, noise, args.steps))
         errors = [
             distance(images, None, regions[part], colours[part]) / before[part] for part in LEARNED
         ]
@@ -187,8 +215,9 @@ def main() -> None:
         report.add_row(
             name,
             *(f"{error:.2f}" for error in errors),
-            *(f"{change:.3f}" for change in changes),
-            f"{seconds / plain_seconds:.2f}",
+            f"{swapped(images, regions, colours):.0%}",
+            *(f"{change:.3f}" for change in (*changes, statistics.mean(changes))),
+            f"{spent[name] / spent['merged']:.2f}",
         )
     report.finish(kept=not args.quick)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from . import in_process  # noqa: F401 (before what follows)
 
 # ruff: isort: split
 from comfy_extras.nodes_train import TrainLoraNode
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def train_core_lora(
@@ -50,10 +52,26 @@ def train_core_lora(
     }
     # Hosts differ in which of these they have.
     names = inspect.signature(TrainLoraNode.execute).parameters
-    lora: dict[str, Tensor] = TrainLoraNode.execute(
-        model=[model],
-        latents=[{"samples": latents}],
-        positive=positive,
-        **{name: [value] for name, value in options.items() if name in names},
-    ).args[0]
+    with _norms_of_copies():
+        lora: dict[str, Tensor] = TrainLoraNode.execute(
+            model=[model],
+            latents=[{"samples": latents}],
+            positive=positive,
+            **{name: [value] for name, value in options.items() if name in names},
+        ).args[0]
     return lora
+
+
+@contextlib.contextmanager
+def _norms_of_copies() -> Iterator[None]:
+    """Norms see copies, in whatever network: the host's transformers add to what these keep for
+    their gradients, and its trainer loads a network of its own."""
+
+    def copied(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return (args[0].clone(), *args[1:]) if isinstance(module, nn.LayerNorm) else None
+
+    handle = nn.modules.module.register_module_forward_pre_hook(copied)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -81,9 +81,16 @@ class Toy:
         return comfy.samplers.calculate_sigmas(sampling, self.scheduler, steps)
 
     def sample(
-        self, model: Any, positive: Any, noise: Tensor, steps: int = 25, cfg: float = 4.0
+        self,
+        model: Any,
+        positive: Any,
+        noise: Tensor,
+        steps: int = 25,
+        cfg: float = 4.0,
+        callback: Callable[..., None] | None = None,
     ) -> Tensor:
-        """B 4 h w, by a model that is this one with patches. The negative prompt is empty."""
+        """B 4 h w, by a model that is this one with patches. The negative prompt is empty.
+        callback: called after each step."""
         # Euler over the uniform schedule of an eps model is DDIM with eta 0.
         samples: Tensor = comfy.sample.sample(
             model,
@@ -95,6 +102,7 @@ class Toy:
             positive,
             self.encode_text(""),
             torch.zeros_like(noise),
+            callback=callback,
             disable_pbar=True,
             seed=0,
         )

@@ -1,45 +1,112 @@
-"""Two people of two LoRAs in one picture: `python -m bench.two_faces`
+"""Two people of a reference or a LoRA each in one picture: `python -m bench.two_faces`
 
-On the UNet toy: a LoRA of a man and one of a woman, each trained by the host's trainer on six
-portraits of one person in different clothes, whose skin no other has. One prompt with both at twice
-the width, man on the left. Own: pictures in whose half most of what has the skin of one of the two
-has that of the right one; swapped: of the other; neither: less than 1 % of the half has any.
-Merged is the host's Load LoRA; halves has the halves as target regions; limits only limits the
-layout to them.
+On the transformer toy, which was trained on pictures of two people, at its own size. Each person is
+known by one portrait (MagicFace Concept, hair, hat and face shown) or by a LoRA that the host's
+trainer made of six portraits in different clothes; hair, hat and skin are of colours that the other
+has not, and that the prompt does not name. The prompt has a man on the left and a woman on the
+right, or the same words twice, by which man#1 and man#2 are told apart.
+
+Own: the share of hair, hat and skin that is of the right person: in the person's half, or of skin
+where drawn pictures have the face, more pixels are of that part's colour than of the other
+person's; swapped: more are of the other's; neither: there is hardly any of both. Errors: distance
+of a part's mean colour where drawn pictures have it, divided by that of the plain picture. Merged
+is the host's Load LoRA; halves has the halves as target regions; limits only limits the layout to
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from . import toy
 from .command_line import bench_parser, command_of, parse_with_quick
-from .concept_lora import apart, merged, train_pictures
+from .concept_lora import merged, train_pictures
+from .layout_conditioning import applied, scene_masks
 from .report import Report
+from .sheets import contact_sheet
+from .toy_colours import colour_counts
 
 # ruff: isort: split
 import torch
 from torch import Tensor
 
-from magicportrait.demo.portraits import EXPRESSIONS, Garment, Portrait, Pose
-from magicportrait.nodes.concept_lora import REGIONS
+from magicportrait.demo.portraits import (
+    BACKGROUND_COLOURS,
+    EXPRESSIONS,
+    GARMENT_COLOURS,
+    HAIR_COLOURS,
+    SKIN_TONES,
+    Garment,
+    Portrait,
+    Pose,
+    render,
+)
+from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
+from magicportrait.nodes.magicface import MagicFaceConcept
 
-PEOPLE = {
-    "man": Portrait("man", (92, 58, 40), "gray", "short", Garment("white"), "blue", beard=True),
-    "woman": Portrait("woman", (250, 224, 200), "red", "long", Garment("white"), "blue"),
-}
-SHIRTS, GROUNDS = ("white", "green", "yellow", "blue", "orange", "pink"), ("blue", "green", "pink")
-PROMPT = "a man wearing a white shirt, a woman wearing a green shirt, cartoon style"
-NEAR, LEAST = 0.1, 0.01
-"""Distance of a colour that is a person's skin, and the share of a half that counts."""
+PARTS = ("hair", "hat", "face")
+LEFT = Portrait(
+    "man",
+    SKIN_TONES[4],
+    "gray",
+    "bob",
+    Garment("white"),
+    "blue",
+    hat=Garment("green", kind="beanie"),
+)
+RIGHT = Portrait(
+    "woman",
+    SKIN_TONES[0],
+    "red",
+    "long",
+    Garment("white"),
+    "blue",
+    hat=Garment("purple", kind="sun"),
+)
+COUPLES = {"man and woman": (LEFT, RIGHT), "two men": (LEFT, replace(RIGHT, gender="man"))}
+SHIRTS, GROUNDS = ("white", "yellow", "blue", "orange", "pink", "black"), ("blue", "pink", "yellow")
+OTHERS = ((44, 36, 44), (0, 0, 0), *(GARMENT_COLOURS[colour] for colour in SHIRTS))
+"""Colours of lines, dark places and shirts."""
+LEAST = {"hair": 0.005, "hat": 0.005, "face": 0.1}
+"""The share of a half, or of a face's place, that counts."""
 
 
-def portraits_of(kind: str) -> list[Portrait]:
+@dataclass(frozen=True)
+class Couple:
+    """Two people: left and right. name: of the couple; people: who they are."""
+
+    name: str
+    people: tuple[Portrait, Portrait]
+
+    @property
+    def prompt(self) -> str:
+        left, right = (f"a {words_of(person)}" for person in self.people)
+        return f"{left}, {right}, blue background, cartoon style"
+
+    @property
+    def phrases(self) -> tuple[str, str]:
+        left, right = (words_of(person) for person in self.people)
+        return (left, right) if left != right else (f"{left}#1", f"{right}#2")
+
+
+def words_of(person: Portrait) -> str:
+    """What the prompt says of a person."""
+    return f"{person.gender} with hair and a hat"
+
+
+def caption_of(person: Portrait) -> str:
+    """Of a portrait of a person alone."""
+    return f"a {words_of(person)}, cartoon style"
+
+
+def portraits_of(person: Portrait) -> list[Portrait]:
     """Six of one person, of which only clothes, ground, pose and face differ."""
     return [
         replace(
-            PEOPLE[kind],
+            person,
             shirt=Garment(SHIRTS[i]),
             background=GROUNDS[i % 3],
             pose=Pose(0.03 * (i - 2.5), 0.02, 1.0, 2 * i - 5),
@@ -49,68 +116,168 @@ def portraits_of(kind: str) -> list[Portrait]:
     ]
 
 
-def halves(rows: int, columns: int) -> dict[str, Tensor]:
-    """The left half is the man's, the right one the woman's: 1 H W each."""
+def colours_of(person: Portrait) -> dict[str, Tensor]:
+    """Of each part, 3 in 0..1."""
+    assert person.hat
+    colours = {
+        "hair": HAIR_COLOURS[person.hair],
+        "hat": GARMENT_COLOURS[person.hat.colour],
+        "face": person.skin,
+    }
+    return {part: torch.tensor(colour) / 255 for part, colour in colours.items()}
+
+
+def halves(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Left and right: 1 H W each."""
     left = torch.zeros(1, rows, columns)
     left[..., : columns // 2] = 1
-    return {"man": left, "woman": 1 - left}
+    return left, 1 - left
 
 
-def counted(images: Tensor) -> Mapping[str, int]:
-    """How many people have their own skin, the other's or neither. images: B H W 3."""
-    skins = {kind: torch.tensor(person.skin) / 255 for kind, person in PEOPLE.items()}
-    counts = {"own": 0, "swapped": 0, "neither": 0}
+def errors(images: Tensor, people: Sequence[Portrait]) -> list[float]:
+    """Of each part: mean distance to its own colour where drawn pictures have it. images: B H W
+    3."""
+    means: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+    for person, masks in zip(people, scene_masks(PARTS), strict=True):
+        for part, colour in colours_of(person).items():
+            means[part] += [
+                (toy.mean_colour(image, masks[part]) - colour).norm() for image in images
+            ]
+    return [float(torch.stack(distances).mean()) for distances in means.values()]
+
+
+def counted(images: Tensor, people: Sequence[Portrait]) -> dict[str, list[int]]:
+    """For each part how many are own, swapped, neither. images: B H W 3."""
+    others = torch.tensor([*BACKGROUND_COLOURS.values(), *OTHERS]) / 255
+    every = [colour for person in people for colour in colours_of(person).values()]
+    palette = torch.cat([torch.stack(every), others])
+    counts = {part: [0, 0, 0] for part in PARTS}
     for image in images:
-        for kind, half in zip(skins, image.chunk(2, dim=1), strict=True):
-            shares = {
-                name: float(((half - skin).norm(dim=-1) < NEAR).float().mean())
-                for name, skin in skins.items()
-            }
-            most = max(shares, key=lambda name: shares[name])
-            what = "neither" if shares[most] < LEAST else "own" if most == kind else "swapped"
-            counts[what] += 1
+        for who, masks in enumerate(scene_masks(PARTS)):
+            half = image.chunk(2, dim=1)[who].reshape(-1, 3)
+            for i, (part, least) in enumerate(LEAST.items()):
+                # Lines are nearly as dark as dark skin.
+                pixels = image[masks[part]] if part == "face" else half
+                shares = colour_counts(pixels, palette) / len(pixels)
+                own, other = (float(shares[person * len(PARTS) + i]) for person in (who, 1 - who))
+                is_there = max(own, other) >= least
+                counts[part][(0 if own >= other else 1) if is_there else 2] += 1
     return counts
+
+
+def references_of(couple: Couple, regions: Sequence[Tensor] | None) -> Any:
+    """A concept for each person, of one portrait."""
+    concepts: Any = ()
+    for i, (person, phrase) in enumerate(zip(couple.people, couple.phrases, strict=True)):
+        drawn = render(portraits_of(person)[2], 256)
+        mask = torch.stack([toy.part_mask(drawn, part) for part in PARTS]).sum(0)
+        region = None if regions is None else regions[i]
+        [concepts] = MagicFaceConcept.execute(
+            toy.picture(drawn),
+            phrase,
+            1.0,
+            mask,
+            caption_of(person),
+            region,
+            concepts,
+            preset="normal",
+        ).args
+    return concepts
+
+
+def loras_of(
+    couple: Couple,
+    loras: Sequence[dict[str, Tensor]],
+    regions: Sequence[Tensor] | None,
+    concepts: Any = (),
+    **options: Any,
+) -> Any:
+    """A concept for each person, of a LoRA."""
+    for i, (phrase, lora) in enumerate(zip(couple.phrases, loras, strict=True)):
+        region = None if regions is None else regions[i]
+        [concepts] = MagicConceptLora.execute(
+            phrase, NO_LORA, 1.0, lora, region, concepts, **options
+        ).args
+    return concepts
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = bench_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=8, help="pictures")
-    parser.add_argument("--training", type=int, default=80, help="steps of each LoRA")
+    parser.add_argument("--seeds", type=int, default=16, help="pictures")
+    parser.add_argument("--training", type=int, default=300, help="steps of each LoRA")
     parser.add_argument("--steps", type=int, default=15, help="of sampling")
+    parser.add_argument("--couple", choices=tuple(COUPLES), nargs="+", default=list(COUPLES))
+    parser.add_argument("--sheet", type=Path, help="a folder for sheets of the pictures")
     args = parse_with_quick(parser, seeds=1, training=2, steps=2)
-    checkpoint = toy.Toy.load()
-    loras = {
-        kind: train_pictures(
-            checkpoint, portraits_of(kind), f"a {kind}, cartoon style", args.training
-        )
-        for kind in PEOPLE
-    }
-    noise = torch.cat(
-        [
-            torch.randn(1, 4, 16, 32, generator=torch.Generator().manual_seed(seed))
-            for seed in range(args.seeds)
-        ]
-    )
-    regions = halves(16, 32)
-    ways = {
-        "plain": (checkpoint.model, checkpoint.encode_text(PROMPT)),
-        "merged": merged(checkpoint, loras, PROMPT),
-        "layout": apart(checkpoint, loras, None, PROMPT),
-        "halves": apart(checkpoint, loras, regions, PROMPT, region=REGIONS[0]),
-        "halves, limits layout": apart(checkpoint, loras, regions, PROMPT, region=REGIONS[1]),
-    }
+    checkpoint = toy.Toy.load_transformer()
+    noise = checkpoint.noise(range(args.seeds))
+    regions = halves(*noise.shape[-2:])
+    trained: dict[str, dict[str, Tensor]] = {}
     report = Report(
         "two_faces",
-        "Two people of two LoRAs in one picture, on the toy checkpoint",
-        f"`{command_of('bench.two_faces')}`: LoRAs of {args.training} steps, {args.seeds} pictures"
-        f" of two people, {args.steps} steps, CFG 4",
+        "Two people of a reference or a LoRA each, on the transformer toy",
+        f"`{command_of('bench.two_faces')}`: LoRAs of {args.training} steps, {args.seeds} pictures,"
+        f" {args.steps} steps, CFG 4",
     )
-    report.begin_table("", "own", "swapped", "neither")
-    for way, (model, positive) in ways.items():
-        counts = counted(checkpoint.decode(checkpoint.sample(model, positive, noise, args.steps)))
-        report.add_row(way, *(f"{number / (2 * args.seeds):.0%}" for number in counts.values()))
+    for couple in (Couple(name, COUPLES[name]) for name in args.couple):
+        loras = []
+        for person in couple.people:
+            key = f"{person.gender} {person.hair}"
+            if key not in trained:
+                trained[key] = train_pictures(
+                    checkpoint, portraits_of(person), caption_of(person), args.training
+                )
+            loras.append(trained[key])
+        measure(report, checkpoint, couple, loras, noise, regions, args.steps, args.sheet)
     report.finish(kept=not args.quick)
+
+
+def measure(
+    report: Report,
+    checkpoint: toy.Toy,
+    couple: Couple,
+    loras: Sequence[dict[str, Tensor]],
+    noise: Tensor,
+    regions: tuple[Tensor, Tensor],
+    steps: int,
+    sheets: Path | None,
+) -> None:
+    """A table of a couple."""
+    report.write("", couple.name, "")
+    report.begin_table("", "own", "swapped", "neither", *(f"error of {part}" for part in PARTS))
+    by_reference = references_of(couple, regions)
+    inside = {"region": REGIONS[1]}
+    ways: dict[str, Any] = {
+        "plain": (),
+        "references": references_of(couple, None),
+        "references, halves": by_reference,
+        "LoRAs, merged": None,
+        "LoRAs, layout": loras_of(couple, loras, None),
+        "LoRAs, halves": loras_of(couple, loras, regions),
+        "LoRAs, limits": loras_of(couple, loras, regions, **inside),
+        "references and LoRAs, halves": loras_of(couple, loras, regions, by_reference),
+    }
+    before: list[float] = []
+    rows = []
+    for name, concepts in ways.items():
+        model, positive = (
+            merged(checkpoint, dict(enumerate(loras)), couple.prompt)
+            if concepts is None
+            else applied(checkpoint, couple.prompt, concepts)
+        )
+        images = checkpoint.decode(checkpoint.sample(model, positive, noise, steps))
+        rows.append(list(images[:6]))
+        now = errors(images, couple.people)
+        before = before or now
+        totals = torch.tensor(list(counted(images, couple.people).values())).sum(0)
+        report.add_row(
+            name,
+            *(f"{share:.0%}" for share in (totals / totals.sum()).tolist()),
+            *(f"{own / first:.2f}" for own, first in zip(now, before, strict=True)),
+        )
+    if sheets is not None:
+        contact_sheet(rows, sheets / f"two_faces_{couple.name.replace(' ', '_')}.png")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from bench import (
+    layout_conditioning,
     magicapture_effect,
     magicapture_step,
     magicface_step,
@@ -19,11 +21,12 @@ from bench import (
     random_transformers,
     sheets,
     toy,
+    two_faces,
 )
 from bench.step_cost import Scale, figures_alone
 from bench.toy_patterns import pattern_of
 from devkit.pack import ROOT
-from magicportrait.demo.portraits import PATTERNS, render
+from magicportrait.demo.portraits import PATTERNS, Pose, Scene, render, render_scene
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.tests.host.dits import known_here
 from magicportrait.tests.host.models import random_vae
@@ -158,3 +161,24 @@ def test_a_sheet_says_what_its_pictures_are(tmp_path):
     assert same.tobytes() == bare.crop((0, 0, *same.size)).tobytes(), "the pictures as they are"
     strip, corner = sheet.crop((0, above, beside, sheet.height)), sheet.crop((0, 0, beside, above))
     assert strip.getcolors() != corner.getcolors(), "letters beside the rows"
+
+
+def test_two_people_are_told_apart_by_hair_hat_and_skin(monkeypatch):
+    monkeypatch.setattr(layout_conditioning, "MEANS_OF", 8)
+    few = functools.cache(layout_conditioning.scene_masks.__wrapped__)
+    monkeypatch.setattr(two_faces, "scene_masks", few)
+    people = two_faces.COUPLES["man and woman"]
+    left, right = (
+        dataclasses.replace(person, pose=Pose(side * 0.235, 0.0, 0.7))
+        for side, person in zip((-1, 1), people, strict=True)
+    )
+    images = torch.from_numpy(render_scene(Scene(left, right)).image)[None]
+    assert list(two_faces.counted(images, people).values()) == [[2, 0, 0]] * 3
+    assert list(two_faces.counted(images, people[::-1]).values()) == [[0, 2, 0]] * 3
+    empty = torch.ones_like(images)
+    assert list(two_faces.counted(empty, people).values()) == [[0, 0, 2]] * 3
+    own, other, none = (
+        two_faces.errors(each, who)
+        for each, who in ((images, people), (images, people[::-1]), (empty, people))
+    )
+    assert all(a < b and a < c for a, b, c in zip(own, other, none, strict=True))
