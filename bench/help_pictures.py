@@ -1,4 +1,4 @@
-"""Draws the pictures of the help pages, js/docs/*.jpg, on the toy checkpoint: `python -m
+"""Draws the pictures of the help pages, js/docs/*.webp, on the toy checkpoint: `python -m
 bench.help_pictures`"""
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def save(name: str, images: Sequence[Tensor]) -> None:
         # A grid has its own.
         [grid] = images
         sheet = as_image(grid)
-    sheet.save(FOLDER / f"{name}.jpg", quality=88)
-    print(f"wrote js/docs/{name}.jpg")
+    sheet.save(FOLDER / f"{name}.webp", quality=86, method=6)
+    print(f"wrote js/docs/{name}.webp")
 
 
 def gray(mask: Tensor) -> Tensor:
