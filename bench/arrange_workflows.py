@@ -161,7 +161,7 @@ LAYOUTS: dict[str, Groups] = {
     "MagicFace-1-one-concept": {
         "reference": (Column(300, (2, 3)),),
         "sampling": (Column(430, (6,)), Column(320, (5, 7, 8, 9, 10))),
-        "result": (Column(640, (11,), {11: 720}),),
+        "result": (Column(560, (11,), {11: 540}),),
     },
     "MagicFace-2-three-concepts": {
         "references": _TOY_REFERENCES,
@@ -270,7 +270,7 @@ LAYOUTS: dict[str, Groups] = {
     "MagicStyle-1-style-transfer": {
         "pictures": (Column(300, (2, 3)), Column(300, (4, 5), {5: 270})),
         "sampling": (Column(340, (6, 7)),),
-        "result": (Column(540, (9,), {9: 580}),),
+        "result": (Column(440, (9,), {9: 480}),),
     },
     "MagicStyle-2-step-by-step": {
         "pictures": (Column(280, (2, 3, 4, 5)),),
@@ -279,7 +279,7 @@ LAYOUTS: dict[str, Groups] = {
             Column(310, (8,), growth={8: _MEASURED}),
         ),
         "sampling": (Column(300, (9, 10)), Column(280, (11, 12))),
-        "result": (Column(540, (13, 14), {13: 580}),),
+        "result": (Column(440, (13, 14), {13: 480}),),
     },
     "MagicStyle-3-two-styles": {
         "pictures": (Column(250, (2, 3, 4)), Column(260, (5, 6, 7))),
@@ -289,7 +289,7 @@ LAYOUTS: dict[str, Groups] = {
             Column(280, (14, 15)),
         ),
         "sampling": (Column(290, (16, 17, 18, 19)),),
-        "result": (Column(480, (20, 21), {21: 540}),),
+        "result": (Column(440, (20, 21), {21: 480}),),
     },
     "MagicStyle-4-how-much-style": {
         "pictures": (Column(260, (2, 3, 4, 5)),),
@@ -326,7 +326,7 @@ LAYOUTS: dict[str, Groups] = {
     "MagicStyle-8-new-picture": {
         "style": (Column(280, (2, 3)),),
         "sampling": (Column(320, (7, 4, 5)), Column(290, (6, 8, 9, 10, 13))),
-        "result": (Column(290, (11, 12)), Column(540, (14,), {14: 580})),
+        "result": (Column(290, (11, 12)), Column(440, (14,), {14: 480})),
     },
     "MagicStyle-9-edit-by-words": {
         "picture": (Column(280, (4, 2, 3)),),
@@ -358,7 +358,7 @@ LAYOUTS: dict[str, Groups] = {
         "model and pictures": (Column(280, (1, 5, 6, 2)), Column(290, (3, 4))),
         "training": (Column(390, (7,)),),
         "sampling": (Column(330, (8, 9, 10, 11, 12, 13)),),
-        "result": (Column(560, (14, 15), {14: 600, 15: 300}), Column(290, (16,))),
+        "result": (Column(560, (14, 15), {14: 540, 15: 300}), Column(290, (16,))),
     },
     "MagiCapture-SD1.5-1-train": {
         "pictures": (Column(280, (1, 2, 3)), Column(280, (4, 5))),
