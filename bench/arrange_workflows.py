@@ -166,7 +166,7 @@ LAYOUTS: dict[str, Groups] = {
     "MagicFace-2-three-concepts": {
         "references": _TOY_REFERENCES,
         "sampling": (Column(420, (12,)), Column(300, (11, 13, 14, 15, 16))),
-        "result": (Column(520, (17, 18, 19), {17: 560, 19: 250}),),
+        "result": (Column(520, (17, 18, 19), {17: 470, 19: 340}),),
     },
     "MagicFace-3-where-it-looks": {
         "references": _TOY_REFERENCES,
@@ -185,7 +185,7 @@ LAYOUTS: dict[str, Groups] = {
     "MagicFace-5-on-a-transformer": {
         "references": _TOY_REFERENCES,
         "sampling": (Column(420, (12,)), Column(300, (11, 13, 14, 15, 16))),
-        "result": (Column(520, (17, 18, 19), {17: 560, 19: 250}),),
+        "result": (Column(520, (17, 18, 19), {17: 470, 19: 340}),),
     },
     "MagicFace-6-two-people": {
         "who is where": (Column(210, (2, 3, 4, 5)), Column(330, (6, 7))),
@@ -201,7 +201,7 @@ LAYOUTS: dict[str, Groups] = {
         "references": (Column(256, (2, 3)), Column(256, (4, 5))),
         "two people": (Column(320, (7,)), Column(270, (6, 8, 9, 10, 11))),
         "sampling": (Column(390, (12,)),),
-        "result": (Column(560, (13, 14), {13: 440, 14: 260}),),
+        "result": (Column(560, (13, 14), {13: 420, 14: 340}),),
     },
     "MagicFace-8-on-an-edit-model": {
         "references": (
@@ -211,43 +211,43 @@ LAYOUTS: dict[str, Groups] = {
         ),
         "model and words": (Column(290, (14, 15, 16, 17, 18)),),
         "sampling": (Column(380, (19, 20)),),
-        "result": (Column(520, (21, 22, 23, 24), {22: 540, 24: 240}),),
+        "result": (Column(520, (21, 22, 23, 24), {22: 440, 24: 340}),),
     },
     "MagicFace-SD1.5-three-concepts": {
         "references": _OWN_REFERENCES,
         "sampling": (Column(420, (9,)), Column(300, (8, 10, 11, 12, 13))),
-        "result": (Column(520, (14, 15, 16), {14: 560, 16: 250}),),
+        "result": (Column(520, (14, 15, 16), {14: 470, 16: 340}),),
     },
     "MagicFace-SD1.5-a-LoRA-for-each-phrase": {
         "LoRAs": (Column(300, (3, 5)),),
         "sampling": (Column(420, (9,)), Column(300, (8, 10, 11, 12, 13))),
-        "result": (Column(580, (14, 15, 16), {14: 580, 16: 250}),),
+        "result": (Column(580, (14, 15, 16), {14: 490, 16: 340}),),
     },
     "MagicFace-SDXL-three-concepts": {
         "references": _OWN_REFERENCES,
         "sampling": (Column(420, (9,)), Column(300, (8, 10, 11, 12, 13))),
-        "result": (Column(520, (14, 15, 16), {14: 560, 16: 250}),),
+        "result": (Column(520, (14, 15, 16), {14: 470, 16: 340}),),
     },
     "MagicFace-Flux-three-concepts": {
         "references and models": _WITH_MODELS,
         "sampling": (Column(420, (9,)), Column(300, (10, 11, 12, 13))),
-        "result": (Column(520, (14, 15, 16), {14: 560, 16: 250}),),
+        "result": (Column(520, (14, 15, 16), {14: 470, 16: 340}),),
     },
     "MagicFace-Qwen-Image-three-concepts": {
         "references and models": _WITH_MODELS,
         "sampling": (Column(420, (9,)), Column(300, (19, 10, 11, 12, 13))),
-        "result": (Column(520, (14, 15, 16), {14: 560, 16: 250}),),
+        "result": (Column(520, (14, 15, 16), {14: 470, 16: 340}),),
     },
     "MagicFace-Qwen-Image-Edit-regions": {
         "references": (Column(250, (2, 5)), Column(250, (3, 6)), Column(250, (4, 7))),
         "models": (Column(270, (8, 9, 10, 11, 16)),),
         "sampling": (Column(310, (12, 13, 15, 18)), Column(380, (14, 17))),
-        "result": (Column(460, (19, 20, 21), {19: 500, 21: 260}),),
+        "result": (Column(460, (19, 20, 21), {19: 420, 21: 340}),),
     },
     "MagicFace-Z-Image-three-concepts": {
         "references and models": _WITH_MODELS,
         "sampling": (Column(420, (9,)), Column(300, (19, 10, 11, 12, 13))),
-        "result": (Column(520, (14, 15, 16), {14: 560, 16: 250}),),
+        "result": (Column(520, (14, 15, 16), {14: 470, 16: 340}),),
     },
     "MagicFace-SD1.5-mask-by-word-SAM": {
         "mask from a word": (Column(270, (2, 4, 6)), Column(280, (3, 5))),
