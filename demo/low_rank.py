@@ -86,7 +86,8 @@ def _adapted(transformer: nn.Module) -> list[str]:
 
 
 def reduced(change: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The nearest change of a smaller rank, by singular values; change: as `EditAdapter.tensors`."""
+    """The nearest change of a smaller rank, by singular values. change: as of
+    `EditAdapter.tensors`."""
     out = dict(change)
     for name, down in change.items():
         if not name.endswith(_DOWN):

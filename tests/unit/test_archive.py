@@ -40,7 +40,8 @@ def test_the_archive_has_what_nodes_need_and_no_more(files: list[str]) -> None:
         file.relative_to(ROOT).as_posix()
         for folder in NEEDED
         for file in (ROOT / folder).rglob("*")
-        if file.suffix in (".py", ".js", ".css", ".md", ".jpg", ".webp", ".json", ".ttf", ".safetensors")
+        if file.suffix
+        in (".py", ".js", ".css", ".md", ".jpg", ".webp", ".json", ".ttf", ".safetensors")
         and not {"training", "__pycache__"} & set(file.parts)
     }
     assert there - set(files) == set()
