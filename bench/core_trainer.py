@@ -10,6 +10,7 @@ from typing import Any
 from . import in_process  # noqa: F401 (before what follows)
 
 # ruff: isort: split
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_extras.nodes_train import TrainLoraNode
 from torch import Tensor, nn
 
@@ -52,7 +53,8 @@ def train_core_lora(
     }
     # Hosts differ in which of these they have.
     names = inspect.signature(TrainLoraNode.execute).parameters
-    with _norms_of_copies():
+    is_unet = isinstance(model.model.diffusion_model, UNetModel)
+    with contextlib.nullcontext() if is_unet else _norms_of_copies():
         lora: dict[str, Tensor] = TrainLoraNode.execute(
             model=[model],
             latents=[{"samples": latents}],

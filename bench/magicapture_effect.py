@@ -11,6 +11,9 @@ so it speaks for what uses that.
 
 Every result is kept in bench/results/magicapture_effect.json as soon as it is there; a second start
 goes on. The table is of the pairs that have all methods.
+
+`--model transformer` asks the same of the transformer toy, whose two words are trigger words of one
+and the same unknown token, or learned: `magicapture_effect_transformer`.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from . import toy
-from .command_line import bench_parser, parse_with_quick
+from .command_line import bench_parser, command_of, parse_with_quick
 from .core_trainer import train_core_lora
 from .report import RESULTS, Report, table_head, table_row
 from .sheets import labelled_sheet
@@ -35,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magicportrait.demo import captures, checkpoint, face_network
+from magicportrait.demo import captures, checkpoint, face_network, transformer_checkpoint
 from magicportrait.demo.autoencoder import Autoencoder
 from magicportrait.demo.captures import Capture
 from magicportrait.demo.portraits import STYLES, Portrait, Style, render
@@ -67,14 +70,34 @@ CORE_RATE = 2e-3
 """Of 4e-4, 1e-3 and 2e-3 the best on two of the tuning pairs."""
 STRENGTHS = 1.0, 1.0
 """UNet and text encoder; the paper's .6 and .9 show too little of what so few steps have taught."""
+CORE = "core TrainLoraNode"
 METHODS: dict[str, dict[str, Any]] = {
-    "core TrainLoraNode": {},
+    CORE: {},
     "textual inversion only": {"inversion_steps": SETTINGS.steps, "lora_steps": 0},
     "full": {},
     "without refocusing": {"refocus_weight": 0.0},
     "without composed prompts": {"composed": False},
     "without identity loss": {"identity_weight": 0.0},
     "without masks": {"masked": False},
+}
+TRANSFORMER_SETTINGS = replace(
+    SETTINGS,
+    inversion_steps=0,
+    lora_steps=100,
+    side=transformer_checkpoint.IMAGE_SIDE,
+    identity_until=300,
+    versions=2,
+    words="trigger words",
+)
+"""A second of one core a step: less is trained than of the UNet."""
+TRANSFORMER_METHODS: dict[str, dict[str, Any]] = {
+    CORE: {},
+    "full": {},
+    "learned words": {"words": "learned", "inversion_steps": 35, "lora_steps": 65},
+    "without identity loss": {"identity_weight": 0.0},
+    "without masks": {"masked": False},
+    "without refocusing": {"refocus_weight": 0.0},
+    "without composed prompts": {"composed": False},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     # A step with a second forward takes 1.7 times as long: .52 s instead of .31 s.
@@ -87,8 +110,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Not in the table: drawn with --only. What 'full' is compared with in docs/fidelity.md."""
 BASE = "base model, style by name"
-STORED = RESULTS / "magicapture_effect.json"
-"""`fingerprint` -> pair and method -> figure -> value."""
 FIRST_SETTINGS = {
     "inversion_steps",
     "lora_steps",
@@ -112,10 +133,67 @@ FIRST_SETTINGS = {
 }
 """A new setting with a default that changes nothing leaves the results of before as they are."""
 FIGURES = ("hair", "face", "style", "likeness")
-PICTURES = 8
-"""Drawn by each method, for each pair."""
 _LAYERS = 6
 """Of the autoencoder's encoder that see the style."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A toy, and how much is done with it.
+
+    load: gives it. weights: its file, beside the UNet's. settings: of the training. core_rate: of
+    the host's trainer. placeholders: of subject and style. methods: of the table, and what each
+    changes in the settings. table: the pairs. pictures: drawn by each method for each pair, in so
+    many sampling_steps. report: name of what is kept in bench/results: a table, and a JSON of
+    `fingerprint` -> pair and method -> figure -> value.
+    """
+
+    load: Callable[[], toy.Toy]
+    weights: Path | None
+    settings: CaptureSettings
+    core_rate: float
+    placeholders: tuple[str, str]
+    methods: Mapping[str, dict[str, Any]]
+    table: tuple[tuple[int, Style], ...]
+    pictures: int
+    sampling_steps: int
+    report: str
+
+    @property
+    def stored(self) -> Path:
+        return RESULTS / f"{self.report}.json"
+
+    def changes(self, method: str) -> dict[str, Any]:
+        """What a method changes in the settings."""
+        return {**self.methods, **VARIANTS}[method]
+
+
+SCALES = {
+    "unet": Scale(
+        toy.Toy.load,
+        None,
+        SETTINGS,
+        CORE_RATE,
+        ("<subject>", "<style>"),
+        METHODS,
+        TABLE,
+        8,
+        25,
+        "magicapture_effect",
+    ),
+    "transformer": Scale(
+        toy.Toy.load_transformer,
+        transformer_checkpoint.PATH,
+        TRANSFORMER_SETTINGS,
+        CORE_RATE,
+        ("sks", "inkwash"),
+        TRANSFORMER_METHODS,
+        TABLE[:2],
+        4,
+        14,
+        "magicapture_effect_transformer",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -130,9 +208,13 @@ class Words:
     prompt: str
 
 
-def sets(capture: Capture) -> tuple[Subject, StyleSet]:
+def sets(
+    capture: Capture, side: int = toy.SIDE, placeholders: tuple[str, str] = ("<subject>", "<style>")
+) -> tuple[Subject, StyleSet]:
+    """side: of the pictures, in pixels."""
+
     def pictures(name: str, portraits: tuple[Portrait, ...]) -> tuple[CapturePicture, ...]:
-        images, masks = captures.draw(portraits)
+        images, masks = captures.draw(portraits, side)
         return capture_pictures(
             [*map(torch.from_numpy, images)],
             [*map(torch.from_numpy, masks)],
@@ -142,36 +224,37 @@ def sets(capture: Capture) -> tuple[Subject, StyleSet]:
     return (
         Subject(
             pictures("subject", capture.subject),
-            "<subject>",
+            placeholders[0],
             capture.class_word,
             ("a {person}, cartoon style",),
         ),
         StyleSet(
             pictures("style", capture.style),
-            "<style>",
+            placeholders[1],
             capture.class_word,
             ("a {person}, {style} style",),
         ),
     )
 
 
-def prompt_of(capture: Capture) -> str:
-    return f"a <subject> {capture.class_word}, <style> style"
+def prompt_of(capture: Capture, placeholders: tuple[str, str]) -> str:
+    subject, style = placeholders
+    return f"a {subject} {capture.class_word}, {style} style"
 
 
 class Pair:
     """All methods on one subject (a seed) and one style."""
 
     def __init__(
-        self, loaded: toy.Toy, seed: int, style: Style, settings: CaptureSettings = SETTINGS
+        self, loaded: toy.Toy, seed: int, style: Style, settings: CaptureSettings, scale: Scale
     ) -> None:
-        self.toy, self.settings = loaded, settings
+        self.toy, self.settings, self.scale = loaded, settings, scale
         self.capture = captures.sample_capture(seed, style)
-        self.subject, self.style = sets(self.capture)
+        self.subject, self.style = sets(self.capture, loaded.side, scale.placeholders)
         self.truth, self.truth_faces = (
-            torch.from_numpy(array) for array in captures.draw(self.capture.truth)
+            torch.from_numpy(array) for array in captures.draw(self.capture.truth, loaded.side)
         )
-        self._inversions: dict[bool, tuple[list[Tensor], Tensor]] = {}
+        self._inversions: dict[tuple[bool, int], tuple[list[Tensor], Tensor]] = {}
         self.identity = toy.identity()
 
     def words(self, method: str) -> Words:
@@ -181,17 +264,17 @@ class Pair:
                 self.toy.clip,
                 f"a {self.capture.class_word}, {self.capture.style[0].style} style",
             )
-        if method == "core TrainLoraNode":
+        if method == CORE:
             return self._core()
         training = self.train(method)
         lora = training.networks.lora() if training.settings.lora_steps else None
         model, clip = MagiCaptureApply.execute(
             self.toy.model, self.toy.clip, training.networks.text.learned(), *STRENGTHS, lora
         ).args
-        return Words(model, clip, prompt_of(self.capture))
+        return Words(model, clip, prompt_of(self.capture, self.scale.placeholders))
 
     def train(self, method: str) -> CaptureTraining:
-        settings = replace(self.settings, **{**METHODS, **VARIANTS}[method])
+        settings = replace(self.settings, **self.scale.changes(method))
         training = CaptureTraining(
             self.toy.model,
             self.toy.clip,
@@ -211,17 +294,17 @@ class Pair:
     def _after_inversion(self, training: CaptureTraining) -> None:
         """Puts a training behind its first phase, which methods that differ only in the second
         share."""
-        masked = training.settings.masked
-        if masked not in self._inversions:
+        kind = training.settings.masked, training.settings.inversion_steps
+        if kind not in self._inversions:
             with training_mode():
                 while training.step < training.settings.inversion_steps:
                     training.train_step()
-            self._inversions[masked] = (
+            self._inversions[kind] = (
                 [rows.detach().clone() for rows in training.networks.text.rows],
                 training.generator.get_state(),
             )
             return
-        learned, state = self._inversions[masked]
+        learned, state = self._inversions[kind]
         with torch.no_grad():
             for rows, values in zip(training.networks.text.rows, learned, strict=True):
                 rows.copy_(values)
@@ -234,9 +317,10 @@ class Pair:
         generator = torch.Generator().manual_seed(0)
         rare = [
             Embedding(word, {"clip_l": F.normalize(torch.randn(1, 96, generator=generator)) * 2.2})
-            for word in ("<subject>", "<style>")
+            for word in self.scale.placeholders
         ]
-        clip = with_learned_words(self.toy.clip, rare)
+        # Of the transformer the words are what its own trainings have: as they are written.
+        clip = with_learned_words(self.toy.clip, rare if self.scale.weights is None else ())
         latents, positive = [], []
         for pictures, text in (
             (self.subject.pictures, self.subject.prompt(0)),
@@ -253,21 +337,26 @@ class Pair:
             steps=self.settings.steps,
             batch=self.settings.batch,
             rank=self.settings.rank,
-            rate=CORE_RATE,
+            rate=self.scale.core_rate,
             precision="fp32",
         )
         model, clip = comfy.sd.load_lora_for_models(self.toy.model, clip, lora, 1.0, 1.0)
-        return Words(model, clip, prompt_of(self.capture))
+        return Words(model, clip, prompt_of(self.capture, self.scale.placeholders))
 
     def pictures(self, words: Words) -> Tensor:  # B H W 3
         positive = words.clip.encode_from_tokens_scheduled(words.clip.tokenize(words.prompt))
         return self.toy.decode(
-            self.toy.sample(words.model, positive, self.toy.noise(range(PICTURES)))
+            self.toy.sample(
+                words.model,
+                positive,
+                self.toy.noise(range(self.scale.pictures)),
+                self.scale.sampling_steps,
+            )
         )
 
     def score(self, pictures: Tensor) -> dict[str, float]:
         """The FIGURES of a method's pictures (B H W 3)."""
-        masks = truth_masks(self.capture)
+        masks = truth_masks(self.capture, self.toy.side)
         cartoons = torch.stack([picture.image for picture in self.subject.pictures])
         figures = {}
         for part, mask in masks.items():
@@ -294,9 +383,9 @@ class Pair:
         return figures
 
 
-def truth_masks(capture: Capture) -> dict[str, Tensor]:
+def truth_masks(capture: Capture, side: int) -> dict[str, Tensor]:
     """Where hair and face are in (nearly) every picture of the truth: H W, bool."""
-    renderings = [render(portrait) for portrait in capture.truth]
+    renderings = [render(portrait, side) for portrait in capture.truth]
     masks = {}
     for part in ("hair", "face"):
         share = torch.stack([toy.part_mask(picture, part)[0] for picture in renderings]).mean(0)
@@ -330,9 +419,11 @@ def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack([(x - y).norm() / y.norm() for x, y in zip(a, b, strict=True)]).mean()
 
 
-def fingerprint(settings: CaptureSettings) -> str:
-    """Results of another checkpoint or other settings are other results."""
+def fingerprint(settings: CaptureSettings, weights: Path | None = None) -> str:
+    """Results of another checkpoint or other settings are other results. weights: of a Scale."""
     digest = hashlib.sha256(checkpoint.PATH.read_bytes() + face_network.PATH.read_bytes())
+    if weights:
+        digest.update(weights.read_bytes())
     digest.update(json.dumps(settings_of_results(settings), sort_keys=True).encode())
     return digest.hexdigest()[:12]
 
@@ -429,7 +520,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="*",
-        choices=(BASE, *METHODS, *VARIANTS),
+        choices=(BASE, *{**METHODS, **TRANSFORMER_METHODS}, *VARIANTS),
         metavar="METHOD",
         help=f"only these methods, by name, also {' and '.join(map(repr, VARIANTS))}",
     )
@@ -446,27 +537,30 @@ def main() -> None:
         type=Path,
         help="only writes where both words look before and after the second phase",
     )
+    parser.add_argument("--model", choices=SCALES, default="unet", help="which toy")
     args = parse_with_quick(
         parser,
         pairs=1,
-        only=["core TrainLoraNode", "full"],
+        only=[CORE, "full"],
         set=["inversion_steps=2", "lora_steps=2"],
     )
+    scale = SCALES[args.model]
     changes = {
         name: type(getattr(SETTINGS, name))(json.loads(value))
         for name, value in (item.split("=") for item in args.set)
     }
-    settings = replace(SETTINGS, **changes)
-    pairs = (TUNING if args.tuning else TABLE)[: args.pairs]
-    loaded = toy.Toy.load()
+    settings = replace(scale.settings, **changes)
+    pairs = (TUNING if args.tuning else scale.table)[: args.pairs]
+    loaded = scale.load()
     if args.attention:
-        pair = Pair(loaded, *TUNING[0], settings)
+        pair = Pair(loaded, *TUNING[0], settings, scale)
         attention_figure(pair.train("full"), pair.truth, args.attention)
         return
-    methods = list(args.only or (BASE, *METHODS))
+    methods = list(args.only or (BASE, *scale.methods))
     is_stored = not args.tuning and not args.quick
-    everything = json.loads(STORED.read_text()) if STORED.exists() and is_stored else {}
-    results = everything.setdefault(fingerprint(settings), {})
+    stored = scale.stored
+    everything = json.loads(stored.read_text()) if stored.exists() and is_stored else {}
+    results = everything.setdefault(fingerprint(settings, scale.weights), {})
     rows = []
     for number, (seed, style) in enumerate(pairs):
         missing = [
@@ -474,7 +568,7 @@ def main() -> None:
         ]
         if not missing:
             continue
-        pair, first = Pair(loaded, seed, style, settings), []
+        pair, first = Pair(loaded, seed, style, settings, scale), []
         for method in missing:
             started = time.perf_counter()
             pictures = pair.pictures(pair.words(method))
@@ -488,7 +582,7 @@ def main() -> None:
             )
             if is_stored:
                 RESULTS.mkdir(exist_ok=True)
-                STORED.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+                stored.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
         if args.figure:
             rows.append(
                 [
@@ -500,12 +594,12 @@ def main() -> None:
             )
             pair_sheet(rows, methods, args.figure)
     report = Report(
-        "magicapture_effect",
-        "MagiCapture on the toy checkpoint",
-        "`python -m bench.magicapture_effect`",
+        scale.report,
+        "MagiCapture on the toy checkpoint" + (", transformer" if scale.weights else ""),
+        f"`{command_of('bench.magicapture_effect')}`",
     )
     report.write(*table(results, pairs, methods))
-    is_whole = not args.only and settings == SETTINGS and len(pairs) == len(TABLE)
+    is_whole = not args.only and settings == scale.settings and len(pairs) == len(scale.table)
     report.finish(kept=is_stored and is_whole)
 
 

@@ -110,6 +110,12 @@ def test_a_step_of_magicapture_can_be_measured(mode, monkeypatch):
     assert all(figure > 0 for figure in magicapture_step.measure(mode, TINY, 1))
 
 
+@pytest.mark.parametrize("mode", [magicapture_step.MODES[0], magicapture_step.MODES[2]])
+def test_a_step_on_the_transformer_toy_can_be_measured(mode):
+    seconds, memory = magicapture_step.measure_toy(mode, dataclasses.replace(TINY, latent=16), 1)
+    assert seconds > 0 and memory >= 0
+
+
 def test_patterns_are_read_from_pictures():
     right, cloths = dict.fromkeys(PATTERNS, 0), 0
     for portrait in toy.held_out(10, lambda portrait: bool(portrait.hat and portrait.scarf)):
