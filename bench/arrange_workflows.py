@@ -360,6 +360,12 @@ LAYOUTS: dict[str, Groups] = {
         "sampling": (Column(330, (8, 9, 10, 11, 12, 13)),),
         "result": (Column(560, (14, 15), {14: 540, 15: 300}), Column(290, (16,))),
     },
+    "MagiCapture-2-on-a-transformer": {
+        "model and pictures": (Column(280, (1, 5, 2)), Column(300, (3, 4))),
+        "training": (Column(390, (6,)),),
+        "sampling": (Column(330, (7, 8, 9, 10, 11)),),
+        "result": (Column(380, (12, 13, 14)), Column(300, (15,))),
+    },
     "MagiCapture-SD1.5-1-train": {
         "pictures": (Column(280, (1, 2, 3)), Column(280, (4, 5))),
         "training": (Column(390, (7,)), Column(270, (6, 8, 9, 10))),

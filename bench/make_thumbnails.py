@@ -327,6 +327,9 @@ DRAWN: dict[str, dict[str, Draw]] = {
         ),
         "Portrait-Restore-SD1.5": lambda _: labelled(restored_face(), "for SD1.5, GFPGAN"),
     },
+    "MagiCapture-2-on-a-transformer": {
+        "MagiCapture-2-on-a-transformer": lambda shown: thumbnail(learned(shown)),
+    },
 }
 
 # Of models that do what no toy does: drawn by the renderer of the toy world.

@@ -29,6 +29,7 @@ EXPECTED = {
         "concept_to_comparison_grid": (1,),
     },
     "MagiCapture-1-learn-person-and-style": {"magicapture": (4, SIDE, SIDE)},
+    "MagiCapture-2-on-a-transformer": {"magicapture_transformer": (2, 2 * SIDE, 2 * SIDE)},
     "MagicFace-3-where-it-looks": {
         "magicface_correspondence": (3, SIDE, SIDE),
         "magicface_correspondence_heat": (3 * 3, SIDE, SIDE),
