@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ...magic.capture_sets import word_pattern
+from ..models.patched_weights import patched_weights
 from ..text.context import ContextTokens
 from ..text.learned_words import Embedding
 from ..text.prompts import tagged_prompt
-from .lora import Adapter, patched_tensors
+from .lora import Adapter
 
 _TAG = "training"
 
@@ -89,7 +90,7 @@ class EncodedText:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Of the text encoders with their patches: a GPU may encode the last bit otherwise in each
         run."""
-        for name, weight in patched_tensors(self._clip.patcher, ""):
+        for name, weight in patched_weights(self._clip.patcher, ""):
             yield f"text {name}", weight
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...magic.blocks import Block
+from ..models.patched_weights import patched_weights
 from ..sampling.backbone import LayerView, Watch
 from ..sampling.backbone.joint import JointTransformer, recount
 from .encoded_text import EncodedPrompt
-from .lora import ADAPTERS, Adapter, fill, new_adapter, patched_tensors
+from .lora import ADAPTERS, Adapter, fill, new_adapter
 
 _PREFIX = "diffusion_model."
 _ATTENTION = ("attn", "attn1", "attn2", "img_attn", "txt_attn", "attention", "linear1", "linear2")
@@ -101,7 +102,7 @@ class TrainableTransformer:
             **config, device=device, operations=_operations()
         )
         if is_filled:
-            fill(self.network, patched_tensors(model, _PREFIX), takes_others=True)
+            fill(self.network, patched_weights(model, _PREFIX), takes_others=True)
         self.network.requires_grad_(False).eval()
         copy_for_norms(self.network)
         self._host = _beside(host, self.network, self._sampling)

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..models.patched_weights import patched_weights
 from ..text.clip import list_name, loaded_encoders, vocabulary_ids, word_width
 from ..text.context import ContextTokens
 from ..text.learned_words import Embedding, host_tokenizer, with_learned_words
 from ..text.prompts import encode
 from .encoded_text import EncodedPrompt, encoded_prompt
 from .flow import copy_for_norms
-from .lora import Adapter, patched_tensors
+from .lora import Adapter
 
 _TOLERANCE = 2e-3
 _HALF_TOLERANCE = 5e-2
@@ -82,7 +83,7 @@ class LearnedText:
         self._clip = clip.clone()
         self._clip.tokenizer = host_tokenizer(clip.tokenizer)
         self._layer = clip.layer_idx
-        weights = dict(patched_tensors(clip.patcher, ""))
+        weights = dict(patched_weights(clip.patcher, ""))
         self._network = _copied(clip.cond_stage_model, weights, "", device, dtype)
         copy_for_norms(self._network)
         self._names = loaded_encoders(clip)
@@ -233,7 +234,7 @@ class LearnedText:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Of the text encoders with their patches."""
-        for name, weight in patched_tensors(self._clip.patcher, ""):
+        for name, weight in patched_weights(self._clip.patcher, ""):
             yield f"text {name}", weight
 
 

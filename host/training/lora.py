@@ -4,13 +4,11 @@ copy that belongs to the training, and is in the key format of the host's own tr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-
-from ..models.patched_weights import with_patches
 
 ADAPTERS = ("LoRA", "LoHa", "LoKr", "OFT")
 """What can be trained, as the host calls it."""
@@ -194,15 +192,3 @@ def fill(
             f"{type(network).__name__} has other weights than its model"
             f" ({', '.join(sorted(missing | unknown)[:3])}): please report it"
         )
-
-
-def patched_weights(patcher: Any, prefix: str) -> dict[str, Tensor]:
-    """All of `patched_tensors` at once."""
-    return dict(patched_tensors(patcher, prefix))
-
-
-def patched_tensors(patcher: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Copies of a model's weights (fp32, on the CPU) as they are with its patches (LoRA and
-    others), one after the other and without loading or changing the model."""
-    for key, entry in patcher.get_key_patches(prefix).items():
-        yield key.removeprefix(prefix), with_patches(key, entry)

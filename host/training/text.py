@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..models.patched_weights import patched_weights
 from ..text.clip import encoder_tokenizers, word_ids
 from ..text.learned_words import Embedding, host_tokenizer, tokenizer_with
-from .lora import ADAPTERS, Adapter, adapter_size, new_adapter, patched_weights
+from .lora import ADAPTERS, Adapter, adapter_size, new_adapter
 
 _TOLERANCE = 2e-3
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -78,7 +79,7 @@ class TrainableEncoder(nn.Module):
         super().__init__()
         host = getattr(clip.cond_stage_model, name)
         prefix = f"{name}.transformer."
-        weights = patched_weights(clip.patcher, prefix)
+        weights = dict(patched_weights(clip.patcher, prefix))
         table = weights["text_model.embeddings.token_embedding.weight"]
         self.name, self.prefix = name, f"text_encoders.{prefix}"
         self.vocabulary_size = table.shape[0]

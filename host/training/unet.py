@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ...magic import capture_losses
 from ...magic.blocks import AttentionBlock, Block
+from ..models.patched_weights import patched_weights
 from ..sampling.backbone import unet_of
 from ..sampling.backbone.unet import CHANNELS, PIXELS, attention_patches, token_grid
 from ..sampling.options import AttentionOptions, AttentionPatch
-from .lora import ADAPTERS, Adapter, fill, new_adapter, patched_tensors
+from .lora import ADAPTERS, Adapter, fill, new_adapter
 from .text import Prompt
 
 _PREFIX = "diffusion_model."
@@ -109,7 +110,7 @@ class TrainableUNet:
         # The copied names are those of this very class, so a key too many or too few means a
         # patched-up host model.
         if is_filled:
-            weights = patched_tensors(model, _PREFIX)
+            weights = patched_weights(model, _PREFIX)
             fill(self.network, ((name, value.to(dtype)) for name, value in weights))
         self.network.requires_grad_(False).eval()
         if gradient_checkpointing:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from magicportrait.host.models.patched_weights import patched_weights
 from magicportrait.host.sampling.reference_pass import ReferencePass
 from magicportrait.host.systems import magicface
 from magicportrait.tests.host import dits
@@ -411,6 +412,18 @@ def test_the_hosts_own_quantised_layers_are_as_they_were_beside_references(kind)
     expected = sample("flux", whole, of_whole, size=SIZE)
     apart = (samples - expected).norm() / expected.norm()
     assert 0 < apart < 0.5
+
+
+def test_a_training_reads_quantised_layers_as_the_numbers_that_they_hold():
+    model = quantised("flux", "int8_tensorwise")
+    weights = dict(patched_weights(model, "diffusion_model."))
+    expected = dits.random_transformer("flux").model.diffusion_model.state_dict()
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        assert value.dtype == torch.float32
+        apart = (value - expected[name]).norm() / expected[name].norm().clamp(min=1e-6)
+        assert apart < 0.02, name
+    assert any(not torch.equal(value, expected[name]) for name, value in weights.items())
 
 
 # ---- pictures that an edit model is given ----
