@@ -107,7 +107,7 @@ CLASSIC = {
     "MagicStyleApply": 416,
     "MagicStyleInvert": 368,
     "MagicStyleNewPicture": 336,
-    "MagiCaptureTrain": 806,
+    "MagiCaptureTrain": 832,
 }
 """What the classic mode makes of it, which shows the inputs that Nodes 2.0 hides."""
 
