@@ -330,7 +330,7 @@ LAYOUTS: dict[str, Groups] = {
     },
     "MagicStyle-9-edit-by-words": {
         "picture": (Column(280, (4, 2, 3)),),
-        "inversion": (Column(320, (5,)), Column(310, (6,))),
+        "inversion": (Column(320, (5,), growth={5: 320}), Column(310, (6,))),
         "sampling": (Column(320, (9, 7, 8)), Column(270, (10, 11))),
         "result": (Column(540, (12,), {12: 580}),),
     },
