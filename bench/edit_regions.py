@@ -30,7 +30,6 @@ from magicportrait.demo import transformer_checkpoint
 from magicportrait.demo.dataset import HELD_OUT_SEEDS
 from magicportrait.demo.edit_set import (
     ORDINALS,
-    REFERENCE_SIDE,
     WORN,
     Slot,
     Worn,
@@ -47,6 +46,7 @@ from magicportrait.demo.portraits import (
     render,
     sample_portrait,
 )
+from magicportrait.demo.transformer import REFERENCE_SIDE
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.edit import MagicEditReference, MagicEditRegions
 

@@ -30,11 +30,9 @@ from .portraits import (
     sample_portrait,
     scene_caption_phrases,
 )
-from .transformer import TEXT_TOKENS
+from .transformer import REFERENCE_SIDE, TEXT_TOKENS
 
 ORDINALS = ("first", "second", "third")
-REFERENCE_SIDE = 128
-"""Of reference pictures, in pixels: 64 tokens each."""
 REFERENCE_TOKENS = (REFERENCE_SIDE // 16) ** 2
 Worn = Literal["hat", "scarf", "shirt"]
 WORN: tuple[Worn, ...] = ("hat", "scarf", "shirt")

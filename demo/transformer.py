@@ -47,6 +47,8 @@ REFERENCE_METHOD = "index"
 """How the edit variant is given references, in the host's words: the first at 1 of axis 0, the
 second at 2. (At time zero, which the shipped weights would know better, the host's Flux cannot have
 them in a batch beside a pooled text.)"""
+REFERENCE_SIDE = 128
+"""Of reference pictures, in pixels: 64 tokens each."""
 
 
 class _CloningLayerNorm(nn.LayerNorm):

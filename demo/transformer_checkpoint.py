@@ -15,7 +15,13 @@ from torch import Tensor
 
 from . import checkpoint
 from .low_rank import merge
-from .transformer import REFERENCE_METHOD, TEXT_TOKENS, host_config, in_host_names
+from .transformer import (
+    REFERENCE_METHOD,
+    REFERENCE_SIDE,
+    TEXT_TOKENS,
+    host_config,
+    in_host_names,
+)
 
 PATH = checkpoint.PATH.with_name("magic_toy_transformer.safetensors")
 EDIT_PATH = checkpoint.PATH.with_name("magic_toy_transformer_edit.safetensors")
@@ -47,7 +53,7 @@ def load_edit(path: Path | None = None) -> tuple[Any, Any, Any]:
     another is given."""
     path = path or EDIT_PATH
     transformer, text = _changed(path)
-    model = _with_references(build_model(transformer))
+    model = _with_references(build_model(transformer, reference_side=REFERENCE_SIDE))
     model.cached_patcher_init = (load_edit_model, (path,))
     return (
         model,
@@ -58,7 +64,8 @@ def load_edit(path: Path | None = None) -> tuple[Any, Any, Any]:
 
 def load_edit_model(path: Path = EDIT_PATH, disable_dynamic: bool = False) -> Any:
     """MODEL of `load_edit` alone."""
-    return _with_references(build_model(_changed(path)[0], disable_dynamic))
+    transformer, _ = _changed(path)
+    return _with_references(build_model(transformer, disable_dynamic, REFERENCE_SIDE))
 
 
 def _changed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -67,10 +74,15 @@ def _changed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return merge(parts["transformer"], parts["text"], checkpoint.read_parts(path)["edit"])
 
 
-def build_model(state: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
-    """MODEL from the weights of the transformer: flow matching without a shift."""
+def build_model(
+    state: dict[str, Tensor], disable_dynamic: bool = False, reference_side: int = IMAGE_SIDE
+) -> Any:
+    """MODEL from the weights of the transformer: flow matching without a shift. reference_side: of
+    the pictures that it is given, in pixels."""
     import comfy.latent_formats
     import comfy.supported_models
+
+    given_side = reference_side
 
     class ToyFlux(comfy.supported_models.FluxSchnell):
         # The host's detection by keys has no part in this.
@@ -80,6 +92,7 @@ def build_model(state: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
         latent_format: Any = comfy.latent_formats.SD15
         supported_inference_dtypes = [*checkpoint.HALF_OR_FULL]
         native_side = IMAGE_SIDE
+        reference_side = given_side
         # Its context is CLIP's, where other models of this class have T5's.
         context_tokens = "l"
 

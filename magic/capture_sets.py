@@ -184,11 +184,18 @@ def word_key(word: str) -> str:
     return unicodedata.normalize("NFC", word).lower()
 
 
+_UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
+)
+"""Thai and Lao, Burmese, Korean, Khmer, Chinese and Japanese: the ranges of Unicode."""
+
+
 def word_pattern(word: str) -> str:
     """A regular expression, to be used without regard to case, for a word that is no part of a
-    longer one."""
+    longer one. What scripts without spaces between words have beside it is another word."""
     forms = {unicodedata.normalize(form, word) for form in ("NFC", "NFD")}
-    return rf"(?<!\w)(?:{'|'.join(re.escape(form) for form in sorted(forms))})(?!\w)"
+    letter = rf"[^\W{_UNSPACED}]"
+    return rf"(?<!{letter})(?:{'|'.join(re.escape(form) for form in sorted(forms))})(?!{letter})"
 
 
 def check_unused(placeholder: str, class_word: str, templates: Sequence[str]) -> None:

@@ -395,6 +395,12 @@ class MagicStyleEdit(Node):
                     " mask, or one for each (MaskFromBatch picks one)"
                 )
         content.check_model(model, "the content")
+        if content.method == "o-belm" and (keep is not None or phrases):
+            raise ValueError(
+                "what o-belm has inverted cannot be kept: its sampler goes on from two steps at"
+                " once, of which only one is put back. Invert the content with another method, or"
+                " leave keep and keep_phrase empty"
+            )
         backbone = backbone_of(model)
         if phrases:
             keep = _kept(_places(content, layout, phrases), keep, invert)

@@ -326,7 +326,7 @@ class ConceptPictures:
             for i, image in enumerate(concept.images):
                 picture, masks = image[None, ..., :3], concept.mask
                 side = math.sqrt(picture.shape[1] * picture.shape[2])
-                latent = vae.encode(scaled(picture, backbone.native_side / side, step))
+                latent = vae.encode(scaled(picture, backbone.reference_side / side, step))
                 mask = None if masks is None else masks[i if len(masks) > 1 else 0]
                 grid = backbone.tokens.grid((latent.shape[-2], latent.shape[-1]))
                 reference = SequenceReference.weighed(index, math.exp(strength), mask, grid, cells)

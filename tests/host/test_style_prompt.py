@@ -3,6 +3,7 @@ transformers."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from functools import cache
@@ -359,6 +360,14 @@ def test_all_around_a_thing_may_be_kept(caplog):
     keep[:, 16:48, 16:48] = 0
     edited("flux", inverted("flux"), keep=keep)
     assert "leaves out its middle" not in caplog.text
+
+
+def test_what_o_belm_has_inverted_is_not_kept():
+    inversion, *others = inverted("flux")
+    content = (dataclasses.replace(inversion, method="o-belm"), *others)
+    with pytest.raises(ValueError, match="what o-belm has inverted cannot be kept"):
+        edited("flux", content, keep=torch.ones(1, 64, 64))
+    edited("flux", content)
 
 
 def test_each_picture_keeps_by_its_own_mask():

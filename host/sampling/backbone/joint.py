@@ -341,13 +341,15 @@ Act = Callable[[_JointAttention], "Tensor | None"]
 
 @dataclass(frozen=True)
 class JointTransformer:
-    """A `Backbone`. layers, pixels, native_side: as there; family: its record; rotary: how it turns
-    queries and keys; tokens: how it lays them out."""
+    """A `Backbone`. layers, pixels, native_side: as there; reference_side: pixels along a side of
+    the pictures that it is given; family: its record; rotary: how it turns queries and keys;
+    tokens: how it lays them out."""
 
     family: Family
     layers: tuple[AttentionBlock, ...]
     pixels: int
     native_side: int
+    reference_side: int
     rotary: Rotary | None
     tokens: TokenOrder
     feature_bytes: int = 0
@@ -377,6 +379,7 @@ class JointTransformer:
             if rotary is not None
             else int(comfy.utils.get_attr(network, "hidden_size"))
         )
+        native_side = int(getattr(config, "native_side", family.native_side))
         return cls(
             family=family,
             layers=tuple(
@@ -385,7 +388,8 @@ class JointTransformer:
                 for index in range(len(getattr(network, kind.attribute)))
             ),
             pixels=int(getattr(model.model.latent_format, "spacial_downscale_ratio", 8)),
-            native_side=int(getattr(config, "native_side", family.native_side)),
+            native_side=native_side,
+            reference_side=int(getattr(config, "reference_side", native_side)),
             rotary=rotary,
             tokens=TokenOrder(
                 family.order,

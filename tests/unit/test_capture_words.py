@@ -1,0 +1,24 @@
+"""Where a learned word stands in a prompt."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from magicportrait.magic.capture_sets import word_pattern
+
+
+@pytest.mark.parametrize(
+    ("word", "prompt", "times"),
+    [
+        ("<anna>", "a photo of <Anna>, <anna>", 2),
+        ("<anna>", "x<anna> <anna>s", 0),
+        ("<anna>", "一个<anna>女人", 1),
+        ("安娜", "一张安娜的照片", 1),
+        ("<anna>", "사진<anna>의", 1),
+        ("anna", "annabel, hanna", 0),
+    ],
+)
+def test_a_learned_word_is_no_part_of_a_longer_one(word: str, prompt: str, times: int) -> None:
+    assert len(re.findall(word_pattern(word), prompt, re.IGNORECASE)) == times
