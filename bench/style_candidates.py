@@ -182,8 +182,8 @@ class NegativeQueriesRun(NewStyleRun):
         if view.cond not in rows_of_roles(self._start.guider, ["negative"]):
             return super()._styled(bank, view)
         assert bank is not None
-        seen = [cast_features(one, view.q) for one in bank[view.layer]]
-        [style] = self._places.placed(seen, view)[1]
+        features = [cast_features(one, view.q) for one in bank[view.layer]]
+        [style] = self._places.placed(features, view)[1]
         q, rows = resample_tokens(style.q, style.grid, view.grid), []
         for image in range(len(view.q)):
             own, one = features_of(view, image), slice(image, image + 1)
@@ -233,9 +233,9 @@ with, in the small mask and in the large one."""
 
 @dataclass(frozen=True, eq=False)
 class WatchedPatch(MagicStylePatch):
-    """Keeps what share of an attention two styles get. shares: of each layer and step."""
+    """Keeps what share of an attention two styles get. attended: of each layer and step."""
 
-    shares_seen: Shares = dataclasses.field(default_factory=dict)
+    attended: Shares = dataclasses.field(default_factory=dict)
 
     def open_run(self, start: SamplingStart) -> MagicStyleRun:
         self._start.check(start)
@@ -243,11 +243,12 @@ class WatchedPatch(MagicStylePatch):
 
 
 class WatchedRun(MagicStyleRun):
+    _patch: WatchedPatch
+
     def _fused(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
         features = [cast_features(one, view.q) for one in bank[view.layer]]
         [content], styles = self._places.placed(features, view)
         share = self._patch.shares(view.grid).flatten(1) > 0.5
-        seen = self._patch.shares_seen  # type: ignore[attr-defined]
         for name, is_shared in (("one for each style", False), ("one for both styles", True)):
             masses = []
             for i, style in enumerate(styles):
@@ -256,7 +257,8 @@ class WatchedRun(MagicStyleRun):
             small, large = (mass.tolist() for mass in masses)
             own_small, other_small = (small[0], small[1] if is_shared else 0.0)
             own_large, other_large = (large[-1], large[0] if is_shared else 0.0)
-            seen.setdefault(name, []).append((own_small, other_small, own_large, other_large))
+            masses_of_both = (own_small, other_small, own_large, other_large)
+            self._patch.attended.setdefault(name, []).append(masses_of_both)
         return super()._fused(bank, view)
 
     def _masses(
@@ -297,7 +299,7 @@ def shares(world: FlowToy, report: Report, count: int) -> None:
         start = patch.start_samples(world.model)
         model = patch.add_to(world.model)
         resample_with(model, first.content, start, world.empty_conds(), 1.0, None)
-        for name, rows in patch.shares_seen.items():
+        for name, rows in patch.attended.items():
             means = torch.tensor(rows).mean(0).tolist()
             report.add_row(name, f"{side**2:g}", *(f"{mean:.3f}" for mean in means))
 

@@ -36,9 +36,14 @@ def load(path: Path | None = None) -> tuple[Any, Any, Any]:
     model = build_model(parts["transformer"])
     # Newer hosts copy a model by loading it again: for training and for a second device.
     model.cached_patcher_init = (load_model, (path,))
+    return _with_text_and_vae(model, parts["text"])
+
+
+def _with_text_and_vae(model: Any, text: dict[str, Tensor]) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP from the weights of the text encoder, and the UNet toy's VAE."""
     return (
         model,
-        checkpoint.build_clip(parts["text"], TEXT_TOKENS),
+        checkpoint.build_clip(text, TEXT_TOKENS),
         checkpoint.build_vae(checkpoint.read_parts()["autoencoder"]),
     )
 
@@ -55,11 +60,7 @@ def load_edit(path: Path | None = None) -> tuple[Any, Any, Any]:
     transformer, text = _changed(path)
     model = _with_references(build_model(transformer, reference_side=REFERENCE_SIDE))
     model.cached_patcher_init = (load_edit_model, (path,))
-    return (
-        model,
-        checkpoint.build_clip(text, TEXT_TOKENS),
-        checkpoint.build_vae(checkpoint.read_parts()["autoencoder"]),
-    )
+    return _with_text_and_vae(model, text)
 
 
 def load_edit_model(path: Path = EDIT_PATH, disable_dynamic: bool = False) -> Any:
