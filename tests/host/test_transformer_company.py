@@ -367,6 +367,10 @@ def test_no_weight_is_ever_read(keep):
     assert not torch.equal(first, sample("flux", model, positive, size=SIZE))
 
 
+TURNED = "convrot_w4a4", "asym_w4a8_int8"
+"""Quantised layers whose columns are turned first."""
+
+
 def quantised(family: str, kind: str) -> Any:
     """The family's model as the host loads one of its quantised files. Skips the test on hosts that
     do not know the kind, and machines that cannot run it."""
@@ -378,14 +382,16 @@ def quantised(family: str, kind: str) -> Any:
         pytest.skip(f"this host has no {kind}")
     whole = dits.random_transformer(family)
     state = dict(whole.model.diffusion_model.state_dict())
+    # These turn their columns in groups, of 256 if not told otherwise: more than a small layer has.
+    groups = {"convrot_groupsize": 64} if kind in TURNED else {}
+    told = torch.tensor(list(json.dumps({"format": kind, **groups}).encode()), dtype=torch.uint8)
     for name, weight in list(state.items()):
         owner = name.removesuffix(".weight")
         if weight.ndim != 2 or owner == name or "blocks." not in name or min(weight.shape) < 64:
             continue
-        packed = quant.QuantizedTensor.from_float(weight, layout["comfy_tensor_layout"])
+        packed = quant.QuantizedTensor.from_float(weight, layout["comfy_tensor_layout"], **groups)
         state.update(packed.state_dict(name))
-        told = json.dumps({"format": kind}).encode()
-        state[f"{owner}.comfy_quant"] = torch.tensor(list(told), dtype=torch.uint8)
+        state[f"{owner}.comfy_quant"] = told
     config = type(whole.model.model_config)(dict(whole.model.model_config.unet_config))
     config.quant_config = {"mixed_ops": True}
     config.set_inference_dtype(torch.float32, torch.float32)
@@ -396,7 +402,7 @@ def quantised(family: str, kind: str) -> Any:
     return patcher(model.eval(), load_device=device, offload_device=device)
 
 
-@pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn", "nvfp4", "mxfp8", *TURNED])
 def test_the_hosts_own_quantised_layers_are_as_they_were_beside_references(kind):
     model = quantised("flux", kind)
     kinds = [type(weight.data).__name__ for weight in model.model.diffusion_model.parameters()]
