@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from ...magic.blocks import Block
 from ..models.patched_weights import patched_weights
 from ..sampling.backbone import LayerView, Watch
-from ..sampling.backbone.joint import JointTransformer, recount
+from ..sampling.backbone.joint import JointTransformer
+from ..sampling.backbone.model_call import recount
 from .encoded_text import EncodedPrompt
 from .lora import ADAPTERS, Adapter, fill, new_adapter
 

@@ -21,7 +21,6 @@ from ....magic.concepts import Level
 from ....magic.layout import column_attention
 from ....magic.positions import Coordinates, Rotary, RotaryAxis
 from ...text.context import ContextTokens
-from ..attention import attention_with_bias, biased_attention
 from ..options import ModelOptions
 from ..rows import Chunk, chunks_of
 from .families import Family, family_of
@@ -35,20 +34,17 @@ from .interface import (
     Watch,
     repeated,
 )
+from .joint_attention import Attention, AttentionWithTexts, JointAttention
+from .model_call import CALL, FIRST, ModelCall, parsed_attention, tell_call
 from .sequence import TokenOrder, TokenSequence
-from .texts import TextsOfConds, TextWeights, text_places, text_tokens, with_texts_behind
+from .texts import TextsOfConds, TextWeights, text_tokens, with_texts_behind
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-Attention = Callable[..., Tensor]
-"""The host's attention: (q, k, v, heads, mask, ...) -> B N C."""
-_ARGUMENTS = ("q", "k", "v", "heads", "mask")
 _OVERRIDE = "optimized_attention_override"
-_CALL = "magicportrait_call"
 _GIVEN = "reference_image_num_tokens"
 """The host's name of how many tokens each given picture has."""
-_FIRST = "magicportrait_first"
 _IS_TEXT = "magicportrait_is_text"
 """Whether an attention is the one to the text, once one of ours has found that out."""
 _TEXTS = "magicportrait_texts"
@@ -66,276 +62,7 @@ _LAYOUT_LAYERS = 8
 """From so many the layout is read, at even distances: neighbours say the same."""
 
 
-@dataclass
-class _ModelCall:
-    """One call of the model. size: what it runs on; seen: joint attentions so far, on hosts that do
-    not name them; looked: the block whose picture has looked at itself and not yet at the text."""
-
-    size: CallSize
-    seen: int = 0
-    looked: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _JointAttention:
-    """One joint attention of a model call.
-
-    block: of the model; sequence: its tokens; size: what the model runs on; q, k, v: B H N D; q may
-    leave out the references, whose keys and values another node has kept; function: the host's, or
-    whoever stood there before, as the host would call it; rest: what it gets beside q, k, v, heads
-    and mask; mask: of the host, additive or bool, or None.
-    """
-
-    block: Block
-    sequence: TokenSequence
-    size: CallSize
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    heads: int
-    mask: Tensor | None
-    function: Attention
-    rest: Mapping[str, Any]
-
-    @property
-    def options(self) -> Any:
-        """The host's transformer options."""
-        return self.rest["transformer_options"]
-
-    def plain(
-        self, rows: Sequence[slice], queries: Tensor | None = None, keys: Tensor | None = None
-    ) -> Tensor:
-        """What stood there before, for some rows, all queries or some, and all keys or some:
-        B N C."""
-        q, k, v = (torch.cat([x[part] for part in rows]) for x in (self.q, self.k, self.v))
-        q = q if queries is None else q[:, :, queries]
-        if keys is not None:
-            k, v = k[:, :, keys], v[:, :, keys]
-        rest = {**self.rest, "transformer_options": self._options_of(rows)}
-        rest.update(skip_reshape=True, skip_output_reshape=False)
-        mask = self.mask
-        if mask is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
-            mask = torch.cat([mask[part] for part in rows])
-        is_by_query = mask is not None and mask.ndim > 1 and mask.shape[-2] == self.q.shape[2]
-        if mask is not None and queries is not None and is_by_query:
-            mask = mask[..., queries, :]
-        if mask is not None and keys is not None:
-            mask = mask[..., keys]
-        return self.function(q, k, v, self.heads, mask=mask, **rest)
-
-    def _options_of(self, rows: Sequence[slice]) -> Mapping[str, Any]:
-        """The options, with prompts of these rows only."""
-        options, size = self.options, rows[0].stop - rows[0].start
-        places = [part.start // size for part in rows]
-        lists = {
-            name: [options[name][place] for place in places]
-            for name in ("uuids", "cond_or_uncond")
-            if len(options.get(name, ())) * size == self.q.shape[0]
-        }
-        return {**options, **lists}
-
-    def view(self, chunk: Chunk, coordinates: Coordinates) -> LayerView:
-        """What the layer sees of one prompt."""
-        rows, image = chunk.rows, self.sequence.image
-        shared = self._shared_bias(rows)
-        own_k, own_v = _joined_heads(self.k[rows]), _joined_heads(self.v[rows])
-        own_q = self.q[rows] if self.sequence.is_text else self.q[rows, :, image]
-
-        def attended(
-            q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None
-        ) -> Tensor:
-            """first: the host's bias of the first of the keys."""
-            if first is not None:
-                host = torch.cat([first, first.new_zeros(k.shape[1] - len(first))]).to(q)
-                bias = host if bias is None else bias + host
-            return self._attend(q, k, v, bias)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            return attended(q, k, v, bias, shared)
-
-        def attend_to(
-            q: Tensor, pictures: slice, keys: Tensor | None, bias: Tensor | None
-        ) -> Tensor:
-            k, v, own = own_k[pictures], own_v[pictures], shared
-            if keys is not None:
-                k, v, own = k[:, keys], v[:, keys], None if own is None else own[keys]
-            if own is not None:
-                bias = own if bias is None else bias + own
-            return self._attend(q, k, v, None if bias is None else bias.to(q))
-
-        def beside(part: slice, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            others = self.sequence.others(own_k.shape[1], own_k.device)
-            k, v = (
-                torch.cat([own[part][:, others].to(given), given], dim=1)
-                for own, given in ((own_k, k), (own_v, v))
-            )
-            if bias is not None:
-                bias = torch.cat([bias.new_zeros(len(others)), bias])
-            return attended(q, k, v, bias, None if shared is None else shared[others])
-
-        return LayerView(
-            layer=(self.block, 0),
-            cond=chunk.cond,
-            q=_joined_heads(own_q),
-            k=own_k,
-            v=own_v,
-            grid=coordinates.grid,
-            latent_size=self.size.latent_size,
-            heads=self.heads,
-            attend=attend,
-            image=image,
-            text=self.sequence.text,
-            references=self.sequence.references,
-            attend_to=attend_to,
-            coordinates=coordinates,
-            beside=beside,
-        )
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """B N C; without a bias by what stood there before."""
-        if bias is not None:
-            return biased_attention(q, k, v, bias, self.heads)
-        rest = {**self.rest, "skip_reshape": False, "skip_output_reshape": False}
-        return self.function(q, k, v, self.heads, mask=None, **rest)
-
-    def isolated(self, rows: slice) -> Sequence[tuple[Tensor, Tensor]]:
-        """The references' places, one after the other, with what they get of some rows when they do
-        not see each other: B N C."""
-        tokens, places = self.k.shape[2], self.sequence.references
-        parts = []
-        for own in places:
-            if own.stop > self.q.shape[2]:
-                # Their own rows were drawn in an earlier call.
-                break
-            is_seen = torch.ones(tokens, dtype=torch.bool, device=self.q.device)
-            for place in places:
-                is_seen[place] = place == own
-            queries = torch.arange(own.start, own.stop, device=self.q.device)
-            parts.append((queries, self.plain([rows], queries, is_seen.nonzero().flatten())))
-        return parts
-
-    def _shared_bias(self, rows: slice) -> Tensor | None:
-        """The host's mask of some rows as one bias a key, which is all that prompts need."""
-        if self.mask is None:
-            return None
-        mask = self.mask
-        mask = _as_bias(mask)
-        if mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
-            mask = mask[rows]
-        by_query = mask.reshape(-1, mask.shape[-1])
-        if not bool((by_query == by_query[:1]).all()):
-            raise ValueError(
-                f"layer {self.block}: an attention mask that differs between places of the picture"
-                " cannot be put together with references or regions: remove the node that sets it"
-            )
-        return by_query[0].float()
-
-
-@dataclass(frozen=True, eq=False)
-class _AttentionWithTexts:
-    """One attention of a model call with texts of regions behind its prompt.
-
-    sequence: its tokens, the texts' among the prompt's; prompt: how many are the prompt's own;
-    behind: how many of texts follow; grid: rows and columns of the picture's; q, k, v: B H N D, q
-    may leave out the references; mask: of the host; function: the host's; plain: whoever stood
-    there before; rest: what it gets beside.
-    """
-
-    sequence: TokenSequence
-    prompt: int
-    behind: int
-    grid: tuple[int, int]
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    heads: int
-    mask: Tensor | None
-    function: Attention
-    plain: Attention
-    rest: Mapping[str, Any]
-
-    def attended(self, texts: TextsOfConds, weights: TextWeights, batch: int) -> Tensor:
-        """What comes out: B N C."""
-        queries, keys = (self._without_texts(x.shape[2]) for x in (self.q, self.k))
-        is_joint = self.sequence.image.start < self.sequence.end
-        out = self.q.new_zeros(self.q.shape[0], self.q.shape[2], self.heads * self.v.shape[-1])
-        out[:, queries] = self.plain(
-            self.q[:, :, queries],
-            self.k[:, :, keys],
-            self.v[:, :, keys],
-            self.heads,
-            mask=self._mask_of(queries, keys),
-            **self._beside,
-        )
-        for chunk in chunks_of(self.rest["transformer_options"], self.q.shape[0], batch):
-            own = texts.get(chunk.cond, ())
-            places = text_places(own, self.prompt)
-            shares: Sequence[Tensor | None] = weights.at(chunk.cond, self.grid)
-            for place, share in zip(places, shares if is_joint else [None] * len(own), strict=True):
-                for picture in range(batch):
-                    row = chunk.rows.start + picture
-                    self._read(out, row, place, None if share is None else share[picture].to(out))
-        return out
-
-    def _read(self, out: Tensor, row: int, text: slice, share: Tensor | None) -> None:
-        """Lets a text see itself and its region, and the places of that read it. share: N, how much
-        each does; None where there is no picture."""
-        own = torch.arange(text.start, text.stop, device=out.device)
-        if share is None:
-            out[row, own] = self._attend(row, own, own, None)
-            return
-        region = share.nonzero().flatten()
-        image = region + self.sequence.image.start
-        seen = torch.cat([share.new_zeros(len(own)), share[region].log()])
-        out[row, own] = self._attend(row, own, torch.cat([own, image]), seen)
-        if not len(region):
-            return
-        others = torch.arange(self.sequence.image.start, self.k.shape[2], device=out.device)
-        prompt = torch.arange(self.prompt, device=out.device)
-        by_text, by_prompt = (
-            self._attend(row, image, torch.cat([words, others]), None) for words in (own, prompt)
-        )
-        out[row, image] += share[region, None] * (by_text - by_prompt)
-
-    def _attend(self, row: int, queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
-        """Some queries of a row to some keys, past what other nodes set: N C. bias: of each key."""
-        q, k, v = (
-            x[row : row + 1, :, at] for x, at in ((self.q, queries), (self.k, keys), (self.v, keys))
-        )
-        mask = self._mask_of(queries, keys, row)
-        if bias is not None or mask is not None:
-            added = q.new_zeros(1, 1, 1, len(keys)) if mask is None else _as_bias(mask).to(q)
-            if bias is not None:
-                added = added + bias.to(q)
-            return attention_with_bias(
-                _joined_heads(q), _joined_heads(k), _joined_heads(v), added, self.heads
-            )[0]
-        return self.function(q, k, v, self.heads, mask=None, **self._beside)[0]
-
-    @cached_property
-    def _beside(self) -> Mapping[str, Any]:
-        """What the host's attention gets beside q, k and v as they are here."""
-        return {**self.rest, "skip_reshape": True, "skip_output_reshape": False}
-
-    def _without_texts(self, tokens: int) -> Tensor:
-        """The places of the first tokens that are none of a text."""
-        places = torch.arange(tokens, device=self.q.device)
-        return places[(places < self.prompt) | (places >= self.prompt + self.behind)]
-
-    def _mask_of(self, queries: Tensor, keys: Tensor, row: int | None = None) -> Tensor | None:
-        """The host's mask of some queries and keys, of all rows or one."""
-        mask = self.mask
-        if mask is None:
-            return None
-        if row is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
-            mask = mask[row : row + 1]
-        if mask.ndim > 1 and mask.shape[-2] == self.q.shape[2]:
-            mask = mask[..., queries, :]
-        mask = mask[..., keys]
-        return mask if row is None or mask.ndim == 4 else mask.reshape(1, 1, -1, len(keys))
-
-
-Act = Callable[[_JointAttention], "Tensor | None"]
+Act = Callable[[JointAttention], "Tensor | None"]
 """What an attention gives: B N C, or None to leave it to what stood there before."""
 
 
@@ -469,7 +196,7 @@ class JointTransformer:
         as all other rows do. is_isolated: pictures that an edit model is given do not see each
         other; else they keep their own too."""
 
-        def act(attention: _JointAttention) -> Tensor | None:
+        def act(attention: JointAttention) -> Tensor | None:
             if attention.sequence.is_text:
                 return None
             chunks = chunks_of(attention.options, attention.q.shape[0], batch)
@@ -498,7 +225,7 @@ class JointTransformer:
     def with_watch(self, options: ModelOptions, watch: Watch) -> ModelOptions:
         """What stood there before goes on as it did."""
 
-        def act(attention: _JointAttention) -> Tensor | None:
+        def act(attention: JointAttention) -> Tensor | None:
             looks = [watch.image, watch.text]
             if self.family.has_text_apart:
                 looks = [watch.text if attention.sequence.is_text else watch.image]
@@ -554,10 +281,10 @@ class JointTransformer:
             return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
 
         inner[_OVERRIDE] = override
-        inner.setdefault(_FIRST, self._first)
+        inner.setdefault(FIRST, self._first)
         inner["wrappers"] = {kind: dict(keys) for kind, keys in inner.get("wrappers", {}).items()}
         around = inner["wrappers"].setdefault(extension.WrappersMP.APPLY_MODEL, {})
-        around.setdefault(_CALL, [_tell_call])
+        around.setdefault(CALL, [tell_call])
         # Within the other: attention is told of the prompt's own tokens.
         around[_TEXTS] = [extend]
         return {**options, "transformer_options": inner}
@@ -580,10 +307,10 @@ class JointTransformer:
         kwargs: Mapping[str, Any],
         texts: TextsOfConds,
         batch: int,
-    ) -> _AttentionWithTexts | None:
+    ) -> AttentionWithTexts | None:
         """A call of the host's attention on a sequence with texts behind its prompt; None when it
         is none."""
-        parsed = _parsed(args, kwargs)
+        parsed = parsed_attention(args, kwargs)
         if parsed is None:
             return None
         call, q, k, v, heads, mask, rest = parsed
@@ -598,7 +325,7 @@ class JointTransformer:
                 return None
             sequence = TokenSequence(slice(0, tokens), slice(tokens, tokens), (), tokens)
         grid = self.tokens.grid(call.size.latent_size)
-        return _AttentionWithTexts(
+        return AttentionWithTexts(
             sequence, prompt, behind, grid, q, k, v, heads, mask, function, plain, rest
         )
 
@@ -614,7 +341,7 @@ class JointTransformer:
         kept.update(wrappers={apply_model: around}, patches={}, patches_replace={})
         kept.pop(_OVERRIDE, None)
 
-        def act(attention: _JointAttention) -> Tensor | None:
+        def act(attention: JointAttention) -> Tensor | None:
             if attention.sequence.is_text:
                 return None
             everything = Chunk(None, slice(0, attention.q.shape[0]))
@@ -716,7 +443,7 @@ class JointTransformer:
             return [place + tokens - length for place in span]
         return list(span) if self.family.text_padding == "right" else repeated(span, length, tokens)
 
-    def _coordinates(self, attention: _JointAttention) -> Coordinates:
+    def _coordinates(self, attention: JointAttention) -> Coordinates:
         """Where the picture's tokens lie."""
         return self._placed(attention.size)
 
@@ -732,7 +459,7 @@ class JointTransformer:
         return self.tokens.read(call, tokens, options.get(_GIVEN))
 
     def _sequence_apart(
-        self, call: _ModelCall, queries: int, keys: int, options: Mapping[str, Any]
+        self, call: ModelCall, queries: int, keys: int, options: Mapping[str, Any]
     ) -> TokenSequence | None:
         """In a block the picture looks at itself, then at the text."""
         index, is_text = options.get("block_index"), options.get(_IS_TEXT)
@@ -742,7 +469,7 @@ class JointTransformer:
             call.looked = None if sequence.is_text else index
         return sequence
 
-    def _block(self, call: _ModelCall, options: Mapping[str, Any]) -> Block | None:
+    def _block(self, call: ModelCall, options: Mapping[str, Any]) -> Block | None:
         """Which block attends; hosts before block_index are counted along with."""
         if "block_index" in options and self.family.has_text_apart:
             return Block(self.family.kinds[0].letter, options["block_index"])
@@ -763,9 +490,9 @@ class JointTransformer:
 
     def _attention(
         self, function: Attention, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> _JointAttention | None:
+    ) -> JointAttention | None:
         """A call of the host's attention as a joint attention; None when it is none."""
-        parsed = _parsed(args, kwargs)
+        parsed = parsed_attention(args, kwargs)
         if parsed is None:
             return None
         call, q, k, v, heads, mask, rest = parsed
@@ -794,7 +521,7 @@ class JointTransformer:
         if self.family.has_text_apart:
             name[_IS_TEXT] = sequence.is_text
         rest["transformer_options"] = {**options, **name}
-        return _JointAttention(block, sequence, call.size, q, k, v, heads, mask, function, rest)
+        return JointAttention(block, sequence, call.size, q, k, v, heads, mask, function, rest)
 
     def _refuse(self, call: CallSize, tokens: int, options: Mapping[str, Any]) -> None:
         rows, columns = self.tokens.grid(call.latent_size)
@@ -829,95 +556,11 @@ class JointTransformer:
             return result
 
         inner[_OVERRIDE] = override
-        inner[_FIRST] = self._first
+        inner[FIRST] = self._first
         inner["wrappers"] = {kind: dict(keys) for kind, keys in inner.get("wrappers", {}).items()}
         around = inner["wrappers"].setdefault(extension.WrappersMP.APPLY_MODEL, {})
-        around[_CALL] = [_tell_call]
+        around[CALL] = [tell_call]
         return {**options, "transformer_options": inner}
-
-
-def _parsed(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[_ModelCall, Tensor, Tensor, Tensor, int, Tensor | None, dict[str, Any]] | None:
-    """A call of the host's attention in a model call that was told: the call, q, k and v as B H N
-    D, heads, mask, and what else it gets. None for others."""
-    rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-    options = rest.get("transformer_options") or {}
-    call: _ModelCall | None = options.get(_CALL)
-    q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
-    if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
-        return None
-    if not rest.get("skip_reshape"):
-        # B N C; SD3 has v as B N H D.
-        split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
-        q, k, v = (x.transpose(1, 2) for x in split)
-    rest["transformer_options"] = options
-    return call, q, k, v, heads, mask, rest
-
-
-def _as_bias(mask: Tensor) -> Tensor:
-    """A host's mask as what is added to logits."""
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
-
-
-def recount(options: Mapping[str, Any]) -> Callable[[], None]:
-    """For a block that is computed twice, to be called before each time: sets the count of joint
-    attentions to where it is now, on hosts and in classes that do not name them. options: the
-    host's transformer options."""
-    call: _ModelCall | None = options.get(_CALL)
-    seen = 0 if call is None else call.seen
-
-    def again() -> None:
-        if call is not None:
-            call.seen = seen
-
-    return again
-
-
-def _tell_call(
-    executor: Callable[..., Tensor],
-    x: Tensor,
-    t: Tensor,
-    c_concat: Tensor | None = None,
-    c_crossattn: Tensor | None = None,
-    control: Any = None,
-    transformer_options: Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    """An APPLY_MODEL wrapper: attention calls learn what the model runs on."""
-    if kwargs.get("image_cond") is not None:
-        raise ValueError(
-            "a HiDream that edits a picture (HiDream-E1) draws it and another one side by side, and"
-            " MagicPortrait's nodes do not know which tokens are whose: take HiDream-I1"
-        )
-    call = _ModelCall(CallSize.of(x, c_crossattn, kwargs))
-    options = {**(transformer_options or {}), _CALL: call}
-    if blocks := options.get("patches_replace", {}).get("dit"):
-        told = {
-            key: _tell_block(call, key, patch, options[_FIRST]) for key, patch in blocks.items()
-        }
-        options["patches_replace"] = {**options["patches_replace"], "dit": told}
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
-
-def _tell_block(
-    call: _ModelCall, key: tuple[Any, ...], patch: Callable[..., Any], first: Mapping[str, int]
-) -> Callable[..., Any]:
-    """A replacement of a block that leaves the count of attentions right, whether it runs the block
-    or leaves it out (skip-layer guidance)."""
-    if len(key) != 2 or key[0] not in first:
-        return patch
-    place = first[key[0]] + key[1]
-
-    def replacement(*args: Any, **kwargs: Any) -> Any:
-        call.seen = place
-        out = patch(*args, **kwargs)
-        call.seen = place + 1
-        return out
-
-    return replacement
 
 
 def _rotary_of(embedder: Any, family: Family) -> Rotary:
@@ -945,8 +588,3 @@ def _element_size(model: ModelPatcher) -> int:
     """Bytes of a number that the model computes with."""
     kind = getattr(model.model, "get_dtype_inference", model.model.get_dtype)()
     return int(torch.empty(0, dtype=kind).element_size())
-
-
-def _joined_heads(x: Tensor) -> Tensor:
-    """B H N D -> B N C."""
-    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,105 @@
+"""What a transformer's attentions are told of the model call that they are in, and how they are
+counted where the host does not name them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .interface import CallSize
+
+CALL = "magicportrait_call"
+"""Under this name of the transformer options stands the `ModelCall`."""
+FIRST = "magicportrait_first"
+"""Under this one the place of each kind's first block, by the kind's name in the host's
+replacements of blocks."""
+_ARGUMENTS = ("q", "k", "v", "heads", "mask")
+
+
+@dataclass
+class ModelCall:
+    """One call of the model. size: what it runs on; seen: joint attentions so far, on hosts that do
+    not name them; looked: the block whose picture has looked at itself and not yet at the text."""
+
+    size: CallSize
+    seen: int = 0
+    looked: int | None = None
+
+
+def parsed_attention(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[ModelCall, Tensor, Tensor, Tensor, int, Tensor | None, dict[str, Any]] | None:
+    """A call of the host's attention in a model call that was told: the call, q, k and v as B H N
+    D, heads, mask, and what else it gets. None for others."""
+    rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+    options = rest.get("transformer_options") or {}
+    call: ModelCall | None = options.get(CALL)
+    q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
+    if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
+        return None
+    if not rest.get("skip_reshape"):
+        # B N C; SD3 has v as B N H D.
+        split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+        q, k, v = (x.transpose(1, 2) for x in split)
+    rest["transformer_options"] = options
+    return call, q, k, v, heads, mask, rest
+
+
+def recount(options: Mapping[str, Any]) -> Callable[[], None]:
+    """For a block that is computed twice, to be called before each time: sets the count of joint
+    attentions to where it is now, on hosts and in classes that do not name them. options: the
+    host's transformer options."""
+    call: ModelCall | None = options.get(CALL)
+    seen = 0 if call is None else call.seen
+
+    def again() -> None:
+        if call is not None:
+            call.seen = seen
+
+    return again
+
+
+def tell_call(
+    executor: Callable[..., Tensor],
+    x: Tensor,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
+    control: Any = None,
+    transformer_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """An APPLY_MODEL wrapper: attention calls learn what the model runs on."""
+    if kwargs.get("image_cond") is not None:
+        raise ValueError(
+            "a HiDream that edits a picture (HiDream-E1) draws it and another one side by side, and"
+            " MagicPortrait's nodes do not know which tokens are whose: take HiDream-I1"
+        )
+    call = ModelCall(CallSize.of(x, c_crossattn, kwargs))
+    options = {**(transformer_options or {}), CALL: call}
+    if blocks := options.get("patches_replace", {}).get("dit"):
+        told = {key: _tell_block(call, key, patch, options[FIRST]) for key, patch in blocks.items()}
+        options["patches_replace"] = {**options["patches_replace"], "dit": told}
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _tell_block(
+    call: ModelCall, key: tuple[Any, ...], patch: Callable[..., Any], first: Mapping[str, int]
+) -> Callable[..., Any]:
+    """A replacement of a block that leaves the count of attentions right, whether it runs the block
+    or leaves it out (skip-layer guidance)."""
+    if len(key) != 2 or key[0] not in first:
+        return patch
+    place = first[key[0]] + key[1]
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        call.seen = place
+        out = patch(*args, **kwargs)
+        call.seen = place + 1
+        return out
+
+    return replacement
