@@ -37,8 +37,8 @@ def concept_shares(
             for other, painted in enumerate(targets):
                 if painted is not None and other not in inside:
                     # What another concept was painted over belongs to that one.
-                    taken = share_at(painted.float().clamp(0, 1), own.shape[1:]) > 0.5
-                    own = own * ~taken.to(own.device)
+                    painted_share = share_at(painted.float().clamp(0, 1), own.shape[1:]) > 0.5
+                    own = own * ~painted_share.to(own.device)
         shares.append(own)
     return shares
 

@@ -155,8 +155,8 @@ def with_loras_joined(
     'man' and 'man#1' are the same phrase.
     """
     joined: list[Concept] = []
-    for given in concepts:
-        concept = _as_holder(given) if given.is_away else given
+    for link in concepts:
+        concept = _as_holder(link) if link.is_away else link
         other = _partner(joined, concept, once)
         if other is None:
             joined.append(concept)

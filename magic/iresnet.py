@@ -28,9 +28,9 @@ class _Unit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = self.downsample(x) if self.downsample else x[..., :: self.stride, :: self.stride]
+        shortcut = self.downsample(x) if self.downsample else x[..., :: self.stride, :: self.stride]
         changed: Tensor = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
-        return changed + kept
+        return changed + shortcut
 
 
 class IResNet(nn.Module):

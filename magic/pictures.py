@@ -65,14 +65,14 @@ def latent_batch(samples: Any, what: str, channels: int | None = None) -> Tensor
 def picked(samples: dict[str, Any], pictures: Sequence[int]) -> dict[str, Any]:
     """Some pictures of a LATENT, in this order, with what it has for each of them: their masks, and
     the numbers of their noise."""
-    count, chosen = len(samples["samples"]), list(pictures)
-    out = {**samples, "samples": samples["samples"][chosen]}
+    count, places = len(samples["samples"]), list(pictures)
+    out = {**samples, "samples": samples["samples"][places]}
     mask = samples.get("noise_mask")
     # One mask may be for all.
     if isinstance(mask, Tensor) and len(mask) == count > 1:
-        out["noise_mask"] = mask[chosen]
+        out["noise_mask"] = mask[places]
     numbers = samples.get("batch_index") or range(count)
-    out["batch_index"] = [numbers[i] for i in chosen]
+    out["batch_index"] = [numbers[i] for i in places]
     return out
 
 

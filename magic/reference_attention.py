@@ -117,13 +117,13 @@ def led_away(
 ) -> Tensor:
     """`out` moved away from references by what these would bring, in the regions of their concepts:
 
-        out + (out - seen)
+        out + (out - beside_away)
 
     out, q: B N C, k, v: B M C -> B N C. out: by one of the two rules above, with `references`,
-    is_by_region for RBA; seen: by the same rule, with those of `away` beside them; away: for each
-    concept those that its region is led away from. With the share m of the attention that they get
-    it is `out - m (mean - out)`, of the mean of their values: no further from `out` than what the
-    reference itself would bring. Other places stay as they are.
+    is_by_region for RBA; beside_away: by the same rule, with those of `away` beside them; away: for
+    each concept those that its region is led away from. With the share m of the attention that they
+    get it is `out - m (mean - out)`, of the mean of their values: no further from `out` than what
+    the reference itself would bring. Other places stay as they are.
     """
     out = out.clone()
     for region in regions:
@@ -133,8 +133,8 @@ def led_away(
         one = slice(region.image, region.image + 1)
         drawn = [references[region.concept]] if is_by_region else references
         beside = [tokens.of(region.image) for tokens in (*drawn, *own) if not tokens.is_empty]
-        seen = _attend_with(q[one, region.index], k[one], v[one], beside, attend)
-        out[one, region.index] = 2 * out[one, region.index] - seen
+        beside_away = _attend_with(q[one, region.index], k[one], v[one], beside, attend)
+        out[one, region.index] = 2 * out[one, region.index] - beside_away
     return out
 
 

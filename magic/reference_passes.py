@@ -48,10 +48,10 @@ class NoiseBands:
         return sum(1 for start in self.starts if sigma <= start * (1 + _TOLERANCE))
 
 
-def is_served(seen: float, sigma: float, bands: NoiseBands | None) -> bool:
-    """Whether a pass at the noise level `seen` does for a model call at `sigma`. bands: None when
-    each pass serves its own noise level only."""
-    return seen == sigma if bands is None else bands.band(seen) == bands.band(sigma)
+def is_served(of_pass: float, sigma: float, bands: NoiseBands | None) -> bool:
+    """Whether a pass at the noise level `of_pass` does for a model call at `sigma`. bands: None
+    when each pass serves its own noise level only."""
+    return of_pass == sigma if bands is None else bands.band(of_pass) == bands.band(sigma)
 
 
 def pass_levels(sigmas: Sequence[float], bands: NoiseBands | None) -> list[float]:

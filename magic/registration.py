@@ -101,9 +101,9 @@ def placement_of(copy: Tensor, original: Tensor, weight: Tensor) -> Placement:
     weight = weight.float()
     if min(float((_gradient(x).abs() * weight).mean()) for x in (gray, target)) < _FLAT:
         return Placement()
-    found = _refined(gray, target, weight, _coarse(gray, target, weight))
+    place = _refined(gray, target, weight, _coarse(gray, target, weight))
     before = _misfit(gray, target, weight, Placement())
-    return found if _misfit(gray, target, weight, found) < _BETTER * before else Placement()
+    return place if _misfit(gray, target, weight, place) < _BETTER * before else Placement()
 
 
 def placed(picture: Tensor, placement: Placement) -> Tensor:
@@ -124,10 +124,10 @@ def colour_matched(copy: Tensor, original: Tensor, weight: Tensor, amount: float
     out = []
     for own, target in zip(copy.float(), original.float(), strict=True):
         gain, offset = 1.0, 0.0
-        kept = weight.float()
+        share = weight.float()
         for _ in range(4):
-            gain, offset = _line(own, target, kept)
-            kept = _alike(own * gain + offset, target, weight)
+            gain, offset = _line(own, target, share)
+            share = _alike(own * gain + offset, target, weight)
         out.append(torch.lerp(own, own * gain + offset, amount))
     return torch.stack(out).clamp(0, 1).to(copy)
 
@@ -156,7 +156,7 @@ def _grid(height: int, width: int, place: Placement) -> Tensor:
     return torch.stack((x, y), -1)
 
 
-def _seen(weight: Tensor, place: Placement) -> Tensor:
+def _placed_weight(weight: Tensor, place: Placement) -> Tensor:
     """A weight without the places that the copy does not show: H W."""
     height, width = weight.shape
     inside = _grid(height, width, place).abs() <= 1 - 2 / weight.new_tensor([width, height])
@@ -181,7 +181,7 @@ def _coarse(gray: Tensor, target: Tensor, weight: Tensor) -> Placement:
     share = share * torch.hann_window(size[0])[:, None] * torch.hann_window(size[1])[None]
     aim_spectrum = torch.fft.fft2(_gradient(aim) * share)
     reach = [max(1, round(_MOST_SHIFT * side)) for side in size]
-    best, found = 0.0, Placement()
+    best, place = 0.0, Placement()
     for scale in _SCALES:
         field = _gradient(placed(small[None], Placement(scale))[0]) * share
         spectrum = torch.fft.fft2(field)
@@ -190,15 +190,15 @@ def _coarse(gray: Tensor, target: Tensor, weight: Tensor) -> Placement:
         likeness = likeness.roll(reach, (0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
         score = float(likeness.max()) * likeness.new_tensor(size).prod().item() / (norm + _SMALL)
         # The scale nearest to 1 of those that fit equally well.
-        if score > best + 1e-6 or (score > best - 1e-6 and abs(scale - 1) < abs(found.scale - 1)):
+        if score > best + 1e-6 or (score > best - 1e-6 and abs(scale - 1) < abs(place.scale - 1)):
             row, column = divmod(int(likeness.argmax()), likeness.shape[1])
             best = score
-            found = Placement(
+            place = Placement(
                 scale,
                 (column - reach[1]) * scale * width / size[1],
                 (row - reach[0]) * scale * height / size[0],
             )
-    return found
+    return place
 
 
 def _refined(gray: Tensor, target: Tensor, weight: Tensor, first: Placement) -> Placement:
@@ -206,10 +206,10 @@ def _refined(gray: Tensor, target: Tensor, weight: Tensor, first: Placement) -> 
     rows, columns = _offsets(*gray.shape)
     place = first
     for _ in range(_ROUNDS):
-        own, seen = placed(gray[None], place)[0], _seen(weight, place)
-        gain, offset = _line(own, target, seen)
+        own, weight_there = placed(gray[None], place)[0], _placed_weight(weight, place)
+        gain, offset = _line(own, target, weight_there)
         # What was changed outside of the mask does not lead astray.
-        root = _alike(own * gain + offset, target, seen).sqrt()
+        root = _alike(own * gain + offset, target, weight_there).sqrt()
         slope = _gradient(own) / place.scale
         towards = slope.real * columns + slope.imag * rows
         parts = (towards, slope.real, slope.imag, own, torch.ones_like(own))
@@ -239,7 +239,7 @@ def _is_near(place: Placement, gray: Tensor) -> bool:
 
 def _misfit(gray: Tensor, target: Tensor, weight: Tensor, place: Placement) -> float:
     """The weighted mean square difference, at the gain and offset that suit best."""
-    weight, own = _seen(weight, place), placed(gray[None], place)[0]
+    weight, own = _placed_weight(weight, place), placed(gray[None], place)[0]
     gain, offset = _line(own, target, weight)
     total = float(weight.sum()) + _SMALL
     return float((weight * (own * gain + offset - target).square()).sum()) / total

@@ -122,7 +122,7 @@ def seen_columns(
         is_everywhere = reference.concept is None or (owner is None and outside == "all")
         if is_by_region and not is_everywhere and reference.concept != owner:
             bias[place] = float("-inf")
-    seen = bias > float("-inf")
-    index = None if bool(seen.all()) else seen.nonzero().flatten()
-    bias = bias[seen]
+    is_open = bias > float("-inf")
+    index = None if bool(is_open.all()) else is_open.nonzero().flatten()
+    bias = bias[is_open]
     return Columns(index, bias if bool(bias.any()) else None)

@@ -425,7 +425,7 @@ class MagicCorrespondenceMap(Node):
             ],
             indent=1,
         )
-        shown: dict[str, Any] = {"magic_correspondence": data}
+        views: dict[str, Any] = {"magic_correspondence": data}
         if run.exploration:
             drawn = (
                 _gray(correspondence.picture_size(latent.shape)).expand(len(latent), -1, -1, -1)
@@ -436,8 +436,8 @@ class MagicCorrespondenceMap(Node):
                 (correspondence.phrases[concept], base)
                 for concept, base in zip(run.concepts, bases, strict=True)
             ]
-            shown["magic_exploration"] = [view_data(run.exploration, drawn, references)]
-        return io.NodeOutput(pictures, text, ui=shown)
+            views["magic_exploration"] = [view_data(run.exploration, drawn, references)]
+        return io.NodeOutput(pictures, text, ui=views)
 
 
 def _gray(size: tuple[int, int]) -> torch.Tensor:

@@ -48,8 +48,10 @@ class MagicConceptSave(Node):
     @classmethod
     def execute(cls, concepts: tuple[Concept, ...], name: str) -> io.NodeOutput:
         check_texts(name=name)
-        shown = next((small for concept in concepts for small in thumbnails(concept)), "")
-        return io.NodeOutput(concept_files.save_concepts(concepts, name.strip() or _NAME, shown))
+        thumbnail = next((small for concept in concepts for small in thumbnails(concept)), "")
+        return io.NodeOutput(
+            concept_files.save_concepts(concepts, name.strip() or _NAME, thumbnail)
+        )
 
 
 class MagicConceptLoad(Node):

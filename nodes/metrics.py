@@ -306,8 +306,8 @@ class MagicBestOfBatch(Node):
                 " Metrics"
             )
         report = "\n".join(f"picture {i + 1}: {column} {values[i]:.4f}" for i in best)
-        kept = ExecutionBlocker(None) if samples is None else picked(samples, best)
-        return io.NodeOutput(images[best], kept, report)
+        latents = ExecutionBlocker(None) if samples is None else picked(samples, best)
+        return io.NodeOutput(images[best], latents, report)
 
 
 class MagicCompareGrid(Node):

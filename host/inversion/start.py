@@ -38,8 +38,8 @@ def begun(model_sampling: Any, sigma: float, noise: Tensor, latent: Tensor) -> T
 def taken_in(latent_format: Any, samples: Tensor) -> Tensor:
     """The samples of a LATENT in the model's latent space, as the host takes them in: it leaves
     empty ones as they are."""
-    taken: Tensor = latent_format.process_in(samples) if samples.any() else samples
-    return taken
+    latent: Tensor = latent_format.process_in(samples) if samples.any() else samples
+    return latent
 
 
 def as_latent(model: Any, x: Tensor, sigma: float) -> Tensor:
@@ -90,9 +90,9 @@ class InvertedNoise:
                 " connect the LATENT of the node that the NOISE is from"
             )
         latent, nothing = taken_in(self.latent_format, samples), torch.zeros_like(samples)
-        kept = begun(self.model_sampling, self.sigma, nothing, latent)
+        of_latent = begun(self.model_sampling, self.sigma, nothing, latent)
         by = begun(self.model_sampling, self.sigma, torch.ones_like(samples), nothing)
-        return (x - kept) / by
+        return (x - of_latent) / by
 
 
 class FlowSampler:

@@ -151,10 +151,10 @@ class LayoutRun(PatchRun):
         if run is not None and start.is_inversion:
             # What was seen is the picture that the run began with: a LATENT, or what an inversion
             # holds of it. Nothing goes on from there.
-            seen = LayoutOfRun(run.steps, run.total)
+            layout = LayoutOfRun(run.steps, run.total)
             latent_format = start.guider.model_patcher.get_model_object("latent_format")
             for picture in (start.latent, latent_format.process_in(start.latent)):
-                record.store(picture, seen, start.latent)
+                record.store(picture, layout, start.latent)
 
     def release(self) -> None:
         for observer in self._observers:

@@ -276,10 +276,10 @@ def _check_fields(
     file: str, entry: Any, fields: Mapping[str, Any], more: Mapping[str, Any] | None = None
 ) -> None:
     """more: fields that may be missing."""
-    known = {**fields, **(more or {})}
-    if not isinstance(entry, dict) or not fields.keys() <= entry.keys() <= known.keys():
+    checks = {**fields, **(more or {})}
+    if not isinstance(entry, dict) or not fields.keys() <= entry.keys() <= checks.keys():
         raise UnreadableConcept(f"{file} does not say what its concepts are")
-    for name, is_right in known.items():
+    for name, is_right in checks.items():
         if name in entry and not is_right(entry[name]):
             raise UnreadableConcept(f"{file}: its {name} cannot be {entry[name]!r:.40}")
 

@@ -70,8 +70,8 @@ def save_lora(name: str, weights: Mapping[str, Tensor], metadata: Mapping[str, s
     """Writes a new file with a number behind its name into output/loras, where the host's loaders
     look too. UnwritableFile when that cannot be."""
     # Names of files may be bytes that are no text.
-    told = {key: text.encode(errors="replace").decode() for key, text in metadata.items()}
-    content = tensor_bytes(weights, told)
+    header = {key: text.encode(errors="replace").decode() for key, text in metadata.items()}
+    content = tensor_bytes(weights, header)
     [path] = write_numbered(_output_folder(), name, {_SUFFIX: content})
     return path
 

@@ -21,29 +21,29 @@ class ListeningPage:
     """A browser page that shows our events.
 
     server: the host's; client: the id of the page's connection, which it keeps when it is loaded
-    again; workflow: the id of the one that it queued, None when the page did not say; kept: where
-    events are kept for a page that is loaded again, None where they are not.
+    again; workflow: the id of the one that it queued, None when the page did not say; events: where
+    they are kept for a page that is loaded again, None where they are not.
     """
 
     server: Any
     client: str
     workflow: str | None
-    kept: KeptEvents | None = None
+    events: KeptEvents | None = None
 
     def send(self, event: str, data: dict[str, Any]) -> None:
         """Sends the event, with the workflow: by now the page may show another, which has nodes of
         the same ids. data['run'] tells runs apart."""
         payload = {**data, "workflow": self.workflow}
-        if self.kept is not None:
-            self.kept.add(self.client, event, payload)
+        if self.events is not None:
+            self.events.add(self.client, event, payload)
         self.server.send_sync(event, payload, self.client)
 
     def keep_output(self, node: str, output: dict[str, Any]) -> None:
         """Keeps what the host sends to the page as a node's output: it sends it once, and a page
         that is loaded again asks us."""
-        if self.kept is not None:
-            shown = {"node": node, "output": output, "workflow": self.workflow}
-            self.kept.put(self.client, f"{self.workflow} {node}", "executed", shown)
+        if self.events is not None:
+            result = {"node": node, "output": output, "workflow": self.workflow}
+            self.events.put(self.client, f"{self.workflow} {node}", "executed", result)
 
 
 def running_server() -> Any:
@@ -58,8 +58,8 @@ def listening_page() -> ListeningPage | None:
     client = getattr(server, "client_id", None)
     if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
         return None
-    kept = server.app.get(_KEPT) if hasattr(server, "app") else None
-    return ListeningPage(server, client, _running_workflow(server), kept)
+    events = server.app.get(_KEPT) if hasattr(server, "app") else None
+    return ListeningPage(server, client, _running_workflow(server), events)
 
 
 def output_on_page(page: ListeningPage, name: str, values: list[Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def accept_listeners() -> None:
     server = running_server()
     if server is None:
         return
-    kept = server.app[_KEPT] = KeptEvents()
+    events = server.app[_KEPT] = KeptEvents()
 
     async def listen(request: web.Request) -> web.Response:
         try:
@@ -114,6 +114,6 @@ def accept_listeners() -> None:
         if socket is None:
             return web.Response(status=404)
         socket[_LISTENS] = True
-        return web.json_response({"events": kept.of(client)})
+        return web.json_response({"events": events.of(client)})
 
     server.routes.post(LISTEN_ROUTE)(listen)

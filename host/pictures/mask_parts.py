@@ -31,9 +31,9 @@ def largest_part(mask: Tensor) -> Tensor:
         parts, count = label(inside, _CORNERS_CONNECT)
         return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count else inside
 
-    kept = _each(mask, largest)
-    dropped = (mask >= _INSIDE) & (kept == 0)
-    return torch.where(_nearer_to(kept > 0, dropped), mask, 0.0).to(mask)
+    rest = _each(mask, largest)
+    dropped = (mask >= _INSIDE) & (rest == 0)
+    return torch.where(_nearer_to(rest > 0, dropped), mask, 0.0).to(mask)
 
 
 def boxes_of_parts(mask: Tensor, smallest: int) -> list[Box]:
@@ -57,12 +57,12 @@ def parts_of(mask: Tensor, smallest: int) -> list[Tensor]:
     from scipy.ndimage import find_objects, label
 
     parts, _ = label((mask > _INSIDE).cpu().numpy(), _CORNERS_CONNECT)
-    found = [
+    numbers = [
         (columns.start, number)
         for number, (rows, columns) in enumerate(find_objects(parts), 1)
         if min(rows.stop - rows.start, columns.stop - columns.start) >= smallest
     ]
-    return [torch.from_numpy(parts == number).float() for _, number in sorted(found)]
+    return [torch.from_numpy(parts == number).float() for _, number in sorted(numbers)]
 
 
 def without_specks(mask: Tensor, share: float) -> Tensor:
@@ -82,15 +82,15 @@ def _each(mask: Tensor, work: Callable[[np.ndarray], np.ndarray]) -> Tensor:
     )
 
 
-def _nearer_to(kept: Tensor, dropped: Tensor) -> Tensor:
+def _nearer_to(inside: Tensor, dropped: Tensor) -> Tensor:
     """Where a kept place is nearer than any dropped one: so a soft edge goes with the part that it
     belongs to."""
     from scipy.ndimage import distance_transform_edt
 
     nearer = []
-    for own, other in zip(kept.cpu().numpy(), dropped.cpu().numpy(), strict=True):
+    for own, other in zip(inside.cpu().numpy(), dropped.cpu().numpy(), strict=True):
         if not other.any():
             nearer.append(np.ones_like(own))
         else:
             nearer.append(distance_transform_edt(~own) < distance_transform_edt(~other))
-    return torch.from_numpy(np.stack(nearer)).to(kept.device)
+    return torch.from_numpy(np.stack(nearer)).to(inside.device)

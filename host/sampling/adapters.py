@@ -75,10 +75,10 @@ class LayerAdapter:
             # It turns what the weight makes, so not the bias.
             return self._turned(base - self._bias(base), self.turn.to(base))
         if isinstance(adapter, Glora):
-            return adapter.added(source, lambda given: self._product(given, x))
+            return adapter.added(source, lambda part: self._product(part, x))
         if self.rescale is not None:
             plain = base - self._bias(base)
-            return self.rescale.added(adapter, source, plain, lambda given: self._product(given, x))
+            return self.rescale.added(adapter, source, plain, lambda part: self._product(part, x))
         change: Tensor = adapter.h(source, base)
         return change
 
@@ -86,9 +86,9 @@ class LayerAdapter:
         """What the layer's weight, or the part of it, makes of another input than x."""
         side, start, length = self.part or (-1, 0, 0)
         if side == 1:
-            given = torch.zeros_like(x)
-            given[..., start : start + length] = source
-            source = given
+            whole = torch.zeros_like(x)
+            whole[..., start : start + length] = source
+            source = whole
         # Not the module, whose hooks would act on this too.
         out: Tensor = self.module.forward(source)
         if side == 0:

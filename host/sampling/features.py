@@ -85,15 +85,15 @@ class StepFeatures(Generic[Entry]):
         self._last = (key, bank)
         return bank
 
-    def _serves(self, seen: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
+    def _serves(self, pass_key: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
         """Whether features with one key do for a model call with another: of a noise level near by,
         and of all else the same."""
-        return seen[1:] == key[1:] and is_served(seen[0], key[0], self._bands)
+        return pass_key[1:] == key[1:] and is_served(pass_key[0], key[0], self._bands)
 
     def summary(self) -> str:
         """A sentence for the log: how often the references were looked at."""
-        kept = f", {self.kept} kept from an earlier run" if self.kept else ""
-        return f"{self.passes} reference passes for {self.calls} model calls{kept}"
+        note = f", {self.kept} kept from an earlier run" if self.kept else ""
+        return f"{self.passes} reference passes for {self.calls} model calls{note}"
 
     def _fresh(
         self, timestep: Tensor, model_options: ModelOptions, hooks: Any
@@ -116,8 +116,8 @@ class StepFeatures(Generic[Entry]):
 
     def _kept(self, key: tuple[Any, ...], like: Tensor) -> FeatureBank[Entry] | None:
         # The store does not know what kind of entries it holds.
-        kept: Any = self._store.get(key, like.device) if self._store else None
-        bank: FeatureBank[Entry] | None = kept
+        entry: Any = self._store.get(key, like.device) if self._store else None
+        bank: FeatureBank[Entry] | None = entry
         return bank
 
     def close(self) -> None:

@@ -82,14 +82,14 @@ def separate_copies(guider: Any, tag: str, roles: Collection[str]) -> None:
     The host copies conds with an area, id included, into the other lists, to give the negative
     prompt the same area, and the other way round. Ours keep their ids.
     """
-    taken = set()
+    ids = set()
     for role in sorted(guider.conds, key=lambda role: role not in roles):
         for cond in guider.conds[role] or ():
-            if cond["uuid"] in taken:
+            if cond["uuid"] in ids:
                 cond["uuid"] = uuid.uuid4()
             if role not in roles:
                 cond.pop(TAG, None)
-            taken.add(cond["uuid"])
+            ids.add(cond["uuid"])
 
 
 def rows_of_prompt(guider: Any, tag: str, roles: Collection[str]) -> SamplingRows:

@@ -222,8 +222,8 @@ class NewStyleRun(PatchRun):
             first = features_of(view, 0)
             styles = [beside_itself(first, self._patch.placement, self._patch.backbone, view)]
         else:
-            seen = [cast_features(one, view.q) for one in bank[view.layer]]
-            styles = self._places.placed(seen, view)[1]
+            entries = [cast_features(one, view.q) for one in bank[view.layer]]
+            styles = self._places.placed(entries, view)[1]
         groups = self._groups.at(view.grid, view.q.device)
         rows = []
         for image in range(view.q.shape[0]):

@@ -163,8 +163,8 @@ class PlacedPictures:
         if picture not in self._moves:
             self._moves[picture] = self._moves_to(picture, view.k.device)
         return tuple(  # type: ignore[return-value]
-            [self._moved(one, move, view) for one, move in zip(seen, moves, strict=True)]
-            for seen, moves in zip((contents, styles), self._moves[picture], strict=True)
+            [self._moved(one, move, view) for one, move in zip(entries, moves, strict=True)]
+            for entries, moves in zip((contents, styles), self._moves[picture], strict=True)
         )
 
     def _moved(self, features: Features, move: _Move, view: LayerView) -> Features:

@@ -154,9 +154,9 @@ class PromptEditRun(PatchRun):
     def _held(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
         """The `Rule`: the content's queries meet the content's keys and the picture's values."""
         self.has_reached = True
-        seen, share = bank[view.layer], self._patch.structure
-        check_same_grid(view, seen[0].grid, "MagicStyle Edit")
-        contents, _ = self._places.placed([cast_features(one, view.q) for one in seen], view)
+        entries, share = bank[view.layer], self._patch.structure
+        check_same_grid(view, entries[0].grid, "MagicStyle Edit")
+        contents, _ = self._places.placed([cast_features(one, view.q) for one in entries], view)
         rows = []
         for image in range(view.q.shape[0]):
             one = slice(image, image + 1)

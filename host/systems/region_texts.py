@@ -108,10 +108,10 @@ class RegionTextRun:
         latent = self._latent.to(x.device)
         contexts: dict[TextOfConcept, dict[str, Tensor]] = {}
         for text in self._texts:
-            given = {"positive": text.positive, "negative": text.negative}
+            texts = {"positive": text.positive, "negative": text.negative}
             conds = {
                 role: comfy.sampler_helpers.convert_cond(conditioning[:1])
-                for role, conditioning in given.items()
+                for role, conditioning in texts.items()
                 if conditioning is not None
             }
             made = comfy.samplers.process_conds(

@@ -267,16 +267,16 @@ class JointTransformer:
             transformer_options: Mapping[str, Any] | None = None,
             **kwargs: Any,
         ) -> Tensor:
-            told: Any = transformer_options or {}
+            call_options: Any = transformer_options or {}
             context, mask = c_crossattn, kwargs.get("attention_mask")
             if context is not None:
                 is_of_text = isinstance(mask, Tensor) and mask.shape[-1] == context.shape[1]
-                chunks = chunks_of(told, x.shape[0], batch)
+                chunks = chunks_of(call_options, x.shape[0], batch)
                 context = with_texts_behind(context, texts, chunks)
                 if isinstance(mask, Tensor) and is_of_text:
                     # Of the prompt's tokens: 1, or added 0, for those that are there.
-                    seen = 0 if mask.is_floating_point() else 1
-                    more = mask.new_full((*mask.shape[:-1], text_tokens(texts)), seen)
+                    there = 0 if mask.is_floating_point() else 1
+                    more = mask.new_full((*mask.shape[:-1], text_tokens(texts)), there)
                     kwargs["attention_mask"] = torch.cat([mask, more], dim=-1)
             return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
 
@@ -335,11 +335,11 @@ class JointTransformer:
         """Of other nodes' parts APPLY_MODEL wrappers stay; attention is the host's own."""
         import comfy.patcher_extension as extension
 
-        kept = dict(options.get("transformer_options", {}))
+        inner = dict(options.get("transformer_options", {}))
         apply_model = extension.WrappersMP.APPLY_MODEL
-        around = {} if is_bare else kept.get("wrappers", {}).get(apply_model, {})
-        kept.update(wrappers={apply_model: around}, patches={}, patches_replace={})
-        kept.pop(_OVERRIDE, None)
+        around = {} if is_bare else inner.get("wrappers", {}).get(apply_model, {})
+        inner.update(wrappers={apply_model: around}, patches={}, patches_replace={})
+        inner.pop(_OVERRIDE, None)
 
         def act(attention: JointAttention) -> Tensor | None:
             if attention.sequence.is_text:
@@ -348,7 +348,7 @@ class JointTransformer:
             look(attention.view(everything, self._coordinates(attention)))
             return None
 
-        return self._overridden({"transformer_options": kept}, blocks, act, {})
+        return self._overridden({"transformer_options": inner}, blocks, act, {})
 
     def reference_parts(self, options: ModelOptions) -> Sequence[Any]:
         """Wrappers, in an order that does not change."""
@@ -463,10 +463,10 @@ class JointTransformer:
     ) -> TokenSequence | None:
         """In a block the picture looks at itself, then at the text."""
         index, is_text = options.get("block_index"), options.get(_IS_TEXT)
-        is_second = call.looked == index if is_text is None else bool(is_text)
+        is_second = call.image_block == index if is_text is None else bool(is_text)
         sequence = self.tokens.read_apart(call.size, queries, keys, is_second)
         if is_text is None and sequence is not None:
-            call.looked = None if sequence.is_text else index
+            call.image_block = None if sequence.is_text else index
         return sequence
 
     def _block(self, call: ModelCall, options: Mapping[str, Any]) -> Block | None:
@@ -477,9 +477,9 @@ class JointTransformer:
             letters = {kind.name: kind.letter for kind in self.family.kinds}
             letter = letters.get(options.get("block_type", ""))
             return None if letter is None else Block(letter, options["block_index"])
-        call.seen += 1
+        call.attentions += 1
         blocks = [layer.block for layer in self.layers]
-        return blocks[call.seen - 1] if call.seen <= len(blocks) else None
+        return blocks[call.attentions - 1] if call.attentions <= len(blocks) else None
 
     @cached_property
     def _first(self) -> Mapping[str, int]:

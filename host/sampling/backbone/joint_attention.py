@@ -234,8 +234,8 @@ class AttentionWithTexts:
             return
         region = share.nonzero().flatten()
         image = region + self.sequence.image.start
-        seen = torch.cat([share.new_zeros(len(own)), share[region].log()])
-        out[row, own] = self._attend(row, own, torch.cat([own, image]), seen)
+        bias = torch.cat([share.new_zeros(len(own)), share[region].log()])
+        out[row, own] = self._attend(row, own, torch.cat([own, image]), bias)
         if not len(region):
             return
         others = torch.arange(self.sequence.image.start, self.k.shape[2], device=out.device)

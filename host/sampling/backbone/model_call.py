@@ -22,12 +22,12 @@ _ARGUMENTS = ("q", "k", "v", "heads", "mask")
 
 @dataclass
 class ModelCall:
-    """One call of the model. size: what it runs on; seen: joint attentions so far, on hosts that do
-    not name them; looked: the block whose picture has looked at itself and not yet at the text."""
+    """One call of the model. size: what it runs on; attentions: joint ones so far, on hosts that do
+    not name them; image_block: whose picture has looked at itself and not yet at the text."""
 
     size: CallSize
-    seen: int = 0
-    looked: int | None = None
+    attentions: int = 0
+    image_block: int | None = None
 
 
 def parsed_attention(
@@ -54,11 +54,11 @@ def recount(options: Mapping[str, Any]) -> Callable[[], None]:
     attentions to where it is now, on hosts and in classes that do not name them. options: the
     host's transformer options."""
     call: ModelCall | None = options.get(CALL)
-    seen = 0 if call is None else call.seen
+    attentions = 0 if call is None else call.attentions
 
     def again() -> None:
         if call is not None:
-            call.seen = seen
+            call.attentions = attentions
 
     return again
 
@@ -97,9 +97,9 @@ def _tell_block(
     place = first[key[0]] + key[1]
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        call.seen = place
+        call.attentions = place
         out = patch(*args, **kwargs)
-        call.seen = place + 1
+        call.attentions = place + 1
         return out
 
     return replacement

@@ -199,13 +199,13 @@ class UNet:
         what they see of the references, and tiling is for the picture."""
         import comfy.patcher_extension as extension
 
-        kept = dict(options.get("transformer_options", {}))
+        inner = dict(options.get("transformer_options", {}))
         apply_model = extension.WrappersMP.APPLY_MODEL
-        around = {} if is_bare else kept.get("wrappers", {}).get(apply_model, {})
-        kept["wrappers"] = {apply_model: around}
-        kept["patches"] = {
+        around = {} if is_bare else inner.get("wrappers", {}).get(apply_model, {})
+        inner["wrappers"] = {apply_model: around}
+        inner["patches"] = {
             name: patches
-            for name, patches in kept.get("patches", {}).items()
+            for name, patches in inner.get("patches", {}).items()
             if name.startswith(_KEPT_PATCHES)
         }
 
@@ -216,8 +216,8 @@ class UNet:
 
             return capture
 
-        kept["patches_replace"] = {}
-        return _replaced({"transformer_options": kept}, "attn1", blocks, make)
+        inner["patches_replace"] = {}
+        return _replaced({"transformer_options": inner}, "attn1", blocks, make)
 
     def reference_parts(self, options: ModelOptions) -> Sequence[Any]:
         """Wrappers and patches, in an order that does not change."""
