@@ -245,7 +245,8 @@ def measure(
 ) -> None:
     """A table of a couple."""
     report.write("", couple.name, "")
-    report.begin_table("", "own", "swapped", "neither", *(f"error of {part}" for part in PARTS))
+    of_parts = (f"{what} {part}" for what in ("swapped", "error of") for part in PARTS)
+    report.begin_table("", "own", "swapped", "neither", *of_parts)
     by_reference = references_of(couple, regions)
     inside = {"region": REGIONS[1]}
     ways: dict[str, Any] = {
@@ -270,10 +271,11 @@ def measure(
         rows.append(list(images[:6]))
         now = errors(images, couple.people)
         before = before or now
-        totals = torch.tensor(list(counted(images, couple.people).values())).sum(0)
+        counts = torch.tensor(list(counted(images, couple.people).values()))
+        shares = counts / counts.sum(1, keepdim=True)  # parts, (own, swapped, neither)
         report.add_row(
             name,
-            *(f"{share:.0%}" for share in (totals / totals.sum()).tolist()),
+            *(f"{share:.0%}" for share in (*shares.mean(0).tolist(), *shares[:, 1].tolist())),
             *(f"{own / first:.2f}" for own, first in zip(now, before, strict=True)),
         )
     if sheets is not None:
