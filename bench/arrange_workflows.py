@@ -205,9 +205,9 @@ LAYOUTS: dict[str, Groups] = {
     },
     "MagicFace-8-on-an-edit-model": {
         "references": (
-            Column(256, (2, 3, 4, 5)),
-            Column(256, (6, 7, 8, 9)),
-            Column(256, (10, 11, 12, 13)),
+            Column(256, (2, 25, 3, 4, 5)),
+            Column(256, (6, 26, 7, 8, 9)),
+            Column(256, (10, 27, 11, 12, 13)),
         ),
         "model and words": (Column(290, (14, 15, 16, 17, 18)),),
         "sampling": (Column(380, (19, 20)),),
@@ -355,16 +355,22 @@ LAYOUTS: dict[str, Groups] = {
         "result": (Column(480, (13, 14), {13: 540}),),
     },
     "MagiCapture-1-learn-person-and-style": {
-        "model and pictures": (Column(280, (1, 5, 6, 2)), Column(290, (3, 4))),
-        "training": (Column(390, (7,)),),
+        "pictures and training": (
+            Column(280, (1, 5, 6, 2)),
+            Column(290, (3, 4)),
+            Column(390, (7,)),
+        ),
         "sampling": (Column(330, (8, 9, 10, 11, 12, 13)),),
         "result": (Column(560, (14, 15), {14: 540, 15: 300}), Column(290, (16,))),
     },
     "MagiCapture-2-on-a-transformer": {
-        "model and pictures": (Column(280, (1, 5, 2)), Column(300, (3, 4))),
-        "training": (Column(390, (6,)),),
+        "pictures and training": (
+            Column(280, (1, 5, 2)),
+            Column(300, (3, 4)),
+            Column(390, (6,)),
+        ),
         "sampling": (Column(330, (7, 8, 9, 10, 11)),),
-        "result": (Column(380, (12, 13, 14)), Column(300, (15,))),
+        "result": (Column(560, (12, 13, 14, 15), {13: 480}),),
     },
     "MagiCapture-SD1.5-1-train": {
         "pictures": (Column(280, (1, 2, 3)), Column(280, (4, 5))),

@@ -296,7 +296,7 @@ DRAWN: dict[str, dict[str, Draw]] = {
     # Three references and the picture, without its layout.
     "MagicFace-8-on-an-edit-model": {
         "MagicFace-8-on-an-edit-model": lambda shown: sheet_of(
-            [*squares(shown.references), shown.pictures[0]]
+            [*squares(shown.references[:1]), shown.pictures[0]]
         ),
     },
     "MagicStyle-2-step-by-step": {
