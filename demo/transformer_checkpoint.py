@@ -76,10 +76,10 @@ def _changed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def build_model(
-    state: dict[str, Tensor], disable_dynamic: bool = False, reference_side: int = IMAGE_SIDE
+    state: dict[str, Tensor], disable_dynamic: bool = False, reference_side: int | None = None
 ) -> Any:
     """MODEL from the weights of the transformer: flow matching without a shift. reference_side: of
-    the pictures that it is given, in pixels."""
+    the pictures that it is given, in pixels; None where it is given none."""
     import comfy.latent_formats
     import comfy.supported_models
 
@@ -93,7 +93,8 @@ def build_model(
         latent_format: Any = comfy.latent_formats.SD15
         supported_inference_dtypes = [*checkpoint.HALF_OR_FULL]
         native_side = IMAGE_SIDE
-        reference_side = given_side
+        if given_side is not None:
+            reference_side = given_side
         # Its context is CLIP's, where other models of this class have T5's.
         context_tokens = "l"
 

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..demo import captures, checkpoint, portraits, transformer_checkpoint
 from ..host.page.notices import notice
-from ..host.sampling.native_size import add_size_notice
+from ..host.sampling.native_size import add_size_notice, refuse_other_references
 from .declare import schema
 from .inputs import Node, check_ranges
 
@@ -71,6 +71,7 @@ class MagicToyCheckpoint(Node):
     def execute(cls, model: str = "unet") -> io.NodeOutput:
         toy, clip, vae = _MODELS[model]()
         add_size_notice(toy, notice)
+        refuse_other_references(toy)
         return io.NodeOutput(toy, clip, vae)
 
 

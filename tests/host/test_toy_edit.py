@@ -24,6 +24,8 @@ from magicportrait.demo.portraits import PARTS, Scene, render, sample_portrait, 
 from magicportrait.demo.train_transformer import LargeSet
 from magicportrait.demo.training_run import Run
 from magicportrait.demo.transformer import TEXT_TOKENS, TRANSFORMER_CONFIG, ToyTransformer
+from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
 from magicportrait.nodes.toy import MagicToyCheckpoint
 
 PICTURES, REFERENCES = 12, 40
@@ -187,6 +189,65 @@ def test_the_node_gives_the_edit_model_and_its_copy_takes_references_too(folder:
     assert wrapped(copied).keys() == wrapped(model).keys()
     weights, again = model.model.state_dict(), copied.model.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("kind", "drawn", "refused"),
+    [
+        (
+            "transformer, edit",
+            # (12, 22) has the same area, in whole tokens.
+            [None, (16, 16), (12, 22)],
+            {
+                (32, 32): "of 256 x 256 px, and this toy was .* of 128 x 128: scale the picture",
+                (8, 16): "of a picture of 128 x 64 px",
+            },
+        ),
+        ("transformer", [None], {(16, 16): "choose 'transformer, edit' in Toy Checkpoint"}),
+    ],
+)
+def test_references_that_a_toy_cannot_read_are_refused_before_the_first_step(
+    folder: Path,
+    model_calls: list[int],
+    kind: str,
+    drawn: list[tuple[int, int] | None],
+    refused: dict[tuple[int, int], str],
+) -> None:
+    write_change(folder)
+    checkpoint = toy.Toy(*MagicToyCheckpoint.execute(kind).args, side=64, scheduler="simple")
+    encoded = checkpoint.encode_text("a man")
+
+    def sample(size: tuple[int, int] | None) -> None:
+        given = {} if size is None else {"reference_latents": [torch.zeros(1, 4, *size)]}
+        positive = [[tensor, {**own, **given}] for tensor, own in encoded]
+        checkpoint.sample(checkpoint.model, positive, checkpoint.noise([0]), steps=1)
+
+    for size, complaint in refused.items():
+        with pytest.raises(ValueError, match=complaint):
+            sample(size)
+    assert not model_calls
+    for size_drawn in drawn:
+        sample(size_drawn)
+    assert len(model_calls) >= len(drawn)
+
+
+def test_magicface_gives_the_edit_toy_pictures_of_the_size_that_it_was_trained_with(
+    folder: Path,
+) -> None:
+    write_change(folder)
+    parts = MagicToyCheckpoint.execute("transformer, edit").args
+    settings = {
+        **defaults_of(MagicFaceApply),
+        "prompt": "a man wearing a first hat",
+        "references": "in the sequence",
+    }
+    sizes = []
+    for picture in (torch.rand(1, 200, 200, 3), torch.rand(1, 64, 128, 3)):
+        [concepts] = MagicFaceConcept.execute(picture, "first hat", 1.0).args
+        _, positive, _ = MagicFaceApply.execute(*parts, concepts, **settings).args
+        sizes += [tuple(latent.shape[-2:]) for latent in positive[0][1]["reference_latents"]]
+    # Of 128 x 128 px, and of the same area in whole tokens of 16 px.
+    assert sizes == [(16, 16), (12, 22)]
 
 
 # ---- the change ----
