@@ -15,19 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.lora_patches import (
+    DORA,
+    TURNED_DORA,
+    check_fit,
+    is_enlarged,
+    lora_patches,
+    shape_of,
+)
 from ..models.patched_weights import patched_weight
-from .weight_adapters import DORA, Glora, Rescale, rescale_of
+from .weight_adapters import Glora, Rescale, rescale_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-_TURNED_DORA = {"oft": 3, "boft": 3}
-"""Where adapters that turn have the scales of DoRA."""
 _ELSE = (
     "Take a plain LoRA, LoHa, LoKr or OFT, or load this one with Load LoRA, for all of the picture"
 )
-_SHAPE = {"lora": 5}
-"""Where they have the shape that a weight is to be enlarged to."""
 
 
 @dataclass(eq=False)
@@ -185,20 +189,16 @@ def adapters_of(
     """A LoRA as adapters of a model's layers.
 
     name: for messages; weights: by the names in its file; strength: what each adds is multiplied
-    with. ValueError when it is for another kind of model, or changes layers in a way that cannot
-    act in places.
+    with. ValueError when it is for another model, is damaged, or changes layers in a way that
+    cannot act in places.
     """
     import comfy.lora
-    import comfy.lora_convert
 
     check_host()
     names = comfy.lora.model_lora_keys_unet(model.model, {})
-    patches = comfy.lora.load_lora(
-        comfy.lora_convert.convert_lora(dict(weights)), names, log_missing=False
-    )
     layers, left_out = [], []
-    for key, patch in patches.items():
-        layer = _layer_adapter(model, key, patch, strength)
+    for key, patch in lora_patches(name, weights, names).items():
+        layer = _layer_adapter(model, name, key, patch, strength)
         if layer is None:
             left_out.append(key if isinstance(key, str) else key[0])
         else:
@@ -213,9 +213,10 @@ def adapters_of(
 
 
 def _layer_adapter(
-    model: ModelPatcher, key: Any, patch: Any, strength: float
+    model: ModelPatcher, name: str, key: Any, patch: Any, strength: float
 ) -> LayerAdapter | None:
-    """None for what is neither an adapter nor a difference of a layer."""
+    """None for what is neither an adapter nor a difference of a layer. ValueError when it does not
+    fit the layer."""
     import comfy.utils
     from comfy import weight_adapter
 
@@ -226,18 +227,22 @@ def _layer_adapter(
     module = comfy.utils.get_attr(model.model, layer)
     if convert is not None or not isinstance(module, nn.Module):
         return None
-    if not isinstance(patch, weight_adapter.base.WeightAdapterBase):
+    is_adapter = isinstance(patch, weight_adapter.base.WeightAdapterBase)
+    cut = None if part is None else tuple(part)
+    if not (is_adapter and is_enlarged(patch)):
+        check_fit(name, weight, module, patch, cut)
+    if not is_adapter:
         difference = None if part else Difference.read(module, of, patch, strength)
         return None if difference is None else LayerAdapter(layer, module, difference)
-    if of != "weight" or getattr(module, "weight", None) is None:
+    shape = shape_of(module, "weight")
+    # What norms and tables do is no product of their weight and what goes in.
+    if of != "weight" or shape is None or len(shape) < 2 or isinstance(module, nn.Embedding):
         return None
     # Tells the adapter what kind of layer it is for.
     hook = weight_adapter.bypass.BypassForwardHook(module, patch, multiplier=strength)
-    cut = None if part is None else tuple(part)
     turn = None
     if _is_own(patch, "g"):
-        rows: Any = module.weight
-        width = int(cut[2] if cut is not None and cut[0] == 0 else rows.shape[0])
+        width = cut[2] if cut is not None and cut[0] == 0 else shape[0]
         turn = _turn(patch, key, strength, width)
     return LayerAdapter(layer, module, hook.adapter, cut, turn)
 
@@ -276,8 +281,8 @@ def _acting_in_places(
             )
         return replace(layer, adapter=own)
     weights = adapter.weights
-    is_whole = any(
-        kind in places and weights[places[kind]] is not None for places in (_SHAPE, _TURNED_DORA)
+    is_whole = is_enlarged(adapter) or (
+        kind in TURNED_DORA and weights[TURNED_DORA[kind]] is not None
     )
     if not is_whole and kind in DORA and weights[DORA[kind]] is not None:
         rescale = rescale_of(adapter, key, _weight_of(model, layer, key), strength)

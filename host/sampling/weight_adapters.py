@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.lora_patches import DORA, glora_order
+
 Product = Callable[[Tensor], Tensor]
 """What a layer's weight makes of an input, without its bias."""
-DORA = {"lora": 4, "loha": 7, "lokr": 8}
-"""Where the weights of a kind of adapter have the scales of DoRA."""
 _NEAR = 1e-3
 """Of the largest weight: how far it may be from what the factors make of it."""
 
@@ -83,25 +83,19 @@ class Glora:
     ) -> Glora | None:
         """Of an adapter of the host's, in either of the forms that it knows; None for others, and
         for one with DoRA's scales. shape: of the layer's weight."""
-        a1, a2, b1, b2, alpha, scales = adapter.weights
-        if scales is not None:
+        *_, alpha, scales = adapter.weights
+        order = glora_order(adapter, tuple(shape))
+        if scales is not None or order is None:
             return None
-        if a2.shape[0] == a1.shape[1] == b1.shape[1] == b2.shape[0] != shape[1]:
-            weights, rank = (a2, a1, b2, b1), a2.shape[0]
-        else:
-            # An older form, of linear layers alone.
-            weights, rank = (a1, a2, b1, b2), a1.shape[0]
-            if len(shape) != 2:
-                return None
-        first, second, third, fourth = (each.flatten(1) for each in weights)
-        fits = (
-            first.shape == (rank, shape[1])
-            and second.shape == (shape[1], rank)
-            and third.shape == (rank, shape[1:].numel())
-            and fourth.shape == (shape[0], rank)
+        weights, is_old = order
+        # The older form is of linear layers alone.
+        if is_old and len(shape) != 2:
+            return None
+        return cls(
+            module,
+            weights,
+            strength * (1.0 if alpha is None else float(alpha) / weights[0].shape[0]),
         )
-        scale = strength * (1.0 if alpha is None else float(alpha) / rank)
-        return cls(module, (first, second, third, fourth), scale) if fits else None
 
     def added(self, x: Tensor, product: Product) -> Tensor:
         """What is added to the layer's output of an input x."""

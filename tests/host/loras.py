@@ -62,6 +62,20 @@ def _dora_of_columns(shape: torch.Size, random: Callable[..., Tensor]) -> dict[s
     return _loha(shape, random) | {"dora_scale": scales}
 
 
+def _dora_of_lokr(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    scales = 1 + random(shape[0], *[1] * len(shape[1:]))
+    if len(shape) > 2 or shape[1] % 2:
+        # Alpha counts for products only.
+        return _lokr(shape, random) | {"dora_scale": scales, "alpha": torch.tensor(0.0)}
+    return {
+        "lokr_w1": random(2, 2),
+        "lokr_w2_a": random(shape[0] // 2, RANK),
+        "lokr_w2_b": random(RANK, shape[1] // 2),
+        "alpha": torch.tensor(1.0),
+        "dora_scale": scales,
+    }
+
+
 def _oft(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     return {"oft_blocks": random(shape[0] // 4, 4, 4)}
 
@@ -85,6 +99,7 @@ KINDS: dict[str, _Make] = {
     "old glora": _old_glora,
     "dora": _dora_of_rows,
     "dora of columns": _dora_of_columns,
+    "dora of lokr": _dora_of_lokr,
 }
 
 

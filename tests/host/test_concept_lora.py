@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from magicportrait.host.sampling.adapters import adapters_of
 from magicportrait.host.sampling.backbone import CallSize, LayerTokens, backbone_of
 from magicportrait.host.sampling.backbone.interface import GivenPictures
 from magicportrait.host.sampling.backbone.unet import plain_attention
@@ -475,7 +476,6 @@ def test_a_lora_of_another_model_is_refused_before_sampling() -> None:
         ("oft", {"dora_scale": torch.ones(32, 1)}, "cannot act in a part of the picture"),
         ("lora", {"reshape_weight": torch.tensor([48, 32])}, "cannot act in a part of the picture"),
         ("glora", {"dora_scale": torch.ones(32, 1)}, "in a form that is not known"),
-        ("glora", {"a1.weight": torch.ones(3, 7)}, "in a form that is not known"),
     ],
 )
 def test_what_cannot_act_in_a_part_is_refused(
@@ -486,6 +486,80 @@ def test_what_cannot_act_in_a_part_is_refused(
     lora |= {f"diffusion_model.{layers[5]}.{name}": tensor for name, tensor in more.items()}
     with pytest.raises(ValueError, match=complaint):
         applied("unet", model, concept(lora))
+
+
+_ATTENTION, _CONVOLUTION, _NORM = UNET_LAYERS[5], UNET_LAYERS[2], NORMS[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind", "more", "complaint"),
+    [
+        # For a wider layer, and for one alone of its sides.
+        (
+            _ATTENTION,
+            "lora",
+            {"lora_up.weight": torch.ones(48, 2), "lora_down.weight": torch.ones(2, 48)},
+            "is 32x32, and the LoRA has 48x2 and 2x48 for it",
+        ),
+        (_ATTENTION, "lora", {"lora_up.weight": torch.ones(1, 2)}, "has 1x2 and 2x32"),
+        (_ATTENTION, "lora", {"lora_down.weight": torch.ones(3, 32)}, "has 32x2 and 3x32"),
+        (_ATTENTION, "lora", {"lora_up.weight": torch.tensor(1.0)}, "has a single number and"),
+        (_CONVOLUTION, "lora", {"lora_down.weight": torch.ones(2, 32, 1, 1)}, "is 32x32x3x3, and"),
+        (_ATTENTION, "lora", {"lora_down.weight": None}, "not whole: it lacks '.*lora_down"),
+        (_ATTENTION, "lora", {"alpha": torch.ones(3)}, "alpha' is to be one number, and is .* 3"),
+        (_ATTENTION, "loha", {"hada_w2_b": torch.ones(2, 8)}, "and 2x8 for it"),
+        (_ATTENTION, "loha", {"hada_w2_b": None}, "lacks '.*hada_w2_b'"),
+        (_ATTENTION, "lokr", {"lokr_w1": torch.ones(3, 3)}, "has 3x3 and 16x16"),
+        (_ATTENTION, "lokr", {"lokr_w2": None}, "has 2x2 for it"),
+        (_ATTENTION, "oft", {"oft_blocks": torch.ones(3, 4, 4)}, "has 3x4x4 for it"),
+        (_ATTENTION, "boft", {"oft_blocks": torch.ones(5, 8, 4, 4)}, "has 5x8x4x4 for it"),
+        (_ATTENTION, "glora", {"a1.weight": torch.ones(3, 7)}, "has 3x7 and 2x32 and 32x2"),
+        (_ATTENTION, "glora", {"a1.weight": torch.tensor(1.0)}, "has a single number and"),
+        (_ATTENTION, "glora", {"b1.weight": None}, "lacks '.*b1.weight'"),
+        (_ATTENTION, "dora", {"dora_scale": torch.ones(48, 1)}, "and 48x1 for it"),
+        (_ATTENTION, "dora", {"dora_scale": torch.tensor(1.0)}, "and a single number for it"),
+        (_CONVOLUTION, "difference", {"diff": torch.ones(32, 32)}, "is 32x32x3x3, and .* 32x32 "),
+        (_NORM, "difference", {"diff_b": torch.ones(48)}, "bias' of this model is 32, and"),
+    ],
+)
+def test_what_does_not_fit_a_layer_is_refused_before_sampling(
+    layer: str, kind: str, more: dict[str, Tensor | None], complaint: str
+) -> None:
+    """Though the others fit."""
+    model, _ = family("unet")
+    other = UNET_LAYERS[9]
+    lora = random_lora(model, [other, layer], kind) | {
+        f"diffusion_model.{layer}.{name}": tensor for name, tensor in more.items()
+    }
+    whole = {key: tensor for key, tensor in lora.items() if tensor is not None}
+    with pytest.raises(ValueError, match=rf"LoRA 'lora_model' .*{complaint}") as refusal:
+        adapters_of(model, "lora_model", whole, 1.0)
+    assert layer in str(refusal.value)
+
+
+def test_numbers_that_adapters_of_others_leave_out_do_not_matter() -> None:
+    model, _ = family("unet")
+    for kind in ("lokr", "boft"):
+        lora = random_lora(model, [_ATTENTION], kind)
+        changed, key = dict(lora), f"diffusion_model.{_ATTENTION}.alpha"
+        if changed.pop(key, None) is None:
+            changed[key] = torch.tensor(0.0)
+        x = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
+        added = [
+            adapters_of(model, "x", weights, 1.0).layers[0].added(x, x + 1)
+            for weights in (lora, changed)
+        ]
+        assert torch.equal(*added) and added[0].any()
+
+
+def test_a_lora_for_a_norm_is_left_out() -> None:
+    model, _ = family("unet")
+    lora = random_lora(model, [_ATTENTION]) | {
+        f"diffusion_model.{_NORM}.lora_up.weight": torch.ones(32, 2),
+        f"diffusion_model.{_NORM}.lora_down.weight": torch.ones(2, 1),
+    }
+    left_out = adapters_of(model, "x", lora, 1.0).left_out
+    assert left_out == (f"diffusion_model.{_NORM}.weight",)
 
 
 def test_without_a_lora_it_says_so() -> None:
@@ -529,6 +603,9 @@ def test_what_a_lora_has_for_the_text_encoder_changes_the_phrases_tokens_only() 
         _, [(tensor, _)] = applied("unet", model, concept(lora, text=text))
         is_changed[text] = [i for i in range(77) if not torch.equal(tensor[0, i], plain[0, i])]
     assert is_changed["phrase"] == span and is_changed["none"] == []
+    wider = lora | {f"{key}.lora_up.weight": torch.ones(rows + 1, 2)}
+    with pytest.raises(ValueError, match=rf"mlp.fc1.weight' .* has {rows + 1}x2 and 2x{columns}"):
+        applied("unet", model, concept(wider))
     _, [(twice, _)] = applied("unet", model, concept(lora, concepts=concept(lora)))
     _, [(doubled, _)] = applied("unet", model, concept(lora, strength=2.0))
     torch.testing.assert_close(twice, doubled)

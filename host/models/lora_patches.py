@@ -1,0 +1,201 @@
+"""What a LoRA's file has for the layers of a model, as the host reads it, and whether that fits
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...magic.messages import shown
+
+DORA = {"lora": 4, "loha": 7, "lokr": 8}
+"""Where the weights of a kind of adapter have the scales of DoRA."""
+TURNED_DORA = {"oft": 3, "boft": 3}
+"""Where adapters that turn have them."""
+_DORA = {**DORA, **TURNED_DORA, "glora": 5}
+_SHAPE = {"lora": 5}
+"""Where they have the shape that a weight is to be enlarged to."""
+_ALPHA = ".alpha"
+
+Part = tuple[int, int, int]
+"""Of a layer's weight: which of its sides is cut, from where, and how long it is."""
+
+
+def lora_patches(
+    name: str, weights: Mapping[str, Tensor], layers: Mapping[str, Any]
+) -> dict[Any, Any]:
+    """The host's patches of a LoRA, by the names of weights. name: of the file, for messages;
+    layers: the names that the host knows for each weight. ValueError for a file that lacks tensors
+    of a layer, or has some of another shape than any LoRA."""
+    import comfy.lora
+    import comfy.lora_convert
+
+    for key, tensor in weights.items():
+        if key.endswith(_ALPHA) and tensor.numel() != 1:
+            raise ValueError(
+                f"LoRA '{shown(name)}' is damaged: '{shown(key)}' is to be one number, and is a"
+                f" tensor of {_size(tensor.shape)}. {_ELSE}"
+            )
+    try:
+        converted = comfy.lora_convert.convert_lora(dict(weights))
+        patches: dict[Any, Any] = comfy.lora.load_lora(converted, layers, log_missing=False)
+    except KeyError as error:
+        raise ValueError(
+            f"LoRA '{shown(name)}' is not whole: it lacks '{shown(str(error.args[0]))}'. {_ELSE}"
+        ) from error
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"LoRA '{shown(name)}' has tensors of shapes that no LoRA has. {_ELSE}"
+        ) from error
+    return {key: _with_alpha(patch) for key, patch in patches.items()}
+
+
+def _with_alpha(patch: Any) -> Any:
+    """A patch whose alpha the host can count with: its LoKr of two whole matrices divides alpha by
+    itself, and its BOFT stumbles without one."""
+    kind, weights = getattr(patch, "name", ""), list(getattr(patch, "weights", ()))
+    if kind == "lokr" and weights[0] is not None and weights[1] is not None:
+        weights[2] = None
+    elif kind == "boft" and weights[2] is None:
+        weights[2] = 0.0
+    else:
+        return patch
+    return type(patch)(patch.loaded_keys, tuple(weights))
+
+
+def is_enlarged(adapter: Any) -> bool:
+    """Whether one of the host's adapters sets a weight to another shape than the model has it."""
+    place = _SHAPE.get(adapter.name)
+    return place is not None and adapter.weights[place] is not None
+
+
+def shape_of(module: nn.Module, of: str) -> tuple[int, ...] | None:
+    """Of a layer's weight or bias. By its own figures where it has some: weights that are quantised
+    may lie in memory in other shapes."""
+    own: Any = module
+    if of == "weight" and hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(own.out_features), int(own.in_features)
+    tensor = getattr(module, of, None)
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) else None
+
+
+def check_fit(name: str, weight: str, module: nn.Module, patch: Any, part: Part | None) -> None:
+    """ValueError when what a LoRA has for a layer cannot be added to its weight: it was made for
+    another model, or is damaged. Only shapes are looked at.
+
+    name: of the LoRA; weight: of the weight in the host's model; module: the layer; patch: the
+    host's, an adapter, a difference or a new weight; part: of the weight that it is for.
+    """
+    from comfy import weight_adapter
+
+    shape = shape_of(module, weight.rpartition(".")[2])
+    if shape is None:
+        return
+    if part is not None:
+        side, _, length = part
+        shape = (*shape[:side], length, *shape[side + 1 :])
+    if isinstance(patch, weight_adapter.base.WeightAdapterBase):
+        tensors = [tensor for tensor in patch.weights if isinstance(tensor, Tensor)]
+        is_fitting = _fits(module, patch, shape)
+    elif isinstance(patch, tuple) and patch[0] in ("diff", "set"):
+        tensors = [patch[1][0]]
+        is_fitting = tensors[0].shape == shape
+    else:
+        return
+    if not is_fitting:
+        raise ValueError(
+            f"LoRA '{shown(name)}' does not fit: '{weight}' of this model is {_size(shape)}, and"
+            f" the LoRA has {' and '.join(_size(tensor.shape) for tensor in tensors)} for it. It"
+            " was made for another model, or is damaged: choose one that was made for this model"
+        )
+
+
+_ELSE = "Fetch it again, or choose another"
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def _fits(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an adapter of the host's makes of a layer's input what its weight makes of it. shape:
+    of that, or the part of it."""
+    try:
+        if not _scales_fit(adapter, shape):
+            return False
+        if adapter.name in TURNED_DORA:
+            *levels, blocks, size, columns = adapter.weights[0].shape
+            is_whole = size == columns and blocks * size == shape[0]
+            # Each level turns pairs of channels, twice as far apart as in the one before.
+            return is_whole and not any(shape[0] % (size // 2 * 2**count) for count in levels)
+        if adapter.name == "glora":
+            return glora_order(adapter, shape) is not None
+        return _gives(module, adapter, shape)
+    # What an adapter says of shapes that it cannot take is of every kind.
+    except Exception:
+        return False
+
+
+def _scales_fit(adapter: Any, shape: tuple[int, ...]) -> bool:
+    """Whether DoRA's scales, if there are some, are for the rows or the columns of a weight."""
+    place = _DORA.get(adapter.name)
+    scales = None if place is None else adapter.weights[place]
+    if scales is None:
+        return True
+    rest = [1] * len(shape[2:])
+    norms = (shape[0], 1, *rest) if scales.shape[0] == shape[0] else (1, shape[1], *rest)
+    return bool(torch.broadcast_shapes(scales.shape, norms, shape) == shape)
+
+
+def _gives(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
+    """By shapes alone, without numbers: what the adapter adds has that of the layer's output."""
+    from comfy import weight_adapter
+
+    empty = type(adapter)(
+        adapter.loaded_keys,
+        tuple(
+            tensor.to("meta") if isinstance(tensor, Tensor) else tensor
+            for tensor in adapter.weights
+        ),
+    )
+    # Tells it what kind of layer it is for.
+    weight_adapter.bypass.BypassForwardHook(module, empty)
+    weight = torch.empty(shape if len(shape) > 1 else (*shape, 1), device="meta")
+    if empty.is_conv:
+        sides = [
+            dilation * (size - 1) + 1
+            for dilation, size in zip(empty.kw_dict["dilation"], shape[2:], strict=True)
+        ]
+        channels = shape[1] * empty.kw_dict["groups"]
+        x = torch.empty(1, channels, *sides, device="meta")
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(sides) - 1]
+        out = convolve(x, weight, None, **empty.kw_dict)
+    else:
+        x = torch.empty(1, weight[0].numel(), device="meta")
+        out = F.linear(x, weight.flatten(1))
+    added: Tensor = empty.h(x, out)
+    return added.shape == out.shape
+
+
+def glora_order(
+    adapter: Any, shape: tuple[int, ...]
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], bool] | None:
+    """The matrices of one of the host's GLoRA adapters in the order in which an input meets them,
+    first those that change what goes into the layer; and whether it is in the older of the two
+    forms. None when they do not fit a weight of that shape."""
+    a1, a2, b1, b2 = adapter.weights[:4]
+    is_old = not a2.shape[0] == a1.shape[1] == b1.shape[1] == b2.shape[0] != shape[1]
+    order = (a1, a2, b1, b2) if is_old else (a2, a1, b2, b1)
+    first, second, third, fourth = (each.flatten(1) for each in order)
+    rank, columns = first.shape[0], torch.Size(shape[1:]).numel()
+    fits = (
+        first.shape == (rank, shape[1])
+        and second.shape == (shape[1], rank)
+        and third.shape == (rank, columns)
+        and fourth.shape == (shape[0], rank)
+    )
+    return ((first, second, third, fourth), is_old) if fits else None
