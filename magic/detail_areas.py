@@ -15,6 +15,7 @@ from .boxes import Box, box_of_mask
 from .mask_shapes import feather, grow
 from .messages import shown
 from .phrases import (
+    CLOSING,
     OCCURRENCE,
     named_words,
     numbered,
@@ -68,11 +69,13 @@ class Line:
 
 class _Place(NamedTuple):
     """Where words stand. line: of the text; characters: of the words, counted over all lines;
-    number: what is written behind them as an occurrence, or None."""
+    number: what is written behind them as an occurrence, or None; is_of_longer: whether what is
+    written there is the number of a longer phrase."""
 
     line: int
     characters: tuple[int, ...]
     number: int | None
+    is_of_longer: bool = False
 
 
 def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
@@ -82,28 +85,40 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
     and of phrases that are the same the first has the first place. Where such numbers are written
     behind the words of a phrase ('man#2 with a scarf'), these count instead, and are no part of the
     text; the same words without one have the numbers that are written nowhere, in their order. A
-    longer phrase has what is inside of it, unless the shorter one stands nowhere else.
+    longer phrase has what is inside of it, unless the shorter one stands nowhere else; a number
+    behind both is the longer one's.
     """
     names = [numbered(phrase) or (phrase, None) for phrase in phrases]
-    words = [tuple(words_of(name.casefold())) for name, _ in names]
-    numbers = _with_twins_numbered(words, [number for _, number in names])
-    texts, written = _without_numbers(lines, words)
-    places = {key: _places(key, texts, written) for key in dict.fromkeys(words)}
+    keys = [" ".join(words_of(name.casefold())) for name, _ in names]
+    numbers = _with_twins_numbered(keys, [number for _, number in names])
+    texts, written = _without_numbers(lines, keys)
+    places = {key: _places(key, texts, written) for key in dict.fromkeys(keys)}
+    free = {
+        key: [place for place in own if not place.is_of_longer] or own
+        for key, own in places.items()
+    }
     shared = share_places(
-        words,
-        {key: [place.characters for place in own] for key, own in places.items()},
+        keys,
+        {key: [place.characters for place in own] for key, own in free.items()},
         [number for _, number in names],
     )
     named: list[dict[int, str]] = [{} for _ in texts]
-    for i, (key, number, characters) in enumerate(zip(words, numbers, shared, strict=True)):
-        own = [place for place in places[key] if set(place.characters) <= {*characters}]
-        if any(place.number is not None for place in places[key]):
-            taken = {n for other, n in zip(words, numbers, strict=True) if other == key}
+    held: dict[str, set[int]] = {}
+    # The longest first: shorter ones do not have what is inside of theirs.
+    for i in sorted(range(len(keys)), key=lambda i: -len(keys[i])):
+        key, number = keys[i], numbers[i]
+        own = [place for place in free[key] if set(place.characters) <= {*shared[i]}]
+        if any(place.number is not None for place in free[key]):
+            taken = {n for other, n in zip(keys, numbers, strict=True) if other == key}
             own = [
                 place
-                for place in places[key]
+                for place in free[key]
                 if (place.number == number if number is not None else place.number not in taken)
             ]
+            if number is None:
+                longer = {at for other, of in held.items() if len(other) > len(key) for at in of}
+                own = [place for place in own if longer.isdisjoint(place.characters)] or own
+        held.setdefault(key, set()).update(at for place in own for at in place.characters)
         for place in own:
             here = [other for other in places[key] if other.line == place.line]
             mine = [other for other in own if other.line == place.line]
@@ -112,86 +127,111 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
                 name, _ = names[i]
                 name = name if mine == here else f"{name}#{here.index(mine[0]) + 1}"
             named[place.line][i] = name
-    return [Line(text, own) for text, own in zip(texts, named, strict=True)]
+    return [Line(text, dict(sorted(own.items()))) for text, own in zip(texts, named, strict=True)]
 
 
-def _with_twins_numbered(
-    words: Sequence[tuple[str, ...]], numbers: Sequence[int | None]
-) -> list[int | None]:
+def _with_twins_numbered(keys: Sequence[str], numbers: Sequence[int | None]) -> list[int | None]:
     """The numbers of phrases, with those of phrases that are there more than once without one."""
     given = list(numbers)
-    for i, key in enumerate(words):
-        twins = [j for j, other in enumerate(words) if other == key and numbers[j] is None]
+    for i, key in enumerate(keys):
+        twins = [j for j, other in enumerate(keys) if other == key and numbers[j] is None]
         if numbers[i] is None and len(twins) > 1:
-            taken = {given[j] for j, other in enumerate(words) if other == key}
-            given[i] = next(n for n in range(1, len(words) + 2) if n not in taken)
+            taken = {given[j] for j, other in enumerate(keys) if other == key}
+            given[i] = next(n for n in range(1, len(keys) + 2) if n not in taken)
     return given
 
 
-_NUMBER_BEHIND = re.compile(rf"{OCCURRENCE}(?!\w)")
+_NUMBER_BEHIND = re.compile(rf"({CLOSING}){OCCURRENCE}(?!\w)")
+
+
+class _Number(NamedTuple):
+    """A number that is written behind words. key: the longest phrase that ends there; at: where it
+    stands in its line."""
+
+    value: int
+    key: str
+    at: int
 
 
 def _without_numbers(
-    lines: Sequence[str], phrases: Collection[tuple[str, ...]]
-) -> tuple[list[str], dict[tuple[int, int], int]]:
+    lines: Sequence[str], keys: Collection[str]
+) -> tuple[list[str], dict[tuple[int, int], _Number]]:
     """The lines without the numbers that stand behind the words of phrases; and these, by line and
     place in what is left of it."""
     texts: list[str] = []
-    written: dict[tuple[int, int], int] = {}
+    written: dict[tuple[int, int], _Number] = {}
     for i, line in enumerate(lines):
-        ends = {place[-1][1] for words in phrases for place in places_in_text(words, line)}
+        longest: dict[int, str] = {}
+        for key in sorted(keys, key=len):
+            longest |= {place[-1][1]: key for place in places_in_text(key.split(), line)}
         text, last = "", 0
-        for end in sorted(ends):
+        for end in sorted(longest):
             if match := _NUMBER_BEHIND.match(line, end):
-                text, last = text + line[last:end], match.end()
-                written[i, len(text)] = int(match[1])
+                text += line[last:end]
+                written[i, len(text)] = _Number(int(match[2]), longest[end], end)
+                text, last = text + match[1], match.end()
         texts.append(text + line[last:])
     return texts, written
 
 
 def _places(
-    words: tuple[str, ...], texts: Sequence[str], written: Mapping[tuple[int, int], int]
+    key: str, texts: Sequence[str], written: Mapping[tuple[int, int], _Number]
 ) -> list[_Place]:
-    """All places of some words."""
+    """All places of some words. Where some are numbered, the others have the numbers that are left,
+    in their order."""
     places: list[_Place] = []
     before = 0
     for i, text in enumerate(texts):
-        for place in places_in_text(words, text):
+        for place in places_in_text(key.split(), text):
             characters = tuple(before + at for first, end in place for at in range(first, end))
-            places.append(_Place(i, characters, written.get((i, place[-1][1]))))
+            number = written.get((i, place[-1][1]))
+            if number is None or number.key == key:
+                places.append(_Place(i, characters, None if number is None else number.value))
+            else:
+                places.append(_Place(i, characters, None, is_of_longer=True))
         before += len(text)
     given = {place.number for place in places} - {None}
     if not given:
         return places
     free = iter(n for n in range(1, len(places) + len(given) + 1) if n not in given)
     return [
-        place if place.number is not None else place._replace(number=next(free)) for place in places
+        place
+        if place.number is not None or place.is_of_longer
+        else place._replace(number=next(free))
+        for place in places
     ]
 
 
-def check_numbers(lines: Sequence[str], phrases: Sequence[str]) -> None:
+def check_numbers(lines: Sequence[str], *phrases: Sequence[str]) -> None:
     """ValueError for a number behind the words of a phrase of which nothing has that: neither a
     phrase, nor one of all places of the words. lines: as they were written; phrases: all that
-    lines may name."""
-    named = [named_words(phrase) for phrase in phrases]
-    for words in dict.fromkeys(words for words, _ in named):
-        key = tuple(words_of(words))
-        texts, written = _without_numbers(lines, [key])
-        count = len(_places(key, texts, {}))
-        numbers = {number for other, number in named if other == words}
-        for (line, _), here in written.items():
-            if here not in numbers and not 0 < here <= count:
-                how_often = "once" if count == 1 else f"{count} times"
+    lines may name, those that are read together in one list."""
+    complaints: dict[tuple[int, int], str | None] = {}
+    for read_together in phrases:
+        named = [named_words(phrase) for phrase in read_together]
+        for phrase, (words, number) in zip(read_together, named, strict=True):
+            if number == 0:
                 raise ValueError(
-                    f"the line '{shown(lines[line])}' of text has number {here} of"
-                    f" '{shown(words)}', which stands there {how_often}: write a number from 1 to"
-                    f" {count}, or that of a phrase"
+                    f"phrase '{shown(phrase)}' names no '{shown(words)}': occurrences count from 1"
                 )
-    for phrase, (words, number) in zip(phrases, named, strict=True):
-        if number == 0:
-            raise ValueError(
-                f"phrase '{shown(phrase)}' names no '{shown(words)}': occurrences count from 1"
-            )
+        texts, written = _without_numbers(lines, {words for words, _ in named})
+        for (line, _), mark in written.items():
+            count = len(_places(mark.key, texts, {}))
+            numbers = {own for words, own in named if words == mark.key}
+            complaint = None
+            if mark.value not in numbers and not 0 < mark.value <= count:
+                how_often = "once" if count == 1 else f"{count} times"
+                complaint = (
+                    f"the line '{shown(lines[line])}' of text has number {mark.value} of"
+                    f" '{shown(mark.key)}', which stands there {how_often}: write a number from 1"
+                    f" to {count}, or that of a phrase"
+                )
+            # One list that has it is enough.
+            key = (line, mark.at)
+            complaints[key] = complaints.get(key, complaint) and complaint
+    for complaint in complaints.values():
+        if complaint is not None:
+            raise ValueError(complaint)
 
 
 def numbers_as_text(lines: Sequence[Line]) -> list[str]:
@@ -199,7 +239,7 @@ def numbers_as_text(lines: Sequence[Line]) -> list[str]:
     return [match[0] for line in lines for match in _LOOKS_NUMBERED.finditer(line.text)]
 
 
-_LOOKS_NUMBERED = re.compile(rf"[^\W\d_]+{OCCURRENCE}(?!\w)")
+_LOOKS_NUMBERED = re.compile(rf"[^\W\d_]+{CLOSING}{OCCURRENCE}(?!\w)")
 
 
 def check_named(lines: Sequence[str], read: Sequence[Line], phrases: Sequence[str]) -> None:

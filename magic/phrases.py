@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+
+from .typed import SPACED_LETTER
 
 Token = Any
 """A token id, or the vector of a textual-inversion embedding."""
@@ -77,14 +78,18 @@ def _places(
 
 OCCURRENCE = r"\s*[#＃]\s*([0-9０-９]{1,9})"
 """How the number of an occurrence stands behind its words: 'man#2', 'man # 2'."""
-_NUMBERED = re.compile(rf"(.*\S){OCCURRENCE}", re.DOTALL)
+_WEIGHT = r":\s*-?\d*\.?\d+\s*(?=\))"
+CLOSING = rf"(?:\s*(?:\)|{_WEIGHT}))*"
+"""How a weight ends, which may stand between words and their number: '(man:1.2)#2'."""
+_NUMBERED = re.compile(rf"(.*\S){OCCURRENCE}({CLOSING})", re.DOTALL)
 
 
 def numbered(phrase: str) -> tuple[str, int] | None:
     """The words and the number of a phrase that names one occurrence of them: 'man#2' is the second
-    'man'. None for other phrases. 0 is a number too, of no occurrence."""
+    'man', and so are '(man:1.2)#2' and '(man#2:1.2)'. None for other phrases. 0 is a number too, of
+    no occurrence."""
     match = _NUMBERED.fullmatch(phrase.strip())
-    return None if match is None else (match[1].rstrip(), int(match[2]))
+    return None if match is None else (match[1].rstrip() + match[3], int(match[2]))
 
 
 def named_words(phrase: str) -> tuple[str, int | None]:
@@ -160,7 +165,6 @@ def _numbered_place(places: Sequence[tuple[int, ...]], number: int) -> Sequence[
     return places[number - 1 : number] if number > 0 else ()
 
 
-_WEIGHT = r":\s*-?\d*\.?\d+\s*(?=\))"
 _BETWEEN_WORDS = rf"(?:\s|[()]|{_WEIGHT})+"
 """What may stand between two words of a phrase: '(red:1.3) hat'."""
 
@@ -189,19 +193,9 @@ def places_in_text(words: Sequence[str], text: str) -> list[list[tuple[int, int]
 
 def _is_inside_a_word(text: str, start: int, end: int) -> bool:
     return any(
-        0 < edge < len(text) and all(_has_spaced_words(c) for c in text[edge - 1 : edge + 1])
+        0 < edge < len(text) and all(map(_SPACED_LETTER.match, text[edge - 1 : edge + 1]))
         for edge in (start, end)
     )
 
 
-def _has_spaced_words(character: str) -> bool:
-    """Whether a character is of a word in a script that puts spaces between words, or whose words
-    are not extended by particles, as Korean ones are."""
-    if not (character.isalnum() or character == "_"):
-        return False
-    name = unicodedata.name(character, "")
-    return not name.startswith(_UNSPACED)
-
-
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
-"""How the Unicode names of characters of such scripts begin."""
+_SPACED_LETTER = re.compile(SPACED_LETTER)

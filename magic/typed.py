@@ -4,8 +4,49 @@ from __future__ import annotations
 
 import unicodedata
 
+_KEYBOARDS = ("<wide>", "<narrow>", "<small>", "<vertical>", "<font>", "<noBreak>")
+"""How Unicode says that a character is another one as some keyboards write it. What else it takes
+apart means something else: '4²' is not 42, nor is '④' a number."""
+_JOINERS = frozenset("\u200c\u200d") | {chr(code) for code in range(0xFE00, 0xFE10)}
+"""Between the letters of some scripts, and in emoji."""
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | _JOINERS
+"""Characters without a look that Unicode counts as letters, marks or signs."""
+
+
+UNSPACED = (
+    r"\u0e00-\u0eff"  # Thai, Lao
+    r"\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
+    r"\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff"  # Korean
+    r"\u1780-\u17ff"  # Khmer
+    r"\u2e80-\u9fff\uf900-\ufaff\uff66-\uffdc"  # Chinese, Japanese, and Korean of half width
+    r"\U0001aff0-\U0001b16f\U00020000-\U0003ffff"  # rare kana and ideographs
+)
+"""Characters of scripts that put no spaces between words, or whose words are extended by particles,
+as Korean ones are: ranges for the brackets of a regular expression."""
+SPACED_LETTER = rf"[^\W{UNSPACED}]"
+"""A regular expression for a letter or digit of all other scripts: beside such a one a word is a
+part of a longer one."""
+
 
 def ascii_marks(text: str) -> str:
     """A list of numbers or names as it is written with a keyboard of any script, with the marks,
     digits and letters of ASCII: '0：3，0.5：1' is '0:3,0.5:1'."""
-    return unicodedata.normalize("NFKC", text).replace("、", ",")
+    plain = "".join(
+        unicodedata.normalize("NFKC", character)
+        if unicodedata.decomposition(character).startswith(_KEYBOARDS)
+        else character
+        for character in text
+    )
+    return plain.replace("、", ",")
+
+
+def unseen_in(text: str) -> str:
+    """The code of the first character of a text that nobody sees, such as 'U+200B' (a blank without
+    width) or 'U+200F' (from right to left); empty when there is none. What joins the letters of a
+    script, or the parts of an emoji, may stand behind one of them."""
+    for before, character in zip(" " + text, text, strict=False):
+        is_unseen = character in _BLANK or unicodedata.category(character) in ("Cf", "Zl", "Zp")
+        is_joined = character in _JOINERS and not (before.isascii() or unseen_in(before))
+        if is_unseen and not is_joined:
+            return f"U+{ord(character):04X}"
+    return ""

@@ -89,6 +89,51 @@ def test_numbers_that_are_written_count_and_are_no_part_of_the_text() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "phrases", "named", "texts"),
+    [
+        # Weights around the words, in the lines, in the phrases, and in both.
+        (
+            ["(man:1.2)#2 with a hat", "a man"],
+            ["man#1", "man#2"],
+            [{1: "man"}, {0: "man"}],
+            ["(man:1.2) with a hat", "a man"],
+        ),
+        (
+            ["((man)) ＃ 2", "(man#1:0.9)"],
+            ["(man:1.2)#1", "(man#2:1.2)"],
+            [{1: "(man:1.2)"}, {0: "(man:1.2)"}],
+            ["((man))", "(man:0.9)"],
+        ),
+        # A number behind a longer phrase is not that of the words inside of it.
+        (
+            ["a red hat#1", "a hat#1", "a hat"],
+            ["hat#1", "red hat#1", "hat#2"],
+            [{1: "red hat"}, {0: "hat"}, {2: "hat"}],
+            ["a red hat", "a hat", "a hat"],
+        ),
+        (["a red hat#1", "a hat"], ["hat#1", "red hat#1"], [{1: "red hat"}, {0: "hat"}], None),
+        (["a red hat#1", "a hat#2"], ["hat", "red hat"], [{1: "red hat"}, {0: "hat"}], None),
+        (
+            ["a red hat, a hat#1", "a hat#2"],
+            ["hat#1", "red hat"],
+            [{0: "hat#2", 1: "red hat"}, {}],
+            None,
+        ),
+        (["a red hat#1"], ["hat", "red hat"], [{0: "hat", 1: "red hat"}], None),
+        (["(红帽子:1.2)#1", "帽子#1"], ["帽子#1", "红帽子#1"], [{1: "红帽子"}, {0: "帽子"}], None),
+        (["红帽子", "帽子"], ["帽子", "红帽子"], [{1: "红帽子"}, {0: "帽子"}], None),
+    ],
+)
+def test_numbers_belong_to_the_whole_phrase_with_its_weight(
+    lines: list[str], phrases: list[str], named: list[dict[int, str]], texts: list[str] | None
+) -> None:
+    check_numbers(lines, phrases)
+    read = read_lines(lines, phrases)
+    assert [line.named for line in read] == named
+    assert texts is None or [line.text for line in read] == texts
+
+
 def test_words_without_a_number_have_what_is_written_nowhere() -> None:
     lines = ["a man with a hat", "man # 2 with a scarf", "a man, a cap #5"]
     one, two, three = read_lines(lines, ["man#1", "man#2", "man#3"])
@@ -109,6 +154,8 @@ def test_words_without_a_number_have_what_is_written_nowhere() -> None:
             "'man # 0' of text has number 0 of 'man', which stands there once",
         ),
         (["a man"], ["man#0"], "phrase 'man#0' names no 'man': occurrences count from 1"),
+        (["(man:1.2)#3"], ["man"], "has number 3 of 'man', which stands there once"),
+        (["red hat#2", "hat"], ["hat", "red hat"], "number 2 of 'red hat', which stands there on"),
     ],
 )
 def test_numbers_of_nothing_are_named(lines: list[str], phrases: list[str], complaint: str) -> None:
@@ -120,6 +167,14 @@ def test_numbers_of_men_that_are_not_drawn_anew_are_right() -> None:
     check_numbers(["man#1", "man#3"], ["man#3", "man#1"])
     check_numbers(["man#2", "man#1"], ["man#1", "hat"])
     check_numbers(["route#66"], ["man"])
+
+
+def test_a_number_counts_where_concepts_or_layout_have_it() -> None:
+    lines = ["red hat#1", "blue hat#2"]
+    check_numbers(lines, ["red hat", "blue hat"], ["hat#1", "hat#2"])
+    with pytest.raises(ValueError, match="number 2 of 'blue hat'"):
+        check_numbers(lines, ["red hat", "blue hat"], ["scarf"])
+    assert numbers_as_text(read_lines(["a (cap:1.2)#5"], ["man"])) == ["cap:1.2)#5"]
 
 
 def test_what_goes_back_is_the_area_and_a_soft_edge() -> None:
