@@ -54,12 +54,13 @@ NAMED: Mapping[str, Curve] = {
 def parse_curve(text: str, low: float, high: float) -> Curve | None:
     """A curve from '0: 1, 0.5: 0.4' or a name; None for an empty text. low, high: between which
     strengths may be. ValueError, with what is wrong, for anything else."""
+    text = ascii_marks(text)
     if not text.strip():
         return None
     if (named := NAMED.get(text.strip().casefold())) is not None:
         return named
     points: list[tuple[float, float]] = []
-    for part in re.split(r"[,;\n]", ascii_marks(text)):
+    for part in re.split(r"[,;\n]", text):
         if not part.strip():
             continue
         share, colon, strength = part.partition(":")

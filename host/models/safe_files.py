@@ -20,6 +20,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...magic.typed import unseen_in
+
 ABANDONED_AFTER = 3600.0
 """Seconds without a change after which nobody writes to a part file any more."""
 
@@ -75,15 +77,24 @@ def write_numbered(root: Path, prefix: str, contents: Mapping[str, bytes]) -> li
     """Writes files of one new name, numbered as the host numbers pictures: all of them, or none.
 
     prefix: what the user wrote, such as 'sub/face' for root/sub/face_00001_.csv; contents: what
-    goes into each file, by suffix ('.csv'). UnwritableFile as in `write_file`, and for a prefix
-    that leads out of `root` or begins with a dot.
+    goes into each file, by suffix ('.csv'). UnwritableFile as in `write_file`, for a prefix that
+    leads out of `root`, and for names that hide a file: with a dot in front, or with characters
+    that nobody sees.
     """
     import folder_paths
 
-    if os.path.basename(os.path.normpath(prefix)).startswith("."):
+    *above, last = os.path.normpath(prefix).split(os.sep)
+    for part in [*(part for part in above if part != os.pardir), last]:
+        if part.startswith("."):
+            of = "" if part == prefix else f" in {_shown(prefix)}"
+            raise UnwritableFile(
+                f"the name {_shown(part)}{of} begins with a dot, and its file would be hidden: take"
+                " another one"
+            )
+    if unseen := unseen_in(prefix):
         raise UnwritableFile(
-            f"the name {_shown(prefix)} begins with a dot, and its file would be hidden: take"
-            " another one"
+            f"the name {_shown(prefix)} has a character in it that nobody sees ({unseen}): type it"
+            " anew, or take another one"
         )
     longest = max(map(len, contents), default=0) + len(_NUMBER)
     _check_name(root / prefix, _LONGEST_NAME - longest)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...magic.capture_sets import check_placeholder
 from ...magic.messages import shown
+from ...magic.typed import unseen_in
 from ..models.folders import listed_file, listed_state
 from ..models.safe_files import UnwritableFile, tensor_bytes, write_new_file
 from .clip import NAMES, encoder_of_width
@@ -28,7 +29,7 @@ def save_embedding(embedding: Embedding, name: str) -> Path:
     import folder_paths
 
     # After 'embedding:' the host reads as far as the first space.
-    if not re.fullmatch(r"[\w\-]+", name):
+    if not re.fullmatch(r"[\w\-]+", name) or unseen_in(name):
         raise ValueError(f"file name '{shown(name)}' must consist of letters, digits, '-' and '_'")
     folders = folder_paths.get_folder_paths("embeddings")
     if not folders:

@@ -223,7 +223,7 @@ def test_only_files_of_the_embeddings_folder_are_read(folders, name):
         load_embedding(name, "")
 
 
-@pytest.mark.parametrize("name", ["../escape", "a/b", "", "my face"])
+@pytest.mark.parametrize("name", ["../escape", "a/b", "", "my face", "face\u3164"])
 def test_only_plain_file_names_are_written(folders, name):
     with pytest.raises(ValueError, match="must consist of"):
         save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), name)
