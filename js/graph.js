@@ -2,7 +2,7 @@
 
 /** @import { Graph, GraphNode, Link } from "../../scripts/app.js" */
 import { app } from "../../scripts/app.js";
-import { words } from "./phrases.js";
+import { nameOf } from "./phrases.js";
 
 const MUTED = 2;
 const BYPASSED = 4;
@@ -193,47 +193,46 @@ export const EDIT_REFERENCES = { type: "MagicEditReference", others: [], input: 
  *
  * @param {GraphNode} node
  * @param {Chain} chain
+ * @param {string | null} prompt in which they are
  * @param {GraphNode | null} [outer] stands for the subgraph that the node is in
  */
-export const phrasesOf = (node, chain, outer) =>
-  linksOf(node, chain, outer)?.map(({ phrase }) => phrase) ?? null;
+export const phrasesOf = (node, chain, prompt, outer) =>
+  linksOf(node, chain, prompt, outer)?.map(({ phrase }) => phrase) ?? null;
 
 /**
  * @param {GraphNode} node
  * @param {Chain} chain
+ * @param {string | null} prompt
  * @param {GraphNode | null} [outer] stands for the subgraph that the node is in
  * @param {string} [input] of the node
  * @returns {{ phrase: string, isBare: boolean }[] | null} isBare: of a node without pictures
  */
-function linksOf(node, chain, outer = outerOf(node), input = chain.input) {
+function linksOf(node, chain, prompt, outer = outerOf(node), input = chain.input) {
   if (!isLinked(node, input)) return [];
   const outside = outsideName(node, input);
-  if (outside) return outer && linksOf(outer, chain, undefined, outside);
+  if (outside) return outer && linksOf(outer, chain, prompt, undefined, outside);
   const source = sourceOf(node, input);
   if (!source) return null;
   // Nothing comes out of it, as if it were not connected.
   if (source.mode === MUTED) return [];
   const around = source.graph === node.graph ? outer : outerOf(source);
-  const before = linksOf(source, chain, around);
+  const before = linksOf(source, chain, prompt, around);
   if (source.mode === BYPASSED || source.type === OPTIONS || before === null) return before;
   const isBare = chain.others.includes(source.type);
   if (source.type !== chain.type && !isBare) return null;
   const phrase = textOf(source, "phrase", around)?.trim();
   if (phrase === undefined) return null;
   // As magic/concepts.py joins them: pictures, LoRA and text of one phrase are one concept.
+  const name = nameOf(phrase, prompt);
   const isPartner = before.map(
-    (other) => wordsOf(other.phrase) === wordsOf(phrase) && (isBare || other.isBare),
+    (other) => nameOf(other.phrase, prompt) === name && (isBare || other.isBare),
   );
   const place = isPartner.lastIndexOf(true);
   if (place < 0) return [...before, { phrase, isBare }];
-  before[place].isBare &&= isBare;
+  // It is called as the node with pictures is.
+  if (!isBare) before[place] = { phrase, isBare };
   return before;
 }
-
-const wordsOf = (/** @type {string} */ phrase) =>
-  words(phrase)
-    .map(({ text }) => text)
-    .join(" ");
 
 /**
  * Whether a node shows pictures of a sampler as they are: nothing of ours lies between them.

@@ -37,17 +37,17 @@ import { leaveOutHidden, showWhatCounts } from "./widgets.js";
  * @type {Record<string, (node: GraphNode, outer?: GraphNode) => Prompt>}
  */
 const PROMPTS = {
-  MagicFaceApply: (node, outer) => ({
-    phrases: phrasesOf(node, CONCEPTS, outer),
-    prompt: textOf(node, "prompt", outer),
-    complaint: complaintOf(node),
-  }),
-  MagicEditRegions: (node, outer) => ({
+  MagicFaceApply: (node, outer) => {
+    const prompt = textOf(node, "prompt", outer);
+    const phrases = phrasesOf(node, CONCEPTS, prompt, outer);
+    return { phrases, prompt, complaint: complaintOf(node) };
+  },
+  MagicEditRegions: (node, outer) => {
+    const prompt = textOf(node, "prompt", outer);
     // One without a phrase is for all of the picture.
-    phrases: phrasesOf(node, EDIT_REFERENCES, outer)?.filter(Boolean) ?? null,
-    prompt: textOf(node, "prompt", outer),
-    complaint: complaintOf(node),
-  }),
+    const phrases = phrasesOf(node, EDIT_REFERENCES, prompt, outer)?.filter(Boolean) ?? null;
+    return { phrases, prompt, complaint: complaintOf(node) };
+  },
   MagicSemanticLayout: (node, outer) => ({
     phrases: splitPhrases(textOf(node, "phrases", outer)),
     prompt: textOf(node, "prompt", outer),

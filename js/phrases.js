@@ -51,8 +51,8 @@ function occurrences(phrase, prompt) {
 }
 
 // A phrase that names one occurrence of its words: 'man#2' is the second 'man', in digits of any
-// width.
-const NUMBERED = /^([^]*\S)\s*[#＃]\s*([0-9０-９]{1,9})$/u;
+// width, and so is '(man#2:1.2)'.
+const NUMBERED = /^([^]*\S)\s*[#＃]\s*([0-9０-９]{1,9})((?:\s*(?:\)|:\s*-?\d*\.?\d+\s*(?=\))))*)$/u;
 
 /**
  * The words of a phrase and which occurrence of them it names, null for all: a number counts where
@@ -68,12 +68,27 @@ function named(phrase, prompt) {
   if (!match || occurrences(whole, prompt).length) {
     return { text: phrase, cut: whole, number: null };
   }
-  const [, text, number] = match;
+  const [, before, number, closing] = match;
+  const text = before + closing;
   return {
     text,
     cut: words(text).map((word) => word.text),
     number: Number(number.normalize("NFKC")),
   };
+}
+
+/**
+ * What phrases have in common that the server takes for the same: their words, and which occurrence
+ * of them they name. The only one in the prompt is all of them.
+ *
+ * @param {string} phrase
+ * @param {string | null} prompt
+ */
+export function nameOf(phrase, prompt) {
+  const inPrompt = words(prompt ?? "");
+  const { cut, number } = named(phrase, inPrompt);
+  const isOnly = number === 1 && occurrences(cut, inPrompt).length === 1;
+  return `${cut.join(" ")}#${isOnly ? "" : (number ?? "")}`;
 }
 
 /**

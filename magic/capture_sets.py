@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .messages import shown
-from .pictures import as_rgb, check_aspect, check_painted
+from .pictures import as_rgb, check_aspect, check_mask_count, check_painted
+from .typed import SPACED_LETTER, unseen_in
 
 PERSON, STYLE = "{person}", "{style}"
 _PLACEHOLDER = re.compile(r"[^\s(),:{}\\]+")
@@ -184,18 +185,12 @@ def word_key(word: str) -> str:
     return unicodedata.normalize("NFC", word).lower()
 
 
-_UNSPACED = (
-    r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
-)
-"""Thai and Lao, Burmese, Korean, Khmer, Chinese and Japanese: the ranges of Unicode."""
-
-
 def word_pattern(word: str) -> str:
     """A regular expression, to be used without regard to case, for a word that is no part of a
     longer one. What scripts without spaces between words have beside it is another word."""
     forms = {unicodedata.normalize(form, word) for form in ("NFC", "NFD")}
-    letter = rf"[^\W{_UNSPACED}]"
-    return rf"(?<!{letter})(?:{'|'.join(re.escape(form) for form in sorted(forms))})(?!{letter})"
+    own = "|".join(re.escape(form) for form in sorted(forms))
+    return rf"(?<!{SPACED_LETTER})(?:{own})(?!{SPACED_LETTER})"
 
 
 def check_unused(placeholder: str, class_word: str, templates: Sequence[str]) -> None:
@@ -221,6 +216,11 @@ def check_placeholder(placeholder: str) -> None:
         raise ValueError(
             f"placeholder '{shown(placeholder)}' must be one word without spaces, commas, colons"
             " and brackets, such as '<anna>'"
+        )
+    if unseen := unseen_in(placeholder):
+        raise ValueError(
+            f"placeholder '{shown(placeholder)}' has a character in it that nobody sees ({unseen}),"
+            " and that prompts would need too: type it anew"
         )
 
 
@@ -252,10 +252,8 @@ def capture_pictures(
     """
     if not images:
         raise ValueError("no pictures: connect images, or choose a folder")
-    if masks and len(masks) not in (1, len(images)):
-        raise ValueError(
-            f"{len(images)} pictures but {len(masks)} masks: give one for each, or one for all"
-        )
+    if masks:
+        check_mask_count(len(masks), len(images))
     if captions and len(captions) != len(images):
         raise ValueError(
             f"{len(images)} pictures but {len(captions)} captions: write one a line for each, and"

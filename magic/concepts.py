@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .curves import Curve
 from .phrases import named_words
-from .pictures import check_aspect, check_painted
+from .pictures import check_aspect, check_painted, check_target_region
 from .region_texts import PhraseText
 
 MINIMUM_COVERAGE = 0.1
@@ -102,12 +102,7 @@ class Concept:
         else:
             self._check_images(self.images)
         if self.target_region is not None:
-            check_painted(
-                self.target_region,
-                0.5,
-                f"target region of concept '{self.phrase}'",
-                "paint where it goes, or disconnect the mask",
-            )
+            check_target_region(self.target_region, f"concept '{self.phrase}'")
 
     def _check_images(self, images: Tensor) -> None:
         if images.ndim != 4 or 0 in images.shape:

@@ -114,6 +114,21 @@ def resized_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(single, size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def check_mask_count(masks: int, pictures: int) -> None:
+    """ValueError unless there is a mask for each of some pictures, or one for all."""
+    if masks not in (1, pictures):
+        raise ValueError(
+            f"{pictures} pictures but {masks} masks: give one for each, or one for all"
+        )
+
+
+def check_target_region(region: Tensor, owner: str) -> None:
+    """ValueError when a region that a user painted (B H W) is nowhere above one half, so that no
+    place of the picture is in it. owner: whose it is, for the message."""
+    what_to_do = "paint where it goes, or disconnect the mask"
+    check_painted(region, 0.5, f"target region of {owner}", what_to_do)
+
+
 def check_painted(mask: Tensor, least: float, owner: str, what_to_do: str) -> None:
     """ValueError when nothing of a mask is above `least`. To be called before anything else is
     looked at: Load Image gives an empty mask of another size until something is painted."""

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..host.models import concept_files
 from ..host.page.thumbnails import taken_on_page, thumbnails
 from ..magic.concepts import Concept
-from .declare import Concepts, ConceptsBefore, chain_output, schema
+from .declare import Concepts, ConceptsBefore, chain_output, file_complaint, schema
 from .inputs import Node, check_texts
 
 _NAME = "concept"
@@ -87,12 +87,7 @@ class MagicConceptLoad(Node):
 
     @classmethod
     def validate_inputs(cls, file: object = None) -> bool | str:
-        try:
-            if file is not None:
-                concept_files.path_of(str(file))
-        except ValueError as error:
-            return str(error)
-        return True
+        return file_complaint(concept_files.path_of, file) or True
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:

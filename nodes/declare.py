@@ -136,6 +136,12 @@ def text_complaint(read: Callable[..., object], value: object, *arguments: objec
     return None
 
 
+def file_complaint(path_of: Callable[[str], object], file: object) -> str | None:
+    """What `path_of(file)` has against the name of a file. None when it has nothing, and for one of
+    another node, which the host does not have yet."""
+    return None if file is None else text_complaint(path_of, str(file))
+
+
 def curve_of(text: str, low: float, high: float, strength: float) -> Curve | None:
     """The curve of a text on a node with a strength, both between low and high; None of an empty
     one. ValueError as `parse_curve`."""

@@ -33,6 +33,7 @@ from ..magic.detail_areas import (
 from ..magic.messages import shown
 from ..magic.pictures import (
     check_aspect,
+    check_mask_count,
     latent_batch,
     mask_batch,
     picture_batch,
@@ -346,7 +347,7 @@ class MagicDetailPass(Node):
             )
         concepts = with_loras_joined(concepts)
         phrases = [concept.phrase for concept in concepts]
-        check_numbers(written, [*phrases, *(layout.phrases if layout is not None else ())])
+        check_numbers(written, phrases, layout.phrases if layout is not None else ())
         lines = read_lines(written, phrases)
         for i, concept in enumerate(concepts):
             if not any(i in line.named for line in lines):
@@ -485,10 +486,7 @@ def _areas_of_masks(
     masks = resized_masks(masks, size)
     if len(image) == 1 and len(masks) > 1:
         return [[mask for mask in masks if bool((mask > 0.5).any())]]
-    if len(masks) not in (1, len(image)):
-        raise ValueError(
-            f"{len(image)} pictures but {len(masks)} masks: give one for each, or one for all"
-        )
+    check_mask_count(len(masks), len(image))
     parts = [parts_of(mask, _SMALLEST) for mask in masks]
     return parts * len(image) if len(parts) == 1 else parts
 

@@ -24,7 +24,7 @@ from ..host.systems.edit_regions import (
 from ..host.text.prompts import TAG, tagged_conditioning
 from ..magic.layout import automatic_ca_scale
 from ..magic.messages import shown
-from ..magic.pictures import check_painted, mask_batch
+from ..magic.pictures import check_target_region, mask_batch
 from ..magic.sequence_references import OUTSIDES, EditReference
 from .declare import (
     EditReferences,
@@ -134,10 +134,9 @@ class MagicEditReference(Node):
             mask = masks[0]
         region = target_region
         if region is not None:
-            where = f"target_region of reference '{shown(phrase)}'"
-            region = mask_batch(region, where)
-            what_to_do = "paint where it goes, or disconnect the mask"
-            check_painted(region, 0.5, where, what_to_do)
+            owner = f"reference '{shown(phrase)}'"
+            region = mask_batch(region, f"target_region of {owner}")
+            check_target_region(region, owner)
         return io.NodeOutput((*references, EditReference(phrase, strength, mask, region)))
 
 

@@ -22,9 +22,9 @@ from ..host.inversion.inputs import (
 )
 from ..host.inversion.run import (
     METHODS,
-    OLD_METHODS,
     Inversion,
     Recipe,
+    method_today,
     sampler_for,
     start_latent,
     start_noise,
@@ -40,6 +40,7 @@ from .declare import (
     as_text,
     cache_input,
     choice_complaint,
+    file_complaint,
     schedule_inputs,
     schema,
 )
@@ -125,7 +126,8 @@ def _report(
 
 def _method_complaint(method: object) -> str | None:
     """None for a name of an earlier version too."""
-    return None if method in OLD_METHODS else choice_complaint("method", method, METHODS)
+    name = method_today(method) if isinstance(method, str) else method
+    return choice_complaint("method", name, METHODS)
 
 
 def _cropped(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -350,7 +352,7 @@ class MagicStyleInvert(Node):
             check_conditioning(conditioning, name)
         conds = {name: guided(model, conditioning) for name, conditioning in conds.items()}
         levels = sigmas_of(model, scheduler, steps) if sigmas is None else checked_sigmas(sigmas)
-        recipe = Recipe(OLD_METHODS.get(method, method), iterations, tolerance, cfg)
+        recipe = Recipe(method_today(method), iterations, tolerance, cfg)
         inversion, is_cached = invert_cached(
             model, samples, conds, levels, recipe, cache_mb, measure
         )
@@ -438,12 +440,7 @@ class MagicInversionLoad(Node):
 
     @classmethod
     def validate_inputs(cls, file: object = None) -> bool | str:
-        try:
-            if file is not None:
-                inversion_files.path_of(str(file))
-        except ValueError as error:
-            return str(error)
-        return True
+        return file_complaint(inversion_files.path_of, file) or True
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:

@@ -12,7 +12,7 @@ from ..host.faces.restoration import SMALLEST_FACE, on_device, restore_face, ups
 from ..host.pictures.host_boxes import from_host_boxes
 from ..host.pictures.mask_parts import boxes_of_parts
 from ..magic.boxes import Box
-from ..magic.pictures import check_aspect, mask_batch, picture_batch
+from ..magic.pictures import check_aspect, check_mask_count, mask_batch, picture_batch
 from .declare import Boxes, advanced, schema
 from .inputs import Node, check_ranges, invert_input, inverted, warn_of_border
 
@@ -183,10 +183,7 @@ def _boxes(image: torch.Tensor, masks: torch.Tensor | None, boxes: Any) -> list[
     size = (image.shape[1], image.shape[2])
     places: list[list[Box]] = [[] for _ in image]
     if masks is not None:
-        if len(masks) not in (1, len(image)):
-            raise ValueError(
-                f"{len(image)} pictures but {len(masks)} masks: give one for each, or one for all"
-            )
+        check_mask_count(len(masks), len(image))
         # One that is empty, as Load Image gives it unpainted, has a size of its own.
         if bool((masks > 0.5).any()):
             check_aspect(size, (masks.shape[1], masks.shape[2]), "Portrait Restore")

@@ -17,7 +17,7 @@ from ...magic.messages import shown
 from ..models.folders import listed_file, listed_state
 from ..models.safe_files import tensor_bytes, write_file, write_numbered
 from .inputs import checked_sigmas
-from .run import METHODS, OLD_METHODS, Inversion
+from .run import METHODS, Inversion, method_today
 
 FOLDER_KIND = "magicportrait_inversions"
 _MARK, _VERSION = "magicportrait inversion", "1"
@@ -25,7 +25,7 @@ _SUFFIX = ".safetensors"
 _LONGEST_HEADER = 16 * 1024**2
 
 _HEADER_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "method": lambda value: value in (*METHODS, *OLD_METHODS),
+    "method": lambda value: isinstance(value, str) and method_today(value) in METHODS,
     "model": lambda value: isinstance(value, str),
     "key": lambda value: isinstance(value, str),
     "model_calls": lambda value: type(value) is int and value >= 0,
@@ -191,7 +191,7 @@ def _restored(header: str, tensors: dict[str, Tensor]) -> Inversion:
     if resampled is not None and resampled.shape != latents.shape[1:]:
         raise ValueError(f"its latents sampled again have the shape {tuple(resampled.shape)}")
     conditioning = [_entry(entry, tensors) for entry in fields.pop("conditioning")]
-    fields["method"] = OLD_METHODS.get(fields["method"], fields["method"])
+    fields["method"] = method_today(fields["method"])
     return Inversion(sigmas, latents, conditioning, **fields, resampled=resampled)
 
 

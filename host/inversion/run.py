@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,16 @@ METHODS: tuple[Method, ...] = ("fixed-point", "euler", "o-belm", "warm", "firefl
 """'euler' is DDIM's step on noise predictions."""
 OLD_METHODS: Mapping[str, Method] = {"ddim": "euler"}
 """What graphs and files of earlier versions call them."""
+
+
+_Name = TypeVar("_Name", bound=str)
+
+
+def method_today(name: _Name) -> Method | _Name:
+    """A method's name as it is now, of one that may be of an earlier version."""
+    return OLD_METHODS.get(name, name)
+
+
 _WRITTEN_FOR_0 = 1e-3
 """The host's uni_pc writes this into SIGMAS that end with 0, and what holds them keeps it."""
 

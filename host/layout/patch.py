@@ -47,12 +47,24 @@ class LayoutPatch(SamplingPatch["LayoutRun"]):
         return LayoutRun(self, start)
 
 
+def check_target_count(target: Tensor | None, start: SamplingStart, whose: str) -> None:
+    """ValueError unless a painted region has a mask for each picture of a run, or one for all.
+    whose: for the message."""
+    pictures = start.shape[0]
+    if target is not None and len(target) not in (1, pictures):
+        raise ValueError(
+            f"{whose} has {len(target)} target regions for a batch of {pictures}: give one for all"
+            " pictures, or one for each"
+        )
+
+
 class LayoutRun(PatchRun):
     """The layout of one sampling run: by itself, or as a part of MagicFace's."""
 
     def __init__(self, patch: LayoutPatch, start: SamplingStart):
         self._patch, self._start = patch, start
-        self._check_targets()
+        for phrase, target in zip(patch.prompt.phrases, patch.targets, strict=False):
+            check_target_count(target, start, f"'{phrase}'")
         self._roles = roles_of(start.guider, patch.prompt.tag)
         self._rows: SamplingRows | None = None
         self.tracker = LayoutTracker(patch.backbone, patch.prompt, patch.ca_scale)
@@ -63,15 +75,6 @@ class LayoutRun(PatchRun):
         steps = self._first_step + start.steps
         runs = (observer.open(steps) for observer in patch.observers)
         self._observers = [run for run in runs if run is not None]
-
-    def _check_targets(self) -> None:
-        pictures = self._start.shape[0]
-        for phrase, target in zip(self._patch.prompt.phrases, self._patch.targets, strict=False):
-            if target is not None and len(target) not in (1, pictures):
-                raise ValueError(
-                    f"'{phrase}' has {len(target)} target regions for a batch of {pictures}: give"
-                    " one for all pictures, or one for each"
-                )
 
     @property
     def goes_on(self) -> bool:

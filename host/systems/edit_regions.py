@@ -24,7 +24,7 @@ from ...magic.sequence_references import (
     centred,
     seen_columns,
 )
-from ..layout.patch import LayoutPatch, LayoutRun
+from ..layout.patch import LayoutPatch, LayoutRun, check_target_count
 from ..sampling.backbone import JointTransformer, LayerView
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
@@ -90,20 +90,13 @@ class EditRegionsRun(PatchRun):
 
     def __init__(self, patch: EditRegionsPatch, start: SamplingStart):
         self._patch, self._start = patch, start
-        self._check_targets()
+        # The layout looks at those of phrases.
+        for target in patch.targets[len(patch.layout.targets) :]:
+            check_target_count(target, start, "a reference")
         self._layout = LayoutRun(patch.layout, start)
         self._range = patch.range.sigmas(start.model_sampling)
         self._inject = sigma_at(start.model_sampling, patch.inject_at) if patch.targets else 0.0
         self._report()
-
-    def _check_targets(self) -> None:
-        pictures = self._start.shape[0]
-        for target in self._patch.targets:
-            if target is not None and len(target) not in (1, pictures):
-                raise ValueError(
-                    f"a target_region has {len(target)} masks for a batch of {pictures}: give one"
-                    " for all pictures, or one for each"
-                )
 
     def _report(self) -> None:
         """Says in the log what will happen in which step."""

@@ -333,6 +333,25 @@ def test_a_reference_of_strength_zero_is_not_seen():
     assert seen and apart(sample("flux", patched, conditioning, cfg=1.0), expected) < 1e-5
 
 
+@pytest.mark.parametrize("phrase", ["", "hat"])
+def test_a_region_for_each_of_another_number_of_pictures_is_refused(phrase):
+    region = torch.ones(2, 8, 8)
+    positive = [
+        [tensor, {**options, **given("flux", 1)}] for tensor, options in encode("flux", PROMPT)
+    ]
+    chained = references({"phrase": phrase, "target_region": region})
+    patched, conditioning, _ = apply(
+        dits.random_transformer("flux"),
+        positive,
+        chained,
+        clip=random_clip_of("flux"),
+        prompt=PROMPT,
+    )
+    whose = f"'{phrase}'" if phrase else "a reference"
+    with pytest.raises(ValueError, match=f"{whose} has 2 target regions for a batch of 3"):
+        sample("flux", patched, conditioning, batch=3)
+
+
 def test_flux_kv_cache_draws_the_same_rule_in_every_step():
     pytest.importorskip("comfy_extras.nodes_flux")
     from comfy_extras import nodes_flux

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from magicportrait.magic.capture_sets import word_pattern
+from magicportrait.magic.capture_sets import check_placeholder, word_pattern
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,16 @@ from magicportrait.magic.capture_sets import word_pattern
         ("安娜", "一张安娜的照片", 1),
         ("<anna>", "사진<anna>의", 1),
         ("anna", "annabel, hanna", 0),
+        # Ideographs of planes behind the first, and letters of half width.
+        ("<anna>", "\U00020000<anna>\U0002ebf0", 1),
+        ("anna", "ｶanna々", 1),
     ],
 )
 def test_a_learned_word_is_no_part_of_a_longer_one(word: str, prompt: str, times: int) -> None:
     assert len(re.findall(word_pattern(word), prompt, re.IGNORECASE)) == times
+
+
+@pytest.mark.parametrize("placeholder", ["<an\u200bna>", "\u2060", "<anna>\u200e"])
+def test_a_word_that_nobody_can_see_whole_is_none(placeholder: str) -> None:
+    with pytest.raises(ValueError, match="character in it that nobody sees"):
+        check_placeholder(placeholder)
