@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .messages import shown
-from .typed import ascii_marks
+from .typed import ascii_marks, number_in
 
 _LARGEST_WEIGHT = 10.0
 _ITEM = re.compile(r"([a-z])(\d{1,18})(?:-(\d{1,18}))?")
@@ -100,7 +100,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
         if not colon:
             continue
         try:
-            weight = float(written)
+            weight = number_in(written)
         except ValueError:
             weight = math.nan
         if not (0 <= weight <= _LARGEST_WEIGHT and all(names)):

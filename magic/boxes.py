@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .typed import ascii_marks
+from .typed import ascii_marks, number_in
 
 Point = tuple[float, float]
 """x, y in pixels."""
@@ -171,12 +171,12 @@ def _numbers(text: str, names: tuple[str, ...], what: str, example: str) -> list
         if text.startswith(("[", "{")):
             entries = json.loads(text)
             rows = [
-                tuple(float(entry[name]) for name in names)
+                tuple(number_in(str(entry[name])) for name in names)
                 for entry in (entries if isinstance(entries, list) else [entries])
             ]
         else:
             rows = [
-                tuple(float(number) for number in part.split(","))
+                tuple(map(number_in, part.split(",")))
                 for part in re.split(r"[;\n]", text)
                 if part.strip()
             ]

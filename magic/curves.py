@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .typed import ascii_marks
+from .typed import ascii_marks, number_in
 
 _MOST_POINTS = 64
 
@@ -65,7 +65,7 @@ def parse_curve(text: str, low: float, high: float) -> Curve | None:
             continue
         share, colon, strength = part.partition(":")
         try:
-            point = (float(share), float(strength))
+            point = (number_in(share), number_in(strength))
         except ValueError:
             point = (math.nan, math.nan)
         if not colon or not (0 <= point[0] <= 1 and low <= point[1] <= high):

@@ -40,6 +40,14 @@ def ascii_marks(text: str) -> str:
     return plain.replace("、", ",")
 
 
+def number_in(text: str) -> float:
+    """A number as people write it. ValueError for anything else: Python's own takes '4_0' for 40,
+    too."""
+    if "_" in text:
+        raise ValueError(f"'{text}' is no number")
+    return float(text)
+
+
 def unseen_in(text: str) -> str:
     """The code of the first character of a text that nobody sees, such as 'U+200B' (a blank without
     width) or 'U+200F' (from right to left); empty when there is none. What joins the letters of a

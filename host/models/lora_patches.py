@@ -73,6 +73,17 @@ def is_enlarged(adapter: Any) -> bool:
     return place is not None and adapter.weights[place] is not None
 
 
+def as_matrices(patch: Any) -> Any:
+    """A LoRA for a linear layer whose tensors are those of convolutions of one cell, which the host
+    merges and cannot add to what the layer gives, as it can."""
+    if getattr(patch, "name", "") != "lora" or patch.weights[3] is not None:
+        return patch
+    up, down, *others = patch.weights
+    if min(up.ndim, down.ndim) < 2:
+        return patch
+    return type(patch)(patch.loaded_keys, (up.flatten(1), down.flatten(1), *others))
+
+
 def shape_of(module: nn.Module, of: str) -> tuple[int, ...] | None:
     """Of a layer's weight or bias. By its own figures where it has some: weights that are quantised
     may lie in memory in other shapes."""
@@ -155,6 +166,11 @@ def _gives(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
     """By shapes alone, without numbers: what the adapter adds has that of the layer's output."""
     from comfy import weight_adapter
 
+    # Older hosts have no way to ask for what is added, and merge.
+    if not hasattr(weight_adapter, "BypassForwardHook"):
+        return True
+    if len(shape) == 2:
+        adapter = as_matrices(adapter)
     empty = type(adapter)(
         adapter.loaded_keys,
         tuple(

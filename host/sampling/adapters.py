@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..models.lora_patches import (
     DORA,
     TURNED_DORA,
+    as_matrices,
     check_fit,
     is_enlarged,
     lora_patches,
@@ -238,6 +239,8 @@ def _layer_adapter(
     # What norms and tables do is no product of their weight and what goes in.
     if of != "weight" or shape is None or len(shape) < 2 or isinstance(module, nn.Embedding):
         return None
+    if len(shape) == 2:
+        patch = as_matrices(patch)
     # Tells the adapter what kind of layer it is for.
     hook = weight_adapter.bypass.BypassForwardHook(module, patch, multiplier=strength)
     turn = None

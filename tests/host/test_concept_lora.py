@@ -552,6 +552,17 @@ def test_numbers_that_adapters_of_others_leave_out_do_not_matter() -> None:
         assert torch.equal(*added) and added[0].any()
 
 
+def test_matrices_that_look_like_convolutions_are_matrices() -> None:
+    model, _ = family("unet")
+    lora = random_lora(model, [_ATTENTION])
+    wide = {key: tensor[..., None, None] if tensor.ndim else tensor for key, tensor in lora.items()}
+    x = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
+    plain, same = (
+        adapters_of(model, "x", weights, 1.0).layers[0].added(x, x) for weights in (lora, wide)
+    )
+    assert torch.equal(plain, same) and plain.any()
+
+
 def test_a_lora_for_a_norm_is_left_out() -> None:
     model, _ = family("unet")
     lora = random_lora(model, [_ATTENTION]) | {

@@ -18,7 +18,7 @@ from magicportrait.magic.boxes import (
 
 def test_digits_of_any_width_are_digits_and_raised_ones_are_not() -> None:
     assert parse_boxes("４，０、８；８".replace("；", "，")) == [Box(4, 0, 8, 8)]
-    for text in ("4²,0,8,8", "④,0,8,8", "½,0,8,8", "4₂,0,8,8"):
+    for text in ("4²,0,8,8", "④,0,8,8", "½,0,8,8", "4₂,0,8,8", "4_0,0,8,8"):
         with pytest.raises(ValueError, match=f"'{text}' is not understood"):
             parse_boxes(text)
 

@@ -18,8 +18,9 @@ def test_marks_of_chinese_and_japanese_keyboards_are_read() -> None:
     curve = parse_curve("0：3，０．５：1；1：-２、", -10, 10)
     assert curve == parse_curve("0: 3, 0.5: 1; 1: -2", -10, 10) is not None
     assert parse_curve("　Ｒｉｓｅ", -10, 10) is NAMED["rise"]
-    with pytest.raises(ValueError, match="'0: 1²' is no point"):
-        parse_curve("0: 1²", -10, 10)
+    for text in ("0: 1²", "0: 1_0"):
+        with pytest.raises(ValueError, match=f"'{text}' is no point"):
+            parse_curve(text, -10, 20)
 
 
 def test_one_point_is_a_constant_and_nothing_no_curve() -> None:
