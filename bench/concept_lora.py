@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--training", type=int, default=300, help="steps of each LoRA")
     parser.add_argument("--steps", type=int, default=25, help="of sampling")
     parser.add_argument("--turns", type=int, default=3, help="of what the cost is measured in")
-    args = parse_with_quick(parser, seeds=1, training=2, steps=3, turns=1)
+    args = parse_with_quick(parser, seeds=2, training=2, steps=3, turns=1)
     checkpoint = toy.Toy.load() if args.toy == "unet" else toy.Toy.load_transformer()
     loras = {part: trained(checkpoint, part, args.training) for part in LEARNED}
     noise = checkpoint.noise(range(args.seeds))
@@ -194,17 +194,18 @@ def main() -> None:
         f"`{command_of('bench.concept_lora')}`: LoRAs of {args.training} steps, {args.seeds} seeds",
     )
     report.begin_table("", "hat", "scarf", "swapped", *BYSTANDERS, "elsewhere", "cost of a step")
-    patched = {
-        "merged": merged(checkpoint, loras),
-        **{
-            name: apart(checkpoint, loras, regions if name == "painted" else None, **options)
-            for name, options in SETTINGS.items()
-        },
-    }
-    spent = costs(
-        checkpoint, {"plain": (checkpoint.model, positive), **patched}, args.turns, args.steps
-    )
-    for name, made in {"plain": (checkpoint.model, positive), **patched}.items():
+
+    def ways(painted: Mapping[str, Tensor]) -> dict[str, tuple[Any, Any]]:
+        """MODEL and conditioning of each row, for as many pictures as regions are painted for."""
+        rows = {"plain": (checkpoint.model, positive), "merged": merged(checkpoint, loras)}
+        for name, options in SETTINGS.items():
+            own = painted if name == "painted" else None
+            rows[name] = apart(checkpoint, loras, own, **options)
+        return rows
+
+    first = {part: region[:1] for part, region in regions.items()}
+    spent = costs(checkpoint, ways(first), args.turns, args.steps)
+    for name, made in ways(regions).items():
         images = plain
         if name != "plain":
             images = checkpoint.decode(checkpoint.sample(*made, noise, args.steps))
