@@ -63,11 +63,9 @@ def word_width(clip: Any, encoder: str) -> int:
 
 
 def word_ids(tokenizer: Any, encoder: str, text: str) -> list[int]:
-    """The tokens of some words without start and end. ValueError when there are none."""
+    """The tokens of class words without start and end. ValueError when there are none."""
     ids: list[int] = encoder_tokenizers(tokenizer)[encoder].tokenizer(text)["input_ids"][1:-1]
-    if not ids:
-        raise ValueError(f"'{shown(text)}' has no word that the text encoder knows")
-    return ids
+    return _some(ids, encoder, text)
 
 
 def vocabulary_ids(tokenizer: Any, encoder: str, text: str) -> list[int]:
@@ -75,8 +73,15 @@ def vocabulary_ids(tokenizer: Any, encoder: str, text: str) -> list[int]:
     part = text_tokenizers(tokenizer)[encoder]
     end = -1 if part.tokenizer_adds_end_token else None
     ids: list[int] = part.tokenizer(text)["input_ids"][part.tokens_start : end]
+    return _some(ids, encoder, text)
+
+
+def _some(ids: list[int], encoder: str, text: str) -> list[int]:
     if not ids:
-        raise ValueError(f"'{shown(text)}' has no word that the text encoder knows")
+        raise ValueError(
+            f"class_word '{shown(text)}' is nothing to text encoder {encoder}, which has no tokens"
+            " for it: write what is in the pictures in a word that the model knows, such as 'woman'"
+        )
     return ids
 
 

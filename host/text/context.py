@@ -8,7 +8,8 @@ tokens are its own that change when it is exchanged for another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,8 +191,12 @@ class _Prompt:
                     {
                         position
                         for start, end in words
-                        for position in self._changed(
-                            f"{self._text[:start]}{_other(phrase)}{self._text[end:]}"
+                        for position in min(
+                            (
+                                self._changed(f"{self._text[:start]}{other}{self._text[end:]}")
+                                for other in _others(phrase, self._text, start, end)
+                            ),
+                            key=len,
                         )
                     }
                 )
@@ -214,8 +219,19 @@ class _Prompt:
         return [i - self._first for i in range(head, len(own) - tail) if i >= self._first]
 
 
-def _other(phrase: str) -> str:
-    return next((other for other in _OTHERS if other.casefold() not in phrase), _OTHERS[0])
+def _others(phrase: str, text: str, start: int, end: int) -> Iterator[str]:
+    """What a word of a phrase may be exchanged for."""
+    other = next((other for other in _OTHERS if other.casefold() not in phrase), _OTHERS[0])
+    yield other
+    # With brackets of its own where it touches another: '<ink>' behind '<anna>' is a learned word,
+    # behind 'Q' it is none.
+    before, behind = (
+        re.fullmatch(r"[^\w\s]{2}", text[max(0, edge - 1) : edge + 1]) for edge in (start, end)
+    )
+    if before or behind:
+        yield f"{text[start] if before else ''}{other}{text[end - 1] if behind else ''}"
+        # Letters go into one token with a comma before them, digits do not.
+        yield _OTHERS[-1]
 
 
 def _tokenizer(clip: Any, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,8 +22,12 @@ from .clip import (
     word_width,
 )
 
-_NAME = "embedding:"
-"""The host's mark of the name of an embedding."""
+_MARK = "embedding:"
+"""The host's, of the name of an embedding."""
+_OF_NAME = r"[^\s,():<\[]"
+"""What such a name is made of, as the host reads it and weights leave it."""
+_ORDINARY = "cat"
+"""A word, to read what stands behind one."""
 _STAND_INS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Characters for private use: one stands for each vector while a text is cut into tokens."""
 
@@ -57,7 +61,7 @@ class _Words:
 
     def replace(self, text: str) -> str:
         return self.pattern.sub(
-            lambda match: self.stand_ins.get(word_key(match[0]), match[0]), text
+            lambda match: self.stand_ins.get(word_key(match[0].removeprefix(_MARK)), match[0]), text
         )
 
     def stand_in_is_in(self, text: str) -> bool:
@@ -121,40 +125,52 @@ class LearnedWordsTokenizer:
         return tokens
 
 
-class _TokenizerOfVectors:
-    """What the tokenizer of a text encoder becomes that is no CLIP: the characters that stand for
-    vectors are read as the host reads the names of embeddings. In front of the host's class.
+class _PiecesAndVectors:
+    """What the tokenizer inside one of the host's becomes, for a text encoder that is no CLIP: it
+    gives vectors among the ids, and the ids that the text has with an ordinary word in their place.
 
-    _vectors: by the character.
+    _inner: the one that it stands for. _vectors: by the character that stands for them. _read: what
+    is read instead of the characters of words that have none for this encoder. _start, _has_end:
+    how many ids it puts before a text, and whether one behind.
     """
 
-    _vectors: Mapping[str, Tensor]
+    def __init__(self, part: Any, vectors: Mapping[str, Tensor], read: Mapping[str, str]) -> None:
+        self._inner = part.tokenizer
+        self._vectors, self._read = vectors, read
+        self._start, self._has_end = part.tokens_start, part.tokenizer_adds_end_token
+        self._pattern = re.compile(f"([{''.join(vectors)}])" if vectors else r"(?!)")
 
-    def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> Any:
-        named = "".join(
-            f"{'' if before in ('', ' ') else ' '}{_NAME}{own} " if own in self._vectors else own
-            for before, own in itertools.pairwise(("", *text))
-        )
-        chunks = cast(Any, super()).tokenize_with_weights(named, *args, **kwargs)
-        # Not as bare vectors: Qwen-Image's tokenizer asks each token whether it is a number.
-        return [
-            [
-                ({"type": "embedding", "data": first}, *rest)
-                if any(first is vector for vector in self._vectors.values())
-                else (first, *rest)
-                for first, *rest in chunk
-            ]
-            for chunk in chunks
-        ]
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
 
-    def _try_get_embedding(self, name: str) -> tuple[Any, ...]:
-        """What the host asks for behind the mark of a name: the vector, and the text behind it."""
-        found: tuple[Any, ...] = cast(Any, super())._try_get_embedding(name)
-        vector = self._vectors.get(name[:1])
-        if vector is None:
-            return found
-        # 0.3.64 gives no name back.
-        return (vector, *found[1:-1], " ".join(name[1:].split()))
+    def __call__(self, text: str, *args: Any, **kwargs: Any) -> Any:
+        text = "".join(self._read.get(character, character) for character in text)
+        first, *others = self._pattern.split(text)
+        if not others:
+            return self._inner(text, *args, **kwargs)
+        # A word takes the blank before it into its own token.
+        ids: list[Any] = self._ids(first.removesuffix(" "))
+        end = self._inner(first)["input_ids"][-1:] if self._has_end else []
+        *between, last = others[1::2]
+        behind = [*(each.removesuffix(" ") for each in between), last]
+        for character, each in zip(others[::2], behind, strict=True):
+            ids.append({"type": "embedding", "data": self._vectors[character]})
+            ids += self._behind_a_word(each)
+        return {"input_ids": [*ids, *end]}
+
+    def _ids(self, text: str) -> list[int]:
+        """With the start, without the end."""
+        ids: list[int] = self._inner(text)["input_ids"]
+        return ids[:-1] if self._has_end else ids
+
+    def _behind_a_word(self, text: str) -> list[int]:
+        """Of what stands between a word and the next one, or the end."""
+        word, both = self._ids(_ORDINARY), self._ids(_ORDINARY + text)
+        if both[: len(word)] == word:
+            return both[len(word) :]
+        return self._ids(text)[self._start :]
 
 
 def tokenizer_with(
@@ -162,17 +178,23 @@ def tokenizer_with(
 ) -> LearnedWordsTokenizer:
     """A tokenizer of the host, which stays as it was, with learned words. If it has some, so has
     the new one. without: a text whose characters must not stand for vectors. ValueError when two
-    words are one, or one is no word."""
+    words are one, one is no word, or one has not the same number of vectors for each encoder."""
     if isinstance(tokenizer, LearnedWordsTokenizer):
         words = tokenizer._words
         tokenizer, embeddings = words.host, (*words.embeddings, *embeddings)
-    stand_ins = _stand_ins(embeddings, without)
+    own_parts = text_tokenizers(tokenizer)
+    stand_ins = _stand_ins(embeddings, own_parts, without)
     # The longest first, so that '<anna2>' is not read as '<anna' or 'anna'.
     names = sorted((embedding.placeholder for embedding in embeddings), key=len, reverse=True)
-    pattern = re.compile("|".join(map(word_pattern, names)) or r"(?!)", re.IGNORECASE)
+    either = "|".join(map(word_pattern, names)) or r"(?!)"
+    # A name that the host is to look for is left alone, unless a learned word is all of it.
+    pattern = re.compile(
+        rf"(?<![^\s(])(?-i:{_MARK})(?:(?:{either})(?!{_OF_NAME})|{_OF_NAME}+)|{either}",
+        re.IGNORECASE,
+    )
     changed = copy.copy(tokenizer)
     vectors: dict[str, dict[int, Tensor]] = {}
-    for encoder, part in text_tokenizers(tokenizer).items():
+    for encoder, part in own_parts.items():
         part = copy.copy(part)
         setattr(changed, tokenizer_place(tokenizer, encoder), part)
         own = {
@@ -184,10 +206,9 @@ def tokenizer_with(
             )
         }
         if encoder not in NAMES:
-            part._vectors = own
-            # Without a folder the host reads no names.
-            part.embedding_directory = part.embedding_directory or []
-            part.__class__ = type(type(part).__name__, (_TokenizerOfVectors, type(part)), {})
+            part.tokenizer = _PiecesAndVectors(
+                part, own, _as_letters(embeddings, encoder, stand_ins)
+            )
             continue
         part.tokenizer = copy.deepcopy(part.tokenizer)
         vectors[encoder] = {}
@@ -209,8 +230,42 @@ def host_tokenizer(tokenizer: Any) -> Any:
     return tokenizer._words.host if isinstance(tokenizer, LearnedWordsTokenizer) else tokenizer
 
 
-def _stand_ins(embeddings: Sequence[Embedding], without: str) -> dict[str, str]:
-    """By word_key as many characters as a word has vectors."""
+def _vector_count(embedding: Embedding, encoders: Iterable[str]) -> int:
+    """How many a word has for each of some text encoders. ValueError when that differs."""
+    counts = {
+        name: len(own) for name in encoders if (own := embedding.vectors.get(name)) is not None
+    }
+    if len(set(counts.values())) > 1:
+        each = " and ".join(f"{count} for {name}" for name, count in counts.items())
+        raise ValueError(
+            f"learned word '{embedding.placeholder}' has unequal numbers of vectors: {each}. A word"
+            " has equally many for each text encoder: take another file of it, or save it anew"
+        )
+    return max(counts.values(), default=0)
+
+
+def _as_letters(
+    embeddings: Sequence[Embedding], encoder: str, stand_ins: Mapping[str, str]
+) -> dict[str, str]:
+    """By the characters of words that have no vectors for an encoder: what it reads instead, the
+    word without its brackets."""
+    read: dict[str, str] = {}
+    for embedding in embeddings:
+        if encoder not in embedding.vectors:
+            characters = stand_ins[word_key(embedding.placeholder)]
+            letters = "".join(re.findall(r"\w", embedding.placeholder))
+            read |= {
+                **dict.fromkeys(characters, ""),
+                characters[0]: letters or embedding.placeholder,
+            }
+    return read
+
+
+def _stand_ins(
+    embeddings: Sequence[Embedding], encoders: Iterable[str], without: str
+) -> dict[str, str]:
+    """By word_key as many characters as a word has vectors for each of the encoders, and one for a
+    word that has none."""
     free = (chr(code) for codes in _STAND_INS for code in codes if chr(code) not in without)
     stand_ins: dict[str, str] = {}
     for embedding in embeddings:
@@ -221,7 +276,7 @@ def _stand_ins(embeddings: Sequence[Embedding], without: str) -> dict[str, str]:
                 f"placeholder '{embedding.placeholder}' is there twice (capital letters make no"
                 " difference): give each learned word a name of its own"
             )
-        count = len(next(iter(embedding.vectors.values())))
+        count = max(1, _vector_count(embedding, encoders))
         stand_ins[key] = "".join(itertools.islice(free, count))
     return stand_ins
 

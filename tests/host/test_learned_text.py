@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import folder_paths
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from magicportrait.demo import transformer_checkpoint
 from magicportrait.host.sampling.backbone import backbone_of
+from magicportrait.host.text.clip import list_name, loaded_encoders, word_width
 from magicportrait.host.text.context import ContextTokens
 from magicportrait.host.text.embedding_files import load_embedding, save_embedding
-from magicportrait.host.text.learned_words import with_learned_words
+from magicportrait.host.text.learned_words import Embedding, with_learned_words
 from magicportrait.host.training.checkpoint import TrainingState
 from magicportrait.host.training.learned_text import LearnedText
 from magicportrait.host.training.memory import training_mode
@@ -24,6 +27,7 @@ from magicportrait.host.training.settings import WORDS as WORDS_OF
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.tests.host import dits
 from magicportrait.tests.host.dit_text import random_clip_of
+from magicportrait.tests.host.dits import WIDTH
 from magicportrait.tests.host.test_flow_training import QUICK, parts
 from magicportrait.tests.host.test_magicapture import sets
 
@@ -62,6 +66,138 @@ def test_a_learned_word_is_what_its_vectors_are_to_the_host(family):
         clip = with_learned_words(random_clip_of(family), text.learned())
         theirs, _ = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0]
     torch.testing.assert_close(ours.context.detach(), theirs.clone(), rtol=2e-3, atol=2e-3)
+
+
+# ---- among the tokens of a prompt ----
+
+
+TEXTS = (
+    "a <anna> woman, in plain style",
+    "<anna>",
+    "<anna>\n<anna>",
+    "two  <anna> , <anna>'s hat",
+    "a\n<anna>.",
+    "<anna>女",
+    "a photo\n\nof <anna>",
+)
+
+
+@cache
+def with_words(family: str, words: tuple[str, ...] = WORDS, count: int = 1) -> Any:
+    """A CLIP in which words have `count` vectors each, for every encoder that is there."""
+    with torch.inference_mode():
+        clip = random_clip_of(family)
+        encoders = {name: word_width(clip, name) for name in loaded_encoders(clip)}
+        return with_learned_words(
+            clip,
+            [
+                Embedding(
+                    word, {name: torch.randn(count, width) for name, width in encoders.items()}
+                )
+                for word in words
+            ],
+        )
+
+
+def ids_of(clip: Any, text: str) -> dict[str, list[int | None]]:
+    """For each text encoder the ids, None for a vector."""
+    return {
+        name: [first if isinstance(first, int) else None for chunk in chunks for first, *_ in chunk]
+        for name, chunks in clip.tokenize(text).items()
+    }
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "anima"])
+def test_all_else_of_a_prompt_is_what_it_is_beside_an_ordinary_word(family):
+    """The template around it, too."""
+    clip, plain = with_words(family), random_clip_of(family)
+    lists = [list_name(encoder) for encoder in loaded_encoders(clip)]
+    for text in TEXTS:
+        ids, beside = (
+            ids_of(*each) for each in ((clip, text), (plain, text.replace("<anna>", "cat")))
+        )
+        for name in lists:
+            assert ids[name].count(None) == text.count("<anna>")
+            assert ids[name] == [
+                None if mine is None else other
+                for mine, other in zip(ids[name], beside[name], strict=True)
+            ]
+
+
+def test_a_word_of_several_vectors_is_one_beside_the_other_to_both_encoders():
+    clip = with_words("flux", count=3)
+    for ids in ids_of(clip, "a <anna> woman").values():
+        assert ids[ids.index(None) :][:4].count(None) == 3 and ids.count(None) == 3
+
+
+def test_an_encoder_without_vectors_reads_the_letters_of_a_word():
+    """Anima's T5 is a list of ids, which the model itself turns into vectors."""
+    clip, plain = with_words("anima"), random_clip_of("anima")
+    read = ids_of(clip, "a <anna> woman")["t5xxl"]
+    assert read == ids_of(plain, "a anna woman")["t5xxl"]
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen", "lumina2"])
+def test_a_word_behind_the_mark_of_the_hosts_files_is_the_word(family):
+    clip = with_words(family)
+    for text in ("embedding:<anna>", "a embedding:<ANNA>, b", "(embedding:<anna>) b"):
+        assert ids_of(clip, text) == ids_of(clip, text.replace("embedding:", ""))
+
+
+def test_a_file_whose_name_begins_with_a_learned_word_is_still_a_file(tmp_path):
+    """And one of just that name is the learned word."""
+    for name in ("sks-2", "sks"):
+        save_embedding_file(tmp_path / f"{name}.safetensors")
+    clip = copy.copy(with_words("flux", ("sks",)))
+    clip.tokenizer = copy.copy(clip.tokenizer)
+    for part in ("clip_l", "t5xxl"):
+        own = copy.copy(getattr(clip.tokenizer, part))
+        own.embedding_directory = [str(tmp_path)]
+        setattr(clip.tokenizer, part, own)
+
+    def vectors(text: str) -> list[float]:
+        return [
+            float((first["data"] if isinstance(first, dict) else first).abs().sum())
+            for chunks in clip.tokenize(text).values()
+            for chunk in chunks
+            for first, *_ in chunk
+            if not isinstance(first, int)
+        ]
+
+    of_file, of_word = vectors("a embedding:sks-2 b"), vectors("a embedding:sks b")
+    assert of_file == [7.0 * WIDTH] * 2
+    assert of_word == vectors("a sks b") and len(of_word) == 2 and of_word != of_file
+
+
+def save_embedding_file(path: Any) -> None:
+    save_file({"emb_params": torch.full((1, WIDTH), 7.0)}, path)
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_words_that_touch_are_found_apart(family):
+    clip = with_words(family)
+    kind = ContextTokens("t5xxl") if family == "flux" else ContextTokens()
+    for text in ("a <anna><ink> b", "a <anna>,<ink> b", "a <anna> <ink> b", "a (<anna>)<ink>"):
+        ids = ids_of(clip, text)[kind.tokens or "qwen25_7b"]
+        vectors = tuple((place,) for place, id in enumerate(ids) if id is None)
+        assert kind.places(clip, text, WORDS, len(ids)).spans == vectors
+
+
+def test_unequal_numbers_of_vectors_are_a_sentence_before_anything_is_encoded():
+    clip = random_clip_of("flux")
+    vectors = {"clip_l": torch.ones(2, WIDTH), "t5xxl": torch.ones(3, WIDTH)}
+    with pytest.raises(ValueError, match=r"'<anna>' has unequal .* 2 for clip_l and 3 for t5xxl"):
+        with_learned_words(clip, [Embedding("<anna>", vectors)])
+    vectors["another"] = torch.ones(4, WIDTH)
+    vectors["t5xxl"] = torch.ones(2, WIDTH)
+    changed = with_learned_words(clip, [Embedding("<anna>", vectors)])
+    assert [ids.count(None) for ids in ids_of(changed, "a <anna>").values()] == [2, 2]
+
+
+def test_a_class_word_without_tokens_is_a_sentence_that_says_what_to_write():
+    text = learned_text("chroma")
+    with pytest.raises(ValueError, match=r"class_word '' is nothing to .* t5xxl.* such as 'woman'"):
+        text.typical_norms([""])
 
 
 def training(checks_memory: bool = False) -> CaptureTraining:
