@@ -378,6 +378,18 @@ LAYOUTS: dict[str, Groups] = {
         "sampling": (Column(320, (11, 12, 13, 14, 15, 16)),),
         "result": (Column(560, (17,), {17: 620}),),
     },
+    "MagiCapture-Z-Image-train": {
+        "pictures": (Column(280, (1, 2, 3)), Column(280, (4, 5))),
+        "training": (Column(390, (7,)), Column(270, (6, 9, 18, 8, 10))),
+        "sampling": (Column(320, (11, 19, 12, 13, 14, 15)),),
+        "result": (Column(540, (16, 17), {17: 600}),),
+    },
+    "MagiCapture-Flux-train": {
+        "pictures": (Column(280, (1, 2, 3)), Column(280, (4, 5))),
+        "training": (Column(390, (7,)), Column(270, (6, 9, 18, 8, 10))),
+        "sampling": (Column(320, (11, 12, 13, 14, 15)),),
+        "result": (Column(540, (16, 17), {17: 600}),),
+    },
     "MagiCapture-SD1.5-2-use": {
         "what was trained": (Column(320, (2, 3, 4, 5)),),
         "sampling": (Column(340, (6, 7, 8, 9, 10)),),

@@ -322,6 +322,12 @@ DRAWN: dict[str, dict[str, Draw]] = {
         "MagiCapture-SD1.5-1-train": lambda shown: labelled(
             training_pictures(shown), "for SD1.5: train"
         ),
+        "MagiCapture-Flux-train": lambda shown: labelled(
+            training_pictures(shown), "for Flux: train"
+        ),
+        "MagiCapture-Z-Image-train": lambda shown: labelled(
+            training_pictures(shown), "for Z-Image: train"
+        ),
         "MagiCapture-SD1.5-2-use": lambda shown: labelled(
             sheet_of(squares(shown.pictures)), "for SD1.5: use"
         ),
