@@ -69,14 +69,16 @@ DETAIL_PHRASES = (
     "orange shirt",
 )
 DETAIL_PROMPT = (
-    "a woman with red hair and a top hat and a white shirt, a man with black hair, a scarf and an"
-    " orange shirt, pink background, cartoon style"
+    "a woman with pale skin, red hair, a top hat and a white shirt, a man with light skin, black"
+    " hair, a scarf and an orange shirt, yellow background, cartoon style"
 )
 DETAIL_TEXT = (
-    "a woman with red hair wearing a top hat and a white shirt, pink background, cartoon style\n"
-    "a man with black hair wearing a scarf and an orange shirt, pink background, cartoon style"
+    "a woman with pale skin and red hair wearing a top hat and a white shirt, yellow background,"
+    " cartoon style\n"
+    "a man with light skin and black hair wearing a scarf and an orange shirt, yellow background,"
+    " cartoon style"
 )
-DETAIL_SEED = 7
+DETAIL_SEED = 6
 PLAIN_REFERENCES = {"top hat": ("hat", 165), "scarf": ("scarf", 159), "shirt": ("shirt", 72)}
 DETAIL_REFERENCES = {"top hat": ("hat", 165), "scarf": ("scarf", 159)}
 
@@ -290,7 +292,7 @@ def detail(_: toy.Toy) -> list[Tensor]:
     latent = {"samples": samples}
     shown = MagicLayoutMasks.execute(layout, latent, -1, image).args[2][:, : people.side]
     references, concepts = template_concepts(DETAIL_REFERENCES, people.side)
-    own = {"text": DETAIL_TEXT, "size": people.side, "margin": 0.0, "denoise": 0.65, "seed": 1}
+    own = {"text": DETAIL_TEXT, "size": people.side, "margin": 0.0, "denoise": 0.65, "seed": 2}
     own |= {"steps": 12, "cfg": 4.0, "scheduler": people.scheduler, "inject_at": 0.0}
     parts = {"model": people.model, "clip": people.clip, "vae": people.vae, "concepts": concepts}
     areas = {"layout": layout, "samples": latent}
