@@ -1,9 +1,9 @@
-"""The pack in ComfyUI's own frontend, in a real browser."""
+"""The pack in ComfyUI's own frontend, in a real browser; templates and blueprints run in
+test_gallery.py."""
 
 from __future__ import annotations
 
 import base64
-import json
 import operator
 import re
 from collections.abc import Callable
@@ -20,19 +20,12 @@ from frontend import ADD_NODE, MODES, SHOWN, UNKNOWN, Frontend, png
 from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.magic.phrases import split_phrases
 
-BLUEPRINTS = workflow_files.FOLDER.parent / "subgraphs"
-
 HEATED = (
     "() => [...document.querySelectorAll('.magic-heat')].every(image => image.naturalWidth > 0)"
 )
 CHANGED = """before => {
     const now = [...document.querySelectorAll('.magic-heat')];
     return now.length == before.length && now.some((image, i) => image.src != before[i]);
-}"""
-COVERED = """() => {
-    const cover = app.graph.nodes.find(node => node.subgraph).widgets.at(-1).element;
-    const images = [...cover.querySelectorAll('.magic-backdrop, .magic-layout')];
-    return images.length == 4 && images.every(image => image.naturalWidth > 0);
 }"""
 POSITION = (
     "() => [...app.graph.nodes.find(node => node.type == 'MagicCorrespondenceMap').pos,"
@@ -69,57 +62,6 @@ FIND = f"""async cases => {{
         if (filter) Iterator.prototype.filter = filter;
     }}
 }}"""
-# Connects the only subgraph of the graph to the toy world, and makes its work small.
-JOIN_TOY = """() => {
-    const add = (type, x, y) => {
-        const node = LiteGraph.createNode(type);
-        app.graph.add(node);
-        node.pos = [x, y];
-        return node;
-    };
-    const blueprint = app.graph.nodes.find(node => node.subgraph);
-    const model = add('MagicToyCheckpoint', -400, 0);
-    const portrait = add('MagicToyPortrait', -400, 200);
-    const save = add('SaveImage', 600, 0);
-    const sources = {
-        MODEL: [model, 0], CLIP: [model, 1], VAE: [model, 2],
-        IMAGE: [portrait, 0], MASK: [portrait, 1],
-    };
-    blueprint.inputs.forEach((input, i) => {
-        const [node, slot] = sources[input.type] ?? [];
-        node?.connect(slot, blueprint, i);
-    });
-    // A blueprint that gives no picture gives a model and a text encoder that can draw one.
-    let drawn = [blueprint, 0];
-    if (blueprint.outputs[0].type != 'IMAGE') {
-        const types = ['CLIPTextEncode', 'EmptyLatentImage', 'KSampler', 'VAEDecode'];
-        const nodes = types.map((type, i) => add(type, 600, 200 + 300 * i));
-        const [prompt, latent, sampler, decode] = nodes;
-        const links = [
-            [blueprint, 0, sampler, 'model'],
-            [blueprint, 1, prompt, 'clip'],
-            [latent, 0, sampler, 'latent_image'],
-            [prompt, 0, sampler, 'positive'],
-            [prompt, 0, sampler, 'negative'],
-            [sampler, 0, decode, 'samples'],
-            [model, 2, decode, 'vae'],
-        ];
-        for (const [from, slot, to, name] of links) from.connect(slot, to, to.findInputSlot(name));
-        prompt.widgets[0].value = 'a <subject> person, <style> style';
-        for (const widget of latent.widgets)
-            if (['width', 'height'].includes(widget.name)) widget.value = 128;
-        sampler.widgets.find(widget => widget.name == 'steps').value = 2;
-        drawn = [decode, 0];
-    }
-    drawn[0].connect(drawn[1], save, 0);
-    portrait.widgets.find(widget => widget.name == 'seed').value = 165;
-    for (const widget of blueprint.widgets) {
-        if (widget.name == 'steps') widget.value = 4;
-        if (['width', 'height'].includes(widget.name)) widget.value = 128;
-        if (['steps_for_the_words', 'steps_for_the_LoRA', 'preview_every'].includes(widget.name))
-            widget.value = 1;
-    }
-}"""
 # How often the views of layouts read their prompts when the graph changes; the first that does,
 # fails.
 REFRESHES = f"""async () => {{
@@ -163,16 +105,6 @@ COUNT_CHANGES_OF_ALERT = """() => {
     const all = { childList: true, characterData: true, subtree: true };
     observer.observe(document.querySelector('[role=alert].magic-missing'), all);
 }"""
-VIEWS = {
-    "MagiCapture-1-learn-person-and-style": ("Training", "polyline[points*=',']"),
-    "MagicStyle-2-step-by-step": ("Reconstruction against original", "img.magic-original"),
-    "MagicStyle-7-transformer-step-by-step": (
-        "Reconstruction against original",
-        "img.magic-original",
-    ),
-    "MagicFace-3-where-it-looks": ("Correspondence", "img.magic-heat"),
-}
-"""What else a workflow shows when it has run, and by what in it this is seen."""
 HELP_PICTURE = "() => document.querySelector('.node-help-content img')?.naturalWidth > 0"
 STEPS = 8
 
@@ -196,32 +128,6 @@ def test_workflow_opens_as_it_was_saved_and_so_it_does_again(
     assert values(saved) == values(workflow)
     frontend.load(saved)
     assert frontend.saved() == saved
-    assert frontend.complaints_about_us() == []
-
-
-@pytest.mark.parametrize("name", workflow_files.TOY)
-def test_workflow_from_the_gallery_runs_and_shows_its_pictures(
-    frontend: Frontend, name: str
-) -> None:
-    frontend.open_from_gallery(name)
-    assert frontend.page.evaluate(UNKNOWN) == []
-    # Nothing is trained when the server has done so for the other frontend.
-    frontend.set_widgets(
-        steps=4,
-        **{"MagiCaptureTrain.seed": list(MODES).index(frontend.mode)},
-        **workflow_files.QUICK_TRAINING,
-    )
-
-    frontend.queue()
-
-    frontend.page.wait_for_function(SHOWN, timeout=300_000)
-    if name in VIEWS:
-        region, drawing = VIEWS[name]
-        frontend.page.get_by_role("region", name=region, exact=True).locator(
-            drawing
-        ).first.wait_for(state="attached")
-    frontend.screenshot(f"{name}_finished")
-    assert frontend.overlaps() == []
     assert frontend.complaints_about_us() == []
 
 
@@ -774,31 +680,6 @@ def test_help_opens_for_every_node(frontend: Frontend, object_info: dict[str, An
         ), node
         frontend.page.wait_for_function(HELP_PICTURE, timeout=10_000)
     frontend.screenshot("help")
-    assert frontend.complaints_about_us() == []
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in BLUEPRINTS.glob("*.json")))
-def test_blueprint_is_offered_and_runs(frontend: Frontend, name: str) -> None:
-    offered = json.loads(frontend.server.get("/global_subgraphs")).values()
-    assert name in [
-        entry["name"]
-        for entry in offered
-        if entry["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"
-    ]
-    frontend.load(json.loads((BLUEPRINTS / f"{name}.json").read_text(encoding="utf-8")))
-    frontend.page.evaluate(JOIN_TOY)
-    frontend.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    assert frontend.page.evaluate(UNKNOWN) == []
-
-    frontend.queue()
-
-    frontend.page.wait_for_function(SHOWN, timeout=300_000)
-    if name == "MagicFace":
-        # The node that has the layout is inside; what it shows stands on the blueprint too.
-        view = frontend.page.get_by_role("region", name="Layout", exact=True).first
-        assert view.locator("mark").all_inner_texts() == ["hat"]
-        frontend.page.wait_for_function(COVERED)
-    frontend.screenshot(f"blueprint_{name}")
     assert frontend.complaints_about_us() == []
 
 
