@@ -251,7 +251,7 @@ def two_styles(checkpoint: toy.Toy, pairs: Sequence[Pair]) -> tuple[float, float
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=32, help="how many")
-    parser.add_argument("--only", help="only rows whose name has this in it; nothing is written")
+    parser.add_argument("--only", help="only rows whose name has this in it; no table is written")
     parser.add_argument("--figure", type=Path, help="also write a grid of pictures there")
     # The preset 'balanced', and no other row.
     args = parse_with_quick(parser, pairs=2, only="(balanced)")
@@ -269,6 +269,10 @@ def main() -> None:
             continue
         style, kept, decibels, pictures[name] = measure(checkpoint, pairs, preset, layers)
         report.add_row(name, f"{style:.2f}", f"{kept:.2f}", f"{decibels:.1f}")
+    if args.figure:
+        sheet = [[pair.content_image[0] for pair in pairs], [pair.style_image[0] for pair in pairs]]
+        names = [name for name in pictures if name.endswith(("(gentle)", "(balanced)", "(strong)"))]
+        preset_sheet([*sheet, *(pictures[name] for name in names)], args.figure)
     if args.only and not args.quick:
         return
     report.write("", "The paper's sweep (content + style, scale 1, AdaIN 1):", "")
@@ -283,11 +287,6 @@ def main() -> None:
         f" {own:.2f}, to the other half's {other:.2f}.",
     )
     report.finish(kept=not args.quick)
-    if args.figure:
-        rows = [[pair.content_image[0] for pair in pairs], [pair.style_image[0] for pair in pairs]]
-        names = [name for name in pictures if name.endswith(("(gentle)", "(balanced)", "(strong)"))]
-        rows += [pictures[name] for name in names]
-        preset_sheet(rows, args.figure)
 
 
 if __name__ == "__main__":
