@@ -143,6 +143,8 @@ _OWN_REFERENCES = (Column(270, (3,)), Column(270, (5,)), Column(270, (7,)))
 _WITH_MODELS = (Column(270, (3, 8)), Column(270, (5, 17)), Column(270, (7, 18)))
 _TOY_REFERENCES = (Column(256, (2, 3)), Column(256, (4, 5)), Column(256, (6, 7)))
 
+_WITHOUT_PROMPT = 300
+"""Of Edit Regions whose prompt comes from another node."""
 _ALL_SETTINGS = 522
 """Of a MagicStyle Apply that shows its advanced inputs in Nodes 2.0."""
 
@@ -210,7 +212,7 @@ LAYOUTS: dict[str, Groups] = {
             Column(256, (10, 27, 11, 12, 13)),
         ),
         "model and words": (Column(290, (14, 15, 16, 17, 18)),),
-        "sampling": (Column(380, (19, 20)),),
+        "sampling": (Column(380, (19, 20), {19: _WITHOUT_PROMPT}),),
         "result": (Column(520, (21, 22, 23, 24), {22: 440, 24: 340}),),
     },
     "MagicFace-SD1.5-three-concepts": {
@@ -241,7 +243,7 @@ LAYOUTS: dict[str, Groups] = {
     "MagicFace-Qwen-Image-Edit-regions": {
         "references": (Column(250, (2, 5)), Column(250, (3, 6)), Column(250, (4, 7))),
         "models": (Column(270, (8, 9, 10, 11, 16)),),
-        "sampling": (Column(310, (12, 13, 15, 18)), Column(380, (14, 17))),
+        "sampling": (Column(310, (12, 13, 15, 18)), Column(380, (14, 17), {14: _WITHOUT_PROMPT})),
         "result": (Column(460, (19, 20, 21), {19: 420, 21: 340}),),
     },
     "MagicFace-Z-Image-three-concepts": {
@@ -330,7 +332,7 @@ LAYOUTS: dict[str, Groups] = {
     },
     "MagicStyle-9-edit-by-words": {
         "picture": (Column(280, (4, 2, 3)),),
-        "inversion": (Column(320, (5,), growth={5: 320}), Column(310, (6,))),
+        "inversion": (Column(320, (5,), {5: 236}, growth={5: 320}), Column(310, (6,))),
         "sampling": (Column(320, (9, 7, 8)), Column(270, (10, 11))),
         "result": (Column(540, (12,), {12: 580}),),
     },

@@ -18,6 +18,11 @@ declare module "*/scripts/app.js" {
     links?: number[] | null;
   }
 
+  export interface WidgetOptions extends Record<string, unknown> {
+    getMinHeight?: () => number | undefined;
+    getMaxHeight?: () => number | undefined;
+  }
+
   export interface Widget {
     name: string;
     type: string;
@@ -25,7 +30,7 @@ declare module "*/scripts/app.js" {
     hidden?: boolean;
     disabled?: boolean;
     serialize?: boolean;
-    options?: Record<string, unknown>;
+    options?: WidgetOptions;
     callback?(value: unknown, ...rest: unknown[]): void;
     computeSize?(): number[];
   }
@@ -69,6 +74,8 @@ declare module "*/scripts/app.js" {
     setSize(size: [width: number, height: number]): void;
     /** The least that it needs. */
     computeSize(): number[];
+    /** type: 1 for inputs. */
+    onConnectionsChange?(type: number, slot: number, ...rest: unknown[]): void;
     onSerialize?(data: { size?: [width: number, height: number] }): void;
     getInputLink(slot: number): Link | null | undefined;
     addDOMWidget(
@@ -141,6 +148,8 @@ declare module "*/scripts/app.js" {
     rootGraph?: Graph;
     /** What /prompt complained about last, by node; null without complaints. */
     lastNodeErrors?: Record<string, NodeErrors> | null;
+    /** While a workflow is opened. */
+    configuringGraph?: boolean;
     canvas: { selectNode(node: GraphNode): void };
     extensionManager: {
       command: { execute(id: string): void };

@@ -28,7 +28,7 @@ import { Runs } from "./runs.js";
 import { ask, listen, pictureUrl } from "./server.js";
 import { endRunning, forgetRefused, onTabShown, rememberTab, startNext } from "./tabs.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
-import { leaveOutHidden, showWhatCounts } from "./widgets.js";
+import { leaveOutHidden, lowerWhileLinked, showWhatCounts } from "./widgets.js";
 
 /**
  * How the nodes with a layout say which phrases they look for. outer: the node that stands for the
@@ -380,7 +380,10 @@ app.registerExtension({
   nodeCreated(node) {
     if (isOfPack(node)) leaveOutHidden(node);
     const readPrompt = PROMPTS[classOf(node)];
-    if (readPrompt) views.set(node, new LayoutView(node, readPrompt));
+    if (readPrompt) {
+      lowerWhileLinked(node, "prompt");
+      views.set(node, new LayoutView(node, readPrompt));
+    }
     if (classOf(node) === LOAD_CONCEPT) views.set(node, new ConceptPicker(node));
     if (WITH_PRESETS.has(classOf(node))) showWhatCounts(node);
     if (classOf(node) !== CONCEPTS.type) return;

@@ -5,8 +5,12 @@
  */
 
 import { app } from "../../scripts/app.js";
+import { isLinked } from "./graph.js";
 
 const CUSTOM = "custom";
+const INPUT = 1;
+/** What is left of a text box that shows nothing, in pixels: room for its socket. */
+const LOW = 26;
 
 /**
  * @param {GraphNode} node
@@ -48,6 +52,46 @@ export function leaveOutHidden(node) {
 const isHidingAdvanced = () =>
   globalThis.LiteGraph?.vueNodesMode === true &&
   !app.extensionManager.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
+
+/**
+ * A text box shows nothing while its text comes from another node: then it is as low as a socket,
+ * and the node lower by as much.
+ *
+ * @param {GraphNode} node
+ * @param {string} name of the widget
+ */
+export function lowerWhileLinked(node, name) {
+  const options = widgetOf(node, name)?.options;
+  if (!options) return;
+  const { getMinHeight, getMaxHeight } = options;
+  /** @type {boolean | null} */
+  let assumed = null;
+  const isLow = () => assumed ?? isLinked(node, name);
+  // Undefined leaves it to the host.
+  options.getMinHeight = () => (isLow() ? LOW : getMinHeight?.());
+  options.getMaxHeight = () => (isLow() ? LOW : getMaxHeight?.());
+  const least = (/** @type {boolean} */ linked) => {
+    assumed = linked;
+    const [, height] = node.computeSize();
+    assumed = null;
+    return height;
+  };
+  const changed = node.onConnectionsChange;
+  /** How much higher than it must be the node is without the link. */
+  let room = 0;
+  node.onConnectionsChange = function (type, slot, ...rest) {
+    changed?.call(this, type, slot, ...rest);
+    // A file has the height that the node has with its links.
+    if (app.configuringGraph || type !== INPUT || node.inputs?.[slot]?.name !== name) return;
+    const [width, height] = node.size;
+    if (isLinked(node, name)) {
+      room = Math.max(height - least(false), 0);
+      node.setSize([width, least(true)]);
+    } else {
+      node.setSize([width, Math.max(height, least(false) + room)]);
+    }
+  };
+}
 
 /**
  * With the preset `custom` the settings themselves count, which Nodes 2.0 hides as advanced ones.

@@ -44,6 +44,19 @@ FIRST_WITHOUT_PHRASE = (
     "() => { app.graph.nodes.find(node => node.type == 'MagicEditReference').widgets[0].value = ''"
     " }"
 )
+# How high a node is without the link to its prompt, with it, and without it again.
+RELINK = """type => {
+    const node = app.graph.nodes.find(node => node.type == type);
+    const slot = node.findInputSlot('prompt');
+    const { origin_id, origin_slot } = node.getInputLink(slot);
+    const heights = [];
+    for (const isLinked of [false, true, false]) {
+        if (isLinked) app.graph.getNodeById(origin_id).connect(origin_slot, node, slot);
+        else node.disconnectInput(slot);
+        heights.push(node.size[1]);
+    }
+    return heights;
+}"""
 MANY_FILES = """() => {
     const { options } = app.graph.nodes[0].widgets.find(({ name }) => name == 'file');
     const others = Array.from({ length: 3000 }, (_, i) => `some/gone ${i}.safetensors`);
@@ -336,6 +349,8 @@ def test_edit_regions_underlines_its_phrases_and_shows_its_layout(frontend: Fron
     page.evaluate("() => document.dispatchEvent(new Event('input'))")
     page.wait_for_function("() => document.querySelectorAll('.magic-prompt mark').length == 3")
     assert view.get_by_role("alert").count() == 0
+    high, low, again = page.evaluate(RELINK, "MagicEditRegions")
+    assert low <= high - 20 and again == high, "a text box that shows nothing"
     assert frontend.complaints_about_us() == []
 
 
