@@ -73,25 +73,56 @@ def is_enlarged(adapter: Any) -> bool:
     return place is not None and adapter.weights[place] is not None
 
 
-def as_matrices(patch: Any) -> Any:
-    """A LoRA for a linear layer whose tensors are those of convolutions of one cell, which the host
-    merges and cannot add to what the layer gives, as it can."""
-    if getattr(patch, "name", "") != "lora" or patch.weights[3] is not None:
-        return patch
-    up, down, *others = patch.weights
-    if min(up.ndim, down.ndim) < 2:
-        return patch
-    return type(patch)(patch.loaded_keys, (up.flatten(1), down.flatten(1), *others))
+def in_layers_form(adapter: Any, shape: tuple[int, ...]) -> Any:
+    """One of the host's adapters whose tensors are of the form that a layer's weight has: what the
+    host merges in other forms it cannot add to what the layer gives. shape: of the weight, or the
+    part of it. Errors of any kind where they do not fit."""
+    if adapter.name == "lora" and adapter.weights[3] is None and len(shape) == 2:
+        # Convolutions of one cell.
+        up, down, *others = adapter.weights
+        return type(adapter)(adapter.loaded_keys, (up.flatten(1), down.flatten(1), *others))
+    if adapter.name != "lokr":
+        return adapter
+    left, right, alpha, left_a, left_b, right_a, right_b, core, scales = adapter.weights
+    # The host's ways to merge and to add take the ranks of two products in turn.
+    has_two_ranks = left is None and right is None and left_b.shape[0] != right_b.shape[0]
+    if len(shape) == 2 and (right is None or right.ndim == 2) and not has_two_ranks:
+        return adapter
+    rank = None
+    if left is None:
+        rank, left = left_b.shape[0], left_a.float() @ left_b.float()
+    if right is None:
+        rank = right_b.shape[0]
+        if core is None:
+            right = right_a.float() @ right_b.float()
+        else:
+            right = torch.einsum(
+                "ij...,jc,ir->rc...", core.float(), right_b.float(), right_a.float()
+            )
+    if rank is not None and alpha is not None:
+        right = right * (alpha / rank)
+    if left.shape[0] * right.shape[0] != shape[0]:
+        raise ValueError(f"{left.shape[0]} times {right.shape[0]} rows are not {shape[0]}")
+    right = right.reshape(-1, shape[1] // left.shape[1], *shape[2:])
+    whole = (left, right, *[None] * 6, scales)
+    return type(adapter)(adapter.loaded_keys, whole)
 
 
-def shape_of(module: nn.Module, of: str) -> tuple[int, ...] | None:
-    """Of a layer's weight or bias. By its own figures where it has some: weights that are quantised
-    may lie in memory in other shapes."""
+def shape_of(module: nn.Module, of: str, part: Part | None = None) -> tuple[int, ...] | None:
+    """Of a layer's weight or bias, or of a part of it. By its own figures where it has some: what
+    is quantised may lie in memory in another shape."""
     own: Any = module
     if of == "weight" and hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(own.out_features), int(own.in_features)
-    tensor = getattr(module, of, None)
-    return tuple(tensor.shape) if isinstance(tensor, Tensor) else None
+        shape = (int(own.out_features), int(own.in_features))
+    else:
+        tensor = getattr(module, of, None)
+        if not isinstance(tensor, Tensor):
+            return None
+        shape = tuple(tensor.shape)
+    if part is None:
+        return shape
+    side, _, length = part
+    return (*shape[:side], length, *shape[side + 1 :])
 
 
 def check_fit(name: str, weight: str, module: nn.Module, patch: Any, part: Part | None) -> None:
@@ -103,12 +134,9 @@ def check_fit(name: str, weight: str, module: nn.Module, patch: Any, part: Part 
     """
     from comfy import weight_adapter
 
-    shape = shape_of(module, weight.rpartition(".")[2])
+    shape = shape_of(module, weight.rpartition(".")[2], part)
     if shape is None:
         return
-    if part is not None:
-        side, _, length = part
-        shape = (*shape[:side], length, *shape[side + 1 :])
     if isinstance(patch, weight_adapter.base.WeightAdapterBase):
         tensors = [tensor for tensor in patch.weights if isinstance(tensor, Tensor)]
         is_fitting = _fits(module, patch, shape)
@@ -169,8 +197,7 @@ def _gives(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
     # Older hosts have no way to ask for what is added, and merge.
     if not hasattr(weight_adapter, "BypassForwardHook"):
         return True
-    if len(shape) == 2:
-        adapter = as_matrices(adapter)
+    adapter = in_layers_form(adapter, shape)
     empty = type(adapter)(
         adapter.loaded_keys,
         tuple(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..models.lora_patches import (
     DORA,
     TURNED_DORA,
-    as_matrices,
     check_fit,
+    in_layers_form,
     is_enlarged,
     lora_patches,
     shape_of,
@@ -235,18 +235,15 @@ def _layer_adapter(
     if not is_adapter:
         difference = None if part else Difference.read(module, of, patch, strength)
         return None if difference is None else LayerAdapter(layer, module, difference)
-    shape = shape_of(module, "weight")
+    shape = shape_of(module, "weight", cut)
     # What norms and tables do is no product of their weight and what goes in.
     if of != "weight" or shape is None or len(shape) < 2 or isinstance(module, nn.Embedding):
         return None
-    if len(shape) == 2:
-        patch = as_matrices(patch)
+    if not is_enlarged(patch):
+        patch = in_layers_form(patch, shape)
     # Tells the adapter what kind of layer it is for.
     hook = weight_adapter.bypass.BypassForwardHook(module, patch, multiplier=strength)
-    turn = None
-    if _is_own(patch, "g"):
-        width = cut[2] if cut is not None and cut[0] == 0 else shape[0]
-        turn = _turn(patch, key, strength, width)
+    turn = _turn(patch, key, strength, shape[0]) if _is_own(patch, "g") else None
     return LayerAdapter(layer, module, hook.adapter, cut, turn)
 
 

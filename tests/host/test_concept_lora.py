@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from magicportrait.host.models.lora_patches import lora_patches
 from magicportrait.host.sampling.adapters import adapters_of
 from magicportrait.host.sampling.backbone import CallSize, LayerTokens, backbone_of
 from magicportrait.host.sampling.backbone.interface import GivenPictures
@@ -552,15 +554,46 @@ def test_numbers_that_adapters_of_others_leave_out_do_not_matter() -> None:
         assert torch.equal(*added) and added[0].any()
 
 
-def test_matrices_that_look_like_convolutions_are_matrices() -> None:
+_PROJECTION = UNET_LAYERS[4]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (_ATTENTION, {"lora_up.weight": (32, 2, 1, 1), "lora_down.weight": (2, 32, 1, 1)}),
+        (_ATTENTION, {"lokr_w1": (2, 2), "lokr_w2": (16, 16, 1, 1)}),
+        (
+            _ATTENTION,
+            {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 2), "lokr_w2_a": (16, 4), "lokr_w2_b": (4, 16)},
+        ),
+        (_PROJECTION, {"lokr_w1": (2, 2), "lokr_w2": (16, 16)}),
+        (_CONVOLUTION, {"lokr_w1": (2, 2), "lokr_w2_a": (16, 2), "lokr_w2_b": (2, 144)}),
+        (_CONVOLUTION, {"lora_up.weight": (32, 2), "lora_down.weight": (2, 288)}),
+    ],
+)
+def test_forms_of_others_that_the_host_merges_are_added_as_it_merges_them(
+    layer: str, shapes: dict[str, tuple[int, ...]]
+) -> None:
     model, _ = family("unet")
-    lora = random_lora(model, [_ATTENTION])
-    wide = {key: tensor[..., None, None] if tensor.ndim else tensor for key, tensor in lora.items()}
-    x = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
-    plain, same = (
-        adapters_of(model, "x", weights, 1.0).layers[0].added(x, x) for weights in (lora, wide)
+    generator = torch.Generator().manual_seed(1)
+    prefix = f"diffusion_model.{layer}"
+    lora = {
+        f"{prefix}.{name}": torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+    } | {f"{prefix}.alpha": torch.tensor(3.0)}
+    module = model.model.diffusion_model.get_submodule(layer)
+    weight = module.weight.detach().float()
+    [patch] = lora_patches("x", lora, {prefix: "it"}).values()
+    change = patch.calculate_weight(weight.clone(), "it", 1.0, 1.0, None, lambda x: x) - weight
+    x = torch.randn(1, 32, *[5] * (weight.ndim - 2), generator=generator)
+    expected = (
+        F.linear(x, change)
+        if weight.ndim == 2
+        else F.conv2d(x, change, None, module.stride, module.padding)
     )
-    assert torch.equal(plain, same) and plain.any()
+    added = adapters_of(model, "x", lora, 1.0).layers[0].added(x, module(x))
+    assert (added - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert expected.any()
 
 
 def test_a_lora_for_a_norm_is_left_out() -> None:
