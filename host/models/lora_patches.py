@@ -34,14 +34,15 @@ def lora_patches(
     import comfy.lora
     import comfy.lora_convert
 
-    for key, tensor in weights.items():
-        if key.endswith(_ALPHA) and tensor.numel() != 1:
-            raise ValueError(
-                f"LoRA '{shown(name)}' is damaged: '{shown(key)}' is to be one number, and is a"
-                f" tensor of {_size(tensor.shape)}. {_ELSE}"
-            )
     try:
         converted = comfy.lora_convert.convert_lora(dict(weights))
+        for key, tensor in converted.items():
+            is_alpha = key.endswith(_ALPHA) and key.removesuffix(_ALPHA) in layers
+            if is_alpha and tensor.numel() != 1:
+                raise ValueError(
+                    f"LoRA '{shown(name)}' is damaged: '{shown(key)}' is to be one number, and is a"
+                    f" tensor of {_size(tensor.shape)}. {_ELSE}"
+                )
         patches: dict[Any, Any] = comfy.lora.load_lora(converted, layers, log_missing=False)
     except KeyError as error:
         raise ValueError(
@@ -84,7 +85,7 @@ def in_layers_form(adapter: Any, shape: tuple[int, ...]) -> Any:
     if adapter.name != "lokr":
         return adapter
     left, right, alpha, left_a, left_b, right_a, right_b, core, scales = adapter.weights
-    # The host's ways to merge and to add take the ranks of two products in turn.
+    # Of two products the host merges by the rank of one, and adds by the rank of the other.
     has_two_ranks = left is None and right is None and left_b.shape[0] != right_b.shape[0]
     if len(shape) == 2 and (right is None or right.ndim == 2) and not has_two_ranks:
         return adapter
@@ -113,7 +114,7 @@ def shape_of(module: nn.Module, of: str, part: Part | None = None) -> tuple[int,
     is quantised may lie in memory in another shape."""
     own: Any = module
     if of == "weight" and hasattr(module, "in_features") and hasattr(module, "out_features"):
-        shape = (int(own.out_features), int(own.in_features))
+        shape: tuple[int, ...] = (int(own.out_features), int(own.in_features))
     else:
         tensor = getattr(module, of, None)
         if not isinstance(tensor, Tensor):

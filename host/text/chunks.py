@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ...magic.messages import shown
 from ...magic.phrases import Token, assign_spans, numbered, occurrences
+from ...magic.typed import unseen_in
 
 _START, _END = 49406, 49407
 _WRITTEN_END = "<|endoftext|>"
@@ -90,6 +91,10 @@ def spans_in_chunks(clip: Any, text: str, phrases: Sequence[str]) -> tuple[tuple
 
 def phrase_is_missing(phrase: str, text: str, hint: str = "") -> ValueError:
     """What to say of a phrase that is not in a prompt. hint: said at the end."""
+    if unseen := unseen_in(phrase) or unseen_in(text):
+        hint = (
+            f". One of both has a character in it that nobody sees ({unseen}): type it anew{hint}"
+        )
     words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
     return ValueError(
         f"phrase '{shown(phrase)}' is not in the prompt. Words that are there: {shown(words)}. Name"

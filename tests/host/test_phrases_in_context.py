@@ -162,6 +162,8 @@ def test_a_number_names_one_of_several_like_words(encoder):
     assert spans(text, "man # 3") == (third,)
     with pytest.raises(ValueError, match=r"phrase 'hat' is not in the prompt\. Words that"):
         spans(text, "hat#2")
+    with pytest.raises(ValueError, match=r"nobody sees \(U\+200B\): type it anew"):
+        spans("a h\u200bat", "hat")
     assert words_of_phrases(clip, text, ["man#2", "a man"], context) == ("man", "a man")
     assert words_that_stand_once(clip, "a man", ["Man#1", "man"], context) == {"man"}
     assert not words_that_stand_once(clip, text, ["man#1", "man", "a man"], context)
