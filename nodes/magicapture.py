@@ -15,6 +15,7 @@ from ..demo import face_network
 from ..host.faces import identity as identity_files
 from ..host.faces.identity import Identity, list_files, load_identity
 from ..host.models.lora_files import check_saving, save_lora
+from ..host.models.lora_patches import check_lora
 from ..host.models.safe_files import UnwritableFile
 from ..host.page.notices import notice
 from ..host.page.training_watch import TrainingWatch
@@ -1023,6 +1024,7 @@ class MagiCaptureApply(Node):
         check_ranges(cls, strength_model=strength_model, strength_clip=strength_clip)
         clip = with_learned_words(clip, embeddings)
         if lora is not None:
+            check_lora("lora", lora, model, clip)
             model, clip = comfy.sd.load_lora_for_models(
                 model, clip, lora, strength_model, strength_clip
             )

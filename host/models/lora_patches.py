@@ -126,9 +126,42 @@ def shape_of(module: nn.Module, of: str, part: Part | None = None) -> tuple[int,
     return (*shape[:side], length, *shape[side + 1 :])
 
 
+def check_lora(name: str, weights: Mapping[str, Tensor], model: Any, clip: Any) -> None:
+    """ValueError when a LoRA that the host is to merge into a MODEL and a CLIP does not fit, is
+    damaged, or has nothing for them: the host only writes that into the log. name: for messages."""
+    import comfy.lora
+
+    network, encoder = model.model, clip.cond_stage_model
+    names = comfy.lora.model_lora_keys_unet(network, {})
+    patches = lora_patches(name, weights, names)
+    check_patches(name, patches, network)
+    names = comfy.lora.model_lora_keys_clip(encoder, {})
+    of_text = lora_patches(name, weights, names)
+    check_patches(name, of_text, encoder)
+    if not patches and not of_text:
+        raise ValueError(
+            f"LoRA '{shown(name)}' has nothing for this model ({type(network).__name__}) and its"
+            " text encoder: it was made for another kind of model"
+        )
+
+
+def check_patches(name: str, patches: Mapping[Any, Any], network: nn.Module) -> None:
+    """ValueError when some of a LoRA's patches do not fit a network of the host's. name: of the
+    LoRA."""
+    import comfy.utils
+
+    for key, patch in patches.items():
+        weight, part, *convert = (key, None) if isinstance(key, str) else key
+        # What is turned into another order of channels first is not looked at.
+        if not convert:
+            module = comfy.utils.get_attr(network, weight.rpartition(".")[0])
+            check_fit(name, weight, module, patch, part)
+
+
 def check_fit(name: str, weight: str, module: nn.Module, patch: Any, part: Part | None) -> None:
     """ValueError when what a LoRA has for a layer cannot be added to its weight: it was made for
-    another model, or is damaged. Only shapes are looked at.
+    another model, or is damaged. Only shapes are looked at, and nothing of one that enlarges the
+    weight.
 
     name: of the LoRA; weight: of the weight in the host's model; module: the layer; patch: the
     host's, an adapter, a difference or a new weight; part: of the weight that it is for.
@@ -139,6 +172,8 @@ def check_fit(name: str, weight: str, module: nn.Module, patch: Any, part: Part 
     if shape is None:
         return
     if isinstance(patch, weight_adapter.base.WeightAdapterBase):
+        if is_enlarged(patch):
+            return
         tensors = [tensor for tensor in patch.weights if isinstance(tensor, Tensor)]
         is_fitting = _fits(module, patch, shape)
     elif isinstance(patch, tuple) and patch[0] in ("diff", "set"):

@@ -228,11 +228,9 @@ def _layer_adapter(
     module = comfy.utils.get_attr(model.model, layer)
     if convert is not None or not isinstance(module, nn.Module):
         return None
-    is_adapter = isinstance(patch, weight_adapter.base.WeightAdapterBase)
     cut = None if part is None else tuple(part)
-    if not (is_adapter and is_enlarged(patch)):
-        check_fit(name, weight, module, patch, cut)
-    if not is_adapter:
+    check_fit(name, weight, module, patch, cut)
+    if not isinstance(patch, weight_adapter.base.WeightAdapterBase):
         difference = None if part else Difference.read(module, of, patch, strength)
         return None if difference is None else LayerAdapter(layer, module, difference)
     shape = shape_of(module, "weight", cut)

@@ -13,7 +13,7 @@ import torch
 from ...magic.concepts import ConceptLora
 from ...magic.messages import shown
 from ...magic.phrases import named_words
-from ..models.lora_patches import check_fit, lora_patches
+from ..models.lora_patches import check_patches, lora_patches
 from .chunks import NamedPhrase, names_in_chunks, spans_in_chunks
 from .context import ContextTokens
 
@@ -234,17 +234,13 @@ def _with_patches(clip: Any, loras: Sequence[ConceptLora]) -> Any:
     """A text encoder with what LoRAs have for it; the same object when that is nothing. ValueError
     when one of them does not fit."""
     import comfy.lora
-    import comfy.utils
 
     encoder = clip.cond_stage_model
     names = comfy.lora.model_lora_keys_clip(encoder, {})
     patched = clip
     for lora in loras:
         patches = lora_patches(lora.name, lora.weights, names)
-        for key, patch in patches.items():
-            weight, part = (key, None) if isinstance(key, str) else key[:2]
-            module = comfy.utils.get_attr(encoder, weight.rpartition(".")[0])
-            check_fit(lora.name, weight, module, patch, part)
+        check_patches(lora.name, patches, encoder)
         if patches:
             patched = clip.clone() if patched is clip else patched
             patched.add_patches(patches, lora.strength)

@@ -148,6 +148,21 @@ def test_training_gives_the_hosts_own_types(folders):
     ).is_file()
 
 
+def test_a_lora_of_another_model_is_refused_before_it_is_merged():
+    model, clip, _ = models_of()
+    lora, embeddings, *_ = trained().args
+    [key, *_] = [key for key in lora if key.endswith("lora_up.weight")]
+    wider = {**lora, key: torch.cat([lora[key], lora[key]])}
+    with pytest.raises(ValueError, match=f"and the LoRA has {len(wider[key])}x"):
+        nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, wider)
+    del wider[key.replace("lora_up", "lora_down")]
+    with pytest.raises(ValueError, match=r"it lacks '.*lora_down"):
+        nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, wider)
+    with pytest.raises(ValueError, match="has nothing for this model"):
+        other = {"transformer.x.lora_up.weight": torch.ones(2, 2)}
+        nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, other)
+
+
 def test_apply_leaves_its_inputs_alone():
     model, clip, _ = models_of()
     lora, embeddings, *_ = trained().args
