@@ -56,6 +56,8 @@ Loras = Mapping[Any, dict[str, Tensor]]
 SETTINGS: dict[str, dict[str, Any]] = {
     "painted": {},
     "layout": {},
+    "layout, strength 0.8": {"strength": 0.8},
+    "layout, strength 0.6": {"strength": 0.6},
     "layout, no words": {"text": "none"},
     "layout, all words": {"text": "all"},
     "layout, global layers": {"global_layers": True},
@@ -111,6 +113,7 @@ def apart(
     loras: Loras,
     regions: Mapping[str, Tensor] | None,
     prompt: str = PROMPT,
+    strength: float = 1.0,
     **options: Any,
 ) -> tuple[Any, Any]:
     """MODEL and conditioning with each LoRA where its phrase is. regions: painted, B H W each."""
@@ -118,7 +121,7 @@ def apart(
     for part, lora in loras.items():
         painted = None if regions is None else regions[part].float()
         [concepts] = MagicConceptLora.execute(
-            part, NO_LORA, 1.0, lora, painted, concepts, **options
+            part, NO_LORA, strength, lora, painted, concepts, **options
         ).args
     return applied(checkpoint, prompt, concepts)
 
