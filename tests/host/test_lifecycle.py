@@ -57,14 +57,14 @@ def test_patched_model_carries_one_wrapper_and_nothing_else():
 def test_out_of_range_is_bit_identical_to_no_patch(shape):
     model = parts(shape)[0]
     patched, positive, _ = apply(model, shape, start=1.0, end=1.0, semantic_cfg=False)
-    sampling = Sampling(batch=2)
+    sampling = Sampling(batch=2, steps=2)
     assert torch.equal(sampling.run(patched, positive), sampling.run(model, positive))
 
 
 def test_watching_the_layout_does_not_change_the_picture():
     model = parts()[0]
     patched, positive, record = watch(model)
-    sampling = Sampling(batch=2)
+    sampling = Sampling(batch=2, steps=3)
     samples = sampling.run(patched, positive)
     assert torch.equal(samples, sampling.run(model, positive))
     assert sorted(record.run_of(samples).steps) == list(range(sampling.steps))
@@ -112,7 +112,7 @@ def test_nothing_is_held_after_a_cancel_in_mid_sampling(tracked_features):
 
 @pytest.mark.parametrize("shape", ["sd15", "sdxl"])
 def test_live_and_kept_give_the_same_picture(shape):
-    model, sampling = parts(shape)[0], Sampling(batch=2)
+    model, sampling = parts(shape)[0], Sampling(batch=2, steps=3)
     live, positive, _ = apply(model, shape)
     expected = sampling.run(live, positive)
     kept, positive, _ = apply(model, shape, keep_features="memory")
@@ -129,19 +129,19 @@ def test_kept_features_are_used_and_only_for_the_same_weights(monkeypatch):
         lambda self, *args: (passes.append(1), original(self, *args)),
     )
     patched, positive, _ = apply(parts()[0], keep_features="memory")
-    Sampling().run(patched, positive)
-    assert len(passes) == 4
-    Sampling(seed=9).run(patched, positive)
-    assert len(passes) == 4
+    Sampling(steps=2).run(patched, positive)
+    assert len(passes) == 2
+    Sampling(steps=2, seed=9).run(patched, positive)
+    assert len(passes) == 2
     name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_k.weight"
     changed = patched.clone()
     changed.add_patches({name: ("diff", (torch.ones_like(changed.model.state_dict()[name]),))}, 1.0)
-    Sampling().run(changed, positive)
-    assert len(passes) == 8
+    Sampling(steps=2).run(changed, positive)
+    assert len(passes) == 4
     sampling = importlib.import_module("comfy_extras.nodes_model_advanced").ModelSamplingDiscrete
     other = call_node(sampling, model=patched, sampling="v_prediction", zsnr=False)[0]
-    Sampling().run(other, positive)
-    assert len(passes) == 12, "the same sigmas mean another picture"
+    Sampling(steps=2).run(other, positive)
+    assert len(passes) == 6, "the same sigmas mean another picture"
 
 
 def test_what_runs_have_not_used_for_long_is_forgotten(monkeypatch):
@@ -153,7 +153,7 @@ def test_what_runs_have_not_used_for_long_is_forgotten(monkeypatch):
     monkeypatch.setattr(nodes, "FeatureStore", functools.partial(FeatureStore, budget=0))
     patched, positive, _ = apply(parts()[0], keep_features="memory")
     sampling, sigmas = patched.get_model_object("model_sampling"), []
-    for steps in range(1, 9):
+    for steps in range(1, 7):
         Sampling(steps=steps, size=(8, 8)).run(patched, positive)
         sigmas.append(
             {
@@ -317,8 +317,8 @@ def test_long_texts_are_cut_in_messages():
 
 def test_layout_of_the_right_run_is_found():
     patched, positive, record = watch(parts()[0])
-    first = Sampling(seed=1).run(patched, positive)
-    second = Sampling(seed=2).run(patched, positive)
+    first = Sampling(seed=1, steps=2).run(patched, positive)
+    second = Sampling(seed=2, steps=2).run(patched, positive)
     assert record.run_of(first) is not record.run_of(second)
     assert record.run_of(second * 2) is record.run_of(second), (
         "a changed latent falls back to the last run"
@@ -396,6 +396,6 @@ def test_target_region_replaces_the_measured_one():
     region = torch.zeros(1, 64, 64)
     region[:, :32] = 1
     patched, positive, record = apply(parts()[0], chained=concepts(1, region=region), inject_at=0.0)
-    samples = Sampling().run(patched, positive)
-    owned = record.run_of(samples).steps[3].concepts[0]
+    samples = Sampling(steps=2).run(patched, positive)
+    owned = record.run_of(samples).steps[1].concepts[0]
     assert (owned[: owned.shape[0] // 2] == 0).all() and (owned[owned.shape[0] // 2 :] == -1).all()

@@ -79,7 +79,11 @@ class OfficialForm:
 
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         block, grid = tuple(options["block"]), tuple(options["activations_shape"][-2:])
-        out = torch.cat([self.attend(q[i], k[i], v[i], None, options)[None] for i in range(len(q))])
+        out = torch.empty_like(q)
+        for row in range(len(q)):
+            # Among all references the row is drawn anew: no plain one is needed.
+            if row != COND or block not in CHOSEN or self.by_region:
+                out[row] = self.attend(q[row], k[row], v[row], None, options)
         if block in LAYOUT_BLOCKS:
             self.maps[block] = {
                 row: [self.head_mean(q[row], k[row], options), None, grid] for row in (UNCOND, COND)
@@ -192,13 +196,13 @@ def test_every_step_agrees_with_the_official_form(shape, semantic_cfg):
     steps: list[tuple[Tensor, Tensor]] = []
     sampling = Sampling(
         size=(SIDE, SIDE),
-        steps=5,
+        steps=4,
         cfg=7.5,
         callback=lambda step, x0, x, total: steps.append((x0.clone(), x.clone())),
     )
     samples = sampling.run(patched, positive)
     recorded = record.run_of(samples).steps
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 5)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
     inject = model.get_model_object("model_sampling").percent_to_sigma(0.4)
 
     official = OfficialForm(model, chained, vae, ca_scale=0.6)
@@ -221,4 +225,4 @@ def test_every_step_agrees_with_the_official_form(shape, semantic_cfg):
             decided = (layout.region_margin > 1e-4) & (layout.foreground_margin > 1e-4)
             ours, theirs = recorded[step].concepts[0], naive.owners(layout.regions, SPANS)
             assert decided.mean() > 0.95 and (ours == theirs)[decided].all(), f"step {step}"
-    assert phases == [False, False, True, True, True], "both rules were exercised"
+    assert phases == [False, False, True, True], "both rules were exercised"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,19 +118,24 @@ CHANGES: dict[str, Any] = {
 }
 
 
+def without_and_with(model: Any, clip: Any, vae: Any) -> list[torch.Tensor]:
+    """What a model draws alone, and with MagicFace."""
+    sampling = Sampling(steps=2, negative=clip.encode_from_tokens_scheduled(clip.tokenize("")))
+    plain = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
+    patched, positive, _ = MagicFaceApply.execute(model, clip, vae, concepts(), **options).args
+    return [sampling.run(model, plain), sampling.run(patched, positive)]
+
+
+@cache
+def unchanged() -> list[torch.Tensor]:
+    return without_and_with(*checkpoint.load())
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_hosts_nodes_change_the_toy_and_magicface_acts_on_what_they_make(name):
     model, clip, vae = checkpoint.load()
-    changed, sampling = (
-        CHANGES[name](model),
-        Sampling(steps=2, negative=clip.encode_from_tokens_scheduled(clip.tokenize(""))),
-    )
-    plain = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-    options = {**defaults_of(MagicFaceApply), "prompt": PROMPT}
-    pictures = [sampling.run(model, plain), sampling.run(changed, plain)]
-    for each in (model, changed):
-        patched, positive, _ = MagicFaceApply.execute(each, clip, vae, concepts(), **options).args
-        pictures.append(sampling.run(patched, positive))
+    pictures = [*unchanged(), *without_and_with(CHANGES[name](model), clip, vae)]
     assert all(picture.isfinite().all() for picture in pictures)
     assert all(not torch.equal(one, other) for one, other in itertools.combinations(pictures, 2))
 
