@@ -126,12 +126,12 @@ def _stretch_of_most(mass: Tensor, share: float) -> tuple[float, float] | None:
     total = float(mass.sum())
     if total <= 0:
         return None
-    passed: list[float] = (mass.cumsum(0) / total).tolist()
+    sums: list[float] = (mass.cumsum(0) / total).tolist()
 
     def place(part: float) -> float:
-        cell = next(i for i, reached in enumerate(passed) if reached >= part - 1e-12)
-        before = passed[cell - 1] if cell else 0.0
-        return cell + (part - before) / (passed[cell] - before)
+        cell = next(i for i, reached in enumerate(sums) if reached >= part - 1e-12)
+        before = sums[cell - 1] if cell else 0.0
+        return cell + (part - before) / (sums[cell] - before)
 
     return place((1 - share) / 2), place((1 + share) / 2)
 

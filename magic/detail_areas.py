@@ -91,8 +91,8 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
     names = [numbered(phrase) or (phrase, None) for phrase in phrases]
     keys = [" ".join(words_of(name.casefold())) for name, _ in names]
     numbers = _with_twins_numbered(keys, [number for _, number in names])
-    texts, written = _without_numbers(lines, keys)
-    places = {key: _places(key, texts, written) for key in dict.fromkeys(keys)}
+    texts, marks = _without_numbers(lines, keys)
+    places = {key: _places(key, texts, marks) for key in dict.fromkeys(keys)}
     free = {
         key: [place for place in own if not place.is_of_longer] or own
         for key, own in places.items()
@@ -103,22 +103,24 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
         [number for _, number in names],
     )
     named: list[dict[int, str]] = [{} for _ in texts]
-    held: dict[str, set[int]] = {}
+    characters: dict[str, set[int]] = {}
     # The longest first: shorter ones do not have what is inside of theirs.
     for i in sorted(range(len(keys)), key=lambda i: -len(keys[i])):
         key, number = keys[i], numbers[i]
         own = [place for place in free[key] if set(place.characters) <= {*shared[i]}]
         if any(place.number is not None for place in free[key]):
-            taken = {n for other, n in zip(keys, numbers, strict=True) if other == key}
+            others = {n for other, n in zip(keys, numbers, strict=True) if other == key}
             own = [
                 place
                 for place in free[key]
-                if (place.number == number if number is not None else place.number not in taken)
+                if (place.number == number if number is not None else place.number not in others)
             ]
             if number is None:
-                longer = {at for other, of in held.items() if len(other) > len(key) for at in of}
+                longer = {
+                    at for other, of in characters.items() if len(other) > len(key) for at in of
+                }
                 own = [place for place in own if longer.isdisjoint(place.characters)] or own
-        held.setdefault(key, set()).update(at for place in own for at in place.characters)
+        characters.setdefault(key, set()).update(at for place in own for at in place.characters)
         for place in own:
             here = [other for other in places[key] if other.line == place.line]
             mine = [other for other in own if other.line == place.line]
@@ -132,13 +134,13 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
 
 def _with_twins_numbered(keys: Sequence[str], numbers: Sequence[int | None]) -> list[int | None]:
     """The numbers of phrases, with those of phrases that are there more than once without one."""
-    given = list(numbers)
+    out = list(numbers)
     for i, key in enumerate(keys):
         twins = [j for j, other in enumerate(keys) if other == key and numbers[j] is None]
         if numbers[i] is None and len(twins) > 1:
-            taken = {given[j] for j, other in enumerate(keys) if other == key}
-            given[i] = next(n for n in range(1, len(keys) + 2) if n not in taken)
-    return given
+            others = {out[j] for j, other in enumerate(keys) if other == key}
+            out[i] = next(n for n in range(1, len(keys) + 2) if n not in others)
+    return out
 
 
 _NUMBER_BEHIND = re.compile(rf"({CLOSING}){OCCURRENCE}(?!\w)")
@@ -159,7 +161,7 @@ def _without_numbers(
     """The lines without the numbers that stand behind the words of phrases; and these, by line and
     place in what is left of it."""
     texts: list[str] = []
-    written: dict[tuple[int, int], _Number] = {}
+    marks: dict[tuple[int, int], _Number] = {}
     for i, line in enumerate(lines):
         longest: dict[int, str] = {}
         for key in sorted(keys, key=len):
@@ -168,14 +170,14 @@ def _without_numbers(
         for end in sorted(longest):
             if match := _NUMBER_BEHIND.match(line, end):
                 text += line[last:end]
-                written[i, len(text)] = _Number(int(match[2]), longest[end], end)
+                marks[i, len(text)] = _Number(int(match[2]), longest[end], end)
                 text, last = text + match[1], match.end()
         texts.append(text + line[last:])
-    return texts, written
+    return texts, marks
 
 
 def _places(
-    key: str, texts: Sequence[str], written: Mapping[tuple[int, int], _Number]
+    key: str, texts: Sequence[str], marks: Mapping[tuple[int, int], _Number]
 ) -> list[_Place]:
     """All places of some words. Where some are numbered, the others have the numbers that are left,
     in their order."""
@@ -184,16 +186,16 @@ def _places(
     for i, text in enumerate(texts):
         for place in places_in_text(key.split(), text):
             characters = tuple(before + at for first, end in place for at in range(first, end))
-            number = written.get((i, place[-1][1]))
+            number = marks.get((i, place[-1][1]))
             if number is None or number.key == key:
                 places.append(_Place(i, characters, None if number is None else number.value))
             else:
                 places.append(_Place(i, characters, None, is_of_longer=True))
         before += len(text)
-    given = {place.number for place in places} - {None}
-    if not given:
+    numbers = {place.number for place in places} - {None}
+    if not numbers:
         return places
-    free = iter(n for n in range(1, len(places) + len(given) + 1) if n not in given)
+    free = iter(n for n in range(1, len(places) + len(numbers) + 1) if n not in numbers)
     return [
         place
         if place.number is not None or place.is_of_longer
@@ -214,8 +216,8 @@ def check_numbers(lines: Sequence[str], *phrases: Sequence[str]) -> None:
                 raise ValueError(
                     f"phrase '{shown(phrase)}' names no '{shown(words)}': occurrences count from 1"
                 )
-        texts, written = _without_numbers(lines, {words for words, _ in named})
-        for (line, _), mark in written.items():
+        texts, marks = _without_numbers(lines, {words for words, _ in named})
+        for (line, _), mark in marks.items():
             count = len(_places(mark.key, texts, {}))
             numbers = {own for words, own in named if words == mark.key}
             complaint = None

@@ -130,14 +130,14 @@ def share_places(
     """As `assign_spans`, once it is known where every phrase stands. keys: the phrases, tokens or
     characters; places: for each the positions of its tokens, each time that it stands there."""
     which = list(numbers) or [None] * len(keys)
-    held: dict[_Key, list[tuple[int, ...]]] = {key: [] for key in places}
+    inside: dict[_Key, list[tuple[int, ...]]] = {key: [] for key in places}
     for key, number in zip(keys, which, strict=True):
-        held[key] += places[key] if number is None else _numbered_place(places[key], number)
+        inside[key] += places[key] if number is None else _numbered_place(places[key], number)
     own: dict[_Key, Sequence[tuple[int, ...]]] = {}
     for key, stands in places.items():
         of_longer = {
             position
-            for other, there in held.items()
+            for other, there in inside.items()
             if len(other) > len(key)
             for place in there
             for position in place

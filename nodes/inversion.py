@@ -94,7 +94,10 @@ def _reconstruction(
 
 
 def _report(
-    inversion: Inversion, is_cached: bool, samples: torch.Tensor, made: _Reconstruction | None
+    inversion: Inversion,
+    is_cached: bool,
+    samples: torch.Tensor,
+    pictures: _Reconstruction | None,
 ) -> str:
     steps = len(inversion.sigmas) - 1
     lines = [
@@ -111,14 +114,15 @@ def _report(
             "latent sampled again:"
             f" {psnr(inversion.resampled, truth, float(truth.max() - truth.min())):.1f} dB"
         )
-    if made is not None:
+    if pictures is not None:
         lines.append(
-            f"picture sampled again: {psnr(made.again, made.limit, 1.0):.1f} dB to what the VAE"
-            " alone gives"
+            f"picture sampled again: {psnr(pictures.again, pictures.limit, 1.0):.1f} dB to what the"
+            " VAE alone gives"
         )
-        if made.original is not None:
+        if pictures.original is not None:
             again, limit = (
-                psnr(picture, made.original, 1.0) for picture in (made.again, made.limit)
+                psnr(picture, pictures.original, 1.0)
+                for picture in (pictures.again, pictures.limit)
             )
             lines.append(f"to the image: {again:.1f} dB; the VAE alone: {limit:.1f} dB")
     return "\n".join(lines)
@@ -356,10 +360,10 @@ class MagicStyleInvert(Node):
         inversion, is_cached = invert_cached(
             model, samples, conds, levels, recipe, cache_mb, measure
         )
-        made = _reconstruction(inversion, samples, vae, image if latent is None else None)
-        report = _report(inversion, is_cached, samples, made)
+        pictures = _reconstruction(inversion, samples, vae, image if latent is None else None)
+        report = _report(inversion, is_cached, samples, pictures)
         noise = {"samples": start_latent(model, inversion)}
-        on_page: Any = None if made is None else {"magic_comparison": made.saved()}
+        on_page: Any = None if pictures is None else {"magic_comparison": pictures.saved()}
         # A copy: uni_pc writes into what it is given.
         return io.NodeOutput(
             inversion,

@@ -640,15 +640,15 @@ class MagicFaceApply(Node):
         concepts = with_loras_joined(concepts, once)
         ca_scale = ca_scale or automatic_ca_scale(len(concepts))
         if references == IN_THE_SEQUENCE:
-            given = dataclasses.replace(
+            edit = dataclasses.replace(
                 cls._in_the_sequence(
                     model, clip, vae, concepts, prompt, mask_cells, layers, ca_scale
                 ),
                 range=SamplingRange(start, end),
                 inject_at=inject_at,
             )
-            prompted = given.layout.prompt.conditioning
-            return io.NodeOutput(given.add_to(model), prompted, given.layout.record)
+            prompted = edit.layout.prompt.conditioning
+            return io.NodeOutput(edit.add_to(model), prompted, edit.layout.record)
         blocks = backbone.parse_layers(layers)
         loras = loras_of(model, concepts)
         for lora in loras:
@@ -661,8 +661,8 @@ class MagicFaceApply(Node):
         phrases = [concept.phrase for concept in concepts]
         tagged = tagged_prompt(clip, prompt, phrases, uuid.uuid4().hex, backbone.context)
         if loras:
-            chosen = [(lora.concept, lora.lora) for lora in loras]
-            tagged = with_lora_text(clip, tagged, chosen, backbone.context)
+            pairs = [(lora.concept, lora.lora) for lora in loras]
+            tagged = with_lora_text(clip, tagged, pairs, backbone.context)
         texts = texts_of(clip, concepts)
         if texts:
             check_reads_texts(backbone)
@@ -745,22 +745,22 @@ class MagicFaceApply(Node):
         """Of an edit model, which is given the concepts' pictures."""
         backbone = edit_model_of(model)
         blocks = backbone.parse_layers("all" if layers.strip() == "fine" else layers)
-        given = ConceptPictures.of(concepts, vae, backbone, mask_cells)
-        check_latents(given.latents, model.get_model_object("latent_format").latent_channels)
+        pictures = ConceptPictures.of(concepts, vae, backbone, mask_cells)
+        check_latents(pictures.latents, model.get_model_object("latent_format").latent_channels)
         tagged = tagged_prompt(
             clip,
             prompt,
             [concept.phrase for concept in concepts],
             uuid.uuid4().hex,
             backbone.context,
-            given.shown,
+            pictures.shown,
         )
         return EditRegionsPatch(
             layout=cls._layout(
-                with_reference_latents(tagged, given.latents), concepts, backbone, ca_scale
+                with_reference_latents(tagged, pictures.latents), concepts, backbone, ca_scale
             ),
             backbone=backbone,
-            references=given.references,
+            references=pictures.references,
             targets=tuple(concept.target_region for concept in concepts),
             blocks=blocks,
         )

@@ -75,8 +75,8 @@ class SamplingStart:
 
     def step_at(self, sigma: float) -> int:
         """The step that a model call at `sigma` belongs to, from 0."""
-        passed = sum(1 for level in self.sigmas[:-1] if level >= sigma * (1 - 1e-5))
-        return max(0, passed - 1)
+        steps = sum(1 for level in self.sigmas[:-1] if level >= sigma * (1 - 1e-5))
+        return max(0, steps - 1)
 
 
 class _Shared:

@@ -248,9 +248,9 @@ class ConceptLoraRun:
             key: tuple[Any, ...] = (lora.concept, *output.shape[-2:])
             where = LayerTokens((0, 0), (0, 0), (output.shape[-2], output.shape[-1]))
         else:
-            known = self._layout.backbone.tokens_of(layer.layer, tokens, call.size)
-            is_known = is_known and known is not None
-            where = known or LayerTokens((0, 0), (0, 0), (0, 0))
+            layer_tokens = self._layout.backbone.tokens_of(layer.layer, tokens, call.size)
+            is_known = is_known and layer_tokens is not None
+            where = layer_tokens or LayerTokens((0, 0), (0, 0), (0, 0))
             key = (lora.concept, lora.lora.text, where, tokens)
         if not is_known:
             self._unplaced.add(layer.layer)

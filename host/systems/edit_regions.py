@@ -228,20 +228,23 @@ class _EditRule:
     def _references_of(self, view: LayerView) -> Sequence[SequenceReference]:
         """One for each of the sequence. ValueError when these are not those that the node has
         seen."""
-        known, sizes = (
+        references, sizes = (
             self._patch.references,
             [place.stop - place.start for place in view.references],
         )
-        expected = [len(reference.bias) for reference in known]
-        if sizes[: len(known)] != expected:
+        expected = [len(reference.bias) for reference in references]
+        if sizes[: len(references)] != expected:
             raise ValueError(
                 f"the model is given {len(sizes)} reference pictures of {_listed(sizes)} tokens,"
-                f" expected were {len(known)} of {_listed(expected)}: a node after Edit Regions or"
-                " MagicFace Apply changes the reference latents (put it before), or this model"
-                " leaves them out: put Edit Model Reference Method after, set to 'index'"
+                f" expected were {len(references)} of {_listed(expected)}: a node after Edit"
+                " Regions or MagicFace Apply changes the reference latents (put it before), or this"
+                " model leaves them out: put Edit Model Reference Method after, set to 'index'"
             )
         # What was added after the node is for every place.
-        return [*known, *(SequenceReference(None, torch.zeros(n)) for n in sizes[len(known) :])]
+        return [
+            *references,
+            *(SequenceReference(None, torch.zeros(n)) for n in sizes[len(references) :]),
+        ]
 
 
 def _listed(sizes: Sequence[int]) -> str:

@@ -245,8 +245,8 @@ class NewStyleRun(PatchRun):
         shares = patch.shares((prediction.shape[-2], prediction.shape[-1]))
         if not patch.pictures:
             first, others = prediction[:1], prediction[1:]
-            moved = adapt_statistics(others, [first], shares, patch.colour)
-            return torch.cat([first, moved])
+            adapted = adapt_statistics(others, [first], shares, patch.colour)
+            return torch.cat([first, adapted])
         model = self._start.guider.inner_model
         styles = [picture.clean(model).to(prediction) for picture in patch.pictures]
         return adapt_statistics(prediction, styles, shares, patch.colour)

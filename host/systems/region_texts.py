@@ -114,10 +114,10 @@ class RegionTextRun:
                 for role, conditioning in texts.items()
                 if conditioning is not None
             }
-            made = comfy.samplers.process_conds(
+            conds_of_role = comfy.samplers.process_conds(
                 self._guider.inner_model, latent, conds, x.device, latent_image=latent, seed=0
             )
             contexts[text] = {
-                role: made[role][0]["model_conds"]["c_crossattn"].cond for role in conds
+                role: conds_of_role[role][0]["model_conds"]["c_crossattn"].cond for role in conds
             }
         return contexts

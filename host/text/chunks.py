@@ -45,10 +45,10 @@ class NamedPhrase(NamedTuple):
 def named_phrase(phrase: str, times: Callable[[str], int]) -> NamedPhrase:
     """What a phrase names in a prompt: 'man#2' the second 'man', unless the prompt has it written
     so. times: how often words stand in it. ValueError when there are not so many, and for 0."""
-    found = numbered(phrase)
-    if found is None or times(phrase):
+    occurrence = numbered(phrase)
+    if occurrence is None or times(phrase):
         return NamedPhrase(phrase, None)
-    words, number = found
+    words, number = occurrence
     count = times(words)
     if count and not 0 < number <= count:
         how_often = "once" if count == 1 else f"{count} times"

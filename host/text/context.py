@@ -76,19 +76,21 @@ class ContextTokens:
         if not self.has_clip:
             return self._places(clip, text, phrases, context)
         encoders, chunks = clip.cond_stage_model, 0
-        found: list[WordPlaces] = []
+        of_encoders: list[WordPlaces] = []
         if any(getattr(encoders, name, None) is not None for name in ("clip_l", "clip_g")):
             chunks = sum(len(chunk) for chunk in clip.tokenize(text)["l"])
             spans = spans_in_chunks(clip, text, phrases)
-            found.append(WordPlaces(spans, tuple(place for place, _ in tokens_of(clip, text))))
+            of_encoders.append(
+                WordPlaces(spans, tuple(place for place, _ in tokens_of(clip, text)))
+            )
         if getattr(encoders, str(self.tokens), None) is not None:
-            found.append(self._places(clip, text, phrases, context - chunks).moved(chunks))
-        return _joined(found, len(phrases))
+            of_encoders.append(self._places(clip, text, phrases, context - chunks).moved(chunks))
+        return _joined(of_encoders, len(phrases))
 
     def _places_of_both(
         self, clip: Any, text: str, phrases: Sequence[str], context: int
     ) -> WordPlaces:
-        encoders, found = clip.cond_stage_model, list[WordPlaces]()
+        encoders, of_encoders = clip.cond_stage_model, list[WordPlaces]()
         has_first, has_second = (
             getattr(encoders, str(name), None) is not None for name in (self.tokens, self.behind)
         )
@@ -96,16 +98,16 @@ class ContextTokens:
             second = ContextTokens(self.behind)
             length = second.length(clip, text)
             places = second.places(clip, text, phrases, length)
-            found += [places.moved(context), places.moved(context + length)]
+            of_encoders += [places.moved(context), places.moved(context + length)]
         if has_first:
             try:
-                found.insert(0, self._places(clip, text, phrases, context))
+                of_encoders.insert(0, self._places(clip, text, phrases, context))
             except ValueError:
                 # The first encoder reads the beginning of a long prompt only, and no other writing
                 # than Latin.
                 if not has_second:
                     raise
-        return _joined(found, len(phrases))
+        return _joined(of_encoders, len(phrases))
 
     def _places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         prompt = _Prompt(self, clip, text, context)
@@ -150,12 +152,12 @@ class ContextTokens:
         return sum(len(chunk) for chunk in lists[self.tokens or next(iter(lists))])
 
 
-def _joined(found: Sequence[WordPlaces], phrases: int) -> WordPlaces:
+def _joined(parts: Sequence[WordPlaces], phrases: int) -> WordPlaces:
     """What several encoders have of the same phrases, one behind the other."""
     spans = tuple(
-        tuple(place for places in found for place in places.spans[i]) for i in range(phrases)
+        tuple(place for places in parts for place in places.spans[i]) for i in range(phrases)
     )
-    return WordPlaces(spans, tuple(place for places in found for place in places.words))
+    return WordPlaces(spans, tuple(place for places in parts for place in places.words))
 
 
 def _names(text: str, phrases: Sequence[str]) -> tuple[NamedPhrase, ...]:

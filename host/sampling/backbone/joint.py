@@ -497,8 +497,8 @@ class JointTransformer:
             return None
         call, q, k, v, heads, mask, rest = parsed
         options = rest["transformer_options"]
-        tokens, kept = k.shape[2], sum(options.get(_GIVEN) or ())
-        is_joint = q.shape[2] in (tokens, tokens - kept) or self.family.has_text_apart
+        tokens, of_pictures = k.shape[2], sum(options.get(_GIVEN) or ())
+        is_joint = q.shape[2] in (tokens, tokens - of_pictures) or self.family.has_text_apart
         if q.shape[:2] != k.shape[:2] or not is_joint:
             return None
         sequence = (
