@@ -188,7 +188,7 @@ SCALES = {
         CORE_RATE,
         ("sks", "inkwash"),
         TRANSFORMER_METHODS,
-        TABLE[:2],
+        TABLE,
         4,
         14,
         "magicapture_effect_transformer",
