@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magicportrait.host.models.patched_weights import patched_weights
 from magicportrait.host.training import flow, networks
 from magicportrait.host.training.checkpoint import CheckpointFile
 from magicportrait.host.training.draw import Batch
@@ -30,7 +31,7 @@ from magicportrait.tests.host.dit_text import random_clip_of
 from magicportrait.tests.host.models import call_node
 from magicportrait.tests.host.test_coexistence import core_node
 from magicportrait.tests.host.test_magicapture import SIDE, ignore, recogniser, sets
-from magicportrait.tests.host.test_transformer_company import copy_of
+from magicportrait.tests.host.test_transformer_company import copy_of, quantised
 from magicportrait.tests.unit import naive_magicapture as naive
 
 FAMILIES = ("zimage", "qwen", "flux", "krea2", "sd3", "hidream")
@@ -374,21 +375,25 @@ def test_half_precision(family, precision):
 # ---- what comes out ----
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_lora_is_what_apply_applies(family, tmp_path, monkeypatch):
+@pytest.fixture
+def loras(tmp_path, monkeypatch) -> Path:
+    """The folder of the LoRAs that are saved and loaded."""
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    places = ([str(tmp_path / "loras")], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", places)
+    folder_paths.filename_list_cache.pop("loras", None)
+    return tmp_path / "loras"
+
+
+def check_a_saved_lora_is_what_apply_applies(
+    family: str, model: Any, trained: Any, loras: Path
+) -> None:
+    """On a model, through the host's own nodes."""
     import nodes as core
 
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    monkeypatch.setitem(
-        folder_paths.folder_names_and_paths,
-        "loras",
-        ([str(tmp_path / "loras")], {".safetensors"}),
-    )
-    folder_paths.filename_list_cache.pop("loras", None)
-    model, clip, _ = parts(family)
-    trained = training(family, lora_steps=2).run(ignore)
+    clip = parts(family)[1]
     call_node(core_node("nodes_train", "SaveLoRA"), lora=trained.lora, prefix="loras/flow", steps=2)
-    [saved] = Path(tmp_path / "loras").glob("*.safetensors")
+    [saved] = loras.glob("*.safetensors")
     ours, words = nodes.MagiCaptureApply.execute(
         model, clip, trained.embeddings, 0.6, 0.9, trained.lora
     ).args
@@ -401,6 +406,31 @@ def test_a_saved_lora_is_what_apply_applies(family, tmp_path, monkeypatch):
     pictures = [dits.sample(m, shape, positive, positive, 1.0) for m in (ours, theirs, model)]
     assert torch.equal(pictures[0], pictures[1])
     assert not torch.equal(pictures[0], pictures[2]), "the LoRA has no effect"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_lora_is_what_apply_applies(family, loras):
+    trained = training(family, lora_steps=2).run(ignore)
+    check_a_saved_lora_is_what_apply_applies(family, parts(family)[0], trained, loras)
+
+
+@pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn"])
+def test_quantised_layers_are_trained_on_and_take_the_lora(kind, loras):
+    """As the host loads such files: beside the LoRA nothing moves, and the host's loader puts it on
+    the quantised model."""
+    model = quantised("flux", kind)
+    came_in = dict(patched_weights(model, "diffusion_model."))
+    run = CaptureTraining(model, *parts("flux")[1:], *sets(), None, replace(QUICK, lora_steps=2))
+    frozen = run.networks.denoiser.network.state_dict()
+    assert frozen.keys() == came_in.keys() and not moved(came_in, frozen)
+    whole = parts("flux")[0].model.diffusion_model.state_dict()
+    assert moved(whole, frozen), "these are no quantised weights"
+    before = lora_of(run)
+    trained = run.run(ignore)
+    assert not moved(came_in, run.networks.denoiser.network.state_dict())
+    assert not moved(came_in, dict(patched_weights(model, "diffusion_model.")))
+    assert moved(before, trained.lora) == {name for name in before if not name.endswith(".alpha")}
+    check_a_saved_lora_is_what_apply_applies("flux", model, trained, loras)
 
 
 # ---- what is refused ----
