@@ -557,7 +557,8 @@ class MagiCaptureTrain(Node):
                     options=["auto", *DTYPES],
                     tooltip=(
                         "What the frozen model computes in; what is trained is fp32. Half precision"
-                        " takes less memory. auto: half precision on a GPU, fp32 on a CPU."
+                        " takes less memory. auto: half precision on a GPU, fp32 on a CPU. fp8, of"
+                        " transformers: bf16, with the blocks' weights in a byte each."
                     ),
                 ),
                 io.Int.Input(

@@ -19,6 +19,7 @@ from ..sampling.backbone import LayerView, Watch
 from ..sampling.backbone.joint import JointTransformer
 from ..sampling.backbone.model_call import recount
 from .encoded_text import EncodedPrompt
+from .float8 import Float8Linear
 from .lora import ADAPTERS, Adapter, fill, new_adapter
 
 _PREFIX = "diffusion_model."
@@ -83,8 +84,10 @@ class TrainableTransformer:
         dtype: torch.dtype,
         gradient_checkpointing: bool,
         is_filled: bool = True,
+        in_float8: bool = False,
     ):
-        """is_filled: whether the weights are read; without, all has its shape only."""
+        """is_filled: whether the weights are read; without, all has its shape only. in_float8:
+        whether the linear layers of the blocks keep theirs in fp8."""
         backbone = JointTransformer.read(model)
         if backbone is None:
             raise ValueError(
@@ -100,8 +103,10 @@ class TrainableTransformer:
         config = {**host.model_config.unet_config, "dtype": dtype}
         config.pop("disable_unet_model_creation", None)
         self.network: nn.Module = type(host.diffusion_model)(
-            **config, device=device, operations=_operations()
+            **config, device=device, operations=_operations(dtype if in_float8 else None)
         )
+        if in_float8:
+            self._widen_outside_of_blocks()
         if is_filled:
             fill(self.network, patched_weights(model, _PREFIX), takes_others=True)
         self.network.requires_grad_(False).eval()
@@ -114,6 +119,14 @@ class TrainableTransformer:
         self.native_side = backbone.native_side
         self._is_saving = gradient_checkpointing
         self.adapters: dict[str, Adapter] = {}
+
+    def _widen_outside_of_blocks(self) -> None:
+        """What is before and behind the blocks is little, and its rounding would go through all of
+        them."""
+        blocks = {kind.attribute for kind in self._backbone.family.kinds}
+        for name, layer in self.network.named_modules():
+            if isinstance(layer, Float8Linear) and name.split(".")[0] not in blocks:
+                layer.widen()
 
     def add_lora(
         self,
@@ -369,9 +382,10 @@ def _flow_sampling(model: Any) -> Any:
     return sampling
 
 
-def _operations() -> Any:
+def _operations(float8: torch.dtype | None) -> Any:
     """The host's layers with weights of their own: where it reads files as it needs them, these
-    have none before a file is read into them, except in classes that read in a way of their own."""
+    have none before a file is read into them, except in classes that read in a way of their own.
+    float8: what linear layers compute in that keep their weights in fp8; None for none."""
     import comfy.ops
 
     plain: Any = comfy.ops.disable_weight_init
@@ -383,6 +397,8 @@ def _operations() -> Any:
         return type(layer.__name__, (layer,), {"_load_from_state_dict": read})
 
     layers = {layer.__name__: own(layer) for layer in (plain.Linear, plain.Embedding)}
+    if float8 is not None:
+        layers["Linear"] = type("Linear", (Float8Linear, layers["Linear"]), {"compute": float8})
     return type("Operations", (plain,), layers)
 
 

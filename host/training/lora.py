@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .float8 import Float8Linear
+
 ADAPTERS = ("LoRA", "LoHa", "LoKr", "OFT")
 """What can be trained, as the host calls it."""
 _ALPHA = {"OFT": 0.0}
@@ -104,7 +106,7 @@ class HostAdapter(Adapter):
         weight: Any = layer.weight
         # In half precision so little of a change would be lost beside the weight.
         with torch.autocast(x.device.type, enabled=False):
-            weight = weight.float()
+            weight = layer.numbers() if isinstance(layer, Float8Linear) else weight.float()
             change = self.network(weight) - weight
         return nn.functional.linear(x, change.to(x.dtype))
 
@@ -180,12 +182,20 @@ def fill(
     takes_others: whether weights that it has not are left out, such as come with quantised ones.
     RuntimeError when the host has given its class others."""
     own = network.state_dict()
+    rounding = {
+        f"{name}.weight": layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, Float8Linear)
+    }
     missing, unknown = set(own), set()
     for name, value in weights:
         if name not in own:
             unknown.add(name)
             continue
-        own[name].copy_(value)
+        if name in rounding:
+            rounding[name].take(value)
+        else:
+            own[name].copy_(value)
         missing.discard(name)
     if missing or (unknown and not takes_others):
         raise RuntimeError(

@@ -29,7 +29,8 @@ from .draw import all_prompts, preview_prompts
 from .encoded_text import EncodedText
 from .losses import around_faces
 from .pictures import DifferentiableDecoder, training_size
-from .settings import CaptureSettings
+from .settings import FP8, CaptureSettings
+from .text import TrainableText
 
 BuildDenoiser = Callable[[CaptureSettings], Denoiser]
 """The denoiser of some settings with its LoRA, and without the model's weights in it."""
@@ -112,15 +113,20 @@ def check_memory(
     room = f"{size_in_words(free)} are free on {device}"
     said = f"this training needs {need.described()} of memory, {room}"
     if _SURE * need.total > free:
-        raise ValueError(f"{said}. {_advice(need_of, settings, free)}")
+        takes_float8 = not isinstance(text, TrainableText)
+        raise ValueError(f"{said}. {_advice(need_of, settings, free, takes_float8)}")
     logging.info("MagiCapture: %s", said)
     return need
 
 
 def _advice(
-    need_of: Callable[[CaptureSettings], MemoryNeed], settings: CaptureSettings, free: int
+    need_of: Callable[[CaptureSettings], MemoryNeed],
+    settings: CaptureSettings,
+    free: int,
+    takes_float8: bool,
 ) -> str:
-    """The setting with which it fits: one alone, else as few as it takes in this order."""
+    """The setting with which it fits: one alone, else as few as it takes in this order.
+    takes_float8: whether the network can be kept in fp8."""
     side = settings.side or max(_SIDES) + 1
     changes: list[tuple[str, dict[str, Any]]] = []
     if not settings.gradient_checkpointing:
@@ -134,6 +140,9 @@ def _advice(
         changes.append(("set precision to bf16", {"precision": "bf16"}))
     if settings.rank > _SMALL_RANK:
         changes.append((f"set rank to {_SMALL_RANK}", {"rank": _SMALL_RANK}))
+    # Last, since it rounds the weights.
+    if takes_float8 and settings.precision != FP8:
+        changes.append((f"set precision to {FP8}", {"precision": FP8}))
     for words, change in changes:
         total = need_of(replace(settings, **change)).total
         if total <= free:

@@ -16,7 +16,7 @@ from ...magic.capture_sets import StyleSet, Subject
 from ..models.lora_files import SETTINGS
 from .draw import preview_prompts
 from .lora import ADAPTERS
-from .settings import CaptureSettings
+from .settings import FP8, CaptureSettings
 
 _FORMAT = 1
 _PACK = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ _ARCHITECTURES = {
 the host calls them."""
 _VERSIONS = {"SD15": "sd_v1", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0", "Flux": "flux1"}
 """The same in the words of kohya's trainer."""
-_PRECISIONS = {"fp32": "no"}
+_PRECISIONS = {"fp32": "no", FP8: "bf16"}
 
 
 @dataclass(frozen=True)

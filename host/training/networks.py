@@ -26,7 +26,7 @@ from .flow import TrainableTransformer, check_gradients
 from .learned_text import LearnedText
 from .lora import Adapter, as_lora_model
 from .pictures import DifferentiableDecoder
-from .settings import DTYPES, WORDS, CaptureSettings
+from .settings import DTYPES, FP8, WORDS, CaptureSettings
 from .text import TrainableText
 from .unet import TrainableUNet
 
@@ -157,7 +157,11 @@ def learns_words(model: Any, clip: Any, settings: CaptureSettings) -> bool:
 
 def settings_for(model: Any, clip: Any, settings: CaptureSettings) -> CaptureSettings:
     """The settings as far as they are of a MODEL with its CLIP. ValueError when they leave no
-    steps."""
+    steps, or are for transformers."""
+    if settings.precision == FP8 and not is_transformer(model):
+        raise ValueError(
+            f"precision {FP8} is for transformers, whose weights take many GB: of a UNet take bf16"
+        )
     return settings if learns_words(model, clip, settings) else settings.of_trigger_words()
 
 
@@ -176,7 +180,7 @@ def build_denoiser(
         is_filled,
     )
     if is_transformer(model):
-        transformer = TrainableTransformer(*parts)
+        transformer = TrainableTransformer(*parts, in_float8=settings.precision == FP8)
         transformer.add_lora(
             settings.rank, generator, settings.lora_blocks, settings.lora_mlp, settings.adapter
         )

@@ -10,8 +10,14 @@ import torch
 from .lora import ADAPTERS
 from .rules import OFFICIAL, OURS, Rules
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
+FP8 = "fp8"
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    FP8: torch.bfloat16,
+}
+"""What a precision computes in. FP8 keeps the weights of a transformer's blocks in fp8."""
 
 IDENTITY_FORWARDS = ("shared", "own")
 """What the identity loss looks at: the step's own forward, or a second one at a timestep of its
@@ -50,8 +56,8 @@ class CaptureSettings:
     of IDENTITY_FORWARDS.
     versions: encoded versions of each picture, at least 1 (see prepare_pictures). side: of a square
     with the area of the training pictures, in pixels; 0 for the model's own.
-    precision: a key of DTYPES, what the frozen weights compute in. gradient_checkpointing: whether
-    the UNet's blocks are computed twice to save memory.
+    precision: a key of DTYPES, what the frozen weights compute in and, but for FP8, are kept in.
+    gradient_checkpointing: whether blocks are computed twice to save memory.
     seed: of everything that is drawn.
     is_official: whether the rules that no other setting turns are the official code's.
     lora_blocks: in which blocks of a transformer its LoRA is, as users name them. lora_mlp: whether

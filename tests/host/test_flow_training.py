@@ -19,6 +19,7 @@ from magicportrait.host.models.patched_weights import patched_weights
 from magicportrait.host.training import flow, networks
 from magicportrait.host.training.checkpoint import CheckpointFile
 from magicportrait.host.training.draw import Batch
+from magicportrait.host.training.float8 import Float8Linear
 from magicportrait.host.training.losses import loss_terms
 from magicportrait.host.training.memory import training_mode
 from magicportrait.host.training.pictures import DifferentiableDecoder
@@ -30,7 +31,7 @@ from magicportrait.tests.host.dit_nodes import SmallVae
 from magicportrait.tests.host.dit_text import random_clip_of
 from magicportrait.tests.host.models import call_node
 from magicportrait.tests.host.test_coexistence import core_node
-from magicportrait.tests.host.test_magicapture import SIDE, ignore, recogniser, sets
+from magicportrait.tests.host.test_magicapture import SIDE, ignore, models_of, recogniser, sets
 from magicportrait.tests.host.test_transformer_company import copy_of, quantised
 from magicportrait.tests.unit import naive_magicapture as naive
 
@@ -497,6 +498,50 @@ def test_weights_in_fp8_are_trained_on_as_they_are():
     )
     before = lora_of(run)
     assert math.isfinite(step(run)) and moved(before, lora_of(run))
+
+
+def test_a_copy_in_fp8_keeps_what_was_in_fp8():
+    model = copy_of("zimage", torch.float8_e4m3fn, torch.bfloat16)
+    stored = model.model.diffusion_model.state_dict()
+    settings = replace(QUICK, precision="fp8")
+    run = CaptureTraining(model, *parts("zimage")[1:], *sets(), None, settings)
+    layers = {
+        name: layer
+        for name, layer in run.networks.denoiser.network.named_modules()
+        if isinstance(layer, Float8Linear)
+    }
+    kept = {name for name, layer in layers.items() if layer.weight.dtype == torch.float8_e4m3fn}
+    assert kept and all("layers." in name or "refiner." in name for name in kept)
+    for name, layer in layers.items():
+        assert torch.equal(layer.numbers(), stored[f"{name}.weight"].float()), name
+
+
+@pytest.mark.parametrize(("family", "adapter"), [("zimage", "LoRA"), ("flux", "LoKr")])
+def test_a_copy_in_fp8_is_trained_on_as_its_numbers_in_bf16_are(family, adapter):
+    run, other = (
+        training(family, precision=precision, adapter=adapter, seed=2, lora_steps=4)
+        for precision in ("fp8", "bf16")
+    )
+    network = other.networks.denoiser.network
+    exact = {name: value.clone() for name, value in network.state_dict().items()}
+    for name, layer in run.networks.denoiser.network.named_modules():
+        if isinstance(layer, Float8Linear):
+            weight = network.get_submodule(name).weight
+            apart = (weight.float() - layer.numbers()).norm() / weight.float().norm()
+            assert apart < 0.04
+            weight.data.copy_(layer.numbers())
+    assert moved(exact, network.state_dict()), "nothing was rounded"
+    ours, theirs = (each.run(ignore) for each in (run, other))
+    assert ours.history == pytest.approx(theirs.history, rel=0.01)
+    assert len(ours.lora) == len(theirs.lora) and all(
+        x.isfinite().all() for x in ours.lora.values()
+    )
+
+
+def test_fp8_is_refused_for_a_unet_before_anything_is_loaded():
+    model, clip, _ = models_of()
+    with pytest.raises(ValueError, match=r"fp8 is for transformers, .* take bf16"):
+        networks.settings_for(model, clip, replace(QUICK, precision="fp8"))
 
 
 def test_likeness_is_seen_through_a_decoder_of_videos():

@@ -93,6 +93,7 @@ def needed(name: str, identity: Any, settings: CaptureSettings) -> memory_need.M
         ("sd15", True, CHECKPOINTED),
         ("zimage", False, CHECKPOINTED),
         ("flux", False, SETTINGS),
+        ("zimage", False, replace(CHECKPOINTED, precision="fp8")),
     ],
 )
 def test_what_is_computed_is_what_is_measured(name, judges, settings):
@@ -147,6 +148,18 @@ def test_several_settings_may_be_needed(free):
     free(small.total)
     with pytest.raises(ValueError, match="Set batch to 1 and set precision to bf16: it takes"):
         needed("flux", None, few)
+
+
+def test_fp8_is_named_last_and_for_transformers_alone(free):
+    half = replace(CHECKPOINTED, precision="bf16")
+    small = needed("zimage", None, replace(half, precision="fp8"))
+    assert small.weights["float8_e4m3fn"] > 0.4 * small.weights["bfloat16"]
+    free(small.total)
+    with pytest.raises(ValueError, match="Set precision to fp8: it takes"):
+        needed("zimage", None, half)
+    free(1000)
+    with pytest.raises(ValueError, match="No setting makes it fit"):
+        needed("sd15", None, half)
 
 
 def test_other_adapters_and_an_average_are_counted():
