@@ -148,14 +148,21 @@ def check_lora(name: str, weights: Mapping[str, Tensor], model: Any, clip: Any) 
 def check_patches(name: str, patches: Mapping[Any, Any], network: nn.Module) -> None:
     """ValueError when some of a LoRA's patches do not fit a network of the host's. name: of the
     LoRA."""
-    import comfy.utils
-
     for key, patch in patches.items():
         weight, part, *convert = (key, None) if isinstance(key, str) else key
         # What is turned into another order of channels first is not looked at.
-        if not convert:
-            module = comfy.utils.get_attr(network, weight.rpartition(".")[0])
+        module = None if convert else layer_of(network, weight)
+        if module is not None:
             check_fit(name, weight, module, patch, part)
+
+
+def layer_of(network: nn.Module, weight: str) -> nn.Module | None:
+    """The layer of a weight. None where a network has none: the host knows names for layers that
+    others of its kind have (Flux's for Chroma), and merges nothing there."""
+    try:
+        return network.get_submodule(weight.rpartition(".")[0])
+    except AttributeError:
+        return None
 
 
 def check_fit(name: str, weight: str, module: nn.Module, patch: Any, part: Part | None) -> None:
@@ -205,6 +212,9 @@ def _fits(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
         if adapter.name in TURNED_DORA:
             *levels, blocks, size, columns = adapter.weights[0].shape
             is_whole = size == columns and blocks * size == shape[0]
+            rescale = adapter.weights[1]
+            if levels and rescale is not None and rescale.numel() != shape[0]:
+                return False
             # Each level turns pairs of channels, twice as far apart as in the one before.
             return is_whole and not any(shape[0] % (size // 2 * 2**count) for count in levels)
         if adapter.name == "glora":
@@ -245,6 +255,9 @@ def _gives(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
     weight_adapter.bypass.BypassForwardHook(module, empty)
     weight = torch.empty(shape if len(shape) > 1 else (*shape, 1), device="meta")
     if empty.is_conv:
+        # Only without numbers do convolutions take more sides than these.
+        if any(isinstance(own, Tensor) and own.ndim > len(shape) for own in empty.weights):
+            return False
         sides = [
             dilation * (size - 1) + 1
             for dilation, size in zip(empty.kw_dict["dilation"], shape[2:], strict=True)

@@ -21,6 +21,7 @@ from ..models.lora_patches import (
     check_fit,
     in_layers_form,
     is_enlarged,
+    layer_of,
     lora_patches,
     shape_of,
 )
@@ -218,15 +219,14 @@ def _layer_adapter(
 ) -> LayerAdapter | None:
     """None for what is neither an adapter nor a difference of a layer. ValueError when it does not
     fit the layer."""
-    import comfy.utils
     from comfy import weight_adapter
 
     weight, part, convert = key if isinstance(key, tuple) and len(key) > 2 else (key, None, None)
     if isinstance(key, tuple) and len(key) == 2:
         weight, part = key
     layer, _, of = weight.rpartition(".")
-    module = comfy.utils.get_attr(model.model, layer)
-    if convert is not None or not isinstance(module, nn.Module):
+    module = layer_of(model.model, weight)
+    if convert is not None or module is None:
         return None
     cut = None if part is None else tuple(part)
     check_fit(name, weight, module, patch, cut)
@@ -249,6 +249,10 @@ def _turn(adapter: Any, key: Any, strength: float, width: int) -> Tensor:
     """How an adapter turns `width` channels, by what it makes of a weight that does nothing. The
     host's own way to turn what comes out fails for most shapes, and counts the strength in another
     way than when it merges."""
+    if adapter.name == "boft" and (rescale := adapter.weights[1]) is not None:
+        # For a convolution it has the sides of a kernel, which what is turned here has not.
+        turns, _, *others = adapter.weights
+        adapter = type(adapter)(adapter.loaded_keys, (turns, rescale.reshape(-1, 1), *others))
     # Those of one level of blocks turn each by itself.
     size = adapter.weights[0].shape[-1] if adapter.name == "oft" else width
     idle = torch.eye(size).repeat(width // size, 1)

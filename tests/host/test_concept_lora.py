@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magicportrait.host.models.lora_patches import lora_patches
+from magicportrait.host.models.lora_patches import check_lora, lora_patches
 from magicportrait.host.sampling.adapters import adapters_of
 from magicportrait.host.sampling.backbone import CallSize, LayerTokens, backbone_of
 from magicportrait.host.sampling.backbone.interface import GivenPictures
@@ -472,6 +472,24 @@ def test_a_lora_of_another_model_is_refused_before_sampling() -> None:
         applied("unet", model, concept(lora))
 
 
+def test_layers_that_only_others_of_a_kind_have_are_left_out() -> None:
+    """The host knows Flux's names for Chroma, which lacks some of these layers."""
+    model = dits.random_transformer("chroma")
+    modulation, attention = "norm1.linear", "attn.to_out.0"
+    lora = {
+        f"transformer.transformer_blocks.0.{layer}.{part}": torch.ones(shape)
+        for layer in (modulation, attention)
+        for part, shape in (("lora_B.weight", (64, 2)), ("lora_A.weight", (2, 64)))
+    }
+    adapters = adapters_of(model, "x", lora, 1.0)
+    assert [layer.layer for layer in adapters.layers] == [
+        "diffusion_model.double_blocks.0.img_attn.proj"
+    ]
+    assert adapters.left_out == ("diffusion_model.double_blocks.0.img_mod.lin.weight",)
+    # As the host, which merges what there is.
+    check_lora("x", lora, model, sampling.parts()[1])
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "complaint"),
     [
@@ -507,6 +525,7 @@ _ATTENTION, _CONVOLUTION, _NORM = UNET_LAYERS[5], UNET_LAYERS[2], NORMS[0]
         (_ATTENTION, "lora", {"lora_down.weight": torch.ones(3, 32)}, "has 32x2 and 3x32"),
         (_ATTENTION, "lora", {"lora_up.weight": torch.tensor(1.0)}, "has a single number and"),
         (_CONVOLUTION, "lora", {"lora_down.weight": torch.ones(2, 32, 1, 1)}, "is 32x32x3x3, and"),
+        (_CONVOLUTION, "lora", {"lora_up.weight": torch.ones(32, 2, 1, 1, 1)}, "has 32x2x1x1x1 "),
         (_ATTENTION, "lora", {"lora_down.weight": None}, "not whole: it lacks '.*lora_down"),
         (_ATTENTION, "lora", {"alpha": torch.ones(3)}, "alpha' is to be one number, and is .* 3"),
         (_ATTENTION, "loha", {"hada_w2_b": torch.ones(2, 8)}, "and 2x8 for it"),
@@ -594,6 +613,60 @@ def test_forms_of_others_that_the_host_merges_are_added_as_it_merges_them(
     added = adapters_of(model, "x", lora, 1.0).layers[0].added(x, module(x))
     assert (added - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert expected.any()
+
+
+@pytest.mark.parametrize("core", [False, True])
+@pytest.mark.parametrize("layer", [_CONVOLUTION, UNET_LAYERS[4]])
+def test_a_lokr_of_products_acts_on_convolutions(layer: str, core: bool) -> None:
+    """As LyCORIS writes it: the kernel's cells are columns of the product, or a tensor between."""
+    model, _ = family("unet")
+    module = model.model.diffusion_model.get_submodule(layer)
+    kernel = module.kernel_size
+    generator = torch.Generator().manual_seed(2)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    w1_a, w1_b = random(4, 3), random(3, 2)
+    if core:
+        parts = {"lokr_w2_a": random(2, 8), "lokr_w2_b": random(2, 16)}
+        parts["lokr_t2"] = random(2, 2, *kernel)
+        whole = torch.einsum(
+            "ijkl,ip,jr->prkl", parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"]
+        )
+    else:
+        parts = {"lokr_w2_a": random(8, 2), "lokr_w2_b": random(2, 16 * kernel[0] * kernel[1])}
+        whole = (parts["lokr_w2_a"] @ parts["lokr_w2_b"]).unflatten(1, (16, *kernel))
+    # Alpha of 3 at the rank 2 of the second product.
+    product = {"lokr_w1_a": w1_a, "lokr_w1_b": w1_b, "alpha": torch.tensor(3.0), **parts}
+    expected = {"lokr_w1": w1_a @ w1_b, "lokr_w2": whole * 1.5}
+    x, out = random(1, 32, 6, 6), torch.zeros(1, 32, 6, 6)
+    added = []
+    for lora in (product, expected):
+        named = {f"diffusion_model.{layer}.{name}": tensor for name, tensor in lora.items()}
+        added.append(adapters_of(model, "x", named, 0.5).layers[0].added(x, out))
+    torch.testing.assert_close(*added, rtol=1e-4, atol=1e-4)
+    named[f"diffusion_model.{layer}.lokr_w2"] = torch.ones(8, 15, *kernel)
+    with pytest.raises(ValueError, match=r"does not fit: .* and 8x15x"):
+        adapters_of(model, "x", named, 0.5)
+
+
+def test_a_boft_scales_the_rows_of_a_convolution() -> None:
+    model, _ = family("unet")
+    key = f"diffusion_model.{_CONVOLUTION}"
+    lora = random_lora(model, [_CONVOLUTION], "boft") | {
+        f"{key}.rescale": torch.linspace(0.5, 2, 32).view(32, 1, 1, 1)
+    }
+    layer = adapters_of(model, "x", lora, 1.0).layers[0]
+    module: Any = layer.module
+    x = torch.randn(1, 32, 6, 6, generator=torch.Generator().manual_seed(3))
+    weight = layer.adapter.calculate_weight(
+        module.weight.clone(), key, 1.0, 1.0, None, lambda change: change
+    )
+    expected = module._conv_forward(x, weight, module.bias)
+    torch.testing.assert_close(module(x) + layer.added(x, module(x)), expected)
+    with pytest.raises(ValueError, match=r"does not fit: .* 48x1x1x1 for it"):
+        adapters_of(model, "x", lora | {f"{key}.rescale": torch.ones(48, 1, 1, 1)}, 1.0)
 
 
 def test_a_lora_for_a_norm_is_left_out() -> None:
