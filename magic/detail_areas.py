@@ -17,7 +17,6 @@ from .messages import shown
 from .phrases import (
     CLOSING,
     OCCURRENCE,
-    named_words,
     numbered,
     places_in_text,
     share_places,
@@ -25,6 +24,7 @@ from .phrases import (
 )
 from .pictures import resized_masks
 from .portrait_crop import Crop, cut, rim
+from .typed import SPACED_LETTER, in_small_letters
 
 
 def lines_of(text: str) -> list[str]:
@@ -89,7 +89,7 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
     behind both is the longer one's.
     """
     names = [numbered(phrase) or (phrase, None) for phrase in phrases]
-    keys = [" ".join(words_of(name.casefold())) for name, _ in names]
+    keys = [_words_to_find(name) for name, _ in names]
     numbers = _with_twins_numbered(keys, [number for _, number in names])
     texts, marks = _without_numbers(lines, keys)
     places = {key: _places(key, texts, marks) for key in dict.fromkeys(keys)}
@@ -132,6 +132,11 @@ def read_lines(lines: Sequence[str], phrases: Sequence[str]) -> list[Line]:
     return [Line(text, dict(sorted(own.items()))) for text, own in zip(texts, named, strict=True)]
 
 
+def _words_to_find(name: str) -> str:
+    """The words of a phrase as they are found in any case."""
+    return in_small_letters(" ".join(words_of(name)))
+
+
 def _with_twins_numbered(keys: Sequence[str], numbers: Sequence[int | None]) -> list[int | None]:
     """The numbers of phrases, with those of phrases that are there more than once without one."""
     out = list(numbers)
@@ -143,7 +148,7 @@ def _with_twins_numbered(keys: Sequence[str], numbers: Sequence[int | None]) -> 
     return out
 
 
-_NUMBER_BEHIND = re.compile(rf"({CLOSING}){OCCURRENCE}(?!\w)")
+_NUMBER_BEHIND = re.compile(rf"({CLOSING}){OCCURRENCE}(?!{SPACED_LETTER})")
 
 
 class _Number(NamedTuple):
@@ -210,7 +215,8 @@ def check_numbers(lines: Sequence[str], *phrases: Sequence[str]) -> None:
     lines may name, those that are read together in one list."""
     complaints: dict[tuple[int, int], str | None] = {}
     for read_together in phrases:
-        named = [named_words(phrase) for phrase in read_together]
+        names = [numbered(phrase) or (phrase, None) for phrase in read_together]
+        named = [(_words_to_find(name), number) for name, number in names]
         for phrase, (words, number) in zip(read_together, named, strict=True):
             if number == 0:
                 raise ValueError(
@@ -241,7 +247,7 @@ def numbers_as_text(lines: Sequence[Line]) -> list[str]:
     return [match[0] for line in lines for match in _LOOKS_NUMBERED.finditer(line.text)]
 
 
-_LOOKS_NUMBERED = re.compile(rf"[^\W\d_]+{CLOSING}{OCCURRENCE}(?!\w)")
+_LOOKS_NUMBERED = re.compile(rf"[^\W\d_]+{CLOSING}{OCCURRENCE}(?!{SPACED_LETTER})")
 
 
 def check_named(lines: Sequence[str], read: Sequence[Line], phrases: Sequence[str]) -> None:

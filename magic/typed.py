@@ -48,13 +48,42 @@ def number_in(text: str) -> float:
     return float(text)
 
 
+def in_small_letters(text: str) -> str:
+    """A text in small letters, each for one of its own, so that it is found in it again in any
+    case: `casefold` makes two of 'ß', and a pattern finds them nowhere."""
+    return "".join(
+        next((small for small in (own.casefold(), own.lower()) if len(small) == 1), own)
+        for own in text
+    )
+
+
+_PICTURED, _BOXED, _JOINER = "\ufe0f", "\u20e3", "\u200d"
+_FLAG, _FLAG_LETTERS = "\U0001f3f4", frozenset(map(chr, range(0xE0020, 0xE0080)))
+
+
 def unseen_in(text: str) -> str:
     """The code of the first character of a text that nobody sees, such as 'U+200B' (a blank without
     width) or 'U+200F' (from right to left); empty when there is none. What joins the letters of a
     script, or the parts of an emoji, may stand behind one of them."""
-    for before, character in zip(" " + text, text, strict=False):
+    for i, character in enumerate(text):
         is_unseen = character in _BLANK or unicodedata.category(character) in ("Cf", "Zl", "Zp")
-        is_joined = character in _JOINERS and not (before.isascii() or unseen_in(before))
-        if is_unseen and not is_joined:
+        if is_unseen and not _is_joined(text, i):
             return f"U+{ord(character):04X}"
     return ""
+
+
+def _is_joined(text: str, i: int) -> bool:
+    """Whether a character that nobody sees is a part of one before it that one sees."""
+    character, before = text[i], text[i - 1 : i] if i else ""
+    if character in _FLAG_LETTERS:
+        # Of a country without a flag of its own: a black one and its name.
+        return text[:i].rstrip("".join(_FLAG_LETTERS)).endswith(_FLAG)
+    if character == _PICTURED and text[i + 1 : i + 2] == _BOXED:
+        return before in {*"0123456789#*"}
+    if character not in _JOINERS:
+        return False
+    if before == _PICTURED:
+        # As in a heart on fire: a sign that is drawn as a picture, and another.
+        return character == _JOINER and _is_joined(text, i - 1)
+    is_seen = before not in _BLANK and unicodedata.category(before or " ") not in ("Cf", "Zl", "Zp")
+    return is_seen and not before.isascii()

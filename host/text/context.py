@@ -15,6 +15,7 @@ from typing import Any
 
 from ...magic.messages import shown
 from ...magic.phrases import Token, comparable, places_in_text, share_places, words_of
+from ...magic.typed import in_small_letters
 from .chunks import (
     NamedPhrase,
     named_phrase,
@@ -112,7 +113,7 @@ class ContextTokens:
     def _places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         prompt = _Prompt(self, clip, text, context)
         names = _names(text, phrases)
-        keys = [" ".join(words_of(name.words)).casefold() for name in names]
+        keys = [in_small_letters(" ".join(words_of(name.words))) for name in names]
         places = {key: prompt.places(key) for key in dict.fromkeys(keys)}
         for name, key in zip(names, keys, strict=True):
             if not places[key]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def save_embedding(embedding: Embedding, name: str) -> Path:
     import folder_paths
 
     # After 'embedding:' the host reads as far as the first space.
-    if not re.fullmatch(r"[\w\-]+", name) or unseen_in(name):
+    if not name or not all(map(_is_of_a_name, name)) or unseen_in(name):
         raise ValueError(f"file name '{shown(name)}' must consist of letters, digits, '-' and '_'")
     folders = folder_paths.get_folder_paths("embeddings")
     if not folders:
@@ -49,6 +50,13 @@ def save_embedding(embedding: Embedding, name: str) -> Path:
         except UnwritableFile as error:
             raise ValueError(f"the learned word could not be saved: {error}") from error
     raise ValueError(f"there are 9999 embeddings named '{name}' already: take another name")
+
+
+def _is_of_a_name(character: str) -> bool:
+    """Whether it is a letter, a digit, '-' or '_', or belongs to a letter: as accents do that are
+    written by themselves, vowels of Thai and Hindi, and what joins letters."""
+    is_mark = unicodedata.category(character).startswith("M") or character in "\u200c\u200d"
+    return is_mark or bool(re.fullmatch(r"[\w\-]", character))
 
 
 def load_embedding(name: str, placeholder: str) -> Embedding:

@@ -244,6 +244,12 @@ def test_only_plain_file_names_are_written(folders, name):
         save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), name)
 
 
+@pytest.mark.parametrize("name", ["ที่รัก", "हिन्दी", "Jose\u0301", "می\u200cخواهم", "שָׁלוֹם"])
+def test_letters_of_several_characters_are_letters(folders, name):
+    path = save_embedding(Embedding("<a>", {"clip_l": torch.zeros(1, 96)}), name)
+    assert path.stem == name and path.is_file()
+
+
 # ---- placeholders in prompts ----
 
 

@@ -100,6 +100,13 @@ def test_phrases_are_found_where_they_stand(encoder, text, phrases, expected):
     assert found == expected
 
 
+@pytest.mark.parametrize("encoder", ["flux", "qwen"])
+def test_letters_that_are_two_in_other_cases_are_found(encoder):
+    text = "a man with a weiße Mütze"
+    assert places(encoder, text, "Weiße Mütze").spans == places(encoder, text, "weiße Mütze").spans
+    assert len(places(encoder, text, "weiße").spans[0]) > 1
+
+
 @pytest.mark.parametrize("encoder", LISTS)
 def test_weights_are_no_words(encoder):
     text = "a man with a (green hat:1.3) and a (white:0.8) scarf"

@@ -123,6 +123,19 @@ def test_numbers_that_are_written_count_and_are_no_part_of_the_text() -> None:
         (["a red hat#1"], ["hat", "red hat"], [{0: "hat", 1: "red hat"}], None),
         (["(红帽子:1.2)#1", "帽子#1"], ["帽子#1", "红帽子#1"], [{1: "红帽子"}, {0: "帽子"}], None),
         (["红帽子", "帽子"], ["帽子", "红帽子"], [{1: "红帽子"}, {0: "帽子"}], None),
+        # No space stands behind a number where none stands between words.
+        (
+            ["戴帽子#2的男人", "戴(帽子:1.2)＃１的男人"],
+            ["帽子", "帽子"],
+            [{1: "帽子"}, {0: "帽子"}],
+            ["戴帽子的男人", "戴(帽子:1.2)的男人"],
+        ),
+        (
+            ["eine weiße Mütze#2", "eine Mütze#1"],
+            ["Mütze#1", "Weiße Mütze#2"],
+            [{1: "Weiße Mütze"}, {0: "Mütze"}],
+            ["eine weiße Mütze", "eine Mütze"],
+        ),
     ],
 )
 def test_numbers_belong_to_the_whole_phrase_with_its_weight(

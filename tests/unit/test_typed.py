@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from magicportrait.magic.phrases import places_in_text
-from magicportrait.magic.typed import SPACED_LETTER, ascii_marks, unseen_in
+from magicportrait.magic.typed import SPACED_LETTER, ascii_marks, in_small_letters, unseen_in
 
 UNSPACED = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA", "KATAKANA", "HANGUL")
 UNSPACED_TOO = ("HALFWIDTH KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "IDEOGRAPHIC ITER")
@@ -47,6 +47,14 @@ def test_marks_and_digits_of_keyboards_are_those_of_ascii() -> None:
         ("anna 安娜 café cafe\u0301 Ａ", ""),
         ("می\u200cخواهم", ""),
         ("👩\u200d🎤 ❤\ufe0f", ""),
+        # Signs that are drawn as pictures and joined to others, a digit in a box, England's flag.
+        ("❤\ufe0f\u200d🔥 🏳\ufe0f\u200d🌈 🕵\ufe0f\u200d♂\ufe0f 👨\u200d👩\u200d👧", ""),
+        ("1\ufe0f\u20e3", ""),
+        ("🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", ""),
+        ("❤\ufe0f\ufe0f", "U+FE0F"),
+        ("a\ufe0f\u200d🔥", "U+FE0F"),
+        ("1\ufe0f", "U+FE0F"),
+        ("a\U000e0067", "U+E0067"),
         ("an\u200dna", "U+200D"),
         ("\u200canna", "U+200C"),
         ("人\u200d\u200d", "U+200D"),
@@ -59,3 +67,13 @@ def test_marks_and_digits_of_keyboards_are_those_of_ascii() -> None:
 )
 def test_characters_that_nobody_sees_are_named(text: str, unseen: str) -> None:
     assert unseen_in(text) == unseen
+
+
+def test_small_letters_are_found_in_any_case() -> None:
+    assert in_small_letters("WEISSE Weiße") == "weisse weiße"
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        if character != character.casefold():
+            small = in_small_letters(character)
+            assert len(small) == 1
+            assert re.match(re.escape(small), character, re.IGNORECASE), character
