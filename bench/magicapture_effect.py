@@ -535,7 +535,8 @@ def main() -> None:
     parser.add_argument(
         "--attention",
         type=Path,
-        help="only writes where both words look before and after the second phase",
+        help="only writes where both words look before and after the second phase of one method: "
+        "'full', or the first of --only",
     )
     parser.add_argument("--model", choices=SCALES, default="unet", help="which toy")
     args = parse_with_quick(
@@ -554,7 +555,8 @@ def main() -> None:
     loaded = scale.load()
     if args.attention:
         pair = Pair(loaded, *TUNING[0], settings, scale)
-        attention_figure(pair.train("full"), pair.truth, args.attention)
+        method = args.only[0] if args.only else "full"
+        attention_figure(pair.train(method), pair.truth, args.attention)
         return
     methods = list(args.only or (BASE, *scale.methods))
     is_stored = not args.tuning and not args.quick
