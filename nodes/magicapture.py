@@ -14,14 +14,19 @@ from comfy_api.latest import io, ui
 from ..demo import face_network
 from ..host.faces import identity as identity_files
 from ..host.faces.identity import Identity, list_files, load_identity
-from ..host.models.lora_files import check_saving, save_lora
+from ..host.models.lora_files import check_finite, check_saving, save_lora
 from ..host.models.lora_patches import check_lora
 from ..host.models.safe_files import UnwritableFile
 from ..host.page.notices import notice
 from ..host.page.training_watch import TrainingWatch
 from ..host.pictures import capture_folder
 from ..host.segmentation.face_masks import detectors_state, find_face_masks
-from ..host.text.embedding_files import embedding_state, load_embedding, save_embedding
+from ..host.text.embedding_files import (
+    embedding_state,
+    load_embedding,
+    name_part,
+    save_embedding,
+)
 from ..host.text.learned_words import Embedding, with_learned_words
 from ..host.training.checkpoint import CheckpointFile
 from ..host.training.lora import ADAPTERS
@@ -1025,6 +1030,7 @@ class MagiCaptureApply(Node):
         check_ranges(cls, strength_model=strength_model, strength_clip=strength_clip)
         clip = with_learned_words(clip, embeddings)
         if lora is not None:
+            check_finite("lora", lora)
             check_lora("lora", lora, model, clip)
             model, clip = comfy.sd.load_lora_for_models(
                 model, clip, lora, strength_model, strength_clip
@@ -1068,10 +1074,7 @@ class MagicEmbeddingSave(Node):
     @classmethod
     def execute(cls, embeddings: tuple[Embedding, ...], name: str) -> io.NodeOutput:
         check_texts(name=name)
-        words = [
-            "".join(character for character in embedding.placeholder if character.isalnum())
-            for embedding in embeddings
-        ]
+        words = [name_part(embedding.placeholder) for embedding in embeddings]
         paths = [
             save_embedding(embedding, f"{'_'.join(name.split())}_{word or i}")
             for i, (embedding, word) in enumerate(zip(embeddings, words))

@@ -52,6 +52,13 @@ def save_embedding(embedding: Embedding, name: str) -> Path:
     raise ValueError(f"there are 9999 embeddings named '{name}' already: take another name")
 
 
+def name_part(placeholder: str) -> str:
+    """What a file's name has of a placeholder: its letters and digits."""
+    return "".join(
+        character for character in placeholder if _is_of_a_name(character) and character not in "-_"
+    )
+
+
 def _is_of_a_name(character: str) -> bool:
     """Whether it is a letter, a digit, '-' or '_', or belongs to a letter: as accents do that are
     written by themselves, vowels of Thai and Hindi, and what joins letters."""

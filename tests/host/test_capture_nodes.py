@@ -152,6 +152,9 @@ def test_a_lora_of_another_model_is_refused_before_it_is_merged():
     model, clip, _ = models_of()
     lora, embeddings, *_ = trained().args
     [key, *_] = [key for key in lora if key.endswith("lora_up.weight")]
+    with pytest.raises(ValueError, match="has numbers that are none"):
+        failed = {**lora, key: torch.full_like(lora[key], torch.nan)}
+        nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, failed)
     wider = {**lora, key: torch.cat([lora[key], lora[key]])}
     with pytest.raises(ValueError, match=f"and the LoRA has {len(wider[key])}x"):
         nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, wider)
@@ -320,6 +323,13 @@ def test_a_template_with_an_embedding_is_refused(folders, monkeypatch):
     subject = replace(subject, templates=("a photo of a {person}, embedding:there",))
     with pytest.raises(ValueError, match="have no weights or embeddings"):
         CaptureTraining(model, clip, vae, subject, style, None, QUICK)
+
+
+def test_a_files_name_keeps_the_marks_of_a_placeholder(folders):
+    [saved] = nodes.MagicEmbeddingSave.execute(
+        (Embedding("<मित्र>", {"clip_l": torch.ones(1, 96)}),), "word"
+    ).args
+    assert saved == "embedding:word_मित्र"
 
 
 def test_a_name_with_a_space_is_one_that_prompts_can_use(folders, monkeypatch):
