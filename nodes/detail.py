@@ -482,7 +482,7 @@ def _areas_of_masks(
     masks = inverted(masks) if invert else masks
     size = (image.shape[1], image.shape[2])
     check_aspect(size, (masks.shape[1], masks.shape[2]), "Detail Pass")
-    warn_of_border(masks, "the mask of areas")
+    warn_of_border(masks, "the mask of areas", invert)
     masks = resized_masks(masks, size)
     if len(image) == 1 and len(masks) > 1:
         return [[mask for mask in masks if bool((mask > 0.5).any())]]

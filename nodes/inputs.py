@@ -196,7 +196,7 @@ def painted_mask(
         masks = inverted(masks)
         check_painted(masks, 0.0, f"{owner}, turned round,", "turn off invert, or paint less")
     if is_of_a_thing:
-        warn_of_border(masks, owner)
+        warn_of_border(masks, owner, invert)
     return masks
 
 
@@ -204,13 +204,21 @@ def inverted(masks: torch.Tensor) -> torch.Tensor:
     return 1 - masks.float().clamp(0, 1)
 
 
-def warn_of_border(masks: torch.Tensor | Sequence[torch.Tensor], owner: str) -> None:
+def warn_of_border(
+    masks: torch.Tensor | Sequence[torch.Tensor], owner: str, is_inverted: bool = False
+) -> None:
     """A notice when masks have the picture's border and not its middle. masks: B H W, or H W each
-    of its own size, of which one is enough."""
+    of its own size, of which one is enough; is_inverted: whether the node has turned them round."""
     parts = [masks] if isinstance(masks, torch.Tensor) else masks
-    if any(map(covers_border, parts)):
-        notice(
-            f"{owner} has the border of the picture and leaves out its middle. Of a cut-out Load"
-            " Image gives what is transparent: turn on invert, or put Invert Mask before, if the"
-            " thing itself is meant"
-        )
+    if not any(map(covers_border, parts)):
+        return
+    what_to_do = (
+        "Turn off invert"
+        if is_inverted
+        else "Of a cut-out Load Image gives what is transparent: turn on invert, or put Invert Mask"
+        " before"
+    )
+    notice(
+        f"{owner} has the border of the picture and leaves out its middle. {what_to_do}, if the"
+        " thing itself is meant"
+    )

@@ -191,7 +191,7 @@ def _read(
     else:
         # An empty one stays empty: it is not what somebody painted.
         masks = [inverted(mask) if invert and mask.any() else mask for mask in masks]
-        warn_of_border(masks, f"a face mask of the {what}")
+        warn_of_border(masks, f"a face mask of the {what}", invert)
     # Lines that the last pictures have not are empty ones.
     lines += [""] * (len(pictures) - len(lines)) if lines else []
     return capture_pictures(pictures, masks, names, lines)

@@ -128,6 +128,8 @@ def test_the_mask_of_a_cut_out_is_noticed_and_can_be_turned_round(caplog):
     crop = MagicPortraitCrop.execute(IMAGES, cut_out, 0.0, 64, False, invert=True).args[2]
     assert crop == MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, False).args[2]
     assert not caplog.text
+    MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, False, invert=True)
+    assert "leaves out its middle. Turn off invert" in caplog.text
 
 
 def test_a_mask_or_a_patch_of_another_aspect_is_refused():

@@ -122,3 +122,14 @@ def test_templates_for_real_models_inject_where_the_paper_does(name: str) -> Non
     for file in ("docs/magicface.md", "nodes/magicface.py", "js/docs/MagicFaceApply.md"):
         text = (ROOT / file).read_text(encoding="utf-8")
         assert re.findall(r"[Tt]he paper(?:'s|:) 0?(\.4\d*)", text) == [".42"], file
+
+
+def test_a_file_that_is_missing_can_be_fetched_under_the_name_that_its_loader_has() -> None:
+    files = 0
+    for name in NAMES:
+        for node in read(name)["nodes"]:
+            for model in node.get("properties", {}).get("models", ()):
+                assert model["name"] in node["widgets_values"], f"{name}: {node['type']}"
+                assert model["url"].rpartition("/")[2] == model["name"], f"{name}: {node['type']}"
+                files += 1
+    assert files
