@@ -8,7 +8,9 @@
  *
  * run: the same in all of one training; loss: of this step, null before the first; preview: a JPEG
  * in base64; encoded: how many pictures of how many are encoded, before the first step; pictures: in
- * the first event, of each picture a JPEG, dark where it does not count, and the share that does.
+ * the first event, of each picture a JPEG, dark where it does not count, and the share that does;
+ * end: of a training that has stopped before its last step, whether the next one goes on from there
+ * ("kept") or not ("lost").
  * @typedef {{ name: string, share: number, picture: string }} LearnedPicture
  * @typedef {Place & {
  *   run?: string,
@@ -17,6 +19,7 @@
  *   loss: number | null,
  *   preview: string | null,
  *   seconds_left: number | null,
+ *   end?: "kept" | "lost" | null,
  *   encoded?: [number, number] | null,
  *   pictures?: LearnedPicture[] | null,
  * }} State
@@ -29,6 +32,7 @@ const HEIGHT = 90;
 const PREVIEWS = 8;
 const POINTS = 1000;
 const SMOOTHING = 0.9;
+const GOES_ON = ": Run goes on from there";
 const SVG = "http://www.w3.org/2000/svg";
 
 /** @param {number | null | undefined} seconds */
@@ -191,14 +195,15 @@ export class TrainingView {
   update() {
     const { run } = this;
     if (!run?.latest) return;
-    const { step, steps, encoded, seconds_left: secondsLeft } = run.latest;
+    const { step, steps, encoded, end, seconds_left: secondsLeft } = run.latest;
     // The end of the bold line: the loss of one step is a matter of chance.
     const trend = smoothed(run.points.map((point) => point.loss));
     const ofLoss = trend.length ? `, loss ${trend.at(-1)?.toPrecision(3)}` : "";
     const isEncoding = encoded && encoded[0] < encoded[1];
-    this.words.textContent = isEncoding
-      ? `encoding pictures: ${encoded[0]} of ${encoded[1]}`
-      : `step ${step} of ${steps}${ofLoss}${timeLeft(secondsLeft)}`;
+    const place = `step ${step} of ${steps}${ofLoss}`;
+    this.words.textContent = `${place}${timeLeft(secondsLeft)}`;
+    if (isEncoding) this.words.textContent = `encoding pictures: ${encoded[0]} of ${encoded[1]}`;
+    if (end) this.words.textContent = `stopped at ${place}${end === "kept" ? GOES_ON : ""}`;
     this.#showPictures(run.pictures);
     this.#draw(run);
     const last = run.previews.at(-1) ?? null;

@@ -912,12 +912,12 @@ class MagiCaptureTrain(Node):
             training = CaptureTraining(
                 model, clip, vae, subject, style, identity, capture, watch.encoded, True
             )
-            return training.run(
-                watch.stepped,
-                _checkpoint(training.fingerprint, checkpoint_every),
-                watch.previewed,
-                preview_every,
-            )
+            checkpoint = _checkpoint(training.fingerprint, checkpoint_every)
+            try:
+                return training.run(watch.stepped, checkpoint, watch.previewed, preview_every)
+            except BaseException:
+                watch.stopped(checkpoint is not None and checkpoint.path.is_file())
+                raise
 
         with memory_freed():
             trained = train()

@@ -47,6 +47,8 @@ class TrainingWatch:
         self._run = uuid.uuid4().hex
         self._average: float | None = None
         self._loss: float | None = None
+        self._step = 0
+        self._end: str | None = None
         self._began: tuple[float, int] | None = None
         self._sent = 0.0
         self.previews: list[Tensor] = []
@@ -64,7 +66,7 @@ class TrainingWatch:
     def stepped(self, step: int, loss: float) -> None:
         import comfy.model_management as management
 
-        self._loss = loss
+        self._loss, self._step = loss, step
         self._average = loss if self._average is None else 0.95 * self._average + 0.05 * loss
         self._bar.update_absolute(step, self._total)
         if listening_page() is None and (step % 10 == 0 or step == self._total):
@@ -78,6 +80,13 @@ class TrainingWatch:
         if listening_page() is None:
             self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
         self._tell(step, is_due=True, preview=picture)
+
+    def stopped(self, is_kept: bool) -> None:
+        """The training has been cancelled or has failed. is_kept: whether the next one goes on from
+        here."""
+        if self._loss is not None:
+            self._end = "kept" if is_kept else "lost"
+            self._tell(self._step, is_due=True)
 
     def _tell(self, step: int, is_due: bool, preview: Image.Image | None = None) -> None:
         """The page that queued: whenever it is due, else a few times a second."""
@@ -101,6 +110,7 @@ class TrainingWatch:
             "loss": self._loss,
             "preview": None if preview is None else as_base64(preview, "JPEG"),
             "seconds_left": left,
+            "end": self._end,
             "encoded": None if self._loss is not None else [self._encoded, self._encodings],
             "pictures": None if self._has_shown_pictures else list(self._pictures()),
         }

@@ -571,6 +571,9 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
         training.get_by_role("status").inner_text()
         == f"step 100 of 200, loss {loss}, 1 min 15 s left"
     )
+    frontend.send("magicportrait.training", {**state, "preview": None, "end": "kept"})
+    ended = f"stopped at step 100 of 200, loss {loss}: Run goes on from there"
+    training.get_by_text(ended).wait_for()
     assert training.locator(".magic-previews img").count() == 8
     figures = training.get_by_label("What of each picture counts").locator("figure")
     assert figures.all_inner_texts() == ["32 %", "100 %"]

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from magicportrait.demo import captures
+from magicportrait.host.page.training_watch import TrainingWatch
 from magicportrait.host.pictures.capture_folder import NO_FOLDER
 from magicportrait.host.text.clip import encoder_tokenizers, word_width
 from magicportrait.host.text.embedding_files import load_embedding, save_embedding
@@ -146,6 +147,23 @@ def test_training_gives_the_hosts_own_types(folders):
         / picture["subfolder"]
         / picture["filename"]
     ).is_file()
+
+
+@pytest.mark.parametrize(("every", "is_kept"), [(1, True), (0, False)])
+def test_a_training_that_is_cancelled_says_whether_it_can_go_on(
+    folders, monkeypatch, every, is_kept
+):
+    said: list[bool] = []
+
+    def cancel(watch: TrainingWatch, step: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingWatch, "stepped", cancel)
+    monkeypatch.setattr(TrainingWatch, "stopped", lambda watch, is_kept: said.append(is_kept))
+    settings = {**TRAIN, "checkpoint_every": every}
+    with pytest.raises(KeyboardInterrupt):
+        nodes.MagiCaptureTrain.execute(*models_of(), *subject_and_style(), **settings)
+    assert said == [is_kept]
 
 
 def test_a_lora_of_another_model_is_refused_before_it_is_merged():

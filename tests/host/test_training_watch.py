@@ -123,3 +123,16 @@ def test_what_of_each_picture_counts_is_told_once(
         shown = Image.open(BytesIO(b64decode(each["picture"]))).convert("L")
         assert shown.size == (8, 16)
         assert [shown.getpixel((4, y)) > 128 for y in (1, 14)] == [*map(bool, is_lit)]
+
+
+@pytest.mark.parametrize(("is_kept", "end"), [(True, "kept"), (False, "lost")])
+def test_a_training_that_stops_says_at_which_step(page: Page, is_kept: bool, end: str) -> None:
+    watched = watch(9)
+    # Before the first step there is nothing to go on from.
+    watched.stopped(is_kept)
+    assert page.points == []
+    for step in range(1, 4):
+        watched.stepped(step, 0.5)
+    watched.stopped(is_kept)
+    assert [point["end"] for point in page.points] == [None] * (len(page.points) - 1) + [end]
+    assert page.points[-1]["step"] == 3
