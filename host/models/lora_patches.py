@@ -242,7 +242,7 @@ def _gives(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
 
     # Older hosts have no way to ask for what is added, and merge.
     if not hasattr(weight_adapter, "BypassForwardHook"):
-        return True
+        return adapter.name != "lora" or _is_of_shape(adapter, shape)
     adapter = in_layers_form(adapter, shape)
     empty = type(adapter)(
         adapter.loaded_keys,
@@ -271,6 +271,17 @@ def _gives(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
         out = F.linear(x, weight.flatten(1))
     added: Tensor = empty.h(x, out)
     return added.shape == out.shape
+
+
+def _is_of_shape(adapter: Any, shape: tuple[int, ...]) -> bool:
+    """Whether the product of a LoRA's matrices has as many rows and columns as a weight, as the
+    host merges them."""
+    up, down, _, mid = adapter.weights[:4]
+    if mid is not None:
+        return True
+    rows, columns = up.flatten(1).shape, down.flatten(1).shape
+    size = (shape[0], torch.Size(shape[1:]).numel())
+    return bool(rows[1] == columns[0] and (rows[0], columns[1]) == size)
 
 
 def glora_order(
