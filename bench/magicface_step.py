@@ -231,6 +231,7 @@ def report_stack(family: str, scale: Scale, references: list[int], kept: bool) -
         f" step {plain:.2f} s",
     )
     layout = seconds_of(*patched(2, layout_only=True)) / plain
+    beside = max(0, peak_bytes() - of_plain) / 2**20
     count = width.blocks - width.blocks // 3
     share = (_LAYOUT_LAYERS / width.depth) / (count / width.blocks)
     report.begin_table(
@@ -258,7 +259,7 @@ def report_stack(family: str, scale: Scale, references: list[int], kept: bool) -
         "",
         f"The layout alone, of two phrases: {layout:.2f} x, read from {count} of {width.blocks}"
         f" blocks; from {_LAYOUT_LAYERS} of {width.depth}, as in the whole model, that is"
-        f" {1 + (layout - 1) * share:.2f} x.",
+        f" {1 + (layout - 1) * share:.2f} x. Its peak is {beside:.0f} MB above the plain step's.",
         f"The stack ({parts}) has the published width; {8 * scale.latent} px, a prompt of"
         f" {width.tokens} tokens, no CFG, masks show 40 %.",
     )
