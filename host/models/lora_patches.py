@@ -243,14 +243,11 @@ def _gives(module: nn.Module, adapter: Any, shape: tuple[int, ...]) -> bool:
     # Older hosts have no way to ask for what is added, and merge.
     if not hasattr(weight_adapter, "BypassForwardHook"):
         return adapter.name != "lora" or _is_of_shape(adapter, shape)
-    adapter = in_layers_form(adapter, shape)
-    empty = type(adapter)(
-        adapter.loaded_keys,
-        tuple(
-            tensor.to("meta") if isinstance(tensor, Tensor) else tensor
-            for tensor in adapter.weights
-        ),
+    weights = (
+        tensor.to("meta") if isinstance(tensor, Tensor) else tensor for tensor in adapter.weights
     )
+    # Without numbers before its form is changed, for which matrices are multiplied.
+    empty = in_layers_form(type(adapter)(adapter.loaded_keys, tuple(weights)), shape)
     # Tells it what kind of layer it is for.
     weight_adapter.bypass.BypassForwardHook(module, empty)
     weight = torch.empty(shape if len(shape) > 1 else (*shape, 1), device="meta")
