@@ -66,10 +66,13 @@ def unseen_in(text: str) -> str:
     width) or 'U+200F' (from right to left); empty when there is none. What joins the letters of a
     script, or the parts of an emoji, may stand behind one of them."""
     for i, character in enumerate(text):
-        is_unseen = character in _BLANK or unicodedata.category(character) in ("Cf", "Zl", "Zp")
-        if is_unseen and not _is_joined(text, i):
+        if _is_unseen(character) and not _is_joined(text, i):
             return f"U+{ord(character):04X}"
     return ""
+
+
+def _is_unseen(character: str) -> bool:
+    return character in _BLANK or unicodedata.category(character) in ("Cf", "Zl", "Zp")
 
 
 def _is_joined(text: str, i: int) -> bool:
@@ -85,5 +88,5 @@ def _is_joined(text: str, i: int) -> bool:
     if before == _PICTURED:
         # As in a heart on fire: a sign that is drawn as a picture, and another.
         return character == _JOINER and _is_joined(text, i - 1)
-    is_seen = before not in _BLANK and unicodedata.category(before or " ") not in ("Cf", "Zl", "Zp")
-    return is_seen and not before.isascii()
+    # None is before the first, and counts as ASCII.
+    return not before.isascii() and not _is_unseen(before)
