@@ -59,6 +59,20 @@ export function smoothed(losses) {
 }
 
 /**
+ * How far a training is, in words.
+ *
+ * @param {State} state
+ * @param {string} ofLoss
+ */
+function account({ step, steps, encoded, end, seconds_left: secondsLeft }, ofLoss) {
+  const place = `step ${step} of ${steps}${ofLoss}`;
+  if (end) return `stopped at ${place}${end === "kept" ? GOES_ON : ""}`;
+  if (encoded && encoded[0] < encoded[1])
+    return `encoding pictures: ${encoded[0]} of ${encoded[1]}`;
+  return `${place}${timeLeft(secondsLeft)}`;
+}
+
+/**
  * What the server has told of one training: its pictures, its last event, the losses of about POINTS
  * steps, the last PREVIEWS previews.
  */
@@ -195,15 +209,10 @@ export class TrainingView {
   update() {
     const { run } = this;
     if (!run?.latest) return;
-    const { step, steps, encoded, end, seconds_left: secondsLeft } = run.latest;
     // The end of the bold line: the loss of one step is a matter of chance.
     const trend = smoothed(run.points.map((point) => point.loss));
     const ofLoss = trend.length ? `, loss ${trend.at(-1)?.toPrecision(3)}` : "";
-    const isEncoding = encoded && encoded[0] < encoded[1];
-    const place = `step ${step} of ${steps}${ofLoss}`;
-    this.words.textContent = `${place}${timeLeft(secondsLeft)}`;
-    if (isEncoding) this.words.textContent = `encoding pictures: ${encoded[0]} of ${encoded[1]}`;
-    if (end) this.words.textContent = `stopped at ${place}${end === "kept" ? GOES_ON : ""}`;
+    this.words.textContent = account(run.latest, ofLoss);
     this.#showPictures(run.pictures);
     this.#draw(run);
     const last = run.previews.at(-1) ?? null;
