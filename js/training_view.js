@@ -67,8 +67,9 @@ export function smoothed(losses) {
 function account({ step, steps, encoded, end, seconds_left: secondsLeft }, ofLoss) {
   const place = `step ${step} of ${steps}${ofLoss}`;
   if (end) return `stopped at ${place}${end === "kept" ? GOES_ON : ""}`;
-  if (encoded && encoded[0] < encoded[1])
+  if (encoded && encoded[0] < encoded[1]) {
     return `encoding pictures: ${encoded[0]} of ${encoded[1]}`;
+  }
   return `${place}${timeLeft(secondsLeft)}`;
 }
 
