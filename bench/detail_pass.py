@@ -27,7 +27,7 @@ from magicportrait.host.faces.identity import Identity
 from magicportrait.magic.boxes import box_of_mask
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.detail import MagicDetailPass
-from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 
 DENOISE = (0.3, 0.5, 0.7)
 

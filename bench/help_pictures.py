@@ -44,7 +44,8 @@ from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.detail import MagicDetailPass
 from magicportrait.nodes.inversion import MagicStyleInvert
 from magicportrait.nodes.layout import MagicLayoutMasks, MagicSemanticLayout
-from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
+from magicportrait.nodes.magicface_apply import MagicFaceApply
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleSampler
 from magicportrait.nodes.magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
 from magicportrait.nodes.masks import NO_MODEL, NO_SAM, MagicConceptMask, refined

@@ -46,7 +46,7 @@ from magicportrait.demo.portraits import (
 )
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.layout_conditioning import MagicLayoutConditioning
-from magicportrait.nodes.magicface import MagicFaceApply
+from magicportrait.nodes.magicface_apply import MagicFaceApply
 
 PARTS = ("hair", "hat", "shirt")
 MEANS_OF = 96

@@ -23,7 +23,7 @@ from .toy_references import apply_concepts, concepts_of, reference_sets
 import torch
 
 from magicportrait.host.page import listening_page
-from magicportrait.nodes.magicface import MagicFaceApply
+from magicportrait.nodes.magicface_apply import MagicFaceApply
 
 
 class Page:

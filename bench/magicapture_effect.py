@@ -50,7 +50,7 @@ from magicportrait.host.training.settings import OFFICIAL_IDENTITY_UNTIL, Captur
 from magicportrait.magic.capture_losses import face_box, face_crops
 from magicportrait.magic.capture_sets import CapturePicture, StyleSet, Subject, capture_pictures
 from magicportrait.magic.heat import over_picture, unit_range
-from magicportrait.nodes.magicapture import MagiCaptureApply
+from magicportrait.nodes.magicapture_apply import MagiCaptureApply
 
 TABLE = tuple((seed, STYLES[1 + seed % 3]) for seed in range(200, 208))
 TUNING = tuple((seed, STYLES[1 + seed % 3]) for seed in range(100, 103))

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from magicportrait.demo.portraits import Portrait, render
-from magicportrait.nodes.magicface import DEFAULT_STRENGTH
+from magicportrait.nodes.magicface_concept import DEFAULT_STRENGTH
 
 Setting = tuple[str, float, dict[str, Any]]
 """Name in the table, strength of the references, inputs of MagicFace Apply."""

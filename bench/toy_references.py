@@ -13,7 +13,8 @@ from torch import Tensor
 
 from magicportrait.demo.portraits import Garment, Portrait, Pose, render
 from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import DEFAULT_STRENGTH, MagicFaceApply, MagicFaceConcept
+from magicportrait.nodes.magicface_apply import MagicFaceApply
+from magicportrait.nodes.magicface_concept import DEFAULT_STRENGTH, MagicFaceConcept
 
 PROMPT = (
     "a man with pale skin and black hair wearing a green hat, a white scarf and a blue shirt, pink"

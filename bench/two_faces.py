@@ -45,7 +45,7 @@ from magicportrait.demo.portraits import (
     render,
 )
 from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
-from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 
 PARTS = ("hair", "hat", "face")
 LEFT = Portrait(

@@ -21,7 +21,7 @@ const PICTURE = "picture";
 const UPLOAD = "upload";
 const CUSTOM = "custom";
 /**
- * As nodes/magicface.py has them.
+ * Of UNets, as host/sampling/backbone/unet.py has them.
  *
  * @type {Record<string, number>}
  */

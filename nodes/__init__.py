@@ -1,4 +1,4 @@
-"""The nodes. One file a family; ids are forever."""
+"""The nodes. One file a node or a few that belong together; ids are forever."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from .analysis import (
     MagicCorrespondenceMap,
 )
 from .concept_files import MagicConceptLoad, MagicConceptSave
+from .concept_folder import MagicFaceConceptFolder
 from .concept_lora import MagicConceptLora
 from .concept_options import MagicConceptOptions
 from .detail import MagicDetailPass
 from .edit import MagicEditReference, MagicEditRegions
+from .embeddings import MagicEmbeddingLoad, MagicEmbeddingSave
+from .identity import MagicIdentityLoader
 from .inversion import MagicInversionLoad, MagicInversionSave, MagicStyleInvert
 from .layout import MagicLayoutMasks, MagicSemanticLayout
 from .layout_conditioning import MagicLayoutConditioning
-from .magicapture import (
-    MagiCaptureApply,
-    MagiCaptureStyle,
-    MagiCaptureSubject,
-    MagiCaptureTrain,
-    MagicEmbeddingLoad,
-    MagicEmbeddingSave,
-    MagicIdentityLoader,
-)
-from .magicface import MagicFaceApply, MagicFaceConcept, MagicFaceConceptFolder
+from .magicapture_apply import MagiCaptureApply
+from .magicapture_sets import MagiCaptureStyle, MagiCaptureSubject
+from .magicapture_train import MagiCaptureTrain
+from .magicface_apply import MagicFaceApply
+from .magicface_concept import MagicFaceConcept
 from .magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
 from .magicstyle_prompt import MagicStyleEdit, MagicStyleNewPicture
 from .masks import MagicConceptMask, MagicMaskRefine

@@ -24,10 +24,15 @@ EditReferences = io.Custom("MAGIC_EDIT_REFERENCES")
 EditReferencesBefore = io.Custom("MAGIC_EDIT_REFERENCES,MAGIC_EDIT_REFERENCES_BEFORE")
 CropType = io.Custom("MAGIC_CROP")
 IdentityType = io.Custom("MAGIC_IDENTITY")
+SubjectType = io.Custom("MAGIC_SUBJECT")
+SubjectsBefore = io.Custom("MAGIC_SUBJECT,MAGIC_SUBJECT_BEFORE")
+StyleType = io.Custom("MAGIC_STYLE")
+EmbeddingsType = io.Custom("MAGIC_EMBEDDINGS")
 Attention = io.Custom("MAGIC_ATTENTION")
 Correspondences = io.Custom("MAGIC_CORRESPONDENCE")
-# The host's own type, as its trainer gives it.
+# The host's own types, as its trainer gives them.
 LoraModel = io.Custom("LORA_MODEL")
+LossMap = io.Custom("LOSS_MAP")
 # The host's own type, which the oldest supported host does not name yet.
 Boxes = io.Custom("BOUNDING_BOX")
 # The host's own types, whose classes type checkers cannot read.

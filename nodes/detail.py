@@ -59,7 +59,7 @@ from .inputs import (
     refuse,
     warn_of_border,
 )
-from .magicface import MagicFaceApply
+from .magicface_apply import MagicFaceApply
 
 _SMALLEST = 8
 """Pixels that an area has at least on each side; less is a speck."""

@@ -281,7 +281,7 @@ def test_our_sentence_leaves_the_hosts_own_card_in_sight(screen: Frontend) -> No
     page = screen.page
     screen.load(workflow_files.read("MagicFace-1-one-concept"))
     close_toasts(page)
-    screen.send("execution_error", failure(page, "MagicFaceApply", "nodes/magicface.py"))
+    screen.send("execution_error", failure(page, "MagicFaceApply", "nodes/magicface_apply.py"))
 
     notice = toasts(page).filter(has_text="a sentence of ours")
     notice.wait_for(timeout=30_000)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.layout import MagicSemanticLayout
-from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
+from magicportrait.nodes.magicface_apply import MagicFaceApply
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.tests.host import dits
 from magicportrait.tests.host.dit_text import random_clip_of
 

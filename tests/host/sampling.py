@@ -13,7 +13,8 @@ from torch import Tensor
 from magicportrait.demo import portraits
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.layout import MagicSemanticLayout
-from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
+from magicportrait.nodes.magicface_apply import MagicFaceApply
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.tests.host import models
 
 PROMPT = "a man wearing a red hat and a striped scarf"

@@ -25,7 +25,16 @@ from magicportrait.host.text.learned_words import Embedding, with_learned_words
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.magic.capture_sets import StyleSet, Subject
-from magicportrait.nodes import magicapture as nodes
+from magicportrait.nodes import magicapture_train
+from magicportrait.nodes.embeddings import MagicEmbeddingLoad, MagicEmbeddingSave
+from magicportrait.nodes.identity import TOY_IDENTITY, MagicIdentityLoader
+from magicportrait.nodes.magicapture_apply import MagiCaptureApply
+from magicportrait.nodes.magicapture_sets import (
+    STYLE_TEMPLATES,
+    MagiCaptureStyle,
+    MagiCaptureSubject,
+)
+from magicportrait.nodes.magicapture_train import MagiCaptureTrain
 from magicportrait.nodes.toy import MagicToyCapture
 from magicportrait.tests.host import models
 from magicportrait.tests.host.models import call_node
@@ -59,18 +68,18 @@ def subject_and_style(count: int = 2) -> tuple[Any, Any]:
     ).args
     common = {"folder": [NO_FOLDER], "class_word": [word]}
     return (
-        nodes.MagiCaptureSubject.execute(
+        MagiCaptureSubject.execute(
             images=[subject],
             faces=[subject_faces],
             placeholder=["<anna>"],
             templates=["a photo of a {person}"],
             **common,
         ).args[0],
-        nodes.MagiCaptureStyle.execute(
+        MagiCaptureStyle.execute(
             images=[style],
             faces=[style_faces],
             placeholder=["<ink>"],
-            templates=[nodes.STYLE_TEMPLATES],
+            templates=[STYLE_TEMPLATES],
             **common,
         ).args[0],
     )
@@ -104,7 +113,7 @@ TRAIN: dict[str, Any] = {
 def trained() -> Any:
     """(lora, embeddings, loss map, report) and the pictures that the node shows."""
     subject, style = subject_and_style()
-    output = nodes.MagiCaptureTrain.execute(*models_of(), subject, style, **TRAIN)
+    output = MagiCaptureTrain.execute(*models_of(), subject, style, **TRAIN)
     return output
 
 
@@ -117,7 +126,7 @@ def test_the_node_defaults_are_the_settings():
     default = CaptureSettings()
     found = {
         item.id: item.default
-        for item in nodes.MagiCaptureTrain.define_schema().inputs
+        for item in MagiCaptureTrain.define_schema().inputs
         if hasattr(item, "default")
     }
     names = {"composed_prompts": "composed", "resolution": "side"}
@@ -162,7 +171,7 @@ def test_a_training_that_is_cancelled_says_whether_it_can_go_on(
     monkeypatch.setattr(TrainingWatch, "stopped", lambda watch, is_kept: said.append(is_kept))
     settings = {**TRAIN, "checkpoint_every": every}
     with pytest.raises(KeyboardInterrupt):
-        nodes.MagiCaptureTrain.execute(*models_of(), *subject_and_style(), **settings)
+        MagiCaptureTrain.execute(*models_of(), *subject_and_style(), **settings)
     assert said == [is_kept]
 
 
@@ -172,23 +181,23 @@ def test_a_lora_of_another_model_is_refused_before_it_is_merged():
     [key, *_] = [key for key in lora if key.endswith("lora_up.weight")]
     with pytest.raises(ValueError, match="has numbers that are none"):
         failed = {**lora, key: torch.full_like(lora[key], torch.nan)}
-        nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, failed)
+        MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, failed)
     wider = {**lora, key: torch.cat([lora[key], lora[key]])}
     with pytest.raises(ValueError, match=f"and the LoRA has {len(wider[key])}x"):
-        nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, wider)
+        MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, wider)
     del wider[key.replace("lora_up", "lora_down")]
     with pytest.raises(ValueError, match=r"it lacks '.*lora_down"):
-        nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, wider)
+        MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, wider)
     with pytest.raises(ValueError, match="has nothing for this model"):
         other = {"transformer.x.lora_up.weight": torch.ones(2, 2)}
-        nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, other)
+        MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, other)
 
 
 def test_apply_leaves_its_inputs_alone():
     model, clip, _ = models_of()
     lora, embeddings, *_ = trained().args
     before = encode(clip, PROMPT)
-    patched, words = nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
+    patched, words = MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
     assert not torch.equal(encode(words, PROMPT), before)
     assert torch.equal(encode(clip, PROMPT), before)
     assert (
@@ -199,7 +208,7 @@ def test_apply_leaves_its_inputs_alone():
 def test_strength_zero_is_the_model_that_came_in():
     model, clip, _ = models_of()
     lora, embeddings, *_ = trained().args
-    patched, words = nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.0, 0.0, lora).args
+    patched, words = MagiCaptureApply.execute(model, clip, embeddings, 0.0, 0.0, lora).args
     positive = words.encode_from_tokens_scheduled(words.tokenize("a woman"))
     sampling = Sampling(size=(8, 8), steps=2, negative=positive)
     assert torch.equal(sampling.run(patched, positive), sampling.run(model, positive))
@@ -214,10 +223,10 @@ def test_saved_files_give_the_same_picture_with_core_nodes(folders):
     call_node(core_node("nodes_train", "SaveLoRA"), lora=lora, prefix="loras/test", steps=6)
     [saved] = (folders / "output" / "loras").glob("*.safetensors")
     saved.rename(folders / "loras" / "test.safetensors")
-    names = nodes.MagicEmbeddingSave.execute(embeddings, "test").args[0].split()
+    names = MagicEmbeddingSave.execute(embeddings, "test").args[0].split()
     assert names == ["embedding:test_anna", "embedding:test_ink"]
 
-    ours, words = nodes.MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
+    ours, words = MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
     theirs, plain = core.LoraLoader().load_lora(model, clip, "test.safetensors", 0.6, 0.9)
     plain.tokenizer.clip_l.embedding_directory, kept = (
         [str(folders / "embeddings")],
@@ -239,15 +248,15 @@ def test_saved_files_give_the_same_picture_with_core_nodes(folders):
 def test_saved_words_can_be_loaded_under_any_name(folders):
     clip = models_of()[1]
     _, embeddings, *_ = trained().args
-    nodes.MagicEmbeddingSave.execute(embeddings, "test")
+    MagicEmbeddingSave.execute(embeddings, "test")
     folder_paths.filename_list_cache.pop("embeddings", None)
-    same = nodes.MagicEmbeddingLoad.execute("test_anna.safetensors", "").args[0]
+    same = MagicEmbeddingLoad.execute("test_anna.safetensors", "").args[0]
     assert same[0].placeholder == "<anna>"
-    both = nodes.MagicEmbeddingLoad.execute("test_ink.safetensors", "charcoal", same).args[0]
+    both = MagicEmbeddingLoad.execute("test_ink.safetensors", "charcoal", same).args[0]
     again = with_learned_words(clip, both)
     expected = encode(with_learned_words(clip, embeddings), PROMPT)
     assert torch.equal(encode(again, PROMPT.replace("<ink>", "charcoal")), expected)
-    nodes.MagicEmbeddingSave.execute(embeddings, "test")
+    MagicEmbeddingSave.execute(embeddings, "test")
     assert len(list((folders / "embeddings").iterdir())) == 4, "nothing is written over"
 
 
@@ -344,14 +353,14 @@ def test_a_template_with_an_embedding_is_refused(folders, monkeypatch):
 
 
 def test_a_files_name_keeps_the_marks_of_a_placeholder(folders):
-    [saved] = nodes.MagicEmbeddingSave.execute(
+    [saved] = MagicEmbeddingSave.execute(
         (Embedding("<मित्र>", {"clip_l": torch.ones(1, 96)}),), "word"
     ).args
     assert saved == "embedding:word_मित्र"
 
 
 def test_a_name_with_a_space_is_one_that_prompts_can_use(folders, monkeypatch):
-    [saved] = nodes.MagicEmbeddingSave.execute(
+    [saved] = MagicEmbeddingSave.execute(
         (Embedding("<a>", {"clip_l": torch.ones(1, 96)}),), "my face"
     ).args
     assert saved == "embedding:my_face_a"
@@ -389,7 +398,7 @@ def test_words_of_another_model_are_refused():
 
 @pytest.mark.parametrize("placeholder", ["two words", "a,b", "(a)", "", "a:b"])
 def test_bad_placeholders_are_refused_before_the_execution(placeholder):
-    for node in (nodes.MagiCaptureSubject, nodes.MagiCaptureStyle):
+    for node in (MagiCaptureSubject, MagiCaptureStyle):
         assert "must be one word" in str(node.validate_inputs([placeholder]))
         assert node.validate_inputs([None]) is True
 
@@ -444,7 +453,7 @@ def test_a_training_without_steps_is_refused():
     subject, style = subject_and_style()
     nothing = {**TRAIN, "inversion_steps": 0, "lora_steps": 0}
     with pytest.raises(ValueError, match="no steps: give inversion_steps or lora_steps some"):
-        nodes.MagiCaptureTrain.execute(*models_of(), subject, style, **nothing)
+        MagiCaptureTrain.execute(*models_of(), subject, style, **nothing)
 
 
 # ---- folders ----
@@ -461,16 +470,16 @@ def test_pictures_and_masks_from_a_folder(folders):
         Image.fromarray((mask * 255).astype("uint8")).resize((64 + 8 * i, 64)).save(
             root / "mask" / f"{i}.png"
         )
-    output = nodes.MagiCaptureSubject.execute(["anna"], ["<anna>"], ["woman"], ["{person}"])
+    output = MagiCaptureSubject.execute(["anna"], ["<anna>"], ["woman"], ["{person}"])
     subject = output.args[0]
     assert [picture.image.shape for picture in subject.pictures] == [(64, 64, 3), (64, 72, 3)]
     assert [picture.name for picture in subject.pictures] == ["0.png", "1.png"]
     assert len(output.ui.as_dict()["images"]) == 2
-    before = nodes.MagiCaptureSubject.fingerprint_inputs(folder=["anna"])
+    before = MagiCaptureSubject.fingerprint_inputs(folder=["anna"])
     (root / "mask" / "1.png").unlink()
-    assert nodes.MagiCaptureSubject.fingerprint_inputs(folder=["anna"]) != before
+    assert MagiCaptureSubject.fingerprint_inputs(folder=["anna"]) != before
     with pytest.raises(ValueError, match=r"1\.png has no mask"):
-        nodes.MagiCaptureSubject.execute(["anna"], ["<anna>"], ["woman"], ["{person}"])
+        MagiCaptureSubject.execute(["anna"], ["<anna>"], ["woman"], ["{person}"])
 
 
 def test_captions_lie_beside_their_pictures_or_come_as_lines(folders, caplog):
@@ -480,26 +489,26 @@ def test_captions_lie_beside_their_pictures_or_come_as_lines(folders, caplog):
         Image.new("RGB", (64, 64), (90, 60 * i, 0)).save(root / f"{i}.png")
         Image.new("L", (64, 64), 255).save(root / "mask" / f"{i}.png")
     texts = ["anna"], ["<anna>"], ["woman"], ["{person}"]
-    before = nodes.MagiCaptureSubject.fingerprint_inputs(folder=["anna"])
+    before = MagiCaptureSubject.fingerprint_inputs(folder=["anna"])
     (root / "1.txt").write_text("a smiling {person}\n", "utf-8")
-    assert nodes.MagiCaptureSubject.fingerprint_inputs(folder=["anna"]) != before
-    subject = nodes.MagiCaptureSubject.execute(*texts).args[0]
+    assert MagiCaptureSubject.fingerprint_inputs(folder=["anna"]) != before
+    subject = MagiCaptureSubject.execute(*texts).args[0]
     said = [subject.prompts_of(picture) for picture in subject.pictures]
     assert said == [("<anna> woman",), ("a smiling <anna> woman",)]
     assert "not read" not in caplog.text
     # An empty line leaves the templates.
-    subject = nodes.MagiCaptureSubject.execute(*texts, captions=["in a red hat", ""]).args[0]
+    subject = MagiCaptureSubject.execute(*texts, captions=["in a red hat", ""]).args[0]
     said = [subject.prompts_of(picture) for picture in subject.pictures]
     assert said == [("<anna> woman, in a red hat",), ("<anna> woman",)]
-    subject = nodes.MagiCaptureSubject.execute(*texts, captions=["in a red hat\n"]).args[0]
+    subject = MagiCaptureSubject.execute(*texts, captions=["in a red hat\n"]).args[0]
     assert said == [subject.prompts_of(picture) for picture in subject.pictures]
     with pytest.raises(ValueError, match="2 pictures but 3 captions"):
-        nodes.MagiCaptureSubject.execute(*texts, captions=["a\nb\nc"])
+        MagiCaptureSubject.execute(*texts, captions=["a\nb\nc"])
     with pytest.raises(ValueError, match=r"caption of 0\.png: .*\{person\} in it exactly once"):
-        nodes.MagiCaptureSubject.execute(*texts, captions=["{person} and {person}"])
+        MagiCaptureSubject.execute(*texts, captions=["{person} and {person}"])
     (root / "1.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match=r"1\.txt cannot be read as text: save it in UTF-8"):
-        nodes.MagiCaptureSubject.execute(*texts)
+        MagiCaptureSubject.execute(*texts)
 
 
 @pytest.mark.parametrize("name", ["../anna", "/etc", "link"])
@@ -508,19 +517,19 @@ def test_no_other_folder_is_read(folders, name):
     Image.new("RGB", (8, 8)).save(folders / "elsewhere" / "a.png")
     (folders / "input" / "link").symlink_to(folders / "elsewhere")
     with pytest.raises(ValueError, match="is not there"):
-        nodes.MagiCaptureSubject.execute([name], ["<anna>"], ["woman"], ["{person}"])
+        MagiCaptureSubject.execute([name], ["<anna>"], ["woman"], ["{person}"])
 
 
 def test_without_pictures():
     with pytest.raises(ValueError, match="no pictures: connect images, or choose a folder"):
-        nodes.MagiCaptureSubject.execute([NO_FOLDER], ["<anna>"], ["woman"], ["{person}"])
+        MagiCaptureSubject.execute([NO_FOLDER], ["<anna>"], ["woman"], ["{person}"])
 
 
 def test_lists_of_pictures_of_different_sizes():
     images = [torch.rand(2, 64, 64, 3), torch.rand(1, 80, 64, 4)]
     faces = [torch.ones(2, 64, 64), torch.ones(1, 80, 64)]
-    output = nodes.MagiCaptureStyle.execute(
-        [NO_FOLDER], ["<ink>"], ["woman"], [nodes.STYLE_TEMPLATES], images, faces
+    output = MagiCaptureStyle.execute(
+        [NO_FOLDER], ["<ink>"], ["woman"], [STYLE_TEMPLATES], images, faces
     )
     assert [picture.image.shape for picture in output.args[0].pictures] == [(64, 64, 3)] * 2 + [
         (80, 64, 3)
@@ -577,9 +586,7 @@ def subject_of(*images: torch.Tensor, **inputs: Any) -> Any:
         "class_word": ["woman"],
         "templates": ["a photo of a {person}"],
     }
-    return nodes.MagiCaptureSubject.execute(
-        images=list(images) or None, **{**common, **inputs}
-    ).args[0]
+    return MagiCaptureSubject.execute(images=list(images) or None, **{**common, **inputs}).args[0]
 
 
 def test_the_largest_face_is_the_mask_and_a_picture_without_is_named(detecting, caplog):
@@ -636,22 +643,18 @@ def test_a_new_detector_counts_where_masks_are_missing(detectors, folders):
         "folder": {"folder": ["anna"]},
         "none": {"images": None, "folder": [NO_FOLDER]},
     }
-    before = {
-        name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()
-    }
+    before = {name: MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()}
     (detectors / "yunet.onnx").write_bytes(b"")
-    after = {
-        name: nodes.MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()
-    }
+    after = {name: MagiCaptureStyle.fingerprint_inputs(**inputs) for name, inputs in given.items()}
     assert [name for name in given if before[name] != after[name]] == ["none"]
     (detectors / "yunet.onnx").write_bytes(b"another of the same name")
-    again = nodes.MagiCaptureStyle.fingerprint_inputs(**given["none"])
+    again = MagiCaptureStyle.fingerprint_inputs(**given["none"])
     assert again != after["none"], "the file behind a name has changed"
 
 
 # ---- numbers, inputs that are missing, files behind names ----
 
-NODES = [nodes.MagiCaptureSubject, nodes.MagiCaptureStyle]
+NODES = [MagiCaptureSubject, MagiCaptureStyle]
 NONE = [float("nan"), float("inf"), -float("inf")]
 
 
@@ -668,7 +671,7 @@ def test_a_missing_input_is_the_host_s_to_say(node):
 def test_numbers_that_are_none_do_not_train(name, value):
     subject, style = subject_and_style()
     with pytest.raises(ValueError, match=f"^{name} is .*, expected 0 to"):
-        nodes.MagiCaptureTrain.execute(*models_of(), subject, style, **{**TRAIN, name: value})
+        MagiCaptureTrain.execute(*models_of(), subject, style, **{**TRAIN, name: value})
 
 
 @pytest.mark.parametrize("value", NONE)
@@ -677,7 +680,7 @@ def test_strengths_that_are_none_are_refused(name, value):
     model, clip, _ = models_of()
     strengths = {"strength_model": 1.0, "strength_clip": 1.0, name: value}
     with pytest.raises(ValueError, match=f"^{name} is .*, expected -10 to 10"):
-        nodes.MagiCaptureApply.execute(model, clip, (), **strengths)
+        MagiCaptureApply.execute(model, clip, (), **strengths)
 
 
 def test_pictures_of_no_numbers_are_named():
@@ -708,12 +711,12 @@ def test_a_changed_identity_network_is_noticed(folders, monkeypatch):
         if name != "face_identity"
     }
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", table)
-    loader, path = nodes.MagicIdentityLoader, folders / "models" / "face_identity" / "arc.onnx"
+    loader, path = MagicIdentityLoader, folders / "models" / "face_identity" / "arc.onnx"
     path.write_bytes(b"one")
     before = loader.fingerprint_inputs(file="arc.onnx")
     path.write_bytes(b"another")
     assert before and loader.fingerprint_inputs(file="arc.onnx") != before
-    assert loader.fingerprint_inputs(file=nodes.TOY_IDENTITY) == ""
+    assert loader.fingerprint_inputs(file=TOY_IDENTITY) == ""
     assert loader.fingerprint_inputs() == ""
 
 
@@ -727,11 +730,11 @@ def test_the_preset_is_the_official_code_s(monkeypatch):
         settings.append(args[6])
         raise Stop
 
-    monkeypatch.setattr(nodes, "CaptureTraining", training)
+    monkeypatch.setattr(magicapture_train, "CaptureTraining", training)
     subject, style = subject_and_style()
     for inputs in ({}, {"preset": "as set", "identity_until": 300}, {"preset": "official"}):
         with pytest.raises(Stop):
-            nodes.MagiCaptureTrain.execute(*models_of(), subject, style, **TRAIN, **inputs)
+            MagiCaptureTrain.execute(*models_of(), subject, style, **TRAIN, **inputs)
     plain, ours, official = settings
     assert plain == replace(ours, identity_until=CaptureSettings().identity_until)
     assert ours.identity_until == 300 and not ours.is_official
@@ -760,7 +763,7 @@ def test_a_pack_that_changes_every_tokenizer_of_a_clip_finds_the_host_s(monkeypa
     assert calls == ["clip_l"] and torch.equal(again[0][0], expected[0][0])
 
 
-@pytest.mark.parametrize("node", [nodes.MagiCaptureSubject, nodes.MagiCaptureStyle])
+@pytest.mark.parametrize("node", [MagiCaptureSubject, MagiCaptureStyle])
 def test_face_masks_of_cut_outs_are_noticed_and_can_be_turned_round(node, caplog):
     face = torch.zeros(2, 32, 32)
     face[:, 8:24, 8:24] = 1
@@ -768,7 +771,7 @@ def test_face_masks_of_cut_outs_are_noticed_and_can_be_turned_round(node, caplog
         "folder": [NO_FOLDER],
         "placeholder": ["<a>"],
         "class_word": ["man"],
-        "templates": ["{person} {style}" if node is nodes.MagiCaptureStyle else "{person}"],
+        "templates": ["{person} {style}" if node is MagiCaptureStyle else "{person}"],
         "images": [torch.rand(2, 32, 32, 3)],
     }
     node.execute(**inputs, faces=[1 - face])

@@ -28,8 +28,8 @@ from magicportrait.magic.capture_sets import (
     capture_pictures,
     check_sets,
 )
-from magicportrait.nodes import magicapture as nodes
 from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.magicapture_sets import MagiCaptureSubject
 from magicportrait.tests.host import test_flow_training as flows
 from magicportrait.tests.host.test_magicapture import QUICK, SIDE, ignore, models_of
 
@@ -128,14 +128,14 @@ def test_each_subject_goes_with_its_own_word_pictures_and_face():
 
 
 def test_a_chain_of_nodes_is_one_training():
-    chosen = {**defaults_of(nodes.MagiCaptureSubject), "folder": NO_FOLDER}
+    chosen = {**defaults_of(MagiCaptureSubject), "folder": NO_FOLDER}
     plain = {name: [value] for name, value in chosen.items()}
     image, mask = torch.rand(1, SIDE, SIDE, 3), torch.ones(1, SIDE, SIDE)
     chain: Any = None
     for word in ("<a>", "<b>", "<c>"):
         given = {**plain, "placeholder": [word], "images": [image], "faces": [mask]}
         others = [torch.rand(2, SIDE, SIDE, 3), torch.rand(1, 32, 48, 3)] if word == "<b>" else None
-        chain = nodes.MagiCaptureSubject.execute(
+        chain = MagiCaptureSubject.execute(
             **given, class_images=others, subjects=None if chain is None else [chain]
         ).args[0]
     assert [each.placeholder for each in chain.all] == ["<a>", "<b>", "<c>"]

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from magicportrait.host.pictures import concept_folder
+from magicportrait.nodes.concept_folder import MagicFaceConceptFolder
 from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConceptFolder
+from magicportrait.nodes.magicface_apply import MagicFaceApply
 
 YAML = """
 ref_image_infos: {

@@ -22,7 +22,7 @@ from magicportrait.host.text.prompts import tagged_prompt
 from magicportrait.magic.concepts import Concept
 from magicportrait.nodes.analysis import MagicCorrespondence, MagicCorrespondenceMap
 from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
-from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.tests.host import dit_nodes, dits, sampling, test_transformer_company
 from magicportrait.tests.host.loras import KINDS, random_lora
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from magicportrait.magic.concepts import Concept, with_loras_joined
 from magicportrait.nodes.concept_options import MagicConceptOptions
-from magicportrait.nodes.magicface import IN_THE_SEQUENCE
+from magicportrait.nodes.magicface_apply import IN_THE_SEQUENCE
 from magicportrait.tests.host import dit_nodes, dits, sampling
 
 EVERYWHERE = torch.ones(1, 64, 64)

@@ -35,7 +35,8 @@ from magicportrait.nodes.analysis import (
 )
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.layout import MagicLayoutMasks
-from magicportrait.nodes.magicapture import MagiCaptureApply, MagiCaptureTrain
+from magicportrait.nodes.magicapture_apply import MagiCaptureApply
+from magicportrait.nodes.magicapture_train import MagiCaptureTrain
 from magicportrait.nodes.magicstyle import MagicStyleApply, MagicStyleReference, MagicStyleSampler
 from magicportrait.nodes.masks import MagicConceptMask, MagicMaskRefine
 from magicportrait.nodes.restore import MagicPortraitRestore

@@ -23,7 +23,7 @@ from magicportrait.nodes import edit
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.edit import MagicEditReference, MagicEditRegions
 from magicportrait.nodes.layout import MagicLayoutMasks
-from magicportrait.nodes.magicface import MagicFaceApply
+from magicportrait.nodes.magicface_apply import MagicFaceApply
 from magicportrait.tests.host import dits, models
 from magicportrait.tests.host.dit_nodes import (
     NEGATIVE,

@@ -25,7 +25,8 @@ from magicportrait.host.training.memory import training_mode
 from magicportrait.host.training.pictures import DifferentiableDecoder
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import CaptureSettings, Phase
-from magicportrait.nodes import magicapture as nodes
+from magicportrait.nodes.magicapture_apply import MagiCaptureApply
+from magicportrait.nodes.magicapture_train import MagiCaptureTrain
 from magicportrait.tests.host import dits
 from magicportrait.tests.host.dit_nodes import SmallVae
 from magicportrait.tests.host.dit_text import random_clip_of
@@ -395,7 +396,7 @@ def check_a_saved_lora_is_what_apply_applies(
     clip = parts(family)[1]
     call_node(core_node("nodes_train", "SaveLoRA"), lora=trained.lora, prefix="loras/flow", steps=2)
     [saved] = loras.glob("*.safetensors")
-    ours, words = nodes.MagiCaptureApply.execute(
+    ours, words = MagiCaptureApply.execute(
         model, clip, trained.embeddings, 0.6, 0.9, trained.lora
     ).args
     theirs, _ = core.LoraLoader().load_lora(model, clip, saved.name, 0.6, 0.9)
@@ -458,11 +459,11 @@ def test_models_without_gradients_are_refused_by_name_before_anything_is_loaded(
     model = dits.random_transformer(family)
     monkeypatch.setattr(management, "unload_all_models", lambda: pytest.fail("too late"))
     with pytest.raises(ValueError, match=f"{name} cannot be trained: .* pass no gradients"):
-        nodes.MagiCaptureTrain.execute(model, object(), object(), *sets(), **NODE)
+        MagiCaptureTrain.execute(model, object(), object(), *sets(), **NODE)
 
 
 def test_the_node_trains_a_transformer():
-    lora, embeddings, losses, report = nodes.MagiCaptureTrain.execute(
+    lora, embeddings, losses, report = MagiCaptureTrain.execute(
         *parts("zimage"), *sets(), **NODE, lora_blocks="d0", lora_mlp=True
     ).args
     assert len(losses["loss"]) == 2 and embeddings == () and "textual inversion" not in report

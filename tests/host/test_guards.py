@@ -15,8 +15,8 @@ from magicportrait.nodes import NODES
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.detail import MagicDetailPass
 from magicportrait.nodes.edit import MagicEditReference
-from magicportrait.nodes.magicapture import MagiCaptureStyle, MagiCaptureSubject
-from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.nodes.magicapture_sets import MagiCaptureStyle, MagiCaptureSubject
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleReference
 from magicportrait.nodes.magicstyle_prompt import MagicStyleEdit
 from magicportrait.nodes.portrait_crop import MagicPortraitCrop, MagicPortraitPaste

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from magicportrait.host.text.embedding_files import load_embedding, save_embedding
 from magicportrait.host.text.learned_words import Embedding, with_learned_words
-from magicportrait.nodes import magicapture as nodes
+from magicportrait.nodes.embeddings import MagicEmbeddingLoad
 from magicportrait.tests.host.test_magicapture import models_of
 
 WIDTH = 96
@@ -233,8 +233,8 @@ def test_a_missing_folder_is_a_sentence(embeddings, monkeypatch):
 
 def test_a_changed_file_is_noticed(embeddings):
     name = file_of(embeddings, {"emb_params": torch.ones(1, 768)})
-    state = nodes.MagicEmbeddingLoad.fingerprint_inputs(file=name, placeholder="")
-    assert state == nodes.MagicEmbeddingLoad.fingerprint_inputs(file=name, placeholder="") != ""
+    state = MagicEmbeddingLoad.fingerprint_inputs(file=name, placeholder="")
+    assert state == MagicEmbeddingLoad.fingerprint_inputs(file=name, placeholder="") != ""
     file_of(embeddings, {"emb_params": torch.ones(2, 768)})
-    assert nodes.MagicEmbeddingLoad.fingerprint_inputs(file=name, placeholder="") != state
-    assert nodes.MagicEmbeddingLoad.fingerprint_inputs(file="gone.safetensors") == ""
+    assert MagicEmbeddingLoad.fingerprint_inputs(file=name, placeholder="") != state
+    assert MagicEmbeddingLoad.fingerprint_inputs(file="gone.safetensors") == ""

@@ -21,10 +21,11 @@ from magicportrait.host.sampling.references import prepare_references
 from magicportrait.host.systems import magicface
 from magicportrait.magic.concepts import Concept
 from magicportrait.nodes import layout as layout_nodes
-from magicportrait.nodes import magicface as nodes
+from magicportrait.nodes import magicface_apply
 from magicportrait.nodes.analysis import MagicAttentionMap
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.layout import MagicSemanticLayout
+from magicportrait.nodes.magicface_apply import MagicFaceApply
 from magicportrait.tests.host.models import call_node, state_of, structure_of
 from magicportrait.tests.host.sampling import (
     PROMPT,
@@ -150,7 +151,7 @@ def test_what_runs_have_not_used_for_long_is_forgotten(monkeypatch):
     import comfy.samplers
     import folder_paths
 
-    monkeypatch.setattr(nodes, "FeatureStore", functools.partial(FeatureStore, budget=0))
+    monkeypatch.setattr(magicface_apply, "FeatureStore", functools.partial(FeatureStore, budget=0))
     patched, positive, _ = apply(parts()[0], keep_features="memory")
     sampling, sigmas = patched.get_model_object("model_sampling"), []
     for steps in range(1, 7):
@@ -288,8 +289,8 @@ def test_a_weight_of_which_no_model_makes_a_picture_is_named(weight):
     with pytest.raises(ValueError, match=sentence):
         apply(parts()[0], chained=(reference,))
     with pytest.raises(ValueError, match=sentence):
-        inputs = {**defaults_of(nodes.MagicFaceApply), "prompt": f"a (hat:{weight})"}
-        nodes.MagicFaceApply.execute(*parts(), (), **inputs)
+        inputs = {**defaults_of(MagicFaceApply), "prompt": f"a (hat:{weight})"}
+        MagicFaceApply.execute(*parts(), (), **inputs)
 
 
 @pytest.mark.parametrize("weight", ["1.2", "-1", "100", "0"])

@@ -18,7 +18,7 @@ from magicportrait.host.page.kept_events import KeptEvents
 from magicportrait.host.page.thumbnails import taken_on_page
 from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.nodes.layout import MagicSemanticLayout
-from magicportrait.nodes.magicface import MagicFaceApply
+from magicportrait.nodes.magicface_apply import MagicFaceApply
 from magicportrait.tests.host.sampling import Sampling, apply, concepts, parts, watch
 
 Events = list[tuple[str, dict[str, Any], str]]

@@ -18,8 +18,8 @@ from magicportrait.host.models import lora_files, safe_files
 from magicportrait.host.training.metadata import BaseModel, TrainingAccount
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.magic.capture_sets import Subject
-from magicportrait.nodes import concept_lora
-from magicportrait.nodes import magicapture as nodes
+from magicportrait.nodes import concept_lora, magicapture_train
+from magicportrait.nodes.magicapture_train import MagiCaptureTrain
 from magicportrait.tests.host import test_flow_training as flows
 from magicportrait.tests.host.models import call_node
 from magicportrait.tests.host.test_capture_nodes import TRAIN, folders  # noqa: F401
@@ -45,7 +45,7 @@ def train(family: str, subject: Subject | None = None, **inputs: Any) -> Any:
     given = models_of() if family == "sd15" else flows.parts(family)
     own, style = sets()
     chosen = {**TRAIN, **PREVIOUS, **inputs}
-    return nodes.MagiCaptureTrain.execute(*given, subject or own, style, **chosen)
+    return MagiCaptureTrain.execute(*given, subject or own, style, **chosen)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -120,7 +120,7 @@ def test_words_that_are_learned_are_said_to_be_in_files_of_their_own():
 
 
 def test_a_name_that_cannot_be_is_said_before_the_training(loras, monkeypatch):
-    monkeypatch.setattr(nodes, "CaptureTraining", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(magicapture_train, "CaptureTraining", lambda *_: pytest.fail("too late"))
     with pytest.raises(safe_files.UnwritableFile, match="leads out of"):
         train("zimage", save_as="../../anna")
     loras.rmdir()
@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_written_in_the_end_loses_nothing(loras, monkeypat
     def full(*_: Any) -> None:
         raise safe_files.UnwritableFile("the disk is full: make room there")
 
-    monkeypatch.setattr(nodes, "save_lora", full)
+    monkeypatch.setattr(magicapture_train, "save_lora", full)
     lora, _, _, report = train("zimage", save_as="anna").args
     assert lora and "the LoRA is not saved: the disk is full" in report
     assert "Save LoRA can still write it" in caplog.text

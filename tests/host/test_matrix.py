@@ -86,7 +86,7 @@ def test_long_prompts_and_weights():
 
 
 def test_several_images_of_one_concept_count_together(monkeypatch):
-    from magicportrait.nodes.magicface import MagicFaceConcept
+    from magicportrait.nodes.magicface_concept import MagicFaceConcept
 
     images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     one = MagicFaceConcept.execute(images[:1], "hat", 2.0).args[0]

@@ -13,7 +13,7 @@ from PIL import Image
 from magicportrait.host.sampling.backbone import backbone_of
 from magicportrait.host.sampling.references import prepare_references
 from magicportrait.magic.concepts import Concept
-from magicportrait.nodes.magicface import MagicFaceConcept
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.tests.host.sampling import parts
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from magicportrait.host.pictures import capture_folder, concept_folder, input_folders
 from magicportrait.host.pictures.picture_files import read_mask, read_picture
-from magicportrait.nodes.magicapture import MagiCaptureSubject
-from magicportrait.nodes.magicface import MagicFaceConceptFolder
+from magicportrait.nodes.concept_folder import MagicFaceConceptFolder
+from magicportrait.nodes.magicapture_sets import MagiCaptureSubject
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 

@@ -11,10 +11,11 @@ import pytest
 
 from magicportrait.nodes import NODES
 from magicportrait.nodes.analysis import MagicCorrespondence
+from magicportrait.nodes.concept_folder import MagicFaceConceptFolder
 from magicportrait.nodes.declare import defaults_of
 from magicportrait.nodes.inversion import MagicInversionLoad
-from magicportrait.nodes.magicapture import MagiCaptureStyle, MagiCaptureSubject
-from magicportrait.nodes.magicface import MagicFaceConcept, MagicFaceConceptFolder
+from magicportrait.nodes.magicapture_sets import MagiCaptureStyle, MagiCaptureSubject
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.nodes.magicstyle import MagicStyleApply
 from magicportrait.nodes.masks import MagicConceptMask
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from magicportrait.magic.concepts import Concept
 from magicportrait.magic.curves import Curve
-from magicportrait.nodes.magicface import IN_THE_SEQUENCE, MagicFaceConcept
+from magicportrait.nodes.magicface_apply import IN_THE_SEQUENCE
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.tests.host import dit_nodes, sampling
 
 

@@ -305,7 +305,7 @@ def test_an_empty_text_is_refused() -> None:
 
 
 def test_edit_models_sequences_have_no_such_texts() -> None:
-    from magicportrait.nodes.magicface import IN_THE_SEQUENCE
+    from magicportrait.nodes.magicface_apply import IN_THE_SEQUENCE
 
     with pytest.raises(ValueError, match="read beside a reference pass only"):
         applied("flux", concept(), references=IN_THE_SEQUENCE)

@@ -15,7 +15,7 @@ import torch
 from magicportrait.demo import checkpoint, portraits
 from magicportrait.nodes import toy
 from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import MagicFaceApply
+from magicportrait.nodes.magicface_apply import MagicFaceApply
 from magicportrait.nodes.toy import MagicToyCheckpoint, MagicToyPortrait
 from magicportrait.tests.host.models import call_node, lora_file
 from magicportrait.tests.host.sampling import PROMPT, Sampling, concepts

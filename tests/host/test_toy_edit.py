@@ -25,7 +25,8 @@ from magicportrait.demo.train_transformer import LargeSet
 from magicportrait.demo.training_run import Run
 from magicportrait.demo.transformer import TEXT_TOKENS, TRANSFORMER_CONFIG, ToyTransformer
 from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import MagicFaceApply, MagicFaceConcept
+from magicportrait.nodes.magicface_apply import MagicFaceApply
+from magicportrait.nodes.magicface_concept import MagicFaceConcept
 from magicportrait.nodes.toy import MagicToyCheckpoint
 
 PICTURES, REFERENCES = 12, 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.magicface import MagicFaceApply
+from magicportrait.nodes.magicface_apply import MagicFaceApply
 from magicportrait.tests.host.sampling import PROMPT, encode, parts
 
 

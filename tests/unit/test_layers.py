@@ -39,7 +39,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
 }
 """Every room of the pack, and the rooms that it may import beside itself. A room that is not here
 may not be there: the table is the map."""
-TOY = {"nodes/toy.py", "nodes/magicapture.py"}
+TOY = {"nodes/toy.py", "nodes/identity.py"}
 """Nodes of the toy world, and the one that offers its identity network, know demo/."""
 THIRD_PARTIES_OF_MAGIC = {"torch", "numpy"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
@@ -126,8 +126,8 @@ def test_every_room_of_the_table_is_there() -> None:
         ("host/training/run.py", "from ...nodes import declare"),
         ("host/training/run.py", "from ...demo import portraits"),
         ("host/metrics/table.py", "from ...bench import toy"),
-        ("nodes/magicface.py", "from ..demo.portraits import render"),
-        ("nodes/magicface.py", "from ..bench import toy"),
+        ("nodes/magicface_apply.py", "from ..demo.portraits import render"),
+        ("nodes/magicface_apply.py", "from ..bench import toy"),
         ("host/attic/box.py", ""),
     ],
 )

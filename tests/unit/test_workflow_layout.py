@@ -119,7 +119,7 @@ def test_templates_for_real_models_inject_where_the_paper_does(name: str) -> Non
         node["widgets_values"] for node in read(name)["nodes"] if node["type"] == "MagicFaceApply"
     ]
     assert values[1] == 0.42
-    for file in ("docs/magicface.md", "nodes/magicface.py", "js/docs/MagicFaceApply.md"):
+    for file in ("docs/magicface.md", "nodes/magicface_apply.py", "js/docs/MagicFaceApply.md"):
         text = (ROOT / file).read_text(encoding="utf-8")
         assert re.findall(r"[Tt]he paper(?:'s|:) 0?(\.4\d*)", text) == [".42"], file
 
