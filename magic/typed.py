@@ -7,10 +7,26 @@ import unicodedata
 _KEYBOARDS = ("<wide>", "<narrow>", "<small>", "<vertical>", "<font>", "<noBreak>")
 """How Unicode says that a character is another one as some keyboards write it. What else it takes
 apart means something else: '4²' is not 42, nor is '④' a number."""
-_JOINERS = frozenset("\u200c\u200d") | {chr(code) for code in range(0xFE00, 0xFE10)}
-"""Between the letters of some scripts, and in emoji."""
-_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | _JOINERS
-"""Characters without a look that Unicode counts as letters, marks or signs."""
+
+
+def _characters(*ranges: tuple[int, int]) -> frozenset[str]:
+    return frozenset(chr(code) for first, last in ranges for code in range(first, last + 1))
+
+
+_JOINERS = frozenset("\u200c\u200d\u180f") | _characters(
+    (0x180B, 0x180D), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF)
+)
+"""Between the letters of some scripts, in emoji, and what chooses the form of a letter."""
+_BLANK = (
+    frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0\U00013440")
+    | _JOINERS
+    | _characters((0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF))
+)
+"""Characters without a look that Unicode counts as letters, marks, signs, or nothing yet."""
+_NUMBER_SIGNS = frozenset("\u06dd\u070f\u08e2\U000110bd\U000110cd") | _characters(
+    (0x600, 0x605), (0x890, 0x891)
+)
+"""Signs before numbers, as in Arabic, which Unicode counts as format characters and one sees."""
 
 
 UNSPACED = (
@@ -72,7 +88,8 @@ def unseen_in(text: str) -> str:
 
 
 def _is_unseen(character: str) -> bool:
-    return character in _BLANK or unicodedata.category(character) in ("Cf", "Zl", "Zp")
+    is_format = unicodedata.category(character) in ("Cf", "Zl", "Zp")
+    return character in _BLANK or (is_format and character not in _NUMBER_SIGNS)
 
 
 def _is_joined(text: str, i: int) -> bool:

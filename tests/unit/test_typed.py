@@ -51,6 +51,12 @@ def test_marks_and_digits_of_keyboards_are_those_of_ascii() -> None:
         ("❤\ufe0f\u200d🔥 🏳\ufe0f\u200d🌈 🕵\ufe0f\u200d♂\ufe0f 👨\u200d👩\u200d👧", ""),
         ("1\ufe0f\u20e3", ""),
         ("🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", ""),
+        # Signs that stand before numbers, the form of an ideograph, a Mongolian letter's.
+        ("آیه \u06dd۱ \u0600۲ \u0601 \U000110bd", ""),
+        ("葛\U000e0100 ᠠ\u180b", ""),
+        ("g\U000e0100", "U+E0100"),
+        ("man\ufff0", "U+FFF0"),
+        ("man\u2065", "U+2065"),
         ("❤\ufe0f\ufe0f", "U+FE0F"),
         ("a\ufe0f\u200d🔥", "U+FE0F"),
         ("1\ufe0f", "U+FE0F"),
@@ -67,6 +73,18 @@ def test_marks_and_digits_of_keyboards_are_those_of_ascii() -> None:
 )
 def test_characters_that_nobody_sees_are_named(text: str, unseen: str) -> None:
     assert unseen_in(text) == unseen
+
+
+def test_of_all_format_characters_only_signs_before_numbers_are_seen() -> None:
+    formats = (chr(code) for code in range(sys.maxunicode + 1))
+    seen = {
+        unicodedata.name(character)
+        for character in formats
+        if unicodedata.category(character) == "Cf" and not unseen_in(character)
+    }
+    # Unicode's property Prepended_Concatenation_Mark; the last two since Unicode 14.
+    assert len(seen) in (11, 13)
+    assert all(re.search("NUMBER|SIGN|MARK|END OF AYAH|ABOVE", name) for name in seen), seen
 
 
 def test_small_letters_are_found_in_any_case() -> None:
