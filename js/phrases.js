@@ -52,7 +52,8 @@ function occurrences(phrase, prompt) {
 
 // A phrase that names one occurrence of its words: 'man#2' is the second 'man', in digits of any
 // width, and so is '(man#2:1.2)'.
-const NUMBERED = /^([^]*\S)\s*[#＃]\s*([0-9０-９]{1,9})((?:\s*(?:\)|:\s*-?\d*\.?\d+\s*(?=\))))*)$/u;
+const NUMBERED =
+  /^([^]*\S)\s*[#＃]\s*([0-9０-９]{1,9})((?:\s*(?:[)\]}"'”’»）］】」』]|:\s*-?\d*\.?\d+\s*(?=\))))*)$/u;
 
 /**
  * The words of a phrase and which occurrence of them it names, null for all: a number counts where

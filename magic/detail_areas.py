@@ -17,6 +17,7 @@ from .messages import shown
 from .phrases import (
     CLOSING,
     OCCURRENCE,
+    hint_of_number,
     numbered,
     places_in_text,
     share_places,
@@ -242,12 +243,29 @@ def check_numbers(lines: Sequence[str], *phrases: Sequence[str]) -> None:
             raise ValueError(complaint)
 
 
+def check_concepts(lines: Sequence[str], read: Sequence[Line], phrases: Sequence[str]) -> None:
+    """ValueError for the phrase of a concept that no line names. lines: as they were written."""
+    for i, phrase in enumerate(phrases):
+        if any(i in line.named for line in read):
+            continue
+        words, _ = numbered(phrase) or (phrase, None)
+        count = len(_places(_words_to_find(words), *_without_numbers(lines, [words])))
+        hint = hint_of_number(phrase)
+        if count:
+            hint = f". '{shown(words)}' stands there {'once' if count == 1 else f'{count} times'}"
+        raise ValueError(
+            f"no line of text has the concept '{shown(phrase)}' in it: write the phrase where it"
+            f" belongs, or leave the concept out{hint}"
+        )
+
+
 def numbers_as_text(lines: Sequence[Line]) -> list[str]:
-    """What looks like the number of an occurrence and is left in the texts of lines: 'cap#5'."""
+    """What looks like the number of an occurrence and is left in the texts of lines: 'cap#5',
+    'man#x'."""
     return [match[0] for line in lines for match in _LOOKS_NUMBERED.finditer(line.text)]
 
 
-_LOOKS_NUMBERED = re.compile(rf"[^\W\d_]+{CLOSING}{OCCURRENCE}(?!{SPACED_LETTER})")
+_LOOKS_NUMBERED = re.compile(rf"[^\W\d_]+{CLOSING}(?:{OCCURRENCE}(?!{SPACED_LETTER})|[#＃]-?\w+)")
 
 
 def check_named(lines: Sequence[str], read: Sequence[Line], phrases: Sequence[str]) -> None:

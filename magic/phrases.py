@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from .messages import shown
 from .typed import SPACED_LETTER
 
 Token = Any
@@ -79,8 +80,9 @@ def _places(
 OCCURRENCE = r"\s*[#＃]\s*([0-9０-９]{1,9})"
 """How the number of an occurrence stands behind its words: 'man#2', 'man # 2'."""
 _WEIGHT = r":\s*-?\d*\.?\d+\s*(?=\))"
-CLOSING = rf"(?:\s*(?:\)|{_WEIGHT}))*"
-"""How a weight ends, which may stand between words and their number: '(man:1.2)#2'."""
+CLOSING = rf"(?:\s*(?:[)\]}}\"'”’»）］】」』]|{_WEIGHT}))*"
+"""How a weight, brackets or quotes end, which may stand between words and their number:
+'(man:1.2)#2', '[man]#2'."""
 _NUMBERED = re.compile(rf"(.*\S){OCCURRENCE}({CLOSING})", re.DOTALL)
 
 
@@ -90,6 +92,26 @@ def numbered(phrase: str) -> tuple[str, int] | None:
     no occurrence."""
     match = _NUMBERED.fullmatch(phrase.strip())
     return None if match is None else (match[1].rstrip() + match[3], int(match[2]))
+
+
+def hint_of_number(phrase: str) -> str:
+    """A sentence for the end of a message about a phrase that is nowhere and tries to number its
+    words: that '[man]#2' and 'man#2nd' are written 'man#2'. Empty for other phrases."""
+    before, *behind = re.split("[#＃]", phrase)
+    if not behind:
+        return ""
+    bare = re.sub(r"^[\W_]+|[\W_]+$", "", " ".join(words_of(before)))
+    words, number = numbered(phrase) or ("", 0)
+    if bare and words_of(words) == bare.split():
+        return ""
+    digits = re.search("[0-9０-９]{1,9}", behind[-1])
+    if not bare and not digits:
+        return ""
+    spelling = f"{bare or 'man'}#{number or int(digits[0] if digits else 0) or 1}"
+    return (
+        ". One of several like words is named by a number from 1 behind them, such as"
+        f" '{shown(spelling)}'"
+    )
 
 
 def named_words(phrase: str) -> tuple[str, int | None]:

@@ -14,13 +14,15 @@ from ..host.layout.record import LayoutRecord
 from ..host.page.notices import notice
 from ..host.pictures.host_boxes import from_host_boxes
 from ..host.pictures.mask_parts import parts_of, without_specks
+from ..host.sampling.backbone import backbone_of
 from ..host.sampling.observers import ObservedPatch
 from ..host.sampling.patch import patches_of
 from ..host.systems.detail_pass import Detail, DetailSampling, draw_details
-from ..host.text.prompts import encode
+from ..host.text.prompts import check_phrases, encode
 from ..magic.concepts import Concept, with_loras_joined
 from ..magic.detail_areas import (
     Line,
+    check_concepts,
     check_named,
     check_numbers,
     lines_of,
@@ -349,12 +351,7 @@ class MagicDetailPass(Node):
         phrases = [concept.phrase for concept in concepts]
         check_numbers(written, phrases, layout.phrases if layout is not None else ())
         lines = read_lines(written, phrases)
-        for i, concept in enumerate(concepts):
-            if not any(i in line.named for line in lines):
-                raise ValueError(
-                    f"no line of text has the concept '{shown(concept.phrase)}' in it: write the"
-                    " phrase where it belongs, or leave the concept out"
-                )
+        check_concepts(written, lines, phrases)
         if layout is not None:
             by_layout = read_lines(written, layout.phrases)
             check_named(written, by_layout, layout.phrases)
@@ -380,6 +377,7 @@ class MagicDetailPass(Node):
             if not of_picture:
                 notice(f"picture {i} has no area to draw anew: it stays as it is")
         painter = _Painter(model, clip, vae, concepts, inject_at)
+        painter.check(lines)
         details = []
         for i, of_picture in enumerate(areas):
             for number, (mask, line) in enumerate(of_picture):
@@ -410,6 +408,18 @@ class _Painter:
         self._concepts = concepts
         self._settings = {**defaults_of(MagicFaceApply), "inject_at": inject_at}
         self._made: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+    def check(self, lines: Sequence[Line]) -> None:
+        """ValueError when the model reads a line without a phrase that it names, before anything
+        is prepared for another."""
+        model, clip, _ = self._parts
+        for line in lines:
+            if not line.named:
+                continue
+            try:
+                check_phrases(clip, line.text, [*line.named.values()], backbone_of(model).context)
+            except ValueError as error:
+                raise ValueError(f"the line '{shown(line.text)}' of text: {error}") from error
 
     def model_for(self, line: Line, picture: int, crop: Crop) -> tuple[Any, Any]:
         """MODEL and CONDITIONING of an area. A concept with a painted region acts in areas that

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ...magic.messages import shown
-from ...magic.phrases import Token, assign_spans, numbered, occurrences
+from ...magic.phrases import Token, assign_spans, hint_of_number, numbered, occurrences
 from ...magic.typed import unseen_in
 
 _START, _END = 49406, 49407
@@ -81,22 +81,23 @@ def spans_in_chunks(clip: Any, text: str, phrases: Sequence[str]) -> tuple[tuple
     spans = assign_spans(
         [tokens[name.words] for name in names], stream, [name.number for name in names]
     )
-    for name, span in zip(names, spans, strict=True):
+    for phrase, name, span in zip(phrases, names, spans, strict=True):
         if not span:
             read, end, _ = text.partition(_WRITTEN_END)
             hint = f". What stands behind {end} is not read: take that out" if end else ""
-            raise phrase_is_missing(name.words, read, hint)
+            raise phrase_is_missing(phrase, name.words, read, hint)
     return tuple(spans)
 
 
-def phrase_is_missing(phrase: str, text: str, hint: str = "") -> ValueError:
-    """What to say of a phrase that is not in a prompt. hint: said at the end."""
-    if unseen := unseen_in(phrase) or unseen_in(text):
+def phrase_is_missing(phrase: str, named: str, text: str, hint: str = "") -> ValueError:
+    """What to say of a phrase that is not in a prompt. named: its words, without the number of an
+    occurrence; hint: said at the end."""
+    if unseen := unseen_in(named) or unseen_in(text):
         hint = (
             f". One of both has a character in it that nobody sees ({unseen}): type it anew{hint}"
         )
     words = ", ".join(dict.fromkeys(re.findall(r"[^\s,.:;()]+", text))) or "none"
     return ValueError(
-        f"phrase '{shown(phrase)}' is not in the prompt. Words that are there: {shown(words)}. Name"
-        f" the concept by some of these, or add it to the prompt{hint}"
+        f"phrase '{shown(named)}' is not in the prompt. Words that are there: {shown(words)}. Name"
+        f" the concept by some of these, or add it to the prompt{hint_of_number(phrase)}{hint}"
     )

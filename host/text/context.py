@@ -88,6 +88,12 @@ class ContextTokens:
             of_encoders.append(self._places(clip, text, phrases, context - chunks).moved(chunks))
         return _joined(of_encoders, len(phrases))
 
+    def check(self, clip: Any, text: str, phrases: Sequence[str]) -> None:
+        """ValueError as for `places`, of a prompt that is not encoded yet."""
+        length = self.length(clip, text)
+        chunks = clip.tokenize(text)["l"] if self.has_clip else ()
+        self.places(clip, text, phrases, length + sum(map(len, chunks)))
+
     def _places_of_both(
         self, clip: Any, text: str, phrases: Sequence[str], context: int
     ) -> WordPlaces:
@@ -115,9 +121,9 @@ class ContextTokens:
         names = _names(text, phrases)
         keys = [in_small_letters(" ".join(words_of(name.words))) for name in names]
         places = {key: prompt.places(key) for key in dict.fromkeys(keys)}
-        for name, key in zip(names, keys, strict=True):
+        for phrase, name, key in zip(phrases, names, keys, strict=True):
             if not places[key]:
-                raise phrase_is_missing(name.words, text)
+                raise phrase_is_missing(phrase, name.words, text)
         spans = share_places(keys, places, [name.number for name in names])
         for phrase, span in zip(phrases, spans, strict=True):
             if not span or prompt.is_unknown(span):

@@ -123,6 +123,16 @@ def tagged_prompt(
     return TaggedPrompt(text, tuple(phrases), conditioning, tag, spans, words)
 
 
+def check_phrases(
+    clip: Any, text: str, phrases: Sequence[str], context: ContextTokens | None = None
+) -> None:
+    """ValueError as for `tagged_prompt` when a phrase is not in a prompt, which is not encoded."""
+    if context is None:
+        spans_in_chunks(clip, text, phrases)
+    else:
+        context.check(clip, text, phrases)
+
+
 def words_of_phrases(
     clip: Any, text: str, phrases: Sequence[str], context: ContextTokens | None = None
 ) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from magicportrait.tests.host import models, sampling
 
 PICTURES = torch.cat([sampling.picture(seed) for seed in (0, 1)]).movedim(1, -1)  # 2 128 128 3
 TEXT = "a man wearing a hat"
+HAT = sampling.concepts(1)
 
 
 def two_areas() -> torch.Tensor:
@@ -155,6 +156,14 @@ def test_a_picture_without_an_area_stays_as_it_is(model_calls: list[int], caplog
         ({"on_no_area": "maybe"}, "on_no_area"),
         ({"image": torch.rand(1, 128, 128)}, "expected a batch of pictures"),
         ({"text": "hat#9", "concepts": sampling.concepts(1)}, "has number 9 of 'hat', which"),
+        (
+            {"concepts": tuple(dataclasses.replace(c, phrase="[hat]#2") for c in HAT)},
+            "concept '\\[hat\\]#2' in it: .* such as 'hat#2'",
+        ),
+        (
+            {"concepts": tuple(dataclasses.replace(c, phrase="hat#2") for c in HAT)},
+            "concept 'hat#2' in it: .* 'hat' stands there once",
+        ),
         ({"concepts": sampling.concepts(2)}, "no line of text has the concept 'scarf' in it"),
     ],
 )
@@ -163,6 +172,20 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         run(**options)
+    assert not model_calls
+
+
+def test_a_phrase_that_the_model_reads_nowhere_is_named_before_any_area_is_prepared(
+    model_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CLIP's tokens of Chinese letters go across words: in the text, and not among its tokens."""
+    lines = "a man wearing a hat\n戴帽子的人"
+    [hat, cap] = sampling.concepts(2)
+    cap = dataclasses.replace(cap, phrase="帽子")
+    vae = sampling.parts()[2]
+    monkeypatch.setattr(vae, "encode", lambda *_: pytest.fail("too late"))
+    with pytest.raises(ValueError, match="the line '戴帽子的人' of text: phrase '帽子' is not in"):
+        run(PICTURES[:1], text=lines, concepts=(hat, cap), vae=vae)
     assert not model_calls
 
 

@@ -100,6 +100,15 @@ def test_phrases_are_found_where_they_stand(encoder, text, phrases, expected):
     assert found == expected
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_phrases_are_looked_for_without_an_encoding(encoder, monkeypatch):
+    clip = random_clip_of(encoder)
+    monkeypatch.setattr(clip, "encode_from_tokens_scheduled", lambda *_: pytest.fail("encoded"))
+    kind(encoder).check(clip, PROMPT, ["man", "scarf"])
+    with pytest.raises(ValueError, match="phrase 'dog' is not in the prompt"):
+        kind(encoder).check(clip, PROMPT, ["man", "dog"])
+
+
 @pytest.mark.parametrize("encoder", ["flux", "qwen"])
 def test_letters_that_are_two_in_other_cases_are_found(encoder):
     text = "a man with a weiße Mütze"

@@ -105,6 +105,13 @@ def test_numbers_that_are_written_count_and_are_no_part_of_the_text() -> None:
             [{1: "(man:1.2)"}, {0: "(man:1.2)"}],
             ["((man))", "(man:0.9)"],
         ),
+        # Brackets and quotes, which are text.
+        (
+            ['[man]#2 and "man" #1', "{man#3}"],
+            ["man#1", "man#2", "man#3"],
+            [{0: "man#2", 1: "man#1"}, {2: "man"}],
+            ['[man] and "man"', "{man}"],
+        ),
         # A number behind a longer phrase is not that of the words inside of it.
         (
             ["a red hat#1", "a hat#1", "a hat"],

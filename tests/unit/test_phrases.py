@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from magicportrait.magic.phrases import (
     Token,
     assign_spans,
+    hint_of_number,
     named_words,
     numbered,
     occurrences,
@@ -192,6 +193,11 @@ def test_places_are_shared_out_by_length_of_any_kind_of_key() -> None:
         ("人＃２", ("人", 2)),
         ("man#99", ("man", 99)),
         ("man#02", ("man", 2)),
+        ("(man:1.2)#2", ("(man:1.2)", 2)),
+        ("(man#2:1.2)", ("(man:1.2)", 2)),
+        ("[man]#2", ("[man]", 2)),
+        ("[man#2]", ("[man]", 2)),
+        ("man#x", None),
         # No occurrence, which is said where the prompt is read.
         ("man#0", ("man", 0)),
         ("man#2 hat", None),
@@ -199,6 +205,37 @@ def test_places_are_shared_out_by_length_of_any_kind_of_key() -> None:
 )
 def test_a_number_behind_a_phrase_names_an_occurrence(phrase: str, expected: object) -> None:
     assert numbered(phrase) == expected
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [
+        # Written as it should be, or about something else.
+        ("man", ""),
+        ("man#2", ""),
+        ("(man:1.2)#2", ""),
+        ("old man #2", ""),
+        ("#portrait", ""),
+        # Brackets and quotes that are not in the prompt, where they would be found.
+        ("[man]#2", "man#2"),
+        ("[man#2]", "man#2"),
+        ('"old man"#3', "old man#3"),
+        # No number, or not at the end.
+        ("#2", "man#2"),
+        ("man#", "man#1"),
+        ("man#x", "man#1"),
+        ("man#2nd", "man#2"),
+        ("man#-2", "man#2"),
+        ("man##2", "man#2"),
+        ("man#2 hat", "man#2"),
+        ("man#2.", "man#2"),
+    ],
+)
+def test_odd_spellings_of_an_occurrence_are_told_how_to_write_it(
+    phrase: str, expected: str
+) -> None:
+    assert hint_of_number(phrase).endswith(f", such as '{expected}'" if expected else "")
+    assert bool(hint_of_number(phrase)) == bool(expected)
 
 
 @pytest.mark.parametrize(
