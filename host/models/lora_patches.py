@@ -78,17 +78,48 @@ def in_layers_form(adapter: Any, shape: tuple[int, ...]) -> Any:
     """One of the host's adapters whose tensors are of the form that a layer's weight has: what the
     host merges in other forms it cannot add to what the layer gives. shape: of the weight, or the
     part of it. Errors of any kind where they do not fit."""
-    if adapter.name == "lora" and adapter.weights[3] is None and len(shape) == 2:
+    form = _FORMS.get(adapter.name)
+    weights = None if form is None else form(adapter.weights, shape)
+    return adapter if weights is None else type(adapter)(adapter.loaded_keys, weights)
+
+
+_Weights = tuple[Any, ...]
+"""The tensors of an adapter and what else the host has with them."""
+
+
+def _lora_in_form(weights: _Weights, shape: tuple[int, ...]) -> _Weights:
+    up, down, alpha, core, *others = weights
+    if len(shape) == 2:
         # Convolutions of one cell.
-        up, down, *others = adapter.weights
-        return type(adapter)(adapter.loaded_keys, (up.flatten(1), down.flatten(1), *others))
-    if adapter.name != "lokr":
-        return adapter
-    left, right, alpha, left_a, left_b, right_a, right_b, core, scales = adapter.weights
+        up, down = up.flatten(1), down.flatten(1)
+        if core is not None and core.ndim > 2:
+            down, core = _matrix(core) @ down.float(), None
+    elif core is not None:
+        up, down = (
+            each.reshape(*each.shape, *[1] * len(shape[2:])) if each.ndim == 2 else each
+            for each in (up, down)
+        )
+    return (up, down, alpha, core, *others)
+
+
+def _loha_in_form(weights: _Weights, shape: tuple[int, ...]) -> _Weights | None:
+    first_a, first_b, alpha, second_a, second_b, first, second, scales = weights
+    if len(shape) != 2 or first is None:
+        return None
+    # With cores the host's first matrices lie on their sides.
+    first_a, second_a = (
+        rows.float().T @ _matrix(core) for rows, core in ((first_a, first), (second_a, second))
+    )
+    return (first_a, first_b.float(), alpha, second_a, second_b.float(), None, None, scales)
+
+
+def _lokr_in_form(weights: _Weights, shape: tuple[int, ...]) -> _Weights | None:
+    left, right, alpha, left_a, left_b, right_a, right_b, core, scales = weights
     # Of two products the host merges by the rank of one, and adds by the rank of the other.
     has_two_ranks = left is None and right is None and left_b.shape[0] != right_b.shape[0]
-    if len(shape) == 2 and (right is None or right.ndim == 2) and not has_two_ranks:
-        return adapter
+    has_matrix = core is None if right is None else right.ndim == 2
+    if len(shape) == 2 and has_matrix and not has_two_ranks:
+        return None
     rank = None
     if left is None:
         rank, left = left_b.shape[0], left_a.float() @ left_b.float()
@@ -105,8 +136,18 @@ def in_layers_form(adapter: Any, shape: tuple[int, ...]) -> Any:
     if left.shape[0] * right.shape[0] != shape[0]:
         raise ValueError(f"{left.shape[0]} times {right.shape[0]} rows are not {shape[0]}")
     right = right.reshape(-1, shape[1] // left.shape[1], *shape[2:])
-    whole = (left, right, *[None] * 6, scales)
-    return type(adapter)(adapter.loaded_keys, whole)
+    return (left, right, *[None] * 6, scales)
+
+
+_FORMS = {"lora": _lora_in_form, "loha": _loha_in_form, "lokr": _lokr_in_form}
+"""By the host's names of its kinds of adapters."""
+
+
+def _matrix(core: Tensor) -> Tensor:
+    """A core between two matrices that is of one cell."""
+    if core[0, 0].numel() != 1:
+        raise ValueError(f"a core of {_size(core.shape)} is of more than one cell")
+    return core.float().flatten(1)
 
 
 def shape_of(module: nn.Module, of: str, part: Part | None = None) -> tuple[int, ...] | None:
@@ -288,13 +329,18 @@ def glora_order(
     first those that change what goes into the layer; and whether it is in the older of the two
     forms. None when they do not fit a weight of that shape."""
     a1, a2, b1, b2 = adapter.weights[:4]
-    is_old = not a2.shape[0] == a1.shape[1] == b1.shape[1] == b2.shape[0] != shape[1]
+    # As the host tells the forms apart, which look the same where the rank is that of a side.
+    is_new = a2.shape[0] == a1.shape[1] == b1.shape[1] == b2.shape[0]
+    is_old = a1.shape[0] == a2.shape[1] == b1.shape[0] == b2.shape[1]
+    is_old = is_old and (not is_new or a2.shape[0] == shape[0] == shape[1])
     order = (a1, a2, b1, b2) if is_old else (a2, a1, b2, b1)
     first, second, third, fourth = (each.flatten(1) for each in order)
     rank, columns = first.shape[0], torch.Size(shape[1:]).numel()
+    # The older one changes the cells of a convolution's kernel, not its channels.
+    channels = columns if is_old else shape[1]
     fits = (
-        first.shape == (rank, shape[1])
-        and second.shape == (shape[1], rank)
+        first.shape == (rank, channels)
+        and second.shape == (channels, rank)
         and third.shape == (rank, columns)
         and fourth.shape == (shape[0], rank)
     )

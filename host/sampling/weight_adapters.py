@@ -88,8 +88,9 @@ class Glora:
         if scales is not None or order is None:
             return None
         weights, is_old = order
-        # The older form is of linear layers alone.
-        if is_old and len(shape) != 2:
+        # In the older form each cell of a kernel is changed by all others: no input does that.
+        has_cells = shape[1:].numel() != shape[1]
+        if (is_old and has_cells) or getattr(module, "groups", 1) > 1:
             return None
         return cls(
             module,

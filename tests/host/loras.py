@@ -44,10 +44,11 @@ def _glora(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor
 
 
 def _old_glora(shape: torch.Size, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    into = shape[1:].numel()
     return {
-        "a1.weight": random(RANK, shape[1]),
-        "a2.weight": random(shape[1], RANK),
-        "b1.weight": random(RANK, shape[1:].numel()),
+        "a1.weight": random(RANK, into),
+        "a2.weight": random(into, RANK),
+        "b1.weight": random(RANK, into),
         "b2.weight": random(shape[0], RANK),
     }
 

@@ -123,7 +123,7 @@ def test_everywhere_it_is_the_hosts_own_lora(network: str, kind: str) -> None:
         layers = (*layers, *NORMS)
     if kind == "old glora":
         submodule = model.model.diffusion_model.get_submodule
-        layers = tuple(layer for layer in layers if submodule(layer).weight.ndim == 2)
+        layers = tuple(each for each in layers if submodule(each).weight[0, 0].numel() == 1)
     lora = random_lora(model, layers, kind, size=0.05 if kind == "difference" else 0.2)
     strength = 1.0 if kind == "boft" else 0.8
     chained = concept(
@@ -496,14 +496,16 @@ def test_layers_that_only_others_of_a_kind_have_are_left_out() -> None:
         ("oft", {"dora_scale": torch.ones(32, 1)}, "cannot act in a part of the picture"),
         ("lora", {"reshape_weight": torch.tensor([48, 32])}, "cannot act in a part of the picture"),
         ("glora", {"dora_scale": torch.ones(32, 1)}, "in a form that is not known"),
+        ("old glora", {}, "in a form that is not known"),
     ],
 )
 def test_what_cannot_act_in_a_part_is_refused(
     kind: str, more: dict[str, Tensor], complaint: str
 ) -> None:
-    model, layers = family("unet")
-    lora = random_lora(model, layers[5:6], kind)
-    lora |= {f"diffusion_model.{layers[5]}.{name}": tensor for name, tensor in more.items()}
+    model, _ = family("unet")
+    layer = _ATTENTION if more else _CONVOLUTION
+    lora = random_lora(model, [layer], kind)
+    lora |= {f"diffusion_model.{layer}.{name}": tensor for name, tensor in more.items()}
     with pytest.raises(ValueError, match=complaint):
         applied("unet", model, concept(lora))
 
@@ -573,7 +575,16 @@ def test_numbers_that_adapters_of_others_leave_out_do_not_matter() -> None:
         assert torch.equal(*added) and added[0].any()
 
 
-_PROJECTION = UNET_LAYERS[4]
+_PROJECTION, _CONTEXT = UNET_LAYERS[4], UNET_LAYERS[6]
+_CORE = (2, 2, 1, 1)
+
+
+def _glora_shapes(
+    rows: int, columns: int, rank: int, is_old: bool = False
+) -> dict[str, tuple[int, ...]]:
+    order = [(columns, rank), (rank, columns), (rows, rank), (rank, columns)]
+    names = ("a2", "a1", "b2", "b1") if is_old else ("a1", "a2", "b1", "b2")
+    return {f"{name}.weight": shape for name, shape in zip(names, order, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -588,6 +599,45 @@ _PROJECTION = UNET_LAYERS[4]
         (_PROJECTION, {"lokr_w1": (2, 2), "lokr_w2": (16, 16)}),
         (_CONVOLUTION, {"lokr_w1": (2, 2), "lokr_w2_a": (16, 2), "lokr_w2_b": (2, 144)}),
         (_CONVOLUTION, {"lora_up.weight": (32, 2), "lora_down.weight": (2, 288)}),
+        # Cores of one cell, and one of a kernel between matrices.
+        (
+            _ATTENTION,
+            {
+                "lora_up.weight": (32, 2),
+                "lora_down.weight": (2, 32),
+                "lora_mid.weight": _CORE,
+            },
+        ),
+        (
+            _ATTENTION,
+            {
+                "lora_up.weight": (32, 2, 1, 1),
+                "lora_down.weight": (2, 32, 1, 1),
+                "lora_mid.weight": _CORE,
+            },
+        ),
+        (
+            _CONVOLUTION,
+            {
+                "lora_up.weight": (32, 2),
+                "lora_down.weight": (2, 32),
+                "lora_mid.weight": (2, 2, 3, 3),
+            },
+        ),
+        (
+            _ATTENTION,
+            {f"hada_w{i}_{side}": (4, 32) for i in (1, 2) for side in "ab"}
+            | {f"hada_t{i}": (4, 4, 1, 1) for i in (1, 2)},
+        ),
+        # GLoRA of the rank of a side: of both, of what goes in, of what comes out.
+        (_ATTENTION, _glora_shapes(32, 32, 32)),
+        (_PROJECTION, _glora_shapes(32, 32, 32)),
+        (_CONTEXT, _glora_shapes(32, 96, 96)),
+        (_CONTEXT, _glora_shapes(32, 96, 32)),
+        (_CONTEXT, _glora_shapes(32, 96, 2)),
+        # The older order, on a convolution of one cell and beside a side of its rank.
+        (_PROJECTION, _glora_shapes(32, 32, 2, is_old=True)),
+        (_CONTEXT, _glora_shapes(32, 96, 32, is_old=True)),
     ],
 )
 def test_forms_of_others_that_the_host_merges_are_added_as_it_merges_them(
@@ -604,7 +654,7 @@ def test_forms_of_others_that_the_host_merges_are_added_as_it_merges_them(
     weight = module.weight.detach().float()
     [patch] = lora_patches("x", lora, {prefix: "it"}).values()
     change = patch.calculate_weight(weight.clone(), "it", 1.0, 1.0, None, lambda x: x) - weight
-    x = torch.randn(1, 32, *[5] * (weight.ndim - 2), generator=generator)
+    x = torch.randn(1, weight.shape[1], *[5] * (weight.ndim - 2), generator=generator)
     expected = (
         F.linear(x, change)
         if weight.ndim == 2
@@ -616,12 +666,12 @@ def test_forms_of_others_that_the_host_merges_are_added_as_it_merges_them(
 
 
 @pytest.mark.parametrize("core", [False, True])
-@pytest.mark.parametrize("layer", [_CONVOLUTION, UNET_LAYERS[4]])
-def test_a_lokr_of_products_acts_on_convolutions(layer: str, core: bool) -> None:
+@pytest.mark.parametrize("layer", [_CONVOLUTION, _PROJECTION, _ATTENTION])
+def test_a_lokr_of_products_acts_on_layers_of_each_form(layer: str, core: bool) -> None:
     """As LyCORIS writes it: the kernel's cells are columns of the product, or a tensor between."""
     model, _ = family("unet")
     module = model.model.diffusion_model.get_submodule(layer)
-    kernel = module.kernel_size
+    kernel = getattr(module, "kernel_size", (1, 1))
     generator = torch.Generator().manual_seed(2)
 
     def random(*shape: int) -> Tensor:
@@ -640,11 +690,11 @@ def test_a_lokr_of_products_acts_on_convolutions(layer: str, core: bool) -> None
     # Alpha of 3 at the rank 2 of the second product.
     product = {"lokr_w1_a": w1_a, "lokr_w1_b": w1_b, "alpha": torch.tensor(3.0), **parts}
     expected = {"lokr_w1": w1_a @ w1_b, "lokr_w2": whole * 1.5}
-    x, out = random(1, 32, 6, 6), torch.zeros(1, 32, 6, 6)
+    x = random(1, 32, *[6] * (module.weight.ndim - 2))
     added = []
     for lora in (product, expected):
         named = {f"diffusion_model.{layer}.{name}": tensor for name, tensor in lora.items()}
-        added.append(adapters_of(model, "x", named, 0.5).layers[0].added(x, out))
+        added.append(adapters_of(model, "x", named, 0.5).layers[0].added(x, torch.zeros_like(x)))
     torch.testing.assert_close(*added, rtol=1e-4, atol=1e-4)
     named[f"diffusion_model.{layer}.lokr_w2"] = torch.ones(8, 15, *kernel)
     with pytest.raises(ValueError, match=r"does not fit: .* and 8x15x"):
