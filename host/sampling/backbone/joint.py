@@ -35,7 +35,7 @@ from .interface import (
     repeated,
 )
 from .joint_attention import Attention, AttentionWithTexts, JointAttention
-from .model_call import CALL, FIRST, ModelCall, parsed_attention, tell_call
+from .model_call import CALL, FIRST, AttentionCall, ModelCall, tell_call
 from .sequence import TokenOrder, TokenSequence
 from .texts import TextsOfConds, TextWeights, text_tokens, with_texts_behind
 
@@ -199,12 +199,13 @@ class JointTransformer:
         def act(attention: JointAttention) -> Tensor | None:
             if attention.sequence.is_text:
                 return None
-            chunks = chunks_of(attention.options, attention.q.shape[0], batch)
+            call, image = attention.call, attention.sequence.image
+            q = call.q
+            chunks = chunks_of(call.options, q.shape[0], batch)
             ours = [chunk for chunk in chunks if chunk.cond in conds]
             if not ours:
                 return None
-            q, image = attention.q, attention.sequence.image
-            out = q.new_empty(q.shape[0], q.shape[2], q.shape[1] * attention.v.shape[-1])
+            out = q.new_empty(q.shape[0], q.shape[2], q.shape[1] * call.v.shape[-1])
             rest = [chunk.rows for chunk in chunks if chunk.cond not in conds]
             if rest:
                 for rows, part in zip(rest, attention.plain(rest).chunk(len(rest)), strict=True):
@@ -229,7 +230,8 @@ class JointTransformer:
             looks = [watch.image, watch.text]
             if self.family.has_text_apart:
                 looks = [watch.text if attention.sequence.is_text else watch.image]
-            for chunk in chunks_of(attention.options, attention.q.shape[0], watch.batch):
+            call = attention.call
+            for chunk in chunks_of(call.options, call.q.shape[0], watch.batch):
                 if chunk.cond in watch.conds:
                     view = attention.view(chunk, self._coordinates(attention))
                     for look in looks:
@@ -310,24 +312,21 @@ class JointTransformer:
     ) -> AttentionWithTexts | None:
         """A call of the host's attention on a sequence with texts behind its prompt; None when it
         is none."""
-        parsed = parsed_attention(args, kwargs)
-        if parsed is None:
+        call = AttentionCall.read(args, kwargs)
+        if call is None:
             return None
-        call, q, k, v, heads, mask, rest = parsed
-        options, behind, tokens = rest["transformer_options"], text_tokens(texts), k.shape[2]
-        prompt = call.size.context
-        longer = dataclasses.replace(call.size, context=prompt + behind)
-        sequence = self._sequence(longer, tokens, options)
+        size, behind, tokens = call.model.size, text_tokens(texts), call.k.shape[2]
+        prompt = size.context
+        longer = dataclasses.replace(size, context=prompt + behind)
+        sequence = self._sequence(longer, tokens, call.options)
         if sequence is None:
-            is_text = q.shape[2] == tokens == prompt + behind
-            has_rows = q.shape[0] == len(options.get("uuids", ())) * batch
+            is_text = call.q.shape[2] == tokens == prompt + behind
+            has_rows = call.q.shape[0] == len(call.options.get("uuids", ())) * batch
             if not (self.family.text_attends and is_text and has_rows):
                 return None
             sequence = TokenSequence(slice(0, tokens), slice(tokens, tokens), (), tokens)
-        grid = self.tokens.grid(call.size.latent_size)
-        return AttentionWithTexts(
-            sequence, prompt, behind, grid, q, k, v, heads, mask, function, plain, rest
-        )
+        grid = self.tokens.grid(size.latent_size)
+        return AttentionWithTexts(sequence, prompt, behind, grid, call, function, plain)
 
     def reference_options(
         self, options: ModelOptions, blocks: Collection[Block], look: Look, is_bare: bool
@@ -344,7 +343,7 @@ class JointTransformer:
         def act(attention: JointAttention) -> Tensor | None:
             if attention.sequence.is_text:
                 return None
-            everything = Chunk(None, slice(0, attention.q.shape[0]))
+            everything = Chunk(None, slice(0, attention.call.q.shape[0]))
             look(attention.view(everything, self._coordinates(attention)))
             return None
 
@@ -445,7 +444,7 @@ class JointTransformer:
 
     def _coordinates(self, attention: JointAttention) -> Coordinates:
         """Where the picture's tokens lie."""
-        return self._placed(attention.size)
+        return self._placed(attention.call.model.size)
 
     def _placed(self, call: CallSize) -> Coordinates:
         index = self.tokens.index_of(call) if self.family.text_comes_first else 0
@@ -492,27 +491,26 @@ class JointTransformer:
         self, function: Attention, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> JointAttention | None:
         """A call of the host's attention as a joint attention; None when it is none."""
-        parsed = parsed_attention(args, kwargs)
-        if parsed is None:
+        call = AttentionCall.read(args, kwargs)
+        if call is None:
             return None
-        call, q, k, v, heads, mask, rest = parsed
-        options = rest["transformer_options"]
-        tokens, of_pictures = k.shape[2], sum(options.get(_GIVEN) or ())
-        is_joint = q.shape[2] in (tokens, tokens - of_pictures) or self.family.has_text_apart
-        if q.shape[:2] != k.shape[:2] or not is_joint:
+        options, queries, tokens = call.options, call.q.shape[2], call.k.shape[2]
+        of_pictures = sum(options.get(_GIVEN) or ())
+        is_joint = queries in (tokens, tokens - of_pictures) or self.family.has_text_apart
+        if call.q.shape[:2] != call.k.shape[:2] or not is_joint:
             return None
         sequence = (
-            self._sequence_apart(call, q.shape[2], tokens, options)
+            self._sequence_apart(call.model, queries, tokens, options)
             if self.family.has_text_apart
-            else self._sequence(call.size, tokens, options)
+            else self._sequence(call.model.size, tokens, options)
         )
         if sequence is None:
             # Others may put keys beside those of the text.
-            is_of_text = self.family.has_text_apart and tokens != q.shape[2]
+            is_of_text = self.family.has_text_apart and tokens != queries
             if "block_index" in options and not is_of_text:
-                self._refuse(call.size, tokens, options)
+                self._refuse(call.model.size, tokens, options)
             return None
-        block = self._block(call, options)
+        block = self._block(call.model, options)
         if block is None:
             return None
         kinds = {kind.letter: kind.name for kind in self.family.kinds}
@@ -520,8 +518,8 @@ class JointTransformer:
         name: dict[str, Any] = {"block_type": kinds[block.kind], "block_index": block.index}
         if self.family.has_text_apart:
             name[_IS_TEXT] = sequence.is_text
-        rest["transformer_options"] = {**options, **name}
-        return JointAttention(block, sequence, call.size, q, k, v, heads, mask, function, rest)
+        rest = {**call.rest, "transformer_options": {**options, **name}}
+        return JointAttention(block, sequence, dataclasses.replace(call, rest=rest), function)
 
     def _refuse(self, call: CallSize, tokens: int, options: Mapping[str, Any]) -> None:
         rows, columns = self.tokens.grid(call.latent_size)
@@ -551,7 +549,7 @@ class JointTransformer:
                 return plain(*args, **kwargs)
             result = act(attention) if attention.block in blocks else None
             if result is None:
-                kwargs["transformer_options"] = attention.options
+                kwargs["transformer_options"] = attention.call.options
                 return plain(*args, **kwargs)
             return result
 

@@ -16,7 +16,8 @@ from ....magic.blocks import Block
 from ....magic.positions import Coordinates
 from ..attention import attention_with_bias, biased_attention
 from ..rows import Chunk, chunks_of
-from .interface import CallSize, LayerView
+from .interface import LayerView
+from .model_call import AttentionCall
 from .sequence import TokenSequence
 from .texts import TextsOfConds, TextWeights, text_places
 
@@ -28,66 +29,47 @@ Attention = Callable[..., Tensor]
 class JointAttention:
     """One joint attention of a model call.
 
-    block: of the model; sequence: its tokens; size: what the model runs on; q, k, v: B H N D; q may
-    leave out the references, whose keys and values another node has kept; function: the host's, or
-    whoever stood there before, as the host would call it; rest: what it gets beside q, k, v, heads
-    and mask; mask: of the host, additive or bool, or None.
+    block: of the model; sequence: its tokens; call: what it is called with; function: the host's,
+    or whoever stood there before, as the host would call it.
     """
 
     block: Block
     sequence: TokenSequence
-    size: CallSize
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    heads: int
-    mask: Tensor | None
+    call: AttentionCall
     function: Attention
-    rest: Mapping[str, Any]
-
-    @property
-    def options(self) -> Any:
-        """The host's transformer options."""
-        return self.rest["transformer_options"]
 
     def plain(
         self, rows: Sequence[slice], queries: Tensor | None = None, keys: Tensor | None = None
     ) -> Tensor:
         """What stood there before, for some rows, all queries or some, and all keys or some:
         B N C."""
-        q, k, v = (torch.cat([x[part] for part in rows]) for x in (self.q, self.k, self.v))
+        call = self.call
+        q, k, v = (torch.cat([x[part] for part in rows]) for x in (call.q, call.k, call.v))
         q = q if queries is None else q[:, :, queries]
         if keys is not None:
             k, v = k[:, :, keys], v[:, :, keys]
-        rest = {**self.rest, "transformer_options": self._options_of(rows)}
+        rest = {**call.rest, "transformer_options": self._options_of(rows)}
         rest.update(skip_reshape=True, skip_output_reshape=False)
-        mask = self.mask
-        if mask is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
-            mask = torch.cat([mask[part] for part in rows])
-        is_by_query = mask is not None and mask.ndim > 1 and mask.shape[-2] == self.q.shape[2]
-        if mask is not None and queries is not None and is_by_query:
-            mask = mask[..., queries, :]
-        if mask is not None and keys is not None:
-            mask = mask[..., keys]
-        return self.function(q, k, v, self.heads, mask=mask, **rest)
+        mask = call.mask_of(rows, queries, keys)
+        return self.function(q, k, v, call.heads, mask=mask, **rest)
 
     def _options_of(self, rows: Sequence[slice]) -> Mapping[str, Any]:
         """The options, with prompts of these rows only."""
-        options, size = self.options, rows[0].stop - rows[0].start
+        options, size = self.call.options, rows[0].stop - rows[0].start
         places = [part.start // size for part in rows]
         lists = {
             name: [options[name][place] for place in places]
             for name in ("uuids", "cond_or_uncond")
-            if len(options.get(name, ())) * size == self.q.shape[0]
+            if len(options.get(name, ())) * size == self.call.q.shape[0]
         }
         return {**options, **lists}
 
     def view(self, chunk: Chunk, coordinates: Coordinates) -> LayerView:
         """What the layer sees of one prompt."""
-        rows, image = chunk.rows, self.sequence.image
+        call, rows, image = self.call, chunk.rows, self.sequence.image
         shared = self._shared_bias(rows)
-        own_k, own_v = _joined_heads(self.k[rows]), _joined_heads(self.v[rows])
-        own_q = self.q[rows] if self.sequence.is_text else self.q[rows, :, image]
+        own_k, own_v = _joined_heads(call.k[rows]), _joined_heads(call.v[rows])
+        own_q = call.q[rows] if self.sequence.is_text else call.q[rows, :, image]
 
         def attended(
             q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None
@@ -128,8 +110,8 @@ class JointAttention:
             k=own_k,
             v=own_v,
             grid=coordinates.grid,
-            latent_size=self.size.latent_size,
-            heads=self.heads,
+            latent_size=call.model.size.latent_size,
+            heads=call.heads,
             attend=attend,
             image=image,
             text=self.sequence.text,
@@ -142,35 +124,32 @@ class JointAttention:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """B N C; without a bias by what stood there before."""
         if bias is not None:
-            return biased_attention(q, k, v, bias, self.heads)
-        rest = {**self.rest, "skip_reshape": False, "skip_output_reshape": False}
-        return self.function(q, k, v, self.heads, mask=None, **rest)
+            return biased_attention(q, k, v, bias, self.call.heads)
+        rest = {**self.call.rest, "skip_reshape": False, "skip_output_reshape": False}
+        return self.function(q, k, v, self.call.heads, mask=None, **rest)
 
     def isolated(self, rows: slice) -> Sequence[tuple[Tensor, Tensor]]:
         """The references' places, one after the other, with what they get of some rows when they do
         not see each other: B N C."""
-        tokens, places = self.k.shape[2], self.sequence.references
+        q, tokens, places = self.call.q, self.call.k.shape[2], self.sequence.references
         parts = []
         for own in places:
-            if own.stop > self.q.shape[2]:
+            if own.stop > q.shape[2]:
                 # Their own rows were drawn in an earlier call.
                 break
-            is_seen = torch.ones(tokens, dtype=torch.bool, device=self.q.device)
+            is_seen = torch.ones(tokens, dtype=torch.bool, device=q.device)
             for place in places:
                 is_seen[place] = place == own
-            queries = torch.arange(own.start, own.stop, device=self.q.device)
+            queries = torch.arange(own.start, own.stop, device=q.device)
             parts.append((queries, self.plain([rows], queries, is_seen.nonzero().flatten())))
         return parts
 
     def _shared_bias(self, rows: slice) -> Tensor | None:
         """The host's mask of some rows as one bias a key, which is all that prompts need."""
-        if self.mask is None:
+        mask = self.call.mask_of([rows])
+        if mask is None:
             return None
-        mask = self.mask
-        mask = _as_bias(mask)
-        if mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
-            mask = mask[rows]
-        by_query = mask.reshape(-1, mask.shape[-1])
+        by_query = _as_bias(mask).reshape(-1, mask.shape[-1])
         if not bool((by_query == by_query[:1]).all()):
             raise ValueError(
                 f"layer {self.block}: an attention mask that differs between places of the picture"
@@ -184,38 +163,33 @@ class AttentionWithTexts:
     """One attention of a model call with texts of regions behind its prompt.
 
     sequence: its tokens, the texts' among the prompt's; prompt: how many are the prompt's own;
-    behind: how many of texts follow; grid: rows and columns of the picture's; q, k, v: B H N D, q
-    may leave out the references; mask: of the host; function: the host's; plain: whoever stood
-    there before; rest: what it gets beside.
+    behind: how many of texts follow; grid: rows and columns of the picture's; call: what it is
+    called with; function: the host's; plain: whoever stood there before.
     """
 
     sequence: TokenSequence
     prompt: int
     behind: int
     grid: tuple[int, int]
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    heads: int
-    mask: Tensor | None
+    call: AttentionCall
     function: Attention
     plain: Attention
-    rest: Mapping[str, Any]
 
     def attended(self, texts: TextsOfConds, weights: TextWeights, batch: int) -> Tensor:
         """What comes out: B N C."""
-        queries, keys = (self._without_texts(x.shape[2]) for x in (self.q, self.k))
+        call = self.call
+        queries, keys = (self._without_texts(x.shape[2]) for x in (call.q, call.k))
         is_joint = self.sequence.image.start < self.sequence.end
-        out = self.q.new_zeros(self.q.shape[0], self.q.shape[2], self.heads * self.v.shape[-1])
+        out = call.q.new_zeros(call.q.shape[0], call.q.shape[2], call.heads * call.v.shape[-1])
         out[:, queries] = self.plain(
-            self.q[:, :, queries],
-            self.k[:, :, keys],
-            self.v[:, :, keys],
-            self.heads,
-            mask=self._mask_of(queries, keys),
+            call.q[:, :, queries],
+            call.k[:, :, keys],
+            call.v[:, :, keys],
+            call.heads,
+            mask=call.mask_of(None, queries, keys),
             **self._beside,
         )
-        for chunk in chunks_of(self.rest["transformer_options"], self.q.shape[0], batch):
+        for chunk in chunks_of(call.options, call.q.shape[0], batch):
             own = texts.get(chunk.cond, ())
             places = text_places(own, self.prompt)
             shares: Sequence[Tensor | None] = weights.at(chunk.cond, self.grid)
@@ -238,7 +212,7 @@ class AttentionWithTexts:
         out[row, own] = self._attend(row, own, torch.cat([own, image]), bias)
         if not len(region):
             return
-        others = torch.arange(self.sequence.image.start, self.k.shape[2], device=out.device)
+        others = torch.arange(self.sequence.image.start, self.call.k.shape[2], device=out.device)
         prompt = torch.arange(self.prompt, device=out.device)
         by_text, by_prompt = (
             self._attend(row, image, torch.cat([words, others]), None) for words in (own, prompt)
@@ -247,40 +221,28 @@ class AttentionWithTexts:
 
     def _attend(self, row: int, queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
         """Some queries of a row to some keys, past what other nodes set: N C. bias: of each key."""
-        q, k, v = (
-            x[row : row + 1, :, at] for x, at in ((self.q, queries), (self.k, keys), (self.v, keys))
-        )
-        mask = self._mask_of(queries, keys, row)
-        if bias is not None or mask is not None:
-            added = q.new_zeros(1, 1, 1, len(keys)) if mask is None else _as_bias(mask).to(q)
-            if bias is not None:
-                added = added + bias.to(q)
-            return attention_with_bias(
-                _joined_heads(q), _joined_heads(k), _joined_heads(v), added, self.heads
-            )[0]
-        return self.function(q, k, v, self.heads, mask=None, **self._beside)[0]
+        call, rows = self.call, slice(row, row + 1)
+        q, k, v = (x[rows, :, at] for x, at in ((call.q, queries), (call.k, keys), (call.v, keys)))
+        mask = call.mask_of([rows], queries, keys)
+        if bias is None and mask is None:
+            return self.function(q, k, v, call.heads, mask=None, **self._beside)[0]
+        added = q.new_zeros(1, 1, 1, len(keys))
+        if mask is not None:
+            added = _as_bias(mask if mask.ndim == 4 else mask.reshape(1, 1, -1, len(keys))).to(q)
+        if bias is not None:
+            added = added + bias.to(q)
+        q, k, v = (_joined_heads(x) for x in (q, k, v))
+        return attention_with_bias(q, k, v, added, call.heads)[0]
 
     @cached_property
     def _beside(self) -> Mapping[str, Any]:
         """What the host's attention gets beside q, k and v as they are here."""
-        return {**self.rest, "skip_reshape": True, "skip_output_reshape": False}
+        return {**self.call.rest, "skip_reshape": True, "skip_output_reshape": False}
 
     def _without_texts(self, tokens: int) -> Tensor:
         """The places of the first tokens that are none of a text."""
-        places = torch.arange(tokens, device=self.q.device)
+        places = torch.arange(tokens, device=self.call.q.device)
         return places[(places < self.prompt) | (places >= self.prompt + self.behind)]
-
-    def _mask_of(self, queries: Tensor, keys: Tensor, row: int | None = None) -> Tensor | None:
-        """The host's mask of some queries and keys, of all rows or one."""
-        mask = self.mask
-        if mask is None:
-            return None
-        if row is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
-            mask = mask[row : row + 1]
-        if mask.ndim > 1 and mask.shape[-2] == self.q.shape[2]:
-            mask = mask[..., queries, :]
-        mask = mask[..., keys]
-        return mask if row is None or mask.ndim == 4 else mask.reshape(1, 1, -1, len(keys))
 
 
 def _as_bias(mask: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""What a transformer's attentions are told of the model call that they are in, and how they are
-counted where the host does not name them.
+"""What a transformer's attentions are told of the model call that they are in, how one of them is
+called, and how they are counted where the host does not name them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .interface import CallSize
@@ -30,23 +31,58 @@ class ModelCall:
     image_block: int | None = None
 
 
-def parsed_attention(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[ModelCall, Tensor, Tensor, Tensor, int, Tensor | None, dict[str, Any]] | None:
-    """A call of the host's attention in a model call that was told: the call, q, k and v as B H N
-    D, heads, mask, and what else it gets. None for others."""
-    rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-    options = rest.get("transformer_options") or {}
-    call: ModelCall | None = options.get(CALL)
-    q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
-    if call is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
-        return None
-    if not rest.get("skip_reshape"):
-        # B N C; SD3 has v as B N H D.
-        split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
-        q, k, v = (x.transpose(1, 2) for x in split)
-    rest["transformer_options"] = options
-    return call, q, k, v, heads, mask, rest
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One call of the host's attention in a model call.
+
+    model: that one; q, k, v: B H N D; q may leave out the references, whose keys and values another
+    node has kept; mask: of the host, additive or bool, or None; rest: what it gets beside these.
+    """
+
+    model: ModelCall
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    mask: Tensor | None
+    rest: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall | None:
+        """Of what the host calls its attention with; None outside of a model call that was
+        told."""
+        rest = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        options = rest.get("transformer_options") or {}
+        model: ModelCall | None = options.get(CALL)
+        q, k, v, heads, mask = (rest.pop(name, None) for name in _ARGUMENTS)
+        if model is None or len(args) > len(_ARGUMENTS) or rest.get("skip_output_reshape"):
+            return None
+        if not rest.get("skip_reshape"):
+            # B N C; SD3 has v as B N H D.
+            split = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+            q, k, v = (x.transpose(1, 2) for x in split)
+        return cls(model, q, k, v, heads, mask, {**rest, "transformer_options": options})
+
+    @property
+    def options(self) -> Any:
+        """The host's transformer options."""
+        return self.rest["transformer_options"]
+
+    def mask_of(
+        self,
+        rows: Sequence[slice] | None = None,
+        queries: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor | None:
+        """The mask of some rows, queries and keys; None: of all."""
+        mask = self.mask
+        if mask is None:
+            return None
+        if rows is not None and mask.ndim > 2 and mask.shape[0] == self.q.shape[0]:
+            mask = torch.cat([mask[part] for part in rows])
+        if queries is not None and mask.ndim > 1 and mask.shape[-2] == self.q.shape[2]:
+            mask = mask[..., queries, :]
+        return mask if keys is None else mask[..., keys]
 
 
 def recount(options: Mapping[str, Any]) -> Callable[[], None]:
