@@ -8,13 +8,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.models.lora_files import (
-    check_finite,
-    list_loras,
-    load_lora,
-    lora_account,
-    lora_state,
-)
+from ..host.models.lora_files import list_loras, load_lora, lora_account, lora_state
+from ..host.models.lora_patches import check_finite
 from ..host.page.notices import say_on_node
 from ..host.sampling.adapters import check_host
 from ..magic.concepts import LORA_TEXTS, Concept, ConceptLora

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.models.lora_files import check_finite
 from ..host.models.lora_patches import check_lora
 from ..host.text.learned_words import Embedding, with_learned_words
 from .declare import EmbeddingsType, LoraModel, schema
@@ -88,7 +87,6 @@ class MagiCaptureApply(Node):
         check_ranges(cls, strength_model=strength_model, strength_clip=strength_clip)
         clip = with_learned_words(clip, embeddings)
         if lora is not None:
-            check_finite("lora", lora)
             check_lora("lora", lora, model, clip)
             model, clip = comfy.sd.load_lora_for_models(
                 model, clip, lora, strength_model, strength_clip

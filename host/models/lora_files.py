@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...magic.messages import shown
 from .folders import listed_file, listed_state
+from .lora_patches import check_finite
 from .safe_files import tensor_bytes, write_numbered
 
 _SUFFIX = ".safetensors"
@@ -119,13 +120,3 @@ def _table(content: Any) -> dict[str, Any]:
         except (ValueError, RecursionError):
             return {}
     return content if isinstance(content, dict) else {}
-
-
-def check_finite(name: str, weights: dict[str, Tensor]) -> None:
-    """ValueError for a LoRA with numbers that are none. name: for the message."""
-    for key, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-            raise ValueError(
-                f"LoRA '{name}' has numbers that are none (NaN or infinite) in {key}: its training"
-                " has failed. Take another"
-            )

@@ -167,19 +167,30 @@ def shape_of(module: nn.Module, of: str, part: Part | None = None) -> tuple[int,
     return (*shape[:side], length, *shape[side + 1 :])
 
 
+def check_finite(name: str, weights: Mapping[str, Tensor]) -> None:
+    """ValueError for a LoRA with numbers that are none. name: for the message."""
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            raise ValueError(
+                f"LoRA '{name}' has numbers that are none (NaN or infinite) in {key}: its training"
+                " has failed. Take another"
+            )
+
+
 def check_lora(name: str, weights: Mapping[str, Tensor], model: Any, clip: Any) -> None:
-    """ValueError when a LoRA that the host is to merge into a MODEL and a CLIP does not fit, is
-    damaged, or has nothing for them: the host only writes that into the log. name: for messages."""
+    """ValueError when a LoRA that the host is to merge into a MODEL and a CLIP has numbers that are
+    none, does not fit, is damaged, or has nothing for them: the host only writes that into the log.
+    name: for messages."""
     import comfy.lora
 
+    check_finite(name, weights)
     network, encoder = model.model, clip.cond_stage_model
     names = comfy.lora.model_lora_keys_unet(network, {})
-    patches = lora_patches(name, weights, names)
+    patches = lora_patches(name, weights, comfy.lora.model_lora_keys_clip(encoder, names))
+    # Each looks at the layers that it has.
     check_patches(name, patches, network)
-    names = comfy.lora.model_lora_keys_clip(encoder, {})
-    of_text = lora_patches(name, weights, names)
-    check_patches(name, of_text, encoder)
-    if not patches and not of_text:
+    check_patches(name, patches, encoder)
+    if not patches:
         raise ValueError(
             f"LoRA '{shown(name)}' has nothing for this model ({type(network).__name__}) and its"
             " text encoder: it was made for another kind of model"
