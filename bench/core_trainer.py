@@ -69,10 +69,10 @@ def _norms_of_copies() -> Iterator[None]:
     """Norms see copies, in whatever network: the host's transformers add to what these keep for
     their gradients, and its trainer loads a network of its own."""
 
-    def copied(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    def copy_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
         return (args[0].clone(), *args[1:]) if isinstance(module, nn.LayerNorm) else None
 
-    handle = nn.modules.module.register_module_forward_pre_hook(copied)
+    handle = nn.modules.module.register_module_forward_pre_hook(copy_input)
     try:
         yield
     finally:

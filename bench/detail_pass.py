@@ -37,15 +37,15 @@ def beside(pictures: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(pictures), dim=2)
 
 
-def enlarged_again(picture: Tensor, smaller: int) -> Tensor:
+def enlarge_again(picture: Tensor, smaller: int) -> Tensor:
     """1 H W 3 with a part of its pixels. smaller: times that a side has fewer."""
     planes = picture.movedim(-1, 1)
     small = F.interpolate(planes, scale_factor=1 / smaller, mode="area")
     return F.interpolate(small, scale_factor=smaller, mode="bicubic").clamp(0, 1).movedim(1, -1)
 
 
-def person_of(drawn: Rendering) -> Tensor:  # 1 H W
-    return 1 - toy.part_mask(drawn, "background").clamp(0, 1)
+def person_of(rendering: Rendering) -> Tensor:  # 1 H W
+    return 1 - toy.part_mask(rendering, "background").clamp(0, 1)
 
 
 def edges(picture: Tensor, person: Tensor) -> float:
@@ -55,14 +55,14 @@ def edges(picture: Tensor, person: Tensor) -> float:
     return float(across.mean(-1)[inside].mean())
 
 
-def measured(
+def measure(
     picture: Tensor, people: Sequence[Rendering], network: Identity
 ) -> tuple[float, float, float]:
     """Sharpness, distance and likeness: means over the people of a picture, 1 H W 3."""
     rows = []
-    for part, drawn in zip(picture.chunk(len(people), dim=2), people, strict=True):
-        truth, person = toy.picture(drawn)[0], person_of(drawn)[0]
-        face = box_of_mask(toy.part_mask(drawn, "face")[0])
+    for part, rendering in zip(picture.chunk(len(people), dim=2), people, strict=True):
+        truth, person = toy.picture(rendering)[0], person_of(rendering)[0]
+        face = box_of_mask(toy.part_mask(rendering, "face")[0])
         assert face is not None
         first, second = (network.embed_face(each, face.corners) for each in (part[0], truth))
         distance = (part[0] - truth).norm(dim=-1)[person > 0.5].mean()
@@ -75,10 +75,10 @@ def measured(
 def concept_of(portrait: Portrait, before: Any) -> Any:
     """Another portrait of the same face, as a concept."""
     expression = next(other for other in EXPRESSIONS if other != portrait.expression)
-    drawn = render(replace(portrait, expression=expression))
-    mask = toy.part_mask(drawn, "face")
+    rendering = render(replace(portrait, expression=expression))
+    mask = toy.part_mask(rendering, "face")
     [concepts] = MagicFaceConcept.execute(
-        toy.picture(drawn), portrait.gender, 3.0, mask, concepts=before
+        toy.picture(rendering), portrait.gender, 3.0, mask, concepts=before
     ).args
     return concepts
 
@@ -118,23 +118,23 @@ def main() -> None:
     rows: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
     for number in range(args.pictures):
         pair = couple(people, number)
-        drawn = [render(portrait) for portrait in pair]
-        small = enlarged_again(beside([toy.picture(each) for each in drawn]), args.smaller)
-        blank = torch.zeros_like(person_of(drawn[0]))
+        renderings = [render(portrait) for portrait in pair]
+        small = enlarge_again(beside([toy.picture(each) for each in renderings]), args.smaller)
+        blank = torch.zeros_like(person_of(renderings[0]))
         masks = torch.cat(
-            [beside([person_of(drawn[0]), blank]), beside([blank, person_of(drawn[1])])]
+            [beside([person_of(renderings[0]), blank]), beside([blank, person_of(renderings[1])])]
         )
         text = "\n".join(caption(portrait) for portrait in pair)
         for way, options in ways.items():
             picture = small
             if options is not None:
-                chained: Any = ()
+                concepts: Any = ()
                 if options.get("concepts"):
                     for portrait in pair:
-                        chained = concept_of(portrait, chained)
-                own = {**options, "concepts": chained, "seed": 10 * number, "text": text}
+                        concepts = concept_of(portrait, concepts)
+                own = {**options, "concepts": concepts, "seed": 10 * number, "text": text}
                 picture = MagicDetailPass.execute(small, masks=masks, **{**settings, **own}).args[0]
-            rows[way].append(measured(picture, drawn, network))
+            rows[way].append(measure(picture, renderings, network))
     report = Report(
         "detail_pass",
         "Detail Pass on people drawn too small, on the toy checkpoint",

@@ -70,7 +70,7 @@ class Case:
     def phrase(self, slot: Slot) -> str:
         return f"{ORDINALS[slot.reference]} {slot.part}" if self.is_numbered else slot.part
 
-    def asked(self, slot: Slot) -> str:
+    def colour_of(self, slot: Slot) -> str:
         """The colour that a garment should have."""
         return _colour(self.references[slot.reference], slot.part)
 
@@ -92,16 +92,16 @@ def case_of(index: int, count: int, is_numbered: bool = True) -> Case:
     colours = rng.sample([name for name in NAMES if name != INK], 6)
     parts = rng.sample(WORN, count)
     slots = tuple(Slot(0, part, reference) for reference, part in enumerate(parts))
-    asked = dict(zip(slots, colours, strict=False))
+    slot_colours = dict(zip(slots, colours, strict=False))
     people = []
     for reference in range(count):
         person = sample_reference(HELD_OUT_SEEDS.start + 10 * index + reference)
-        worn = {part: Garment(rng.choice(colours[count:])) for part in WORN}
-        for slot, colour in asked.items():
+        garments = {part: Garment(rng.choice(colours[count:])) for part in WORN}
+        for slot, colour in slot_colours.items():
             if slot.reference == reference:
-                worn[slot.part] = Garment(colour)
-        hat = replace(worn["hat"], kind=rng.choice(("top", "sun", "beanie")))
-        people.append(replace(person, hat=hat, scarf=worn["scarf"], shirt=worn["shirt"]))
+                garments[slot.part] = Garment(colour)
+        hat = replace(garments["hat"], kind=rng.choice(("top", "sun", "beanie")))
+        people.append(replace(person, hat=hat, scarf=garments["scarf"], shirt=garments["shirt"]))
     target = sample_portrait(HELD_OUT_SEEDS.start + 5000 + index, "cartoon")
     target = replace(
         target,
@@ -109,9 +109,9 @@ def case_of(index: int, count: int, is_numbered: bool = True) -> Case:
         scarf=Garment("first") if "scarf" in parts else None,
         glasses=None,
     )
-    called = with_ordinals(target, slots)
-    assert isinstance(called, Portrait)
-    prompt = caption(called, frozenset({"hair", "background", *parts}))
+    wearer = with_ordinals(target, slots)
+    assert isinstance(wearer, Portrait)
+    prompt = caption(wearer, frozenset({"hair", "background", *parts}))
     if not is_numbered:
         for word in ORDINALS:
             prompt = prompt.replace(f"{word} ", "")
@@ -158,7 +158,7 @@ def verdict_of(case: Case, slot: Slot, image: Tensor, region: Tensor) -> str:
     counts = colour_counts(pixels, COLOURS)
     counts[NAMES.index(INK)] = 0
     name = NAMES[int(counts.argmax())]
-    if name == case.asked(slot):
+    if name == case.colour_of(slot):
         return "right"
     return "wrong place" if name in case.of_references else "colour error"
 
@@ -166,8 +166,8 @@ def verdict_of(case: Case, slot: Slot, image: Tensor, region: Tensor) -> str:
 def draw(
     checkpoint: toy.Toy, case: Case, setting: Setting, steps: int, cfg: float
 ) -> list[Outcome]:
-    drawn = [render(person, REFERENCE_SIDE) for person in case.references]
-    latents = [checkpoint.vae.encode(toy.picture(rendering)) for rendering in drawn]
+    renderings = [render(person, REFERENCE_SIDE) for person in case.references]
+    latents = [checkpoint.vae.encode(toy.picture(rendering)) for rendering in renderings]
     positive = [
         [
             tensor,
@@ -175,15 +175,15 @@ def draw(
         ]
         for tensor, options in checkpoint.encode_text(case.prompt)
     ]
-    chained: Any = ()
-    for reference, rendering in enumerate(drawn):
+    references: Any = ()
+    for reference, rendering in enumerate(renderings):
         [slot] = [slot for slot in case.slots if slot.reference == reference]
         mask = toy.part_mask(rendering, slot.part) if setting.is_masked else None
         settings = {**defaults_of(MagicEditReference), "phrase": case.phrase(slot), "mask": mask}
-        [chained] = MagicEditReference.execute(references=chained, **settings).args
+        [references] = MagicEditReference.execute(references=references, **settings).args
     options = {**defaults_of(MagicEditRegions), **setting.options, "prompt": case.prompt}
     model, positive, record = MagicEditRegions.execute(
-        checkpoint.model, positive, chained, checkpoint.clip, **options
+        checkpoint.model, positive, references, checkpoint.clip, **options
     ).args
     samples = checkpoint.sample(model, positive, checkpoint.noise([case.seed]), steps, cfg)
     phrases = [case.phrase(slot) for slot in case.slots]
@@ -192,7 +192,7 @@ def draw(
     return [
         Outcome(
             verdict_of(case, slot, image, regions[case.phrase(slot)][0]),
-            _distance(image, regions[case.phrase(slot)][0], drawn[slot.reference], slot.part),
+            _distance(image, regions[case.phrase(slot)][0], renderings[slot.reference], slot.part),
         )
         for slot in case.slots
     ]

@@ -31,7 +31,7 @@ TITLE, CAPTION = Lettering(21, (0, 0, 0)), Lettering(15, (40, 40, 40))
 Tiles = list[Image.Image]
 
 
-def saved(client: Client, prompt: dict[str, Any], prefix: str) -> Tiles:
+def run_pictures(client: Client, prompt: dict[str, Any], prefix: str) -> Tiles:
     """The pictures that a run saves under a name."""
     files = [f for f in run_prompt(client, prompt) if f["filename"].startswith(prefix)]
     return [fetch_picture(client, file) for file in files]
@@ -58,11 +58,11 @@ def pictures(client: Client) -> tuple[dict[str, Image.Image], Tiles, Tiles, str]
             "class_type": "SaveImage",
             "inputs": {"images": inputs["image"], "filename_prefix": name},
         }
-        [references[inputs["phrase"]]] = saved(client, prompt_of(prompt, name), name)
-    magic = saved(client, prompt_of(prompt, save), "first_picture_with")
+        [references[inputs["phrase"]]] = run_pictures(client, prompt_of(prompt, name), name)
+    magic = run_pictures(client, prompt_of(prompt, save), "first_picture_with")
     del apply["concepts"]
     results["filename_prefix"] = "first_picture_without"
-    plain = saved(client, prompt_of(prompt, save), "first_picture_without")
+    plain = run_pictures(client, prompt_of(prompt, save), "first_picture_without")
     return references, plain, magic, apply["prompt"]
 
 

@@ -141,10 +141,10 @@ def template_concepts(
     pictures: list[Tensor] = []
     concepts: tuple[Any, ...] = ()
     for phrase, (part, seed) in references.items():
-        drawn, mask, words = MagicToyPortrait.execute(seed, part, "cartoon", side).args
-        pictures.append(drawn[0])
+        portrait, mask, words = MagicToyPortrait.execute(seed, part, "cartoon", side).args
+        pictures.append(portrait[0])
         [concepts] = MagicFaceConcept.execute(
-            drawn, phrase, 3.0, mask, words, None, concepts, preset="normal"
+            portrait, phrase, 3.0, mask, words, None, concepts, preset="normal"
         ).args
     return pictures, concepts
 
@@ -165,7 +165,7 @@ def portrait_in(style: portraits.Style) -> Tensor:  # 1 H W 3
 
 def inversion(checkpoint: toy.Toy) -> list[Tensor]:
     image = portrait_in("cartoon")
-    inverted, noise, _, _, positive, *_ = MagicStyleInvert.execute(
+    trajectory, noise, _, _, positive, *_ = MagicStyleInvert.execute(
         checkpoint.model,
         steps=30,
         scheduler="ddim_uniform",
@@ -181,7 +181,7 @@ def inversion(checkpoint: toy.Toy) -> list[Tensor]:
     ).args
     again = resample_with(
         checkpoint.model,
-        inverted,
+        trajectory,
         noise["samples"],
         {"positive": positive, "negative": positive},
         1.0,
@@ -222,8 +222,8 @@ def new_style(checkpoint: toy.Toy) -> list[Tensor]:
     noise, options = checkpoint.noise([3]), defaults_of(MagicStyleNewPicture)
     pictures = [checkpoint.decode(checkpoint.sample(checkpoint.model, prompt, noise))]
     for look in (portrait_in("sketch"), portrait_in("pastel")):
-        given = {"image": look, "vae": checkpoint.vae, "clip": checkpoint.clip}
-        [model] = MagicStyleNewPicture.execute(model=checkpoint.model, **options, **given).args
+        parts = {"image": look, "vae": checkpoint.vae, "clip": checkpoint.clip}
+        [model] = MagicStyleNewPicture.execute(model=checkpoint.model, **options, **parts).args
         pictures += [look, checkpoint.decode(checkpoint.sample(model, prompt, noise))]
     return [picture[0] for picture in pictures]
 
@@ -234,13 +234,13 @@ def edit(checkpoint: toy.Toy) -> list[Tensor]:
     portrait = replace(portrait, style="cartoon")
     rendering = portraits.render(portrait)
     assert portrait.hat
-    asked = "green" if portrait.hat.colour != "green" else "yellow"
-    other = replace(portrait, hat=replace(portrait.hat, colour=asked))
+    colour = "green" if portrait.hat.colour != "green" else "yellow"
+    other = replace(portrait, hat=replace(portrait.hat, colour=colour))
     was, words = (
         checkpoint.encode_text(portraits.caption(person, frozenset({*portraits.PARTS, "skin"})))
         for person in (portrait, other)
     )
-    inverted, *_ = MagicStyleInvert.execute(
+    trajectory, *_ = MagicStyleInvert.execute(
         checkpoint.model,
         **{**defaults_of(MagicStyleInvert), "measure": False, "cache_mb": 0},
         image=toy.picture(rendering),
@@ -251,10 +251,10 @@ def edit(checkpoint: toy.Toy) -> list[Tensor]:
     conds = {"positive": words, "negative": checkpoint.encode_text("")}
     keep = 1 - toy.part_mask(rendering, "hat")
     pictures = [toy.picture(rendering)[0]]
-    for given in ({}, {"keep": keep}):
-        options = {**defaults_of(MagicStyleEdit), **given}
-        model, start, _ = MagicStyleEdit.execute(checkpoint.model, inverted, **options).args
-        samples = resample_with(model, inverted, start["samples"], conds, 4.0, None)
+    for own in ({}, {"keep": keep}):
+        options = {**defaults_of(MagicStyleEdit), **own}
+        model, start, _ = MagicStyleEdit.execute(checkpoint.model, trajectory, **options).args
+        samples = resample_with(model, trajectory, start["samples"], conds, 4.0, None)
         pictures.append(checkpoint.decode(samples)[0])
     return [*pictures, gray(keep[0])]
 
@@ -263,21 +263,21 @@ def crop(checkpoint: toy.Toy) -> list[Tensor]:
     rendering = portraits.render(toy.held_out(1)[0], LARGE)
     image, mask = toy.picture(rendering), toy.part_mask(rendering, "face")
     cut, cut_mask, place = MagicPortraitCrop.execute(image, mask, 0.3, 128, True).args
-    changed = torch.lerp(cut, 1 - cut.flip(-1), gray(cut_mask[0]))
-    pasted, _ = MagicPortraitPaste.execute(image, changed, place, 0.1).args
-    return [image[0], cut[0], changed[0], pasted[0]]
+    mirror = torch.lerp(cut, 1 - cut.flip(-1), gray(cut_mask[0]))
+    out, _ = MagicPortraitPaste.execute(image, mirror, place, 0.1).args
+    return [image[0], cut[0], mirror[0], out[0]]
 
 
 def detail(_: toy.Toy) -> list[Tensor]:
     """As in the template MagicFace-7: two people, their layout, both drawn anew."""
     people = toy.Toy.load_transformer()
-    given, options = defaults_of(MagicSemanticLayout), {"phrases": ", ".join(DETAIL_PHRASES)}
-    watched, positive, layout = MagicSemanticLayout.execute(
-        people.model, people.clip, **{**given, **options, "prompt": DETAIL_PROMPT}
+    defaults, options = defaults_of(MagicSemanticLayout), {"phrases": ", ".join(DETAIL_PHRASES)}
+    model, positive, layout = MagicSemanticLayout.execute(
+        people.model, people.clip, **{**defaults, **options, "prompt": DETAIL_PROMPT}
     ).args
     noise = torch.zeros(1, 4, people.side // 8, people.side // 8)
     samples = comfy.sample.sample(
-        watched,
+        model,
         comfy.sample.prepare_noise(noise, DETAIL_SEED),
         25,
         4.0,
@@ -291,7 +291,7 @@ def detail(_: toy.Toy) -> list[Tensor]:
     )
     image = people.decode(samples)
     latent = {"samples": samples}
-    shown = MagicLayoutMasks.execute(layout, latent, -1, image).args[2][:, : people.side]
+    overlay = MagicLayoutMasks.execute(layout, latent, -1, image).args[2][:, : people.side]
     references, concepts = template_concepts(DETAIL_REFERENCES, people.side)
     own = {"text": DETAIL_TEXT, "size": people.side, "margin": 0.0, "denoise": 0.65, "seed": 2}
     own |= {"steps": 12, "cfg": 4.0, "scheduler": people.scheduler, "inject_at": 0.0}
@@ -300,7 +300,7 @@ def detail(_: toy.Toy) -> list[Tensor]:
     out, _ = MagicDetailPass.execute(
         image, **{**defaults_of(MagicDetailPass), **own, **parts, **areas}
     ).args
-    return [image[0], shown[0], out[0], *references]
+    return [image[0], overlay[0], out[0], *references]
 
 
 def toy_checkpoint(checkpoint: toy.Toy) -> list[Tensor]:
@@ -395,19 +395,17 @@ def compare(checkpoint: toy.Toy) -> list[Tensor]:
 
 
 def capture(checkpoint: toy.Toy) -> list[Tensor]:
-    people, heads, styled, styled_heads, truth, _ = MagicToyCapture.execute(
-        7, "sketch", 2, LARGE
-    ).args
+    people, heads, looks, look_heads, truth, _ = MagicToyCapture.execute(7, "sketch", 2, LARGE).args
     sets = (
         capture_pictures([*pictures], [*masks], ["1", "2"])
-        for pictures, masks in ((people, heads), (styled, styled_heads))
+        for pictures, masks in ((people, heads), (looks, look_heads))
     )
     return [*(preview for pictures in sets for preview in masked_previews(pictures)), truth[0]]
 
 
 def toy_capture(checkpoint: toy.Toy) -> list[Tensor]:
-    people, heads, styled, _, truth, _ = MagicToyCapture.execute(7, "sketch", 2, LARGE).args
-    return [*people, gray(heads[0]), *styled, truth[0]]
+    people, heads, looks, _, truth, _ = MagicToyCapture.execute(7, "sketch", 2, LARGE).args
+    return [*people, gray(heads[0]), *looks, truth[0]]
 
 
 def restore(checkpoint: toy.Toy) -> list[Tensor]:
@@ -421,7 +419,7 @@ def restore(checkpoint: toy.Toy) -> list[Tensor]:
         crops.append(crop[0].movedim(0, -1))
         return torch.ones_like(crop)
 
-    pasted = torch.zeros(1, 3, *image.shape[:2])
+    places = torch.zeros(1, 3, *image.shape[:2])
     values = defaults_of(MagicPortraitRestore)
     for box in boxes_of_parts(mask, SMALLEST_FACE):
         restore_face(
@@ -432,10 +430,10 @@ def restore(checkpoint: toy.Toy) -> list[Tensor]:
             values["strength"],
             values["feather"],
         )
-        pasted = restore_face(
-            pasted, box, torch.ones_like, values["margin"], values["strength"], values["feather"]
+        places = restore_face(
+            places, box, torch.ones_like, values["margin"], values["strength"], values["feather"]
         )
-    return [image, *crops, image * (0.2 + 0.8 * pasted[0].movedim(0, -1))]
+    return [image, *crops, image * (0.2 + 0.8 * places[0].movedim(0, -1))]
 
 
 PICTURES: dict[str, Callable[[toy.Toy], list[Tensor]]] = {

@@ -78,15 +78,15 @@ class Couples:
     def words(self, person: Sequence[str]) -> str:
         """A person in words, as the checkpoint was trained."""
         gender, hair, hat, shirt = person
-        worn = f"{with_article(f'{hat} hat')} and {with_article(f'{shirt} shirt')}"
-        return f"a {gender} with {hair} hair{self.joint}{worn}"
+        garments = f"{with_article(f'{hat} hat')} and {with_article(f'{shirt} shirt')}"
+        return f"a {gender} with {hair} hair{self.joint}{garments}"
 
 
 def with_article(words: str) -> str:
     return f"{'an' if words.startswith('o') else 'a'} {words}"
 
 
-def settled(masks: Sequence[Tensor]) -> Tensor:
+def usual_place(masks: Sequence[Tensor]) -> Tensor:
     """Where most of drawn pictures have a part: H W, bool."""
     mean = torch.stack(list(masks)).mean(0)
     return mean > 0.6 * mean.max()
@@ -94,18 +94,18 @@ def settled(masks: Sequence[Tensor]) -> Tensor:
 
 def portrait_masks(parts: Sequence[str]) -> dict[str, Tensor]:
     """H W of each part of a portrait with a hat."""
-    drawn = [
+    part_masks = [
         render(portrait).masks
         for portrait in map(sample_portrait, range(4 * MEANS_OF))
         if portrait.hat and portrait.scarf
     ][:MEANS_OF]
-    return {part: settled([torch.from_numpy(m[part]) for m in drawn]) for part in parts}
+    return {part: usual_place([torch.from_numpy(m[part]) for m in part_masks]) for part in parts}
 
 
 @functools.cache
 def scene_masks(parts: tuple[str, ...]) -> list[dict[str, Tensor]]:
     """The same of the people of a scene, left and right."""
-    drawn = [
+    part_masks = [
         render_scene(
             replace(
                 scene,
@@ -116,7 +116,10 @@ def scene_masks(parts: tuple[str, ...]) -> list[dict[str, Tensor]]:
         for scene in map(sample_scene, range(MEANS_OF))
     ]
     return [
-        {part: settled([torch.from_numpy(m[person, part]) for m in drawn]) for part in parts}
+        {
+            part: usual_place([torch.from_numpy(m[person, part]) for m in part_masks])
+            for part in parts
+        }
         for person in (0, 1)
     ]
 
@@ -141,7 +144,7 @@ def applied(checkpoint: toy.Toy, prompt: str, concepts: Any) -> tuple[Any, Any]:
     return model, positive
 
 
-def chained(
+def text_concepts(
     texts: Mapping[str, str],
     regions: Mapping[str, Tensor] | None = None,
     strength: float = 1.0,
@@ -159,8 +162,8 @@ def chained(
 
 def of_three_colours(portrait: Portrait) -> bool:
     """Whether hat, scarf and shirt are of different colours."""
-    worn = (portrait.hat, portrait.scarf, portrait.shirt)
-    return len({garment.colour for garment in worn if garment}) == 3
+    garments = (portrait.hat, portrait.scarf, portrait.shirt)
+    return len({garment.colour for garment in garments if garment}) == 3
 
 
 def measure_colours(report: Report, count: int, steps: int, strengths: Sequence[float]) -> None:
@@ -169,7 +172,7 @@ def measure_colours(report: Report, count: int, steps: int, strengths: Sequence[
     plain: list[dict[str, bool]] = []
     report.begin_table("", *masks, "all three", "plain wrong: then right", "time")
     for name, strength in [("plain", None), *((f"strength {s:g}", s) for s in strengths)]:
-        results, started = [], time.perf_counter()
+        results, start_time = [], time.perf_counter()
         for index, person in enumerate(people):
             assert person.hat and person.scarf
             colours = {
@@ -177,12 +180,14 @@ def measure_colours(report: Report, count: int, steps: int, strengths: Sequence[
                 "scarf": person.scarf.colour,
                 "shirt": person.shirt.colour,
             }
-            worn = {part: with_article(f"{colour} {part}") for part, colour in colours.items()}
-            hat, scarf, shirt = worn.values()
+            garments = {part: with_article(f"{colour} {part}") for part, colour in colours.items()}
+            hat, scarf, shirt = garments.values()
             wearer = f"a {person.gender} wearing"
             prompt = f"{wearer} {shirt}, {scarf} and {hat}, cartoon style"
-            texts = {part: f"{wearer} {garment}, cartoon style" for part, garment in worn.items()}
-            concepts = () if strength is None else chained(texts, strength=strength)
+            texts = {
+                part: f"{wearer} {garment}, cartoon style" for part, garment in garments.items()
+            }
+            concepts = () if strength is None else text_concepts(texts, strength=strength)
             model, positive = applied(checkpoint, prompt, concepts)
             noise = checkpoint.noise([index])
             image = checkpoint.decode(checkpoint.sample(model, positive, noise, steps))[0]
@@ -190,15 +195,15 @@ def measure_colours(report: Report, count: int, steps: int, strengths: Sequence[
                 {part: right(image, masks[part], part, colours[part]) for part in colours}
             )
         plain = plain or results
-        mended = [
+        mends = [
             now[part] for now, before in zip(results, plain) for part in now if not before[part]
         ]
         report.add_row(
             name,
             *(share_of([result[part] for result in results]) for part in masks),
             share_of([all(result.values()) for result in results]),
-            f"{sum(mended)} of {len(mended)}",
-            f"{time.perf_counter() - started:.0f} s",
+            f"{sum(mends)} of {len(mends)}",
+            f"{time.perf_counter() - start_time:.0f} s",
         )
 
 
@@ -244,21 +249,21 @@ def measure_couples(
     pictures: list[list[Tensor]] = []
     for name in args.variants:
         results: dict[str, list[bool]] = {part: [] for part in PARTS}
-        whole, swapped, shown, started = [], [], [], time.perf_counter()
+        whole, swaps, row, start_time = [], [], [], time.perf_counter()
         for couple in people_of:
             texts = {person[0]: f"{couples.words(person)}, cartoon style" for person in couple}
             regions = {couple[0][0]: half, couple[1][0]: 1 - half}
             concepts: Any = ()
             if settings := VARIANTS[name]:
-                painted = regions if settings.get("is_painted") else None
+                own_regions = regions if settings.get("is_painted") else None
                 start = settings.get("start", 0.0)
-                concepts = chained(texts, painted, settings["strength"], start)
+                concepts = text_concepts(texts, own_regions, settings["strength"], start)
             people = ", ".join(couples.words(person) for person in couple)
             prompt = f"{people}, cartoon style"
             model, positive = applied(couples.checkpoint, prompt, concepts)
             samples = couples.checkpoint.sample(model, positive, noise, steps)
             images = couples.checkpoint.decode(samples)
-            shown += list(images[:6])
+            row += list(images[:6])
             for image in images:
                 own: list[bool] = []
                 for i, (_, *colours) in enumerate(couple):
@@ -267,15 +272,15 @@ def measure_couples(
                         mask = couples.masks[i][part]
                         own.append(right(image, mask, part, colour))
                         results[part].append(own[-1])
-                        swapped.append(right(image, mask, part, other))
+                        swaps.append(right(image, mask, part, other))
                 whole.append(all(own))
-        pictures.append(shown)
+        pictures.append(row)
         report.add_row(
             name,
             *(share_of(values) for values in results.values()),
             share_of(whole),
-            share_of(swapped),
-            f"{time.perf_counter() - started:.0f} s",
+            share_of(swaps),
+            f"{time.perf_counter() - start_time:.0f} s",
         )
     if sheet is not None:
         contact_sheet(pictures, sheet)

@@ -65,7 +65,7 @@ def main() -> None:
         assert bool(page.sizes) == listens
         if listens:
             events, size = len(page.sizes), sum(page.sizes)
-    alone, watched = (statistics.median(seconds[listens]) for listens in (False, True))
+    alone, with_page = (statistics.median(seconds[listens]) for listens in (False, True))
     ratios = sorted(b / a for a, b in zip(seconds[False], seconds[True], strict=True))
     quarter = len(ratios) // 4
     middle = f"{ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f}"
@@ -76,9 +76,9 @@ def main() -> None:
         " three concepts",
     )
     report.write(
-        f"A picture takes {alone:.2f} s unwatched and {watched:.2f} s watched (medians); the median"
-        f" of {len(ratios)} pairs is {statistics.median(ratios):.3f} x (middle half: {middle})."
-        f" {events} events, {size / 1000:.0f} kB in all, to the page that queued."
+        f"A picture takes {alone:.2f} s unwatched and {with_page:.2f} s watched (medians); the"
+        f" median of {len(ratios)} pairs is {statistics.median(ratios):.3f} x (middle half:"
+        f" {middle}). {events} events, {size / 1000:.0f} kB in all, to the page that queued."
     )
     report.finish(kept=not args.quick)
 

@@ -117,17 +117,19 @@ def measure(mode: str, scale: Scale, batch: int) -> tuple[float, int]:
 @torch.inference_mode()
 def measure_toy(mode: str, scale: Scale, batch: int) -> tuple[float, int]:
     """The same of the transformer toy: processor seconds, and bytes beside the loaded model."""
-    loaded = toy.Toy.load_transformer()
+    checkpoint = toy.Toy.load_transformer()
     clock = StepClock(time.process_time)
     handle = register_optimizer_step_post_hook(clock)
     before = peak_bytes()
     try:
         if mode == MODES[0]:
-            positive = loaded.encode_text("a woman, cartoon style")
-            run_core(loaded.model, positive, scale, batch)
+            positive = checkpoint.encode_text("a woman, cartoon style")
+            run_core(checkpoint.model, positive, scale, batch)
         else:
             identity = toy.identity() if "identity" in mode else None
-            run_ours(mode, loaded.model, loaded.clip, loaded.vae, identity, scale, batch)
+            run_ours(
+                mode, checkpoint.model, checkpoint.clip, checkpoint.vae, identity, scale, batch
+            )
     finally:
         handle.remove()
     return sum(clock.steps) / len(clock.steps), peak_bytes() - before
@@ -144,8 +146,8 @@ def main() -> None:
     if args.toy:
         scale = replace(scale, latent=TOY_LATENT)
     if args.one:
-        measured = measure_toy if args.toy else measure
-        print_figures(*measured(args.one, scale, args.batch))
+        measure_one = measure_toy if args.toy else measure
+        print_figures(*measure_one(args.one, scale, args.batch))
         return
     device = device_name()
     if not torch.cuda.is_available():

@@ -186,15 +186,15 @@ def main() -> None:
         "and kept",
     )
     for n in args.references:
-        live, kept = measure_alone(n, "live"), measure_alone(n, "kept")
+        live, from_store = measure_alone(n, "live"), measure_alone(n, "kept")
         report.add_row(
             f"{n}",
             f"{live.ratio:.2f} x",
             f"{(2 + n) / 2:.1f}",
             f"{live.ratio / ((2 + n) / 2):.2f}",
-            f"{kept.ratio:.2f} x",
+            f"{from_store.ratio:.2f} x",
             f"{live.memory / plain.memory:.2f} x",
-            f"{kept.memory / plain.memory:.2f} x",
+            f"{from_store.memory / plain.memory:.2f} x",
         )
     report.finish(kept=not args.quick)
 
@@ -218,7 +218,7 @@ def report_stack(family: str, scale: Scale, references: list[int], kept: bool) -
             seconds_of_steps(which, positive, negative, sigmas, start, 1.0, clock)
         )
 
-    def patched(count: int, **mode: Any) -> tuple[Any, list[Any]]:
+    def magic_model(count: int, **mode: Any) -> tuple[Any, list[Any]]:
         keep = bool(mode.pop("keep", False))
         return with_references(model, scale.latent, count, keep, kind=kind, **mode)
 
@@ -230,7 +230,7 @@ def report_stack(family: str, scale: Scale, references: list[int], kept: bool) -
         f"`{command_of('bench.magicface_step')}` on {device_name()}, {str(scale.dtype)[6:]}: plain"
         f" step {plain:.2f} s",
     )
-    layout = seconds_of(*patched(2, layout_only=True)) / plain
+    layout = seconds_of(*magic_model(2, layout_only=True)) / plain
     beside = max(0, peak_bytes() - of_plain) / 2**20
     count = width.blocks - width.blocks // 3
     share = (_LAYOUT_LAYERS / width.depth) / (count / width.blocks)
@@ -238,11 +238,11 @@ def report_stack(family: str, scale: Scale, references: list[int], kept: bool) -
         *("references", "live", "whole depth", "1+N", "whole depth / that", "kept", "memory, live")
     )
     for n in references:
-        live = seconds_of(*patched(n)) / plain
+        live = seconds_of(*magic_model(n)) / plain
         memory = peak_bytes() / of_plain
-        again = patched(n, keep=True)
+        again = magic_model(n, keep=True)
         seconds_of(*again)
-        from_kept = seconds_of(*again) / plain
+        from_store = seconds_of(*again) / plain
         # Of the layout less layers are looked at in a whole model, of all else as many.
         whole = live - (layout - 1) * (1 - share)
         report.add_row(
@@ -251,7 +251,7 @@ def report_stack(family: str, scale: Scale, references: list[int], kept: bool) -
             f"{whole:.2f} x",
             f"{1 + n}",
             f"{whole / (1 + n):.2f}",
-            f"{from_kept:.2f} x",
+            f"{from_store:.2f} x",
             f"{memory:.2f} x",
         )
     parts = ", ".join(f"{name} {number}" for name, number in width.stack.items())

@@ -82,7 +82,7 @@ def measure(mode: str, scale: Scale) -> Cost:
             return Cost(statistics.median(clock.steps), plain, peak_bytes())
     if mode != "plain":
         content, style = random_inversion(sigmas, latent), random_inversion(sigmas, latent)
-        kept = FeatureStore() if mode == "kept" else None
+        store = FeatureStore() if mode == "kept" else None
         backbone = backbone_of(model)
         patch = MagicStylePatch(
             content=content,
@@ -93,10 +93,10 @@ def measure(mode: str, scale: Scale) -> Cost:
             range=ALL_OF_SAMPLING,
             fuses_negative=False,
             adain=PRESETS["balanced"].adain,
-            kept=kept,
+            kept=store,
         )
         model, start = patch.add_to(model), patch.start_samples(model)
-        if kept:
+        if store:
             seconds_of(model, start)
     return Cost(seconds_of(model, start), plain, peak_bytes())
 

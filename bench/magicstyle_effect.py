@@ -145,7 +145,7 @@ def prepare(checkpoint: toy.Toy, count: int) -> list[Pair]:
     portraits = toy.held_out(2 * count)
     conds, sigmas = checkpoint.empty_conds(), checkpoint.sigmas(STEPS)
 
-    def inverted(image: Tensor) -> Inversion:
+    def inversion_of(image: Tensor) -> Inversion:
         latent = checkpoint.vae.encode(image)
         return invert(
             checkpoint.model,
@@ -161,7 +161,9 @@ def prepare(checkpoint: toy.Toy, count: int) -> list[Pair]:
     for i in range(count):
         content = toy.picture(render(replace(portraits[i], style="cartoon")))
         style = toy.picture(render(replace(portraits[count + i], style=LOOKS[i % 3])))
-        pairs.append(Pair(inverted(content), inverted(style), content, style, FeatureStore()))
+        pairs.append(
+            Pair(inversion_of(content), inversion_of(style), content, style, FeatureStore())
+        )
     return pairs
 
 
@@ -182,7 +184,7 @@ def draw(
     model = checkpoint.model
     backbone = backbone_of(model)
     # Features of another set of layers, or of other styles, are not those that are kept.
-    kept = pair.features if layers == "decoder" and styles is None else None
+    store = pair.features if layers == "decoder" and styles is None else None
     patch = MagicStylePatch(
         content=pair.content,
         styles=tuple(styles) if styles else (Style(pair.style, 1.0),),
@@ -192,7 +194,7 @@ def draw(
         range=SamplingRange(preset.start, preset.end),
         fuses_negative=False,
         adain=preset.adain,
-        kept=kept,
+        kept=store,
         bands=bands,
     )
     noise = patch.start_samples(model)
@@ -214,11 +216,11 @@ def measure(
     for pair in pairs:
         picture = draw(checkpoint, pair, preset, layers, None, bands)
         content = reconstruction(checkpoint, pair)
-        moved = gram_distance(picture, pair.style_image) / gram_distance(content, pair.style_image)
-        scores.append((moved, structure(picture, content), psnr(picture, content, 1.0)))
+        left = gram_distance(picture, pair.style_image) / gram_distance(content, pair.style_image)
+        scores.append((left, structure(picture, content), psnr(picture, content, 1.0)))
         pictures.append(picture[0])
-    style, kept, decibels = torch.tensor(scores).mean(0).tolist()
-    return style, kept, decibels, pictures
+    style, likeness, decibels = torch.tensor(scores).mean(0).tolist()
+    return style, likeness, decibels, pictures
 
 
 def two_styles(checkpoint: toy.Toy, pairs: Sequence[Pair]) -> tuple[float, float]:
@@ -267,8 +269,8 @@ def main() -> None:
     for name, (preset, layers) in ROWS.items():
         if args.only and args.only not in name:
             continue
-        style, kept, decibels, pictures[name] = measure(checkpoint, pairs, preset, layers)
-        report.add_row(name, f"{style:.2f}", f"{kept:.2f}", f"{decibels:.1f}")
+        style, likeness, decibels, pictures[name] = measure(checkpoint, pairs, preset, layers)
+        report.add_row(name, f"{style:.2f}", f"{likeness:.2f}", f"{decibels:.1f}")
     if args.figure:
         sheet = [[pair.content_image[0] for pair in pairs], [pair.style_image[0] for pair in pairs]]
         names = [name for name in pictures if name.endswith(("(gentle)", "(balanced)", "(strong)"))]
@@ -278,8 +280,8 @@ def main() -> None:
     report.write("", "The paper's sweep (content + style, scale 1, AdaIN 1):", "")
     report.begin_table("alpha/beta", "style", "structure")
     for beta in (0.0, 0.2, 0.4, 0.6, 0.8):
-        style, kept, _, _ = measure(checkpoint, pairs, both(1 - beta, beta, 1, 1), "decoder")
-        report.add_row(f"{1 - beta:.1f}/{beta:.1f}", f"{style:.3f}", f"{kept:.3f}")
+        style, likeness, _, _ = measure(checkpoint, pairs, both(1 - beta, beta, 1, 1), "decoder")
+        report.add_row(f"{1 - beta:.1f}/{beta:.1f}", f"{style:.3f}", f"{likeness:.3f}")
     own, other = two_styles(checkpoint, pairs)
     report.write(
         "",

@@ -81,7 +81,7 @@ class Setting:
     placement: Placement = "attenuated"
 
 
-def fused(
+def near_balanced(
     alpha: float = 0.8,
     beta: float = 0.2,
     keys: str = "content+style",
@@ -97,9 +97,9 @@ def fused(
 
 
 ROWS: dict[str, Setting] = {
-    "none (AdaIN 0, no fusion)": Setting(fused(1, 0, "content", adain=0.0, end=0.0)),
-    "AdaIN 1, no fusion": Setting(fused(1, 0, "content", end=0.0)),
-    "content only, AdaIN 0": Setting(fused(1, 0, "content", adain=0.0)),
+    "none (AdaIN 0, no fusion)": Setting(near_balanced(1, 0, "content", adain=0.0, end=0.0)),
+    "AdaIN 1, no fusion": Setting(near_balanced(1, 0, "content", end=0.0)),
+    "content only, AdaIN 0": Setting(near_balanced(1, 0, "content", adain=0.0)),
     "balanced": Setting(),
     "balanced, same": Setting(placement="same"),
     "balanced, aside": Setting(placement="aside"),
@@ -110,27 +110,27 @@ ROWS: dict[str, Setting] = {
     "gentle": Setting(PRESETS["gentle"]),
     "strong": Setting(PRESETS["strong"]),
     "strong, same": Setting(PRESETS["strong"], placement="same"),
-    "balanced, to 80 %": Setting(fused(end=0.8)),
-    "balanced, to 100 %": Setting(fused(end=1.0)),
-    "balanced, AdaIN 0": Setting(fused(adain=0.0)),
-    "balanced, scale 1": Setting(fused(scale=1.0)),
-    "scale 1, to 40 %": Setting(fused(scale=1.0, end=0.4)),
-    "scale 1, to 80 %": Setting(fused(scale=1.0, end=0.8)),
-    "scale 1, to 100 %": Setting(fused(scale=1.0, end=1.0)),
-    "scale 1, from 20 %": Setting(fused(scale=1.0, start=0.2)),
-    "blend of keys, .8/.2": Setting(fused(keys="blend")),
-    "blend of keys, .5/.5": Setting(fused(0.5, 0.5, keys="blend")),
-    "style keys, .8/.2": Setting(fused(keys="style")),
-    "style keys, .8/.2, from 30 %": Setting(fused(keys="style", start=0.3, end=1.0)),
+    "balanced, to 80 %": Setting(near_balanced(end=0.8)),
+    "balanced, to 100 %": Setting(near_balanced(end=1.0)),
+    "balanced, AdaIN 0": Setting(near_balanced(adain=0.0)),
+    "balanced, scale 1": Setting(near_balanced(scale=1.0)),
+    "scale 1, to 40 %": Setting(near_balanced(scale=1.0, end=0.4)),
+    "scale 1, to 80 %": Setting(near_balanced(scale=1.0, end=0.8)),
+    "scale 1, to 100 %": Setting(near_balanced(scale=1.0, end=1.0)),
+    "scale 1, from 20 %": Setting(near_balanced(scale=1.0, start=0.2)),
+    "blend of keys, .8/.2": Setting(near_balanced(keys="blend")),
+    "blend of keys, .5/.5": Setting(near_balanced(0.5, 0.5, keys="blend")),
+    "style keys, .8/.2": Setting(near_balanced(keys="style")),
+    "style keys, .8/.2, from 30 %": Setting(near_balanced(keys="style", start=0.3, end=1.0)),
     "style, .75/0 and own, temperature 1.5 (StyleID's rule)": Setting(
-        fused(0.75, 0.0, "style", adain=1.0, end=1.0, temperature=1.5)
+        near_balanced(0.75, 0.0, "style", adain=1.0, end=1.0, temperature=1.5)
     ),
 }
 POSITIONS: tuple[Placement, ...] = ("attenuated", "same", "aside", "index")
 LAYERS = {"late": "last third", "fine": "single blocks", "all": "all"}
 SCALES = (0.25, 1.0, 2.0)
 KEYS: dict[str, Setting] = {
-    f"{layers}, {placement}, scale {scale:g}": Setting(fused(scale=scale), names, placement)
+    f"{layers}, {placement}, scale {scale:g}": Setting(near_balanced(scale=scale), names, placement)
     for names, layers in LAYERS.items()
     for placement in POSITIONS
     for scale in SCALES
@@ -139,14 +139,17 @@ CURVES: dict[str, dict[str, Setting | float]] = {
     # From much structure to little: by style_scale; by StyleID's gamma; by denoise, with the
     # style's name in the prompt.
     "ours": {
-        f"scale {scale:g}": Setting(fused(scale=scale)) for scale in (-1.0, 0.25, 1.0, 2.0, 4.0)
+        f"scale {scale:g}": Setting(near_balanced(scale=scale))
+        for scale in (-1.0, 0.25, 1.0, 2.0, 4.0)
     },
     "StyleID's rule": {
-        f"gamma {gamma:g}": Setting(fused(gamma, 0.0, "style", end=1.0, temperature=1.5))
+        f"gamma {gamma:g}": Setting(near_balanced(gamma, 0.0, "style", end=1.0, temperature=1.5))
         for gamma in (1.0, 0.75, 0.5)
     },
     "StyleID's rule, AdaIN 0": {
-        f"gamma {gamma:g}": Setting(fused(gamma, 0.0, "style", adain=0.0, end=1.0, temperature=1.5))
+        f"gamma {gamma:g}": Setting(
+            near_balanced(gamma, 0.0, "style", adain=0.0, end=1.0, temperature=1.5)
+        )
         for gamma in (1.0, 0.75)
     },
     "img2img": {f"denoise {share:g}": share for share in (0.3, 0.5, 0.7, 0.9)},
@@ -176,7 +179,7 @@ class Pair:
 class FlowToy(toy.Toy):
     """The transformer toy."""
 
-    def inverted(self, image: Tensor, recipe: Recipe, steps: int) -> Inversion:
+    def inversion_of(self, image: Tensor, recipe: Recipe, steps: int) -> Inversion:
         latent = self.vae.encode(image)
         sigmas = self.sigmas(steps)
         return invert(self.model, latent, self.empty_conds(), sigmas, recipe, None, ("", ""))
@@ -186,7 +189,7 @@ def held_out_portrait(place: int, look: Any) -> Portrait:
     return replace(toy.held_out(place + 1)[place], style=look)
 
 
-def drawn(portrait: Portrait) -> Tensor:
+def picture_of(portrait: Portrait) -> Tensor:
     """1 H W 3 at the toy's size."""
     return toy.picture(render(portrait, transformer_checkpoint.IMAGE_SIDE))
 
@@ -202,7 +205,7 @@ def round_trips(
     checkpoint: FlowToy, report: Report, count: int, steps: Iterable[int], only: str
 ) -> None:
     """The table of methods."""
-    images = torch.cat([drawn(held_out_portrait(i, "cartoon")) for i in range(count)])
+    images = torch.cat([picture_of(held_out_portrait(i, "cartoon")) for i in range(count)])
     latent, conds = checkpoint.vae.encode(images), checkpoint.empty_conds()
     alone = checkpoint.decode(latent)
     report.begin_table(
@@ -212,7 +215,7 @@ def round_trips(
         for name, recipe in RECIPES.items():
             if only not in name:
                 continue
-            inversion = checkpoint.inverted(images, recipe, number)
+            inversion = checkpoint.inversion_of(images, recipe, number)
             again = resample(checkpoint.model, inversion, conds, 1.0, None)
             report.add_row(
                 f"{number}",
@@ -229,13 +232,13 @@ def prepare(checkpoint: FlowToy, count: int, steps: int = STEPS) -> list[Pair]:
     for i in range(count):
         look = LOOKS[i % len(LOOKS)]
         portrait = held_out_portrait(i, "cartoon")
-        content, style = drawn(portrait), drawn(held_out_portrait(count + i, look))
-        inverted, of_style = (
-            checkpoint.inverted(image, recipe, steps) for image in (content, style)
+        content, style = picture_of(portrait), picture_of(held_out_portrait(count + i, look))
+        of_content, of_style = (
+            checkpoint.inversion_of(image, recipe, steps) for image in (content, style)
         )
         alone = checkpoint.decode(checkpoint.vae.encode(content))
         box = face_box(portrait)
-        pairs.append(Pair(inverted, of_style, alone, style, {}, portrait, look, box))
+        pairs.append(Pair(of_content, of_style, alone, style, {}, portrait, look, box))
     return pairs
 
 
@@ -243,7 +246,7 @@ def patch_of(
     checkpoint: FlowToy,
     pair: Pair,
     setting: Setting,
-    kept: FeatureStore | None = None,
+    store: FeatureStore | None = None,
 ) -> MagicStylePatch:
     preset, backbone = setting.preset, backbone_of(checkpoint.model)
     return MagicStylePatch(
@@ -255,7 +258,7 @@ def patch_of(
         range=SamplingRange(preset.start, preset.end),
         fuses_negative=False,
         adain=preset.adain,
-        kept=kept,
+        kept=store,
         placement=setting.placement,
     )
 
@@ -264,8 +267,8 @@ def draw(checkpoint: FlowToy, pair: Pair, setting: Setting | float) -> Tensor:
     """1 H W 3. setting: a number is the denoise of img2img."""
     if isinstance(setting, float):
         return img2img(checkpoint, pair, setting)
-    kept = pair.features.setdefault(setting.layers, FeatureStore())
-    patch = patch_of(checkpoint, pair, setting, kept)
+    store = pair.features.setdefault(setting.layers, FeatureStore())
+    patch = patch_of(checkpoint, pair, setting, store)
     start = patch.start_samples(checkpoint.model)
     return checkpoint.decode(
         resample_with(
@@ -291,7 +294,7 @@ def img2img(checkpoint: FlowToy, pair: Pair, denoise: float) -> Tensor:
         SCHEDULE,
         words,
         checkpoint.encode_text(""),
-        checkpoint.vae.encode(drawn(pair.portrait)),
+        checkpoint.vae.encode(picture_of(pair.portrait)),
         denoise=denoise,
         disable_pbar=True,
         seed=1,
@@ -306,18 +309,18 @@ def scores(pictures: Iterable[Tensor], pairs: list[Pair]) -> Scores:
     """Means of style, structure, identity, dB to the content. pictures: 1 H W 3 of each pair."""
     faces, rows = toy.identity(), []
     for picture, pair in zip(pictures, pairs, strict=True):
-        moved = gram_distance(picture, pair.style_image)
+        distance = gram_distance(picture, pair.style_image)
         people = [faces.embed_face(image[0], pair.box) for image in (picture, pair.content_image)]
         rows.append(
             (
-                moved / gram_distance(pair.content_image, pair.style_image),
+                distance / gram_distance(pair.content_image, pair.style_image),
                 structure(picture, pair.content_image),
                 float(people[0] @ people[1]),
                 psnr(picture, pair.content_image, 1.0),
             )
         )
-    style, kept, identity, decibels = torch.tensor(rows).mean(0).tolist()
-    return style, kept, identity, decibels
+    style, likeness, identity, decibels = torch.tensor(rows).mean(0).tolist()
+    return style, likeness, identity, decibels
 
 
 def begin_scores(report: Report) -> None:
@@ -342,13 +345,13 @@ def ablation(
     return pictures
 
 
-def at_structure(points: list[tuple[float, float]], wanted: float) -> float | None:
+def at_structure(points: list[tuple[float, float]], level: float) -> float | None:
     """The style at a structure, on straight lines between points of (structure, style); None
     outside of them."""
     points = sorted(points)
     for (low, first), (high, second) in itertools.pairwise(points):
-        if low <= wanted <= high and low < high:
-            return first + (second - first) * (wanted - low) / (high - low)
+        if low <= level <= high and low < high:
+            return first + (second - first) * (level - low) / (high - low)
     return None
 
 
@@ -391,7 +394,7 @@ def costs(checkpoint: FlowToy, report: Report) -> None:
         checkpoint.model,
     )
     levels = checkpoint.sigmas(COST_STEPS)
-    latent = checkpoint.vae.encode(drawn(pair.portrait))
+    latent = checkpoint.vae.encode(picture_of(pair.portrait))
 
     def inverting(recipe: Recipe, callback: Any) -> None:
         invert(model, latent, conds, levels, recipe, callback, ("", ""))
@@ -400,19 +403,19 @@ def costs(checkpoint: FlowToy, report: Report) -> None:
         start = start_latent(model, pair.content)
         resample_with(model, pair.content, start, conds, 1.0, callback)
 
-    def styled(patch: MagicStylePatch, callback: Any) -> None:
+    def style_pair(patch: MagicStylePatch, callback: Any) -> None:
         start = patch.start_samples(model)
         resample_with(patch.add_to(model), pair.content, start, conds, 1.0, callback)
 
     rows: dict[str, Callable[[Any], object]] = {
         f"inversion, {name}": partial(inverting, recipe) for name, recipe in RECIPES.items()
     }
-    whole = {layers: Setting(fused(end=1.0), layers) for layers in LAYERS}
+    whole = {layers: Setting(near_balanced(end=1.0), layers) for layers in LAYERS}
     for layers, name in LAYERS.items():
-        rows[f"MagicStyle, {name}"] = partial(styled, patch_of(checkpoint, pair, whole[layers]))
-    kept = patch_of(checkpoint, pair, whole["fine"], FeatureStore())
-    styled(kept, None)
-    rows["MagicStyle, single blocks, features kept"] = partial(styled, kept)
+        rows[f"MagicStyle, {name}"] = partial(style_pair, patch_of(checkpoint, pair, whole[layers]))
+    with_store = patch_of(checkpoint, pair, whole["fine"], FeatureStore())
+    style_pair(with_store, None)
+    rows["MagicStyle, single blocks, features kept"] = partial(style_pair, with_store)
     plain(None)
     report.begin_table("", "time of a step")
     for name, run in rows.items():
@@ -426,8 +429,8 @@ def costs(checkpoint: FlowToy, report: Report) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inversion.safetensors"
-        image, recipe = drawn(pair.portrait), RECIPES["euler"]
-        write_inversion(file, checkpoint.inverted(image, recipe, STEPS))
+        image, recipe = picture_of(pair.portrait), RECIPES["euler"]
+        write_inversion(file, checkpoint.inversion_of(image, recipe, STEPS))
         on_disk = file.stat().st_size / 1e6
     report.write(
         "",
@@ -456,8 +459,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only rows whose name has this in it")
     parser.add_argument("--figure", type=Path, help="also write pictures there, in a folder")
     args = parse_with_quick(parser, portraits=1, pairs=1, steps=[4], only="balanced, same")
-    loaded, side = transformer_checkpoint.load(args.checkpoint), transformer_checkpoint.IMAGE_SIDE
-    checkpoint = FlowToy(*loaded, side=side, scheduler=SCHEDULE)
+    parts, side = transformer_checkpoint.load(args.checkpoint), transformer_checkpoint.IMAGE_SIDE
+    checkpoint = FlowToy(*parts, side=side, scheduler=SCHEDULE)
     pairs: list[Pair] = []
     for part in args.part or PARTS:
         report = Report(
@@ -478,9 +481,9 @@ def main() -> None:
             pictures = ablation(checkpoint, report, pairs, some)
         report.finish(kept=not args.quick and not args.only)
         if args.figure and pictures:
-            given = [[pair.content_image[0] for pair in pairs]]
-            given.append([pair.style_image[0] for pair in pairs])
-            contact_sheet([*given, *pictures.values()], args.figure / f"{part}.png")
+            sheet = [[pair.content_image[0] for pair in pairs]]
+            sheet.append([pair.style_image[0] for pair in pairs])
+            contact_sheet([*sheet, *pictures.values()], args.figure / f"{part}.png")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ EDITS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StyleGiven:
+class StyleCase:
     """A style picture (1 H W 3) and its name; latent: of it, as the VAE gives it; inversion: under
     the empty prompt."""
 
@@ -106,27 +106,27 @@ class StyleGiven:
     inversion: Inversion
 
 
-def inverted(
+def inversion_of(
     world: toy.Toy, latent: Tensor, conds: dict[str, list[Any]], model: Any = None
 ) -> Inversion:
     model = world.model if model is None else model
     return invert(model, latent, conds, world.sigmas(STEPS), FAITHFUL, None, ("", ""))
 
 
-def given_styles(world: toy.Toy, count: int) -> list[StyleGiven]:
+def style_cases(world: toy.Toy, count: int) -> list[StyleCase]:
     out = []
     for place, portrait in enumerate(toy.held_out(5 + count)[5:]):
         look = LOOKS[place % len(LOOKS)]
         image = toy.picture(render(replace(portrait, style=look), world.side))
         latent = world.vae.encode(image)
-        out.append(StyleGiven(look, image, latent, inverted(world, latent, world.empty_conds())))
+        out.append(StyleCase(look, image, latent, inversion_of(world, latent, world.empty_conds())))
     return out
 
 
 def new_picture(
     world: toy.Toy,
     prompt: str,
-    style: StyleGiven,
+    style: StyleCase,
     strength: float | None = None,
     colour: float = 0.5,
     layers: str = "usual",
@@ -148,10 +148,10 @@ def new_picture(
         range=SamplingRange(start, end),
         placement=placement,
     )
-    return drawn(world, patch.add_to(world.model), prompt)
+    return sample_picture(world, patch.add_to(world.model), prompt)
 
 
-def drawn(world: toy.Toy, model: Any, prompt: str) -> Tensor:
+def sample_picture(world: toy.Toy, model: Any, prompt: str) -> Tensor:
     """1 H W 3, of one seed."""
     return world.decode(
         world.sample(model, world.encode_text(prompt), world.noise([1]), STEPS, CFG)
@@ -162,8 +162,8 @@ def new_pictures(
     world: toy.Toy, report: Report, rows: Mapping[str, dict[str, Any] | None], count: int
 ) -> list[list[Tensor]]:
     """The first table, and its pictures row by row: plain ones and styles first."""
-    styles = given_styles(world, count)
-    plain = {prompt: drawn(world, world.model, prompt) for prompt in PROMPTS}
+    styles = style_cases(world, count)
+    plain = {prompt: sample_picture(world, world.model, prompt) for prompt in PROMPTS}
     pairs = [(prompt, style) for prompt in PROMPTS for style in styles]
     sheet = [[plain[prompt][0] for prompt, _ in pairs], [style.image[0] for _, style in pairs]]
     report.begin_table("setting", "style", "words", "copied")
@@ -171,7 +171,7 @@ def new_pictures(
         scores, pictures = [], []
         for prompt, style in pairs:
             if options is None:
-                picture = drawn(world, world.model, f"{prompt}, {style.name} style")
+                picture = sample_picture(world, world.model, f"{prompt}, {style.name} style")
             else:
                 picture = new_picture(world, prompt, style, **options)
             before = plain[prompt]
@@ -183,14 +183,14 @@ def new_pictures(
                 )
             )
             pictures.append(picture[0])
-        near, words, copied = torch.tensor(scores).mean(0).tolist()
-        report.add_row(name, f"{near:.2f}", f"{words:.2f}", f"{copied:+.2f}")
+        near, words, copying = torch.tensor(scores).mean(0).tolist()
+        report.add_row(name, f"{near:.2f}", f"{words:.2f}", f"{copying:+.2f}")
         sheet.append(pictures)
     return sheet
 
 
 @dataclass(frozen=True)
-class EditGiven:
+class EditCase:
     """A picture to edit (as the autoencoder gives it, 1 H W 3), its latent and inversion; mask: of
     its shirt, H W; place: where the inversion's layout has it, H W; words: that ask for another
     shirt; colour: of that, 3."""
@@ -204,16 +204,16 @@ class EditGiven:
     colour: Tensor
 
 
-def given_edits(world: toy.Toy, count: int) -> list[EditGiven]:
+def edit_cases(world: toy.Toy, count: int) -> list[EditCase]:
     def has_plain_shirt(portrait: Portrait) -> bool:
         return portrait.shirt.pattern == "plain" and portrait.shirt.colour in ("red", "blue")
 
     out = []
     for one in toy.held_out(count, has_plain_shirt):
         portrait = replace(one, style=LOOK)
-        asked = "green" if portrait.shirt.colour == "red" else "yellow"
-        other = replace(portrait, shirt=replace(portrait.shirt, colour=asked))
-        assert asked in GARMENT_COLOURS
+        dye = "green" if portrait.shirt.colour == "red" else "yellow"
+        other = replace(portrait, shirt=replace(portrait.shirt, colour=dye))
+        assert dye in GARMENT_COLOURS
         was, truth = render(portrait, world.side), render(other, world.side)
         latent, mask = world.vae.encode(toy.picture(was)), toy.part_mask(was, PART)[0]
         [phrase] = [words for words, part in caption_phrases(portrait) if part == PART]
@@ -221,17 +221,17 @@ def given_edits(world: toy.Toy, count: int) -> list[EditGiven]:
         conds = {**world.empty_conds(), "positive": positive}
         colour = toy.mean_colour(toy.picture(truth)[0], mask)
         image = world.decode(latent)
-        inversion = inverted(world, latent, conds, model)
+        inversion = inversion_of(world, latent, conds, model)
         run = layout.run_of(inversion.latents[-1])
         size = (world.side, world.side)
         place = layout_masks(run.steps[max(run.steps)], 1, size).phrases[0][0]
-        out.append(EditGiven(image, latent, inversion, mask, place, caption(other), colour))
+        out.append(EditCase(image, latent, inversion, mask, place, caption(other), colour))
     return out
 
 
-def edited(
+def edit_picture(
     world: toy.Toy,
-    given: EditGiven,
+    case: EditCase,
     until: float = 0.8,
     hold: Hold = "structure",
     layers: str = "all",
@@ -240,13 +240,13 @@ def edited(
     denoise: float | None = None,
 ) -> Tensor:
     """1 H W 3."""
-    words = world.encode_text(given.words)
+    words = world.encode_text(case.words)
     if denoise is not None:
-        return img2img(world, given, words, denoise)
+        return img2img(world, case, words, denoise)
     backbone = backbone_of(world.model)
-    changing = {"mask": given.mask, "phrase": given.place}.get(keeps)
+    changing = {"mask": case.mask, "phrase": case.place}.get(keeps)
     patch = PromptEditPatch(
-        content=given.inversion,
+        content=case.inversion,
         structure=share if until else 0.0,
         hold=hold,
         backbone=backbone,
@@ -256,10 +256,10 @@ def edited(
     )
     conds = {**world.empty_conds(), "positive": words}
     model, start = patch.add_to(world.model), patch.start_samples(world.model)
-    return world.decode(resample_with(model, given.inversion, start, conds, CFG, None))
+    return world.decode(resample_with(model, case.inversion, start, conds, CFG, None))
 
 
-def img2img(world: toy.Toy, given: EditGiven, words: Any, denoise: float) -> Tensor:
+def img2img(world: toy.Toy, case: EditCase, words: Any, denoise: float) -> Tensor:
     """The host's own way."""
     samples = comfy.sample.sample(
         world.model,
@@ -270,7 +270,7 @@ def img2img(world: toy.Toy, given: EditGiven, words: Any, denoise: float) -> Ten
         world.scheduler,
         words,
         world.encode_text(""),
-        given.latent,
+        case.latent,
         denoise=denoise,
         disable_pbar=True,
         seed=1,
@@ -278,13 +278,13 @@ def img2img(world: toy.Toy, given: EditGiven, words: Any, denoise: float) -> Ten
     return world.decode(samples)
 
 
-def edit_scores(picture: Tensor, given: EditGiven) -> tuple[float, float, float]:
+def edit_scores(picture: Tensor, case: EditCase) -> tuple[float, float, float]:
     """(left, elsewhere, structure)."""
-    colours = (toy.mean_colour(image[0], given.mask) for image in (picture, given.image))
-    left, before = (float((colour - given.colour).norm()) for colour in colours)
-    outside = given.mask < 0.01
-    elsewhere = psnr(picture[0][outside], given.image[0][outside], 1.0)
-    return left / before, elsewhere, structure(picture, given.image)
+    colours = (toy.mean_colour(image[0], case.mask) for image in (picture, case.image))
+    left, before = (float((colour - case.colour).norm()) for colour in colours)
+    outside = case.mask < 0.01
+    elsewhere = psnr(picture[0][outside], case.image[0][outside], 1.0)
+    return left / before, elsewhere, structure(picture, case.image)
 
 
 def overlap(place: Tensor, mask: Tensor) -> float:
@@ -294,17 +294,17 @@ def overlap(place: Tensor, mask: Tensor) -> float:
 
 def edits(world: toy.Toy, report: Report, count: int, names: Sequence[str]) -> list[list[Tensor]]:
     """The second table, and its pictures row by row: the originals first."""
-    pictures = given_edits(world, count)
-    overlaps = [overlap(given.place > 0, given.mask > 0.5) for given in pictures]
+    pictures = edit_cases(world, count)
+    overlaps = [overlap(case.place > 0, case.mask > 0.5) for case in pictures]
     mean = sum(overlaps) / len(overlaps)
     report.write(f"The shirt in the layout of the inversion against its mask: IoU {mean:.2f}.", "")
-    sheet = [[given.image[0] for given in pictures]]
+    sheet = [[case.image[0] for case in pictures]]
     report.begin_table("setting", "left", "elsewhere", "structure")
     for name in names:
-        out = [edited(world, given, **EDITS[name]) for given in pictures]
+        out = [edit_picture(world, case, **EDITS[name]) for case in pictures]
         scores = [edit_scores(*pair) for pair in zip(out, pictures, strict=True)]
-        left, elsewhere, kept = torch.tensor(scores).mean(0).tolist()
-        report.add_row(name, f"{left:.2f}", f"{elsewhere:.1f} dB", f"{kept:.2f}")
+        left, elsewhere, likeness = torch.tensor(scores).mean(0).tolist()
+        report.add_row(name, f"{left:.2f}", f"{elsewhere:.1f} dB", f"{likeness:.2f}")
         sheet.append([picture[0] for picture in out])
     return sheet
 

@@ -180,14 +180,14 @@ def build(blueprint: Blueprint, workflow: dict[str, Any]) -> dict[str, Any]:
     number = max(link[0] for link in workflow["links"])
     inputs, outputs = [], []
     for i, (label, targets) in enumerate(blueprint.inputs.items()):
-        fed = [(node_id, _index(nodes[node_id]["inputs"], name)) for node_id, name in targets]
-        first = nodes[fed[0][0]]["inputs"][fed[0][1]]
-        numbers = range(number + 1, number + 1 + len(fed))
+        slots = [(node_id, _index(nodes[node_id]["inputs"], name)) for node_id, name in targets]
+        first = nodes[slots[0][0]]["inputs"][slots[0][1]]
+        numbers = range(number + 1, number + 1 + len(slots))
         links += [
             _Link(n, _INPUTS, i, node_id, slot, first["type"])
-            for n, (node_id, slot) in zip(numbers, fed, strict=True)
+            for n, (node_id, slot) in zip(numbers, slots, strict=True)
         ]
-        number += len(fed)
+        number += len(slots)
         inputs.append(_slot(blueprint, "input", i, label, first, list(numbers)))
     for i, (label, (node_id, name)) in enumerate(blueprint.outputs.items()):
         slot = _index(nodes[node_id]["outputs"], name)
@@ -288,8 +288,8 @@ def _slot(
     }
     slot |= {"shape": inner["shape"]} if "shape" in inner else {}
     note = blueprint.notes.get(label)
-    shown = f"{label} ({note})" if note else label
-    slot |= {"label": shown} if shown != name else {}
+    text = f"{label} ({note})" if note else label
+    slot |= {"label": text} if text != name else {}
     return {**slot, "pos": [51 if side == "input" else 24, 24 + 20 * index]}
 
 

@@ -46,7 +46,7 @@ Tiles = list[Image.Image]
 
 
 @dataclass(frozen=True)
-class Shown:
+class Output:
     """What a workflow shows and saves. references: what goes in; pictures: what comes out; layouts:
     also cut-outs and heat maps."""
 
@@ -55,7 +55,7 @@ class Shown:
     layouts: Tiles
 
 
-def results(server: Client, workflow: dict[str, Any]) -> Shown:
+def results(server: Client, workflow: dict[str, Any]) -> Output:
     """Told apart by their file names."""
     prompt = to_api_prompt(workflow, server.object_info())
     training = any(data["class_type"] == "MagiCaptureTrain" for data in prompt.values())
@@ -65,7 +65,7 @@ def results(server: Client, workflow: dict[str, Any]) -> Shown:
         _save_training_pictures(prompt)
     else:
         _save_references(prompt)
-    shown = Shown([], [], [])
+    output = Output([], [], [])
     sets: dict[str, Tiles] = {kind: [] for kind in _SETS.values()}
     for file in run_prompt(server, prompt):
         name = file["filename"].rsplit("_", 2)[0]
@@ -75,20 +75,20 @@ def results(server: Client, workflow: dict[str, Any]) -> Shown:
         if name in sets:
             sets[name].append(image)
         elif name.endswith("_references"):
-            shown.references.insert(0, image)
+            output.references.insert(0, image)
         elif file["type"] == "temp":
             # Of a training: what the masks leave of its pictures.
             if not training:
-                shown.references.append(image)
+                output.references.append(image)
         elif name.endswith(("_concepts_layout", "_overlay", "_cutout", "_heat")):
-            shown.layouts.append(image)
+            output.layouts.append(image)
         else:
-            shown.pictures.append(image)
-    shown.references.extend(image for pictures in sets.values() for image in pictures)
+            output.pictures.append(image)
+    output.references.extend(image for pictures in sets.values() for image in pictures)
     if any(data["class_type"] == "MagicCorrespondenceMap" for data in prompt.values()):
         # They come reference by reference: those of the first picture are shown.
-        return Shown(shown.references, shown.pictures, shown.layouts[:: len(shown.pictures)])
-    return shown
+        return Output(output.references, output.pictures, output.layouts[:: len(output.pictures)])
+    return output
 
 
 def _save_training_pictures(prompt: dict[str, Any]) -> None:
@@ -139,23 +139,23 @@ def squares(images: list[Image.Image]) -> list[Image.Image]:
     return tiles
 
 
-def thumbnail(shown: Shown) -> Image.Image:
+def thumbnail(output: Output) -> Image.Image:
     """A square of 2 x 2 or 3 x 3 tiles, or one large picture."""
-    first, drawn = squares(shown.references), squares(shown.pictures)
-    pictures, layouts = shown.pictures, shown.layouts
+    first, second = squares(output.references), squares(output.pictures)
+    pictures, layouts = output.pictures, output.layouts
     if len(pictures) == 1 and not layouts:
-        if len(drawn) > 1:
+        if len(second) > 1:
             first = []
         elif len(first) == 2:
-            return with_insets(drawn[0], *first)
-    columns = 2 if len(first) + len(drawn) == 4 or len(first) < 3 else 3
+            return with_insets(second[0], *first)
+    columns = 2 if len(first) + len(second) == 4 or len(first) < 3 else 3
     each = (columns**2 - len(first)) // (2 if layouts else 1)
-    return sheet_of([*first, *drawn[:each], *squares(layouts)[:each]], columns)
+    return sheet_of([*first, *second[:each], *squares(layouts)[:each]], columns)
 
 
-def two_pictures_of_two(shown: Shown) -> Image.Image:
+def two_pictures_of_two(output: Output) -> Image.Image:
     """The first and the third: the toy knows portraits of one person, and some have only one."""
-    return sheet_of(squares([shown.pictures[0], shown.pictures[2]]))
+    return sheet_of(squares([output.pictures[0], output.pictures[2]]))
 
 
 def sheet_of(tiles: Tiles, columns: int = 2) -> Image.Image:
@@ -185,7 +185,7 @@ def with_insets(
     return sheet
 
 
-def labelled(picture: Image.Image, text: str) -> Image.Image:
+def with_label(picture: Image.Image, text: str) -> Image.Image:
     """What the workflow needs, in the lower right corner: the page covers the upper left one."""
     sheet = picture.copy()
     draw = ImageDraw.Draw(sheet)
@@ -199,16 +199,16 @@ def labelled(picture: Image.Image, text: str) -> Image.Image:
     return sheet
 
 
-def mask_from_word(shown: Shown) -> Image.Image:
+def mask_from_word(output: Output) -> Image.Image:
     """A reference, its mask over it, what is cut out, and the picture that it goes into."""
     portrait = portraits.sample_portrait(183, "cartoon")
-    drawn = portraits.render(portrait, SIDE // 2)
-    mask = drawn.masks["hat"][..., None]
+    rendering = portraits.render(portrait, SIDE // 2)
+    mask = rendering.masks["hat"][..., None]
     tint = np.asarray(MASK_COLOUR) / 255
-    tinted = drawn.image * (1 - 0.65 * mask) + 0.65 * mask * tint
-    cut_out = drawn.image * (0.25 + 0.75 * mask)
-    tiles = [_as_picture(array) for array in (drawn.image, tinted, cut_out)]
-    return sheet_of([*tiles, *squares(shown.pictures)[:1]])
+    overlay = rendering.image * (1 - 0.65 * mask) + 0.65 * mask * tint
+    cut_out = rendering.image * (0.25 + 0.75 * mask)
+    tiles = [_as_picture(array) for array in (rendering.image, overlay, cut_out)]
+    return sheet_of([*tiles, *squares(output.pictures)[:1]])
 
 
 def restored_face() -> Image.Image:
@@ -228,119 +228,127 @@ def two_regions() -> Image.Image:
         replace(person, pose=portraits.sample_portrait(1).pose)
         for person in (scene.left, scene.right)
     ]
-    drawn = portraits.render_scene(scene, SIDE // 2)
-    regions = drawn.image.copy()
+    rendering = portraits.render_scene(scene, SIDE // 2)
+    regions = rendering.image.copy()
     for person, colour in enumerate(REGION_COLOURS):
         parts = [
             mask
-            for (owner, part), mask in drawn.masks.items()
+            for (owner, part), mask in rendering.masks.items()
             if owner == person and part != "background"
         ]
         mask = np.sum(parts, axis=0)[..., None]
         regions = regions * (1 - 0.6 * mask) + 0.6 * mask * np.asarray(colour) / 255
     tiles = [portraits.render(person, SIDE // 2).image for person in alone]
-    return sheet_of([_as_picture(array) for array in (*tiles, drawn.image, regions)])
+    return sheet_of([_as_picture(array) for array in (*tiles, rendering.image, regions)])
 
 
 def _as_picture(image: Any) -> Image.Image:  # H W 3 in 0..1
     return Image.fromarray((image * 255).round().astype(np.uint8))
 
 
-def learned(shown: Shown) -> Shown:
+def of_training(output: Output) -> Output:
     """Of a training: one picture of the subject, one of the style, and the pictures."""
-    return Shown(shown.references[: 2 * PICTURES_OF_A_SET : PICTURES_OF_A_SET], shown.pictures, [])
+    return Output(
+        output.references[: 2 * PICTURES_OF_A_SET : PICTURES_OF_A_SET], output.pictures, []
+    )
 
 
-def sweep(shown: Shown) -> Image.Image:
+def sweep(output: Output) -> Image.Image:
     """Of several strengths of one style: portrait and style, the least and the most of it."""
-    drawn = squares(shown.pictures)
-    tiles = [*squares(shown.references), drawn[0], drawn[-1]]
+    strengths = squares(output.pictures)
+    tiles = [*squares(output.references), strengths[0], strengths[-1]]
     texts = ("portrait", "style", "beta 0", "beta 0.8")
     halves = [tile.resize((SIDE // 2,) * 2, Image.Resampling.LANCZOS) for tile in tiles]
-    return sheet_of([labelled(tile, text) for tile, text in zip(halves, texts, strict=True)])
+    return sheet_of([with_label(tile, text) for tile, text in zip(halves, texts, strict=True)])
 
 
-def training_pictures(shown: Shown) -> Image.Image:
-    subject, style = shown.references[:2], shown.references[PICTURES_OF_A_SET:][:2]
+def training_pictures(output: Output) -> Image.Image:
+    subject, style = output.references[:2], output.references[PICTURES_OF_A_SET:][:2]
     return sheet_of([*subject, *style])
 
 
-Draw = Callable[[Shown], Image.Image]
+Draw = Callable[[Output], Image.Image]
 
 # What is drawn from the pictures of each toy workflow.
-DRAWN: dict[str, dict[str, Draw]] = {
+DRAWINGS: dict[str, dict[str, Draw]] = {
     "MagicFace-2-three-concepts": {
-        "MagicFace-SD1.5-three-concepts": lambda shown: labelled(thumbnail(shown), "for SD1.5"),
-        "MagicFace-SD1.5-a-LoRA-for-each-phrase": lambda shown: labelled(
-            thumbnail(shown), "for SD1.5, LoRAs"
+        "MagicFace-SD1.5-three-concepts": lambda output: with_label(thumbnail(output), "for SD1.5"),
+        "MagicFace-SD1.5-a-LoRA-for-each-phrase": lambda output: with_label(
+            thumbnail(output), "for SD1.5, LoRAs"
         ),
-        "MagicFace-SDXL-three-concepts": lambda shown: labelled(thumbnail(shown), "for SDXL"),
-        "MagicFace-Flux-three-concepts": lambda shown: labelled(thumbnail(shown), "for Flux"),
-        "MagicFace-Qwen-Image-three-concepts": lambda shown: labelled(
-            thumbnail(shown), "for Qwen-Image"
+        "MagicFace-SDXL-three-concepts": lambda output: with_label(thumbnail(output), "for SDXL"),
+        "MagicFace-Flux-three-concepts": lambda output: with_label(thumbnail(output), "for Flux"),
+        "MagicFace-Qwen-Image-three-concepts": lambda output: with_label(
+            thumbnail(output), "for Qwen-Image"
         ),
-        "MagicFace-Z-Image-three-concepts": lambda shown: labelled(thumbnail(shown), "for Z-Image"),
+        "MagicFace-Z-Image-three-concepts": lambda output: with_label(
+            thumbnail(output), "for Z-Image"
+        ),
     },
     "MagicFace-1-one-concept": {
-        "MagicFace-SD1.5-mask-by-word-SAM": lambda shown: labelled(
-            mask_from_word(shown), "for SD1.5, SAM"
+        "MagicFace-SD1.5-mask-by-word-SAM": lambda output: with_label(
+            mask_from_word(output), "for SD1.5, SAM"
         ),
-        "MagicFace-SD1.5-mask-by-word-SAM3": lambda shown: labelled(
-            mask_from_word(shown), "for SD1.5, SAM 3"
+        "MagicFace-SD1.5-mask-by-word-SAM3": lambda output: with_label(
+            mask_from_word(output), "for SD1.5, SAM 3"
         ),
     },
     "MagicFace-6-two-people": {
         "MagicFace-6-two-people": two_pictures_of_two,
-        "MagicFace-SDXL-two-people": lambda shown: labelled(two_pictures_of_two(shown), "for SDXL"),
+        "MagicFace-SDXL-two-people": lambda output: with_label(
+            two_pictures_of_two(output), "for SDXL"
+        ),
     },
     # Three references and the picture, without its layout.
     "MagicFace-8-on-an-edit-model": {
-        "MagicFace-8-on-an-edit-model": lambda shown: sheet_of(
-            [*squares(shown.references[:1]), shown.pictures[0]]
+        "MagicFace-8-on-an-edit-model": lambda output: sheet_of(
+            [*squares(output.references[:1]), output.pictures[0]]
         ),
     },
     "MagicStyle-2-step-by-step": {
-        "MagicStyle-SD1.5-style-transfer": lambda shown: labelled(thumbnail(shown), "for SD1.5"),
+        "MagicStyle-SD1.5-style-transfer": lambda output: with_label(
+            thumbnail(output), "for SD1.5"
+        ),
     },
     "MagicStyle-4-how-much-style": {"MagicStyle-4-how-much-style": sweep},
     "MagicStyle-7-transformer-step-by-step": {
-        "MagicStyle-Flux-style-transfer": lambda shown: labelled(thumbnail(shown), "for Flux"),
-        "MagicStyle-Qwen-Image-style-transfer": lambda shown: labelled(
-            thumbnail(shown), "for Qwen-Image"
+        "MagicStyle-Flux-style-transfer": lambda output: with_label(thumbnail(output), "for Flux"),
+        "MagicStyle-Qwen-Image-style-transfer": lambda output: with_label(
+            thumbnail(output), "for Qwen-Image"
         ),
-        "MagicStyle-Z-Image-style-transfer": lambda shown: labelled(
-            thumbnail(shown), "for Z-Image"
+        "MagicStyle-Z-Image-style-transfer": lambda output: with_label(
+            thumbnail(output), "for Z-Image"
         ),
     },
     "MagicStyle-9-edit-by-words": {
-        "MagicStyle-9-edit-by-words": lambda shown: with_insets(
-            shown.pictures[0], shown.references[0]
+        "MagicStyle-9-edit-by-words": lambda output: with_insets(
+            output.pictures[0], output.references[0]
         ),
     },
     "MagiCapture-1-learn-person-and-style": {
-        "MagiCapture-1-learn-person-and-style": lambda shown: thumbnail(learned(shown)),
-        "MagiCapture-SD1.5-1-train": lambda shown: labelled(
-            training_pictures(shown), "for SD1.5: train"
+        "MagiCapture-1-learn-person-and-style": lambda output: thumbnail(of_training(output)),
+        "MagiCapture-SD1.5-1-train": lambda output: with_label(
+            training_pictures(output), "for SD1.5: train"
         ),
-        "MagiCapture-Flux-train": lambda shown: labelled(
-            training_pictures(shown), "for Flux: train"
+        "MagiCapture-Flux-train": lambda output: with_label(
+            training_pictures(output), "for Flux: train"
         ),
-        "MagiCapture-Z-Image-train": lambda shown: labelled(
-            training_pictures(shown), "for Z-Image: train"
+        "MagiCapture-Z-Image-train": lambda output: with_label(
+            training_pictures(output), "for Z-Image: train"
         ),
-        "MagiCapture-SD1.5-2-use": lambda shown: labelled(
-            sheet_of(squares(shown.pictures)), "for SD1.5: use"
+        "MagiCapture-SD1.5-2-use": lambda output: with_label(
+            sheet_of(squares(output.pictures)), "for SD1.5: use"
         ),
-        "Portrait-Restore-SD1.5": lambda _: labelled(restored_face(), "for SD1.5, GFPGAN"),
+        "Portrait-Restore-SD1.5": lambda _: with_label(restored_face(), "for SD1.5, GFPGAN"),
     },
     "MagiCapture-2-on-a-transformer": {
-        "MagiCapture-2-on-a-transformer": lambda shown: thumbnail(learned(shown)),
+        "MagiCapture-2-on-a-transformer": lambda output: thumbnail(of_training(output)),
     },
 }
 
 # Of models that do what no toy does: drawn by the renderer of the toy world.
-RENDERED: dict[str, Callable[[], Image.Image]] = {
-    "MagicFace-Qwen-Image-Edit-regions": lambda: labelled(two_regions(), "for Qwen-Image-Edit"),
+RENDERINGS: dict[str, Callable[[], Image.Image]] = {
+    "MagicFace-Qwen-Image-Edit-regions": lambda: with_label(two_regions(), "for Qwen-Image-Edit"),
 }
 
 
@@ -350,19 +358,19 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="of toy workflows; default: all")
     options = parser.parse_args()
     own = {path.stem for path in WORKFLOWS.glob("*.json")}
-    own -= {name for several in DRAWN.values() for name in several} - DRAWN.keys()
+    own -= {name for several in DRAWINGS.values() for name in several} - DRAWINGS.keys()
     names = set(options.names or own)
-    for name in sorted(names & RENDERED.keys()):
-        RENDERED[name]().save(WORKFLOWS / f"{name}.jpg", quality=86)
+    for name in sorted(names & RENDERINGS.keys()):
+        RENDERINGS[name]().save(WORKFLOWS / f"{name}.jpg", quality=86)
         print(f"wrote workflows/{name}.jpg")
-    if not (of_toy := names - RENDERED.keys()):
+    if not (of_toy := names - RENDERINGS.keys()):
         return
     with pack_server(CACHE / "comfyui", options.comfyui) as server:
         for name in sorted(of_toy):
             workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-            shown = results(server, workflow)
-            for target, draw in {name: thumbnail, **DRAWN.get(name, {})}.items():
-                draw(shown).save(WORKFLOWS / f"{target}.jpg", quality=86)
+            output = results(server, workflow)
+            for target, draw in {name: thumbnail, **DRAWINGS.get(name, {})}.items():
+                draw(output).save(WORKFLOWS / f"{target}.jpg", quality=86)
                 print(f"wrote workflows/{target}.jpg")
 
 

@@ -74,7 +74,7 @@ def use_models(folder: Path) -> None:
     folder_paths.add_model_folder_path("metrics", str(folder.resolve()), is_default=True)
 
 
-def identity_named(name: str | None) -> Identity | None:
+def identity_of(name: str | None) -> Identity | None:
     """ValueError says where a network that is not there belongs."""
     if name is None:
         return None
@@ -158,7 +158,7 @@ def main() -> None:
             paths,
             references,
             prompts,
-            identity_named(args.identity),
+            identity_of(args.identity),
             clip=args.clip,
             dino=args.dino,
             aesthetic=args.aesthetic,

@@ -28,7 +28,7 @@ LOOK_AT = """type => {
     app.canvas.setDirty(true, true);
     return String(node.id);
 }"""
-FINISHED = """() => {
+IS_FINISHED = """() => {
     const saved = app.graph.nodes.filter(node => node.type == 'SaveImage');
     return saved.every(node => app.nodeOutputs[node.id]?.images?.length)
         && [...document.querySelectorAll('.magic-backdrop')].every(image => image.naturalWidth > 0);
@@ -56,7 +56,7 @@ def main() -> None:
         page.evaluate("async workflow => { await app.loadGraphData(workflow) }", workflow)
         node = page.evaluate(LOOK_AT, NODE)
         page.get_by_test_id("queue-button").first.click()
-        page.wait_for_function(FINISHED, timeout=600_000)
+        page.wait_for_function(IS_FINISHED, timeout=600_000)
         # The node grows with what it shows.
         page.wait_for_timeout(1000)
         page.locator(f'[data-node-id="{node}"]').screenshot(path=ROOT / "docs" / "live_layout.png")

@@ -78,8 +78,8 @@ def magic_pictures(
     model, positive, record = apply_concepts(checkpoint, concepts_of(references))
     [(_, _, patch)] = patches_of(model)
     assert isinstance(patch, MagicFacePatch)
-    patched = dataclasses.replace(patch, bands=bands).add_to(checkpoint.model)
-    samples = checkpoint.sample(patched, positive, noise, steps, cfg)
+    magic_model = dataclasses.replace(patch, bands=bands).add_to(checkpoint.model)
+    samples = checkpoint.sample(magic_model, positive, noise, steps, cfg)
     regions = toy.regions(record, samples, list(references))
     return Pictures(checkpoint.decode(samples), regions)
 
@@ -134,9 +134,9 @@ def report_cost(report: Report, counts: Sequence[int], scale: Scale) -> None:
     sigmas = sampling_sigmas(model, "normal", scale.steps)
     bands = bands_of(SPARSE, model)
 
-    def seconds(patched: Any, positive: list[Any]) -> list[float]:
+    def seconds(magic_model: Any, positive: list[Any]) -> list[float]:
         start = noise_latent(model, sigmas[0], scale.latent)
-        return seconds_of_steps(patched, positive, negative, sigmas, start, CFG, now)
+        return seconds_of_steps(magic_model, positive, negative, sigmas, start, CFG, now)
 
     levels = sigmas.tolist()[:-1]
     own = set(pass_levels(levels, bands))
@@ -146,9 +146,11 @@ def report_cost(report: Report, counts: Sequence[int], scale: Scale) -> None:
     report.begin_table("references", *columns)
     for count in counts:
         plain = statistics.median(seconds(model, random_sd15.conditioning(1)))
-        patched, positive = with_references(model, scale.latent, count, keep=False, is_sparse=True)
+        magic_model, positive = with_references(
+            model, scale.latent, count, keep=False, is_sparse=True
+        )
         # The first step is not measured.
-        steps = list(zip(levels[1:], seconds(patched, positive), strict=True))
+        steps = list(zip(levels[1:], seconds(magic_model, positive), strict=True))
         live, without = (
             statistics.median(cost for level, cost in steps if (level in own) == has_pass) / plain
             for has_pass in (True, False)

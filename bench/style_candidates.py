@@ -25,9 +25,9 @@ from .magicstyle_flow import (
     Pair,
     Setting,
     draw,
-    drawn,
-    fused,
+    near_balanced,
     patch_of,
+    picture_of,
     prepare,
     scores,
 )
@@ -35,13 +35,13 @@ from .magicstyle_prompt import (
     CFG,
     PROMPTS,
     STEPS,
-    EditGiven,
+    EditCase,
+    edit_cases,
+    edit_picture,
     edit_scores,
-    edited,
-    given_edits,
-    given_styles,
+    sample_picture,
+    style_cases,
 )
-from .magicstyle_prompt import drawn as drawn_from
 from .report import Report
 
 # ruff: isort: split
@@ -80,20 +80,20 @@ def guider_of(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
 # Steppers
 
 
-def inverted_with(world: FlowToy, pair: Pair, steps: int, method: str) -> Pair:
+def invert_with(world: FlowToy, pair: Pair, steps: int, method: str) -> Pair:
     content, style = (
-        world.inverted(image, RECIPES[method], steps)
-        for image in (drawn(pair.portrait), pair.style_image)
+        world.inversion_of(image, RECIPES[method], steps)
+        for image in (picture_of(pair.portrait), pair.style_image)
     )
     return dataclasses.replace(pair, content=content, style=style, features={})
 
 
-def styled(world: FlowToy, report: Report, steps: Sequence[int], count: int, only: str) -> None:
-    given = prepare(world, count, 2)
+def steppers(world: FlowToy, report: Report, steps: Sequence[int], count: int, only: str) -> None:
+    sources = prepare(world, count, 2)
     report.begin_table("steps", "method", "preset", "style", "structure", "identity")
     for number in steps:
         for method in (name for name in RECIPES if only in name):
-            pairs = [inverted_with(world, pair, number, method) for pair in given]
+            pairs = [invert_with(world, pair, number, method) for pair in sources]
             for name in ("balanced", "strong"):
                 out = [draw(world, pair, Setting(PRESETS[name])) for pair in pairs]
                 *values, _ = scores(out, pairs)
@@ -119,15 +119,15 @@ def uni_edit(args: Mapping[str, Any], omega: float) -> Tensor:
     return velocity
 
 
-def edited_by_uni_edit(world: toy.Toy, given: EditGiven, alpha: float, omega: float) -> Tensor:
+def edit_by_uni_edit(world: toy.Toy, case: EditCase, alpha: float, omega: float) -> Tensor:
     """1 H W 3. alpha: the share of the steps that are sampled."""
-    inversion = given.inversion
-    skipped = round((1 - alpha) * (len(inversion.sigmas) - 1))
-    sigmas, x = inversion.sigmas[skipped:], inversion.latents[skipped]
+    inversion = case.inversion
+    first = round((1 - alpha) * (len(inversion.sigmas) - 1))
+    sigmas, x = inversion.sigmas[first:], inversion.latents[first]
     model = world.model.clone()
     model.set_model_sampler_cfg_function(partial(uni_edit, omega=omega), True)
     start = as_latent(model, x, float(sigmas[0]))
-    guider = guider_of(model, world.encode_text(given.words), inversion.conditioning, 2.0)
+    guider = guider_of(model, world.encode_text(case.words), inversion.conditioning, 2.0)
     samples = guider.sample(
         torch.zeros_like(start),
         start,
@@ -139,14 +139,14 @@ def edited_by_uni_edit(world: toy.Toy, given: EditGiven, alpha: float, omega: fl
     return world.decode(samples)
 
 
-EDITS: dict[str, Callable[[toy.Toy, EditGiven], Tensor]] = {
-    "ours, structure until .8": lambda world, given: edited(world, given),
-    "ours, structure until .8, all but the phrase kept": lambda world, given: edited(
-        world, given, keeps="phrase"
+EDITS: dict[str, Callable[[toy.Toy, EditCase], Tensor]] = {
+    "ours, structure until .8": lambda world, case: edit_picture(world, case),
+    "ours, structure until .8, all but the phrase kept": lambda world, case: edit_picture(
+        world, case, keeps="phrase"
     ),
     **{
         f"Uni-Edit, alpha {alpha:g}, omega {omega:g}": partial(
-            edited_by_uni_edit, alpha=alpha, omega=omega
+            edit_by_uni_edit, alpha=alpha, omega=omega
         )
         for alpha, omega in ((0.6, 5), (0.8, 5), (0.6, 2), (0.8, 2), (1, 1), (1, 0))
     },
@@ -154,12 +154,12 @@ EDITS: dict[str, Callable[[toy.Toy, EditGiven], Tensor]] = {
 
 
 def edits(world: toy.Toy, report: Report, count: int) -> None:
-    pictures = given_edits(world, count)
+    pictures = edit_cases(world, count)
     report.begin_table("setting", "left", "elsewhere", "structure")
     for name, edit in EDITS.items():
-        rows = [edit_scores(edit(world, given), given) for given in pictures]
-        left, elsewhere, kept = torch.tensor(rows).mean(0).tolist()
-        report.add_row(name, f"{left:.2f}", f"{elsewhere:.1f} dB", f"{kept:.2f}")
+        rows = [edit_scores(edit(world, case), case) for case in pictures]
+        left, elsewhere, likeness = torch.tensor(rows).mean(0).tolist()
+        report.add_row(name, f"{left:.2f}", f"{elsewhere:.1f} dB", f"{likeness:.2f}")
 
 
 # New pictures
@@ -192,8 +192,8 @@ class NegativeQueriesRun(NewStyleRun):
 
 
 def negative_queries(world: toy.Toy, report: Report, count: int) -> None:
-    styles, backbone = given_styles(world, count), backbone_of(world.model)
-    plain = {prompt: drawn_from(world, world.model, prompt) for prompt in PROMPTS}
+    styles, backbone = style_cases(world, count), backbone_of(world.model)
+    plain = {prompt: sample_picture(world, world.model, prompt) for prompt in PROMPTS}
     report.begin_table("strength", "negative prompt", "style", "words", "copied")
     for strength in (-1.5, 0.0, 1.5):
         for name, patch in (
@@ -211,7 +211,7 @@ def negative_queries(world: toy.Toy, report: Report, count: int) -> None:
                     range=SamplingRange(0.0, 1.0),
                     placement="attenuated",
                 )
-                out = drawn_from(world, picture.add_to(world.model), prompt)
+                out = sample_picture(world, picture.add_to(world.model), prompt)
                 before = plain[prompt]
                 rows.append(
                     (
@@ -220,8 +220,8 @@ def negative_queries(world: toy.Toy, report: Report, count: int) -> None:
                         structure(out, style.image) - structure(before, style.image),
                     )
                 )
-            near, words, copied = torch.tensor(rows).mean(0).tolist()
-            report.add_row(f"{strength:g}", name, f"{near:.2f}", f"{words:.2f}", f"{copied:+.2f}")
+            near, words, copying = torch.tensor(rows).mean(0).tolist()
+            report.add_row(f"{strength:g}", name, f"{near:.2f}", f"{words:.2f}", f"{copying:+.2f}")
 
 
 # Shares of an attention
@@ -235,7 +235,7 @@ with, in the small mask and in the large one."""
 class WatchedPatch(MagicStylePatch):
     """Keeps what share of an attention two styles get. attended: of each layer and step."""
 
-    attended: Shares = dataclasses.field(default_factory=dict)
+    masses: Shares = dataclasses.field(default_factory=dict)
 
     def open_run(self, start: SamplingStart) -> MagicStyleRun:
         self._start.check(start)
@@ -252,24 +252,24 @@ class WatchedRun(MagicStyleRun):
         for name, is_shared in (("one for each style", False), ("one for both styles", True)):
             masses = []
             for i, style in enumerate(styles):
-                asked = styles if is_shared else [style]
-                masses.append(self._masses(view, content, style, asked)[:, share[i]].mean(1))
+                sharers = styles if is_shared else [style]
+                masses.append(self._masses(view, content, style, sharers)[:, share[i]].mean(1))
             small, large = (mass.tolist() for mass in masses)
             own_small, other_small = (small[0], small[1] if is_shared else 0.0)
             own_large, other_large = (large[-1], large[0] if is_shared else 0.0)
             masses_of_both = (own_small, other_small, own_large, other_large)
-            self._patch.attended.setdefault(name, []).append(masses_of_both)
+            self._patch.masses.setdefault(name, []).append(masses_of_both)
         return super()._fused(bank, view)
 
     def _masses(
-        self, view: LayerView, content: Features, style: Features, asked: Sequence[Features]
+        self, view: LayerView, content: Features, style: Features, sharers: Sequence[Features]
     ) -> Tensor:
         """How much of their attention the places, asking as in that style, give to each of the
         styles that share it: S N."""
         fusion = self._patch.fusion
         q = fusion.alpha * content.q
         q = q + fusion.beta * resample_tokens(style.q, style.grid, content.grid)
-        keys = [view.k[:1, view.text], content.k, *(one.k for one in asked)]
+        keys = [view.k[:1, view.text], content.k, *(one.k for one in sharers)]
         sizes = [part.shape[1] for part in keys]
         bias = torch.cat(
             [torch.full((n,), fusion.style_scale * (i > 1)) for i, n in enumerate(sizes)]
@@ -289,7 +289,7 @@ def shares(world: FlowToy, report: Report, count: int) -> None:
         mask = torch.zeros(world.side, world.side)
         edge = round(side * world.side)
         mask[:edge, :edge] = 1
-        base = patch_of(world, first, Setting(fused()))
+        base = patch_of(world, first, Setting(near_balanced()))
         fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
         fields["styles"] = (
             Style(first.style, 1.0, mask),
@@ -299,7 +299,7 @@ def shares(world: FlowToy, report: Report, count: int) -> None:
         start = patch.start_samples(world.model)
         model = patch.add_to(world.model)
         resample_with(model, first.content, start, world.empty_conds(), 1.0, None)
-        for name, rows in patch.attended.items():
+        for name, rows in patch.masses.items():
             means = torch.tensor(rows).mean(0).tolist()
             report.add_row(name, f"{side**2:g}", *(f"{mean:.3f}" for mean in means))
 
@@ -326,7 +326,7 @@ def main() -> None:
             f" {CFG:g} for prompts",
         )
         if part == "styled":
-            styled(world, report, args.steps, args.pictures, args.only)
+            steppers(world, report, args.steps, args.pictures, args.only)
         elif part == "edits":
             edits(world, report, args.pictures)
         elif part == "negative":

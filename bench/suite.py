@@ -30,7 +30,7 @@ from devkit.workflow_format import to_api_prompt
 
 from . import toy
 from .command_line import bench_parser
-from .metrics import identity_named, measure_files, pictures_in, read_pictures, use_models
+from .metrics import identity_of, measure_files, pictures_in, read_pictures, use_models
 from .report import table_head, table_row
 from .server import pack_server, upload_folder
 from .toy_folders import draw_capture, draw_concept, draw_pair
@@ -140,7 +140,7 @@ def read_suite(path: Path, output: Path) -> Suite:
     for name, entry in config["methods"].items():
         workflow = json.loads((path.parent / entry["workflow"]).read_text(encoding="utf-8"))
         methods[name] = (workflow, entry.get("set") or {})
-    identity = identity_named(config.get("identity"))
+    identity = identity_of(config.get("identity"))
     return Suite(
         path.stem,
         concepts,
@@ -286,9 +286,9 @@ def draw_cells(suite: Suite, client: Client, output: Path) -> None:
         if not pictures:
             raise DevError(f"the workflow of '{cell.method}' saved no picture")
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        unfinished.write_bytes(client.fetch(pictures[0]))
-        os.replace(unfinished, path)
+        part_file = path.with_suffix(".part")
+        part_file.write_bytes(client.fetch(pictures[0]))
+        os.replace(part_file, path)
         stamp.write_text(digest)
 
 

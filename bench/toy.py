@@ -50,8 +50,8 @@ class Toy:
 
     @classmethod
     def load_transformer(cls) -> Toy:
-        loaded = transformer_checkpoint.load()
-        return cls(*loaded, side=transformer_checkpoint.IMAGE_SIDE, scheduler="simple")
+        parts = transformer_checkpoint.load()
+        return cls(*parts, side=transformer_checkpoint.IMAGE_SIDE, scheduler="simple")
 
     def encode_text(self, text: str) -> list[Any]:
         """CONDITIONING of a prompt."""
@@ -162,7 +162,7 @@ def part_mask(rendering: Rendering, part: str) -> Tensor:  # 1 H W
     return torch.from_numpy(rendering.masks[part])[None]
 
 
-def owned_cells(record: LayoutRecord, samples: Tensor) -> Tensor:
+def owners(record: LayoutRecord, samples: Tensor) -> Tensor:
     """The index of the phrase that owns each cell in the layout of a run's last step, -1 for none:
     B rows columns."""
     run = record.run_of(samples).steps
@@ -171,17 +171,17 @@ def owned_cells(record: LayoutRecord, samples: Tensor) -> Tensor:
 
 def regions(record: LayoutRecord, samples: Tensor, phrases: Sequence[str]) -> dict[str, Tensor]:
     """Where each phrase is in the layout of a run's last step, at picture size: B H W, bool."""
-    cells = _enlarged(owned_cells(record, samples), samples)
+    cells = _at_picture_size(owners(record, samples), samples)
     return {phrase: cells == i for i, phrase in enumerate(phrases)}
 
 
 def foreground(record: LayoutRecord, samples: Tensor) -> Tensor:
     """The same for the layout's foreground: B H W, bool."""
     steps = record.run_of(samples).steps
-    return _enlarged(torch.from_numpy(steps[max(steps)].foreground), samples) > 0
+    return _at_picture_size(torch.from_numpy(steps[max(steps)].foreground), samples) > 0
 
 
-def _enlarged(cells: Tensor, samples: Tensor) -> Tensor:
+def _at_picture_size(cells: Tensor, samples: Tensor) -> Tensor:
     """B rows columns, and B 4 h w -> B H W of its picture."""
     size = [length * LATENT_PIXELS for length in samples.shape[-2:]]
     return F.interpolate(cells[:, None].float(), size=size, mode="nearest")[:, 0]

@@ -30,8 +30,8 @@ def wave_shares(image: Tensor, region: Tensor) -> dict[str, float]:
     shares = dict.fromkeys(("across", "down", "diagonal"), 0.0)
     if len(colours) < 16:
         return shares
-    centred = colours - colours.mean(0)
-    value = centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
+    offsets = colours - colours.mean(0)
+    value = offsets @ torch.linalg.eigh(offsets.T @ offsets).eigenvectors[:, -1]
     if float(value.square().mean()) < 1e-5:
         return shares
 

@@ -38,7 +38,7 @@ from magicportrait.demo.portraits import (
 
 AUTOMATIC_CA_SCALE = 0.6
 """What MagicFace Apply takes for several concepts."""
-LOCATED = ("hat", "scarf", "shirt", "hair", "glasses")
+LAYOUT_PARTS = ("hat", "scarf", "shirt", "hair", "glasses")
 """Parts whose place in the layout is measured."""
 MEANS_OF = 256
 """Portraits behind the mean masks."""
@@ -120,11 +120,11 @@ def on_grid(mask: Tensor, side: int) -> Tensor:
 
 def mean_masks() -> dict[str, Tensor]:
     """Where each part is in the mean of the portraits that have it: H W in 0..1."""
-    masks: dict[str, list[Tensor]] = {part: [] for part in LOCATED}
+    masks: dict[str, list[Tensor]] = {part: [] for part in LAYOUT_PARTS}
     for seed in range(MEANS_OF):
         portrait = sample_portrait(seed)
         rendering = render(portrait)
-        for part in LOCATED:
+        for part in LAYOUT_PARTS:
             if _has(portrait, part):
                 masks[part].append(torch.from_numpy(rendering.masks[part]))
     return {part: torch.stack(several).mean(0) for part, several in masks.items()}
@@ -138,7 +138,7 @@ def localisation(
     for several concepts. The baseline: the data set's mean mask at half maximum.
     """
     means = mean_masks()
-    scores: dict[str, list[tuple[float, float]]] = {word: [] for word in LOCATED}
+    scores: dict[str, list[tuple[float, float]]] = {word: [] for word in LAYOUT_PARTS}
     sampling = checkpoint.model.get_model_object("model_sampling")
     sigma = float(sampling.percent_to_sigma(percent))
     for index, portrait in enumerate(toy.held_out(count)):
@@ -150,7 +150,7 @@ def localisation(
         )
         latent = checkpoint.vae.encode(toy.picture(rendering))
         samples = checkpoint.denoise(model, positive, latent, sigma, index)
-        owners = toy.owned_cells(record, samples)[0]
+        owners = toy.owners(record, samples)[0]
         for i, part in enumerate(phrases):
             if part not in scores or rendering.masks[part].sum() < 32:
                 continue
