@@ -28,7 +28,7 @@ import { Runs } from "./runs.js";
 import { ask, listen, pictureUrl } from "./server.js";
 import { endRunning, forgetRefused, onTabShown, rememberTab, startNext } from "./tabs.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
-import { leaveOutHidden, lowerWhileLinked, showWhatCounts } from "./widgets.js";
+import { giveRoom, leaveOutHidden, lowerWhileLinked, showWhatCounts } from "./widgets.js";
 
 /**
  * How the nodes with a layout say which phrases they look for. outer: the node that stands for the
@@ -55,6 +55,18 @@ const PROMPTS = {
   }),
 };
 
+/**
+ * The text boxes that hold a prompt, by the node's type.
+ *
+ * @type {Record<string, string>}
+ */
+const PROMPT_BOXES = {
+  MagicFaceApply: "prompt",
+  MagicEditRegions: "prompt",
+  MagicSemanticLayout: "prompt",
+  MagicDetailPass: "text",
+  MagicLayoutConditioning: "text",
+};
 const LOAD_CONCEPT = "MagicConceptLoad";
 /** Their presets stand for settings that Nodes 2.0 hides. */
 const WITH_PRESETS = new Set(["MagicStyleApply", "MagicStyleNewPicture"]);
@@ -379,6 +391,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (isOfPack(node)) leaveOutHidden(node);
+    if (classOf(node) in PROMPT_BOXES) giveRoom(node, PROMPT_BOXES[classOf(node)]);
     const readPrompt = PROMPTS[classOf(node)];
     if (readPrompt) {
       lowerWhileLinked(node, "prompt");

@@ -35,7 +35,14 @@ function underlined(prompt, ranges, phrases) {
 export class PromptHelp {
   constructor() {
     const label = "Prompt with the words of each concept";
-    this.prompt = element("p", { className: "magic-prompt", "aria-label": label });
+    this.prompt = element("p", {
+      className: "magic-prompt",
+      "aria-label": label,
+      // The host zooms by the wheel, but over what has the focus and says this.
+      "data-capture-wheel": "true",
+    });
+    this.prompt.addEventListener("scroll", () => this.#showWhetherMore());
+    new ResizeObserver(() => this.#showWhetherMore()).observe(this.prompt);
     this.missing = element("p", { className: "magic-missing", role: "alert" });
     this.content = element("div", { className: "magic-help" });
   }
@@ -56,10 +63,19 @@ export class PromptHelp {
       if (list.length) complaints.push(`Not in the prompt: ${list.join(", ")}`);
       this.prompt.replaceChildren(...underlined(prompt, ranges, phrases));
       if (!this.prompt.parentNode) this.content.prepend(this.prompt);
+      this.#showWhetherMore();
     } else {
       this.prompt.remove();
     }
     this.#complain(complaints.join(". "));
+  }
+
+  /** Fades what is cut off below. Only what can be scrolled takes the focus. */
+  #showWhetherMore() {
+    const { scrollTop, scrollHeight, clientHeight } = this.prompt;
+    this.prompt.classList.toggle("magic-more-below", scrollHeight - clientHeight - scrollTop > 1);
+    if (scrollHeight - clientHeight > 1) this.prompt.tabIndex = 0;
+    else this.prompt.removeAttribute("tabindex");
   }
 
   /**

@@ -9,6 +9,8 @@ import { isLinked } from "./graph.js";
 
 const CUSTOM = "custom";
 const INPUT = 1;
+/** The least of a text box for prompts, in pixels with the margin: five lines in the classic mode. */
+const FIVE_LINES = 80;
 /** What is left of a text box that shows nothing, in pixels: room for its socket. */
 const LOW = 26;
 
@@ -52,6 +54,21 @@ export function leaveOutHidden(node) {
 const isHidingAdvanced = () =>
   globalThis.LiteGraph?.vueNodesMode === true &&
   !app.extensionManager.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
+
+/**
+ * The host's text boxes show two lines of the classic mode, and a prompt seldom fits into them. In
+ * Nodes 2.0 they are higher by themselves.
+ *
+ * @param {GraphNode} node
+ * @param {string} name of the widget
+ */
+export function giveRoom(node, name) {
+  const options = widgetOf(node, name)?.options;
+  if (!options) return;
+  options.getMinHeight = () => FIVE_LINES;
+  const [width, height] = node.size;
+  node.setSize([width, Math.max(height, node.computeSize()[1])]);
+}
 
 /**
  * A text box shows nothing while its text comes from another node: then it is as low as a socket,

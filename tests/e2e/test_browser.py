@@ -118,6 +118,22 @@ COUNT_CHANGES_OF_ALERT = """() => {
     const all = { childList: true, characterData: true, subtree: true };
     observer.observe(document.querySelector('[role=alert].magic-missing'), all);
 }"""
+# Of the underlined prompt: how high all of it is, how much is shown, whether it fades below, and
+# whether it takes the focus.
+SHOWN_OF_PROMPT = """() => {
+    const prompt = document.querySelector('.magic-prompt');
+    const { scrollHeight, clientHeight, classList, tabIndex } = prompt;
+    return [scrollHeight, clientHeight, classList.contains('magic-more-below'), tabIndex == 0];
+}"""
+# The text boxes of a type's only node: how high each is, and how high its text.
+TEXT_BOXES = """type => {
+    const node = app.graph.nodes.find(node => node.type == type);
+    const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+    const boxes = LiteGraph.vueNodesMode
+        ? [...drawn.querySelectorAll('textarea')]
+        : node.widgets.map(widget => widget.element).filter(each => each?.tagName == 'TEXTAREA');
+    return boxes.map(({ clientHeight, scrollHeight }) => [clientHeight, scrollHeight]);
+}"""
 HELP_PICTURE = "() => document.querySelector('.node-help-content img')?.naturalWidth > 0"
 STEPS = 8
 
@@ -471,6 +487,54 @@ def test_a_phrase_that_is_not_in_the_prompt_is_marked_before_queueing(frontend: 
             "an alert that is touched is read out again"
         )
     assert view.get_by_role("alert").inner_text() == f"Not in the prompt: '{first}', '{others[1]}'"
+
+
+def test_a_prompt_is_shown_whole_or_seen_to_go_on(frontend: Frontend) -> None:
+    page = frontend.page
+    frontend.load(workflow_files.read("MagicFace-7-detail-pass"))
+    frontend.zoom_to("MagicSemanticLayout")
+    whole, shown, *cue = page.evaluate(SHOWN_OF_PROMPT)
+    assert whole == shown > 60 and cue == [False, False]
+
+    prompt = "a man, " * 200
+    frontend.set_widgets(**{"MagicSemanticLayout.prompt": prompt})
+    page.evaluate("() => document.dispatchEvent(new Event('input'))")
+
+    page.wait_for_function("() => document.querySelector('.magic-more-below')")
+    whole, shown, *cue = page.evaluate(SHOWN_OF_PROMPT)
+    assert whole > shown > 150 and cue == [True, True]
+    frontend.screenshot("long_prompt")
+    page.locator(".magic-prompt").click()
+    page.mouse.wheel(0, 2000)
+    page.wait_for_function("() => !document.querySelector('.magic-more-below')")
+    assert frontend.complaints_about_us() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        ("MagicFace-7-detail-pass", "MagicDetailPass"),
+        ("MagicFace-7-detail-pass", "MagicSemanticLayout"),
+        ("MagicFace-2-three-concepts", "MagicFaceApply"),
+        ("MagicFace-6-two-people", "MagicFaceApply"),
+        (None, "MagicDetailPass"),
+        (None, "MagicFaceApply"),
+    ],
+)
+def test_a_text_box_has_room_for_its_text_and_not_much_more(
+    frontend: Frontend, name: str | None, node: str
+) -> None:
+    """In a template, and of a node from the menu."""
+    if name:
+        frontend.load(workflow_files.read(name))
+    else:
+        frontend.page.evaluate("() => app.graph.clear()")
+        frontend.page.evaluate(ADD_NODE, node)
+    frontend.zoom_to(node)
+
+    (box, text), *_ = frontend.page.evaluate(TEXT_BOXES, node)
+
+    assert text <= box <= 130 and box >= 60
 
 
 @pytest.mark.parametrize("widget", ["MagicFaceApply.prompt", "MagicFaceConcept.phrase"])
