@@ -131,11 +131,12 @@ def check_target_region(region: Tensor, owner: str) -> None:
 
 def check_painted(mask: Tensor, least: float, owner: str, what_to_do: str) -> None:
     """ValueError when nothing of a mask is above `least`. To be called before anything else is
-    looked at: Load Image gives an empty mask of another size until something is painted."""
+    looked at: Load Image gives an empty mask of another size until something is painted. Nobody
+    knows here whether the mask was to be painted, or is what a node has found."""
     if float(mask.max()) <= least:
         raise ValueError(
-            f"{owner} is empty: {what_to_do} (right-click the picture of Load Image, Open in"
-            " MaskEditor)"
+            f"{owner} is empty: {what_to_do} (on a loaded picture: right-click its node, Open in"
+            " MaskEditor; a mask that a node makes: look at what that has found)"
         )
 
 

@@ -215,7 +215,7 @@ def warn_of_border(
     what_to_do = (
         "Turn off invert"
         if is_inverted
-        else "Of a cut-out Load Image gives what is transparent: turn on invert, or put Invert Mask"
+        else "The mask of a cut-out is what is transparent: turn on invert, or put Invert Mask"
         " before"
     )
     notice(

@@ -176,7 +176,8 @@ class MagicStyleReference(Node):
         if len(masks) != 1:
             raise ValueError(
                 f"{len(masks)} masks for one style: give one, which counts for every picture of the"
-                " content (MaskFromBatch picks one)"
+                " content (for one of several: Convert Mask to Image, ImageFromBatch, Convert Image"
+                " to Mask)"
             )
         return io.NodeOutput((*styles, Style(inversion, weight, masks[0])))
 

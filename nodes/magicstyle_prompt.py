@@ -392,7 +392,8 @@ class MagicStyleEdit(Node):
             if len(keep) not in (1, content.batch):
                 raise ValueError(
                     f"keep has {len(keep)} masks, the content {content.batch} pictures: give one"
-                    " mask, or one for each (MaskFromBatch picks one)"
+                    " mask, or one for each (for one of several: Convert Mask to Image,"
+                    " ImageFromBatch, Convert Image to Mask)"
                 )
         content.check_model(model, "the content")
         if content.method == "o-belm" and (keep is not None or phrases):

@@ -97,7 +97,10 @@ def test_aspects_may_differ_by_rounding_only() -> None:
 
 def test_an_empty_mask_is_said_to_be_painted() -> None:
     check_painted(torch.tensor([[0.0, 0.2]]), 0.1, "the mask", "paint it")
-    with pytest.raises(ValueError, match=r"the mask is empty: paint it \(.* Open in MaskEditor\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"the mask is empty: paint it \(.* Open in MaskEditor; a mask that a node makes",
+    ):
         check_painted(torch.zeros(1, 64, 64), 0.0, "the mask", "paint it")
 
 
