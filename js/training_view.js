@@ -10,7 +10,7 @@
  * in base64; encoded: how many pictures of how many are encoded, before the first step; pictures: in
  * the first event, of each picture a JPEG, dark where it does not count, and the share that does;
  * end: of a training that has stopped before its last step, whether the next one goes on from there
- * ("kept") or not ("lost").
+ * ("kept") or not ("lost"); goes_on: whether it is one that goes on.
  * @typedef {{ name: string, share: number, picture: string }} LearnedPicture
  * @typedef {Place & {
  *   run?: string,
@@ -20,12 +20,13 @@
  *   preview: string | null,
  *   seconds_left: number | null,
  *   end?: "kept" | "lost" | null,
+ *   goes_on?: boolean,
  *   encoded?: [number, number] | null,
  *   pictures?: LearnedPicture[] | null,
  * }} State
  */
 
-import { addView, dataUrl, element } from "./elements.js";
+import { addView, caption, dataUrl, element } from "./elements.js";
 
 const WIDTH = 300;
 const HEIGHT = 90;
@@ -33,6 +34,10 @@ const PREVIEWS = 8;
 const POINTS = 1000;
 const SMOOTHING = 0.9;
 const GOES_ON = ": Run goes on from there";
+const THEN_ON = ", then on from where it stopped";
+const OF_PICTURES = "How much of each picture counts: dark is left out.";
+const OF_CURVE = "Loss, lower is better: thin each step, bold its trend.";
+const OF_PREVIEWS = "Previews, the newest large.";
 const SVG = "http://www.w3.org/2000/svg";
 
 /** @param {number | null | undefined} seconds */
@@ -64,12 +69,16 @@ export function smoothed(losses) {
  * @param {State} state
  * @param {string} ofLoss
  */
-function account({ step, steps, encoded, end, seconds_left: secondsLeft }, ofLoss) {
+function account(
+  { step, steps, encoded, end, goes_on: goesOn, loss, seconds_left: secondsLeft },
+  ofLoss,
+) {
   const place = `step ${step} of ${steps}${ofLoss}`;
   if (end) return `stopped at ${place}${end === "kept" ? GOES_ON : ""}`;
   if (encoded && encoded[0] < encoded[1]) {
-    return `encoding pictures: ${encoded[0]} of ${encoded[1]}`;
+    return `encoding pictures: ${encoded[0]} of ${encoded[1]}${goesOn ? THEN_ON : ""}`;
   }
+  if (goesOn && step && loss === null) return `goes on from ${place}`;
   return `${place}${timeLeft(secondsLeft)}`;
 }
 
@@ -179,17 +188,23 @@ export class TrainingView {
   constructor(node) {
     // Not read out: it changes a few times a second.
     this.words = element("p", { role: "status", "aria-live": "off" });
+    this.ofPictures = caption(OF_PICTURES);
     this.curve = emptyCurve();
+    this.ofCurve = caption(OF_CURVE);
     const pictures = { className: "magic-learned", "aria-label": "What of each picture counts" };
     this.pictures = element("div", pictures);
     const previews = { className: "magic-previews", "aria-label": "Previews" };
     this.previews = element("div", previews);
+    this.ofPreviews = caption(OF_PREVIEWS);
     this.content = element(
       "section",
       { className: "magic-view", "aria-label": "Training" },
       this.words,
+      this.ofPictures,
       this.pictures,
+      this.ofCurve,
       this.curve,
+      this.ofPreviews,
       this.previews,
     );
     addView(node, "training", this.content);
@@ -219,6 +234,7 @@ export class TrainingView {
     const last = run.previews.at(-1) ?? null;
     if (last === this.#shownPreview) return;
     this.#shownPreview = last;
+    this.ofPreviews.hidden = !last;
     this.previews.replaceChildren(
       ...run.previews.map((preview) => {
         const title = `step ${preview.step}`;
@@ -232,6 +248,7 @@ export class TrainingView {
   #showPictures(pictures) {
     if (pictures === this.#shownPictures) return;
     this.#shownPictures = pictures;
+    this.ofPictures.hidden = !pictures.length;
     this.pictures.replaceChildren(
       ...pictures.map(({ name, share, picture }) => {
         const counts = `${Math.round(100 * share)} %`;

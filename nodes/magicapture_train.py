@@ -159,13 +159,28 @@ class MagiCaptureTrain(Node):
         node = cls.hidden.unique_id if cls.hidden else None
         watch = TrainingWatch(capture, subject, style, node)
 
+        def recognised(fingerprint: str) -> None:
+            kept = _checkpoint(fingerprint, checkpoint_every)
+            watch.recognised(kept is not None and kept.path.is_file())
+
         def train() -> Trained:
             training = CaptureTraining(
-                model, clip, vae, subject, style, identity, capture, watch.encoded, True
+                model,
+                clip,
+                vae,
+                subject,
+                style,
+                identity,
+                capture,
+                watch.encoded,
+                checks_memory=True,
+                on_recognised=recognised,
             )
             checkpoint = _checkpoint(training.fingerprint, checkpoint_every)
             try:
-                return training.run(watch.stepped, checkpoint, watch.previewed, preview_every)
+                return training.run(
+                    watch.stepped, checkpoint, watch.previewed, preview_every, watch.taken_up
+                )
             except BaseException:
                 watch.stopped(checkpoint is not None and checkpoint.path.is_file())
                 raise

@@ -49,9 +49,15 @@ class TrainingWatch:
         self._loss: float | None = None
         self._step = 0
         self._end: str | None = None
+        self._goes_on = False
         self._began: tuple[float, int] | None = None
         self._sent = 0.0
         self.previews: list[Tensor] = []
+
+    def recognised(self, is_kept: bool) -> None:
+        """Before pictures are encoded. is_kept: whether the state of this very training is there,
+        from which it will go on."""
+        self._goes_on = is_kept
 
     def encoded(self) -> None:
         import comfy.model_management as management
@@ -59,9 +65,19 @@ class TrainingWatch:
         management.throw_exception_if_processing_interrupted()
         self._encoded += 1
         if listening_page() is None:
-            self._say(f"encoding pictures: {self._encoded}/{self._encodings}")
+            after = ", then on from where it stopped" if self._goes_on else ""
+            self._say(f"encoding pictures: {self._encoded}/{self._encodings}{after}")
         else:
             self._tell(0, is_due=self._encoded == self._encodings)
+
+    def taken_up(self, step: int) -> None:
+        """It goes on after `step` steps, which were done at another time."""
+        self._goes_on = True
+        self._bar.update_absolute(step, self._total)
+        if listening_page() is None:
+            self._say(f"goes on from step {step}/{self._total}")
+        else:
+            self._tell(step, is_due=True)
 
     def stepped(self, step: int, loss: float) -> None:
         import comfy.model_management as management
@@ -111,6 +127,7 @@ class TrainingWatch:
             "preview": None if preview is None else as_base64(preview, "JPEG"),
             "seconds_left": left,
             "end": self._end,
+            "goes_on": self._goes_on,
             "encoded": None if self._loss is not None else [self._encoded, self._encodings],
             "pictures": None if self._has_shown_pictures else list(self._pictures()),
         }

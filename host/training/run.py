@@ -92,8 +92,10 @@ class CaptureTraining:
         settings: CaptureSettings,
         on_encoded: Callable[[], None] = lambda: None,
         checks_memory: bool = False,
+        on_recognised: Callable[[str], None] = lambda fingerprint: None,
     ):
-        """on_encoded: called after each encoded version of a picture; may raise to cancel.
+        """on_recognised: called with its fingerprint, before anything is encoded. on_encoded:
+        called after each encoded version of a picture; may raise to cancel.
         checks_memory: whether what it needs is computed before the network is loaded: a ValueError
         when that does not fit."""
         import comfy.model_management as management
@@ -127,6 +129,12 @@ class CaptureTraining:
             )
             device, denoiser = self.networks.device, self.networks.denoiser
             self.side = settings.side or denoiser.native_side
+            # Of weights as they are in files: those that the host has loaded may be patched.
+            management.unload_all_models()
+            self.fingerprint = training_fingerprint(
+                self.networks, vae, subject, style, settings, self.side
+            )
+            on_recognised(self.fingerprint)
             encoding = (vae, denoiser.process_in, self.side, settings.versions)
             faces, mask_mode = self.networks.faces, settings.rules.mask_mode
 
@@ -156,9 +164,6 @@ class CaptureTraining:
             # The host does not know how much memory the training takes, so it would not make room
             # by itself.
             management.unload_all_models()
-            self.fingerprint = training_fingerprint(
-                self.networks, vae, subject, style, settings, self.side
-            )
         self.step = 0
         self.history = History()
         self._phase: Phase | None = None
@@ -170,14 +175,16 @@ class CaptureTraining:
         checkpoint: CheckpointFile | None = None,
         on_preview: OnPreview | None = None,
         preview_every: int = 0,
+        on_taken_up: Callable[[int], None] = lambda step: None,
     ) -> Trained:
         """Trains from where it stands to the end. The state is kept in the checkpoint as often as
         that says and on a cancel, and removed at the end; one of the same training that is there
-        already is taken up."""
+        already is taken up. on_taken_up: called then, with the steps that it had done."""
         with training_mode():
             if checkpoint is not None:
                 if (state := checkpoint.read(self.fingerprint)) is not None:
                     self.take_up(state, checkpoint.path)
+                    on_taken_up(self.step)
                 checkpoint.try_folder(self._state_size())
             try:
                 with self.networks.identity_on_device():

@@ -641,6 +641,8 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
     assert training.locator(".magic-previews img").count() == 8
     figures = training.get_by_label("What of each picture counts").locator("figure")
     assert figures.all_inner_texts() == ["32 %", "100 %"]
+    captions = training.locator(".magic-caption").all_inner_texts()
+    assert [text.split()[0] for text in captions] == ["How", "Loss,", "Previews,"]
     assert figures.first.get_attribute("title") == "anna 0, 32 % of it counts"
     assert len((training.locator(".magic-trend").get_attribute("points") or "").split()) == 11
     assert (training.locator("svg").get_attribute("aria-label") or "").startswith(
@@ -682,6 +684,14 @@ def test_a_training_is_one_curve_to_its_end(frontend: Frontend) -> None:
     def points() -> int:
         return len((trend.get_attribute("points") or "").split())
 
+    about = {"node": node, "steps": 20, "preview": None, "seconds_left": None, "goes_on": True}
+    for step, encoded, said in (
+        (0, [1, 2], "encoding pictures: 1 of 2, then on from where it stopped"),
+        (8, None, "goes on from step 8 of 20"),
+    ):
+        state = {**about, "run": "kept", "step": step, "loss": None, "encoded": encoded}
+        frontend.send("magicportrait.training", state)
+        assert words.inner_text() == said
     send(0, None, picture)
     assert words.inner_text() == "step 0 of 20"
     losses = [1 / step for step in range(1, 20)] + [0.25]

@@ -175,6 +175,36 @@ def test_a_training_that_is_cancelled_says_whether_it_can_go_on(
     assert said == [is_kept]
 
 
+def test_a_training_that_goes_on_says_so_before_it_encodes_anything(folders, monkeypatch):
+    told: list[tuple[str, Any]] = []
+    last = 3
+
+    def stepped(watch: TrainingWatch, step: int, loss: float) -> None:
+        told.append(("stepped", step))
+        if step == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        TrainingWatch, "recognised", lambda watch, kept: told.append(("recognised", kept))
+    )
+    monkeypatch.setattr(TrainingWatch, "encoded", lambda watch: told.append(("encoded", None)))
+    monkeypatch.setattr(
+        TrainingWatch, "taken_up", lambda watch, step: told.append(("taken up", step))
+    )
+    monkeypatch.setattr(TrainingWatch, "stepped", stepped)
+    inputs = (*models_of(), *subject_and_style())
+    with pytest.raises(KeyboardInterrupt):
+        magicapture_train.MagiCaptureTrain.execute(*inputs, **TRAIN)
+    assert told[:2] == [("recognised", False), ("encoded", None)]
+    assert told[-3:] == [("stepped", step) for step in (1, 2, 3)]
+
+    told.clear()
+    last = 0
+    magicapture_train.MagiCaptureTrain.execute(*inputs, **TRAIN)
+    assert told[:2] == [("recognised", True), ("encoded", None)]
+    assert told[-4:] == [("taken up", 3), *(("stepped", step) for step in (4, 5, 6))]
+
+
 def test_a_lora_of_another_model_is_refused_before_it_is_merged():
     model, clip, _ = models_of()
     lora, embeddings, *_ = trained().args
@@ -726,7 +756,7 @@ def test_the_preset_is_the_official_code_s(monkeypatch):
     class Stop(Exception):
         pass
 
-    def training(*args: Any) -> None:
+    def training(*args: Any, **options: Any) -> None:
         settings.append(args[6])
         raise Stop
 

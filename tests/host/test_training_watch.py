@@ -125,6 +125,32 @@ def test_what_of_each_picture_counts_is_told_once(
         assert [shown.getpixel((4, y)) > 128 for y in (1, 14)] == [*map(bool, is_lit)]
 
 
+def test_a_training_that_goes_on_says_so_from_the_first_picture_on(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_watch, "_SECONDS_BETWEEN_EVENTS", 0.0)
+    watched = watch(9, versions=1)
+    watched.recognised(True)
+    watched.encoded()
+    watched.taken_up(4)
+    watched.stepped(5, 0.5)
+    assert [(point["step"], point["loss"], point["goes_on"]) for point in page.points] == [
+        (0, None, True),
+        (4, None, True),
+        (5, 0.5, True),
+    ]
+
+    said: list[str] = []
+    monkeypatch.setattr(TrainingWatch, "_say", lambda self, text: said.append(text))
+    monkeypatch.setattr(training_watch, "listening_page", lambda: None)
+    watched.encoded()
+    watched.taken_up(4)
+    assert said == [
+        "encoding pictures: 2/1, then on from where it stopped",
+        "goes on from step 4/9",
+    ]
+
+
 @pytest.mark.parametrize(("is_kept", "end"), [(True, "kept"), (False, "lost")])
 def test_a_training_that_stops_says_at_which_step(page: Page, is_kept: bool, end: str) -> None:
     watched = watch(9)
