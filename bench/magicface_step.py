@@ -118,7 +118,7 @@ def with_references(
         # references.
         inject_at=0.5,
         semantic_cfg=True,
-        kept=FeatureStore() if keep else None,
+        store=FeatureStore() if keep else None,
         bands=SPARSE if is_sparse else None,
     )
     return patch.add_to(model), positive

@@ -93,7 +93,7 @@ def measure(mode: str, scale: Scale) -> Cost:
             range=ALL_OF_SAMPLING,
             fuses_negative=False,
             adain=PRESETS["balanced"].adain,
-            kept=store,
+            store=store,
         )
         model, start = patch.add_to(model), patch.start_samples(model)
         if store:

@@ -194,7 +194,7 @@ def draw(
         range=SamplingRange(preset.start, preset.end),
         fuses_negative=False,
         adain=preset.adain,
-        kept=store,
+        store=store,
         bands=bands,
     )
     noise = patch.start_samples(model)

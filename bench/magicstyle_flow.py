@@ -258,7 +258,7 @@ def patch_of(
         range=SamplingRange(preset.start, preset.end),
         fuses_negative=False,
         adain=preset.adain,
-        kept=store,
+        store=store,
         placement=setting.placement,
     )
 

@@ -175,15 +175,15 @@ class NegativeQueriesPatch(NewStylePatch):
 
 
 class NegativeQueriesRun(NewStyleRun):
-    def _styled_rows(self) -> frozenset[Any]:
+    def _rows_to_style(self) -> frozenset[Any]:
         return rows_of_roles(self._start.guider, self._start.guider.conds)
 
-    def _styled(self, bank: FeatureBank[Features] | None, view: LayerView) -> Tensor:
+    def _style(self, bank: FeatureBank[Features] | None, view: LayerView) -> Tensor:
         if view.cond not in rows_of_roles(self._start.guider, ["negative"]):
-            return super()._styled(bank, view)
+            return super()._style(bank, view)
         assert bank is not None
         features = [cast_features(one, view.q) for one in bank[view.layer]]
-        [style] = self._places.placed(features, view)[1]
+        [style] = self._places.place(features, view)[1]
         q, rows = resample_tokens(style.q, style.grid, view.grid), []
         for image in range(len(view.q)):
             own, one = features_of(view, image), slice(image, image + 1)
@@ -245,9 +245,9 @@ class WatchedPatch(MagicStylePatch):
 class WatchedRun(MagicStyleRun):
     _patch: WatchedPatch
 
-    def _fused(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
+    def _fuse(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
         features = [cast_features(one, view.q) for one in bank[view.layer]]
-        [content], styles = self._places.placed(features, view)
+        [content], styles = self._places.place(features, view)
         share = self._patch.shares(view.grid).flatten(1) > 0.5
         for name, is_shared in (("one for each style", False), ("one for both styles", True)):
             masses = []
@@ -259,7 +259,7 @@ class WatchedRun(MagicStyleRun):
             own_large, other_large = (large[-1], large[0] if is_shared else 0.0)
             masses_of_both = (own_small, other_small, own_large, other_large)
             self._patch.masses.setdefault(name, []).append(masses_of_both)
-        return super()._fused(bank, view)
+        return super()._fuse(bank, view)
 
     def _masses(
         self, view: LayerView, content: Features, style: Features, sharers: Sequence[Features]

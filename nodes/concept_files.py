@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.models import concept_files
-from ..host.page.thumbnails import taken_on_page, thumbnails
+from ..host.page.thumbnails import thumbnails, thumbnails_on_page
 from ..magic.concepts import Concept
 from .declare import Concepts, ConceptsBefore, chain_output, file_complaint, schema
 from .inputs import Node, check_texts
@@ -104,4 +104,4 @@ class MagicConceptLoad(Node):
                     f" '{words}': leave phrase empty"
                 )
             read = (dataclasses.replace(read[0], phrase=words),)
-        return io.NodeOutput((*concepts, *read), ui=taken_on_page(read[0]))
+        return io.NodeOutput((*concepts, *read), ui=thumbnails_on_page(read[0]))

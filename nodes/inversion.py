@@ -10,15 +10,15 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..host.inversion import files as inversion_files
-from ..host.inversion.cache import invert_cached
+from ..host.inversion.cache import invert_with_cache
 from ..host.inversion.inputs import (
     checked_sigmas,
     decoded_pictures,
     default_negative,
     empty_conditioning,
-    guided,
     picture_latent,
     sigmas_of,
+    with_guidance,
 )
 from ..host.inversion.run import (
     METHODS,
@@ -354,10 +354,10 @@ class MagicStyleInvert(Node):
         conds = {"positive": positive, "negative": negative}
         for name, conditioning in conds.items():
             check_conditioning(conditioning, name)
-        conds = {name: guided(model, conditioning) for name, conditioning in conds.items()}
+        conds = {name: with_guidance(model, conditioning) for name, conditioning in conds.items()}
         levels = sigmas_of(model, scheduler, steps) if sigmas is None else checked_sigmas(sigmas)
         recipe = Recipe(method_today(method), iterations, tolerance, cfg)
-        inversion, is_cached = invert_cached(
+        inversion, is_cached = invert_with_cache(
             model, samples, conds, levels, recipe, cache_mb, measure
         )
         pictures = _reconstruction(inversion, samples, vae, image if latent is None else None)

@@ -159,9 +159,9 @@ class MagiCaptureTrain(Node):
         node = cls.hidden.unique_id if cls.hidden else None
         watch = TrainingWatch(capture, subject, style, node)
 
-        def recognised(fingerprint: str) -> None:
-            kept = _checkpoint(fingerprint, checkpoint_every)
-            watch.recognised(kept is not None and kept.path.is_file())
+        def look_for_checkpoint(fingerprint: str) -> None:
+            checkpoint = _checkpoint(fingerprint, checkpoint_every)
+            watch.on_checkpoint(checkpoint is not None and checkpoint.path.is_file())
 
         def train() -> Trained:
             training = CaptureTraining(
@@ -172,17 +172,17 @@ class MagiCaptureTrain(Node):
                 style,
                 identity,
                 capture,
-                watch.encoded,
+                watch.on_encoding,
                 checks_memory=True,
-                on_recognised=recognised,
+                on_recognised=look_for_checkpoint,
             )
             checkpoint = _checkpoint(training.fingerprint, checkpoint_every)
             try:
                 return training.run(
-                    watch.stepped, checkpoint, watch.previewed, preview_every, watch.taken_up
+                    watch.on_step, checkpoint, watch.on_preview, preview_every, watch.on_resume
                 )
             except BaseException:
-                watch.stopped(checkpoint is not None and checkpoint.path.is_file())
+                watch.on_stop(checkpoint is not None and checkpoint.path.is_file())
                 raise
 
         with memory_freed():

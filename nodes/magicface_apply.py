@@ -363,7 +363,7 @@ class MagicFaceApply(Node):
             semantic_cfg=semantic_cfg,
             noise_seed=noise_seed,
             noise_per_step=reference_noise == "per step",
-            kept=FeatureStore() if is_kept else None,
+            store=FeatureStore() if is_kept else None,
             bands=PASSES[reference_passes],
             placement=positions,
             loras=loras,
@@ -421,7 +421,7 @@ class MagicFaceApply(Node):
             [concept.phrase for concept in concepts],
             uuid.uuid4().hex,
             backbone.context,
-            pictures.shown,
+            pictures.for_text,
         )
         return EditRegionsPatch(
             layout=cls._layout(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.page.thumbnails import taken_on_page
+from ..host.page.thumbnails import thumbnails_on_page
 from ..host.pictures import own_picture
 from ..host.pictures.own_picture import NO_PICTURE
 from ..magic.concepts import LEVELS, Concept
@@ -224,4 +224,4 @@ class MagicFaceConcept(Node):
             end=end,
             curve=curve,
         )
-        return io.NodeOutput((*concepts, concept), ui=taken_on_page(concept))
+        return io.NodeOutput((*concepts, concept), ui=thumbnails_on_page(concept))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.inversion.cache import invert_cached
+from ..host.inversion.cache import invert_with_cache
 from ..host.inversion.inputs import (
     decoded_pictures,
     empty_conditioning,
@@ -85,7 +85,7 @@ def _patch(
         range=SamplingRange(preset.start, preset.end),
         fuses_negative=fuses_negative,
         adain=preset.adain,
-        kept=FeatureStore() if is_kept else None,
+        store=FeatureStore() if is_kept else None,
         bands=bands,
         placement=placement,
     )
@@ -509,7 +509,7 @@ class MagicStyleSampler(Node):
         conds = {"positive": empty, "negative": empty}
         sigmas, recipe = sigmas_of(model, scheduler, steps), _recipe(model)
         inverted, style_inverted = (
-            invert_cached(
+            invert_with_cache(
                 model,
                 encoded_picture(model, picture, vae, name),
                 conds,

@@ -17,7 +17,7 @@ from ..host.layout.record import LayoutRecord
 from ..host.sampling.backbone import Backbone, backbone_of
 from ..host.sampling.feature_store import FeatureStore
 from ..host.sampling.range import SamplingRange
-from ..host.sampling.references import fitted
+from ..host.sampling.references import fit
 from ..host.systems.magicstyle import Style
 from ..host.systems.new_style import NewStylePatch, StylePicture
 from ..host.systems.prompt_edit import HOLDS, PromptEditPatch
@@ -219,7 +219,7 @@ class MagicStyleNewPicture(Node):
             blocks=blocks,
             range=SamplingRange(start, end),
             placement=positions,
-            kept=FeatureStore() if keep_features == "memory" else None,
+            store=FeatureStore() if keep_features == "memory" else None,
             bands=PASSES[reference_passes],
         )
         return io.NodeOutput(patch.add_to(model))
@@ -241,7 +241,7 @@ def _noised(
     """Pictures (B H W 3) that are not inverted; ValueError without what the model needs."""
     empty = empty_conditioning(model, clip)
     return [
-        StylePicture(encoded_picture(model, fitted(one, backbone), vae, "image"), empty)
+        StylePicture(encoded_picture(model, fit(one, backbone), vae, "image"), empty)
         for one in image.split(1)
     ]
 

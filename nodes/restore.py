@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.faces.restoration import SMALLEST_FACE, on_device, restore_face, upscaled
+from ..host.faces.restoration import SMALLEST_FACE, on_device, restore_face, upscale
 from ..host.pictures.host_boxes import from_host_boxes
 from ..host.pictures.mask_parts import boxes_of_parts
 from ..magic.boxes import Box
@@ -161,7 +161,7 @@ class MagicPortraitRestore(Node):
         if upscale_model is not None:
             factor = float(upscale_model.scale)
             for i, picture in enumerate(pictures):
-                pictures[i] = upscaled(picture, upscale_model)
+                pictures[i] = upscale(picture, upscale_model)
                 bar.update(1)
         with on_device(face_model) as model:
             for i, of_picture in enumerate(places):

@@ -50,7 +50,7 @@ class CorrespondenceRecord(RunRecord[Correspondence]):
 
     what = "correspondence"
     # One that is explored takes up to 32 MB.
-    runs_kept = 8
+    capacity = 8
 
     def pick(self, run: Correspondence, pictures: Sequence[int]) -> Correspondence:
         rows = list(pictures)
@@ -185,10 +185,10 @@ class CorrespondenceRun:
             self._layers,
             self._last_sigma,
         )
-        return _joined(self._before, result) if self._before else result
+        return _join(self._before, result) if self._before else result
 
 
-def _joined(first: Correspondence, second: Correspondence) -> Correspondence:
+def _join(first: Correspondence, second: Correspondence) -> Correspondence:
     """Two runs as one: means over the layers of both. What is explored is the second's."""
     layers = first.layers + second.layers
     share = first.layers / layers

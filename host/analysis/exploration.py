@@ -119,14 +119,14 @@ class Exploration:
             raise ValueError(f"the place {x:g},{y:g} is outside the picture: give both in 0 to 1")
         rows, columns = self.grids[group]
         row, column = min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
-        recorded, place = self.maps[group, step], row * columns + column
+        step_maps, place = self.maps[group, step], row * columns + column
         maps = [
             levels[picture, place].float() * peak / 255
             for levels, peak in zip(
-                recorded.levels, recorded.peaks[picture, place].tolist(), strict=True
+                step_maps.levels, step_maps.peaks[picture, place].tolist(), strict=True
             )
         ]
-        shares = tuple(recorded.shares[picture, place].tolist())
+        shares = tuple(step_maps.shares[picture, place].tolist())
         return LookedAt((column / columns, row / rows, 1 / columns, 1 / rows), shares, tuple(maps))
 
 

@@ -20,12 +20,12 @@ _LONGEST_SIDE = 1024
 
 def face_models() -> list[str]:
     """Names of the detectors that are there, the host's own first."""
-    hosted = (
+    own = (
         [name for name in model_folders.names(MEDIAPIPE) if _finds_faces(name)]
         if _has_mediapipe()
         else []
     )
-    return [*hosted, *model_folders.names(FACE_DETECTORS)]
+    return [*own, *model_folders.names(FACE_DETECTORS)]
 
 
 def missing_message(name: str = "") -> str:
@@ -95,10 +95,10 @@ def _yunet_faces(name: str, images: Tensor, threshold: float) -> list[list[Box]]
     progress = ProgressBar(len(images))
     boxes = []
     for image in images:
-        reduced = cv2.resize(as_pixels(image), size, interpolation=cv2.INTER_AREA)
+        small = cv2.resize(as_pixels(image), size, interpolation=cv2.INTER_AREA)
         # OpenCV's order is blue, green, red.
         with model_folders.reading(path, "YuNet"):
-            _, faces = detector.detect(np.ascontiguousarray(reduced[..., ::-1]))
+            _, faces = detector.detect(np.ascontiguousarray(small[..., ::-1]))
         # Fifteen numbers a face: x, y, width, height, five landmarks, score.
         rows = [] if faces is None else faces.tolist()
         boxes.append(

@@ -115,14 +115,14 @@ def _from_onnx(path: Path) -> nn.Module:
         ) from error
     if not isinstance(embedding, Tensor) or embedding.ndim != 2:
         raise ValueError(
-            f"{path.name} gives {_described(embedding)} for a face, an embedding (1 x D) was"
+            f"{path.name} gives {_form_of(embedding)} for a face, an embedding (1 x D) was"
             " expected: this is another network, such as a face detector; take ArcFace weights such"
             " as w600k_r50"
         )
     return network
 
 
-def _described(output: object) -> str:
+def _form_of(output: object) -> str:
     return (
         f"a tensor of shape {list(output.shape)}"
         if isinstance(output, Tensor)

@@ -41,14 +41,14 @@ def restore_face(
     square = _square_around(box, margin)
     side = round(square.width)
     face = cut(image, square)
-    enlarged = F.interpolate(
+    large = F.interpolate(
         face, size=(_INPUT_SIDE, _INPUT_SIDE), mode="bicubic", antialias=True
     ).clamp(0, 1)
-    restored = F.interpolate(
-        model(enlarged).to(face), size=(side, side), mode="bicubic", antialias=True
+    sharp = F.interpolate(
+        model(large).to(face), size=(side, side), mode="bicubic", antialias=True
     ).clamp(0, 1)
     weight = strength * feathered(side, side, feather, (True,) * 4).to(face)
-    return replaced(image, face + weight * (restored - face), square)
+    return replaced(image, face + weight * (sharp - face), square)
 
 
 def _square_around(box: Box, margin: float) -> Box:
@@ -95,7 +95,7 @@ def on_device(
             descriptor.to("cpu")
 
 
-def upscaled(image: Tensor, descriptor: Any) -> Tensor:
+def upscale(image: Tensor, descriptor: Any) -> Tensor:
     """image: 1 3 H W -> 1 3 sH sW, in tiles that become smaller when memory runs out."""
     import comfy.model_management as management
     import comfy.utils
@@ -109,7 +109,7 @@ def upscaled(image: Tensor, descriptor: Any) -> Tensor:
     with on_device(descriptor, memory) as model:
         while True:
             try:
-                scaled: Tensor = comfy.utils.tiled_scale(
+                out: Tensor = comfy.utils.tiled_scale(
                     image,
                     model,
                     tile_x=tile,
@@ -118,7 +118,7 @@ def upscaled(image: Tensor, descriptor: Any) -> Tensor:
                     upscale_amount=descriptor.scale,
                     output_device="cpu",
                 )
-                return scaled.clamp(0, 1)
+                return out.clamp(0, 1)
             except Exception as error:
                 if not is_oom(error):
                     raise

@@ -34,7 +34,7 @@ _PATCHES = (
     "injections",
     "additional_models",
 )
-_NOT_KEPT = (
+_NO_CACHE = (
     "MagicPortrait: an inversion is not remembered, for what another node put into the model or the"
     " conditioning cannot be recognised again"
 )
@@ -160,7 +160,8 @@ def inversion_key(
     recipe: Recipe,
     weights: Fingerprint | None = None,
 ) -> InversionKey:
-    """Arguments as in `invert_cached`. weights: the model's fingerprint, if it is there already."""
+    """Arguments as in `invert_with_cache`. weights: the model's fingerprint, if it is there
+    already."""
     import comfy.patcher_extension as extension
 
     # At CFG 1 the host leaves the negative out, unless a node wants it all the same, or sets
@@ -182,7 +183,7 @@ def inversion_key(
     return InversionKey({"weights": weights or model_fingerprint(model), **parts})
 
 
-def invert_cached(
+def invert_with_cache(
     model: Any,
     samples: Tensor,
     conds: dict[str, list[Any]],
@@ -205,24 +206,24 @@ def invert_cached(
     key = inversion_key(model, samples, conds, sigmas, recipe)
     cache = InversionCache(cache_folder(), cache_mb * 1024**2) if cache_mb else None
     if cache and key.unstable:
-        logging.info("%s. It cannot be read: %s", _NOT_KEPT, "; ".join(key.unstable))
+        logging.info("%s. It cannot be read: %s", _NO_CACHE, "; ".join(key.unstable))
         cache = None
-    cached = cache.get(key.text) if cache else None
+    entry = cache.get(key.text) if cache else None
 
     def step_callback() -> Any:
         return latent_preview.prepare_callback(model, len(sigmas) - 1)
 
-    inversion = cached or invert(
+    inversion = entry or invert(
         model, samples, conds, sigmas, recipe, step_callback(), (key.model, key.text)
     )
     if measures and inversion.resampled is None:
         again = resample(model, inversion, conds, recipe.cfg, step_callback())
         inversion = dataclasses.replace(inversion, resampled=again.cpu())
-    if cache and inversion is not cached:
+    if cache and inversion is not entry:
         weights = key.parts["weights"]
         # Under a key that is another one now nobody would look for it again.
         if changes := key.changes(inversion_key(model, samples, conds, sigmas, recipe, weights)):
-            logging.info("%s. It changes as it runs: %s", _NOT_KEPT, ", ".join(changes))
+            logging.info("%s. It changes as it runs: %s", _NO_CACHE, ", ".join(changes))
         else:
             cache.keep(inversion)
-    return inversion, cached is not None
+    return inversion, entry is not None

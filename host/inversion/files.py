@@ -70,7 +70,8 @@ def _content(inversion: Inversion) -> bytes:
         tensors["resampled"] = inversion.resampled
     header = {
         "conditioning": [
-            _described(index, entry, tensors) for index, entry in enumerate(inversion.conditioning)
+            _plain_entry(index, entry, tensors)
+            for index, entry in enumerate(inversion.conditioning)
         ],
         **{name: getattr(inversion, name) for name in _HEADER_FIELDS if name != "conditioning"},
     }
@@ -85,7 +86,7 @@ def _content(inversion: Inversion) -> bytes:
     return tensor_bytes(tensors, metadata)
 
 
-def _described(index: int, entry: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _plain_entry(index: int, entry: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """A conditioning entry as plain values; its tensors go to `tensors`."""
     cond, options = entry
     tensors[f"conditioning.{index}"] = cond
@@ -128,7 +129,7 @@ def read_inversion(path: Path) -> Inversion:
         raise UnreadableInversion(f"{path.name} was changed after it was written")
     # What follows only a file can break that somebody made to look like one.
     try:
-        return _restored(metadata["header"], tensors)
+        return _restore(metadata["header"], tensors)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UnreadableInversion(f"{path.name} is no inversion: {error}") from error
 
@@ -171,7 +172,7 @@ def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _restored(header: str, tensors: dict[str, Tensor]) -> Inversion:
+def _restore(header: str, tensors: dict[str, Tensor]) -> Inversion:
     """ValueError when what is in a file does not fit together."""
     fields = json.loads(header)
     if fields.keys() != _HEADER_FIELDS.keys():

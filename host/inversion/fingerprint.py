@@ -85,7 +85,7 @@ def model_fingerprint(model: Any) -> Fingerprint:
     """
     walk = _Walk()
     # What is patched in place at the moment has its original in the backup.
-    originals = {name: saved.weight for name, saved in model.backup.items()}
+    originals = {name: entry.weight for name, entry in model.backup.items()}
     for name, weight in sorted(model.model.diffusion_model.state_dict().items()):
         flat = originals.get(f"diffusion_model.{name}", weight).detach().reshape(-1)
         walk.add(name, name)

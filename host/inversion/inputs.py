@@ -69,7 +69,7 @@ def encoded_picture(model: Any, image: Tensor, vae: Any, name: str) -> Tensor:
     # VAEs of models of videos take a batch for the frames of one.
     batches = image.split(1) if _has_time(model) else (image,)
     try:
-        encoded = torch.cat([vae.encode(batch) for batch in batches])
+        latent = torch.cat([vae.encode(batch) for batch in batches])
     except RuntimeError as error:
         # A VAE makes nothing of a picture that is smaller than a cell of its latent.
         if min(image.shape[1:3]) >= _SMALLEST_SIDE:
@@ -78,7 +78,7 @@ def encoded_picture(model: Any, image: Tensor, vae: Any, name: str) -> Tensor:
             f"{name} has {image.shape[2]}x{image.shape[1]} pixels, which is too small for the VAE:"
             f" connect one of {_SMALLEST_SIDE} or more on each side"
         ) from error
-    return _checked_latent(model, encoded, f"{name} as the vae gives it")
+    return _checked_latent(model, latent, f"{name} as the vae gives it")
 
 
 def decoded_pictures(vae: Any, samples: Tensor) -> Tensor:
@@ -144,10 +144,10 @@ def checked_sigmas(sigmas: Tensor) -> Tensor:
 
 
 def empty_conditioning(model: Any, clip: Any) -> list[Any]:
-    """The empty prompt as CONDITIONING, at the guidance of `guided`. Without a CLIP zeros, for
-    UNets; ValueError for transformers, to which zeros are no empty prompt."""
+    """The empty prompt as CONDITIONING, at the guidance of `with_guidance`. Without a CLIP zeros,
+    for UNets; ValueError for transformers, to which zeros are no empty prompt."""
     if clip is not None:
-        return guided(model, encode(clip, ""))
+        return with_guidance(model, encode(clip, ""))
     if UNet.read(model) is None:
         raise ValueError(
             f"{type(model.model).__name__} needs its own empty prompt: connect clip, the text"
@@ -164,7 +164,7 @@ def default_negative(model: Any, clip: Any, positive: list[Any], cfg: float) -> 
     return empty_conditioning(model, clip)
 
 
-def guided(model: Any, conditioning: list[Any]) -> list[Any]:
+def with_guidance(model: Any, conditioning: list[Any]) -> list[Any]:
     """A conditioning for an inversion: models that are told how strongly to guide are told 1, none,
     unless it says otherwise (FluxGuidance). For all others the same object."""
     family = family_of(model)

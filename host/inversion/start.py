@@ -26,7 +26,7 @@ def is_lost(model_sampling: Any, sigma: float) -> bool:
     return prediction_of(model_sampling) == "flow" and 1 - sigma < _NOTHING
 
 
-def begun(model_sampling: Any, sigma: float, noise: Tensor, latent: Tensor) -> Tensor:
+def noisy_start(model_sampling: Any, sigma: float, noise: Tensor, latent: Tensor) -> Tensor:
     """What the host's samplers begin with, in the model's latent space. noise, latent: alike in
     shape, both in that space; latent: as a sampler has it, not as a LATENT."""
     highest = float(model_sampling.sigma_max)
@@ -35,7 +35,7 @@ def begun(model_sampling: Any, sigma: float, noise: Tensor, latent: Tensor) -> T
     return x
 
 
-def taken_in(latent_format: Any, samples: Tensor) -> Tensor:
+def take_in(latent_format: Any, samples: Tensor) -> Tensor:
     """The samples of a LATENT in the model's latent space, as the host takes them in: it leaves
     empty ones as they are."""
     latent: Tensor = latent_format.process_in(samples) if samples.any() else samples
@@ -89,9 +89,9 @@ class InvertedNoise:
                 f"the NOISE is of {list(x.shape)}, the latent_image of {list(samples.shape)}:"
                 " connect the LATENT of the node that the NOISE is from"
             )
-        latent, nothing = taken_in(self.latent_format, samples), torch.zeros_like(samples)
-        of_latent = begun(self.model_sampling, self.sigma, nothing, latent)
-        by = begun(self.model_sampling, self.sigma, torch.ones_like(samples), nothing)
+        latent, nothing = take_in(self.latent_format, samples), torch.zeros_like(samples)
+        of_latent = noisy_start(self.model_sampling, self.sigma, nothing, latent)
+        by = noisy_start(self.model_sampling, self.sigma, torch.ones_like(samples), nothing)
         return (x - of_latent) / by
 
 

@@ -35,7 +35,7 @@ def layout_masks(step: LayoutStep, phrases: int, size: tuple[int, int]) -> Layou
     """size: rows, columns of the picture. Edges are smoothed to the picture's resolution before
     they are cut."""
 
-    def enlarged(mask: Tensor) -> Tensor:
+    def enlarge(mask: Tensor) -> Tensor:
         return (
             F.interpolate(mask[:, None].float(), size=size, mode="bicubic", align_corners=False)[
                 :, 0
@@ -45,8 +45,8 @@ def layout_masks(step: LayoutStep, phrases: int, size: tuple[int, int]) -> Layou
 
     concepts = torch.from_numpy(step.concepts)
     return LayoutMasks(
-        tuple(enlarged(concepts == i) for i in range(phrases)),
-        enlarged(torch.from_numpy(step.foreground)),
+        tuple(enlarge(concepts == i) for i in range(phrases)),
+        enlarge(torch.from_numpy(step.foreground)),
     )
 
 
@@ -59,13 +59,13 @@ def overlay(masks: LayoutMasks, phrases: Sequence[str], image: Tensor | None) ->
         if image is None
         else image[:, ..., :3].expand(batch, -1, -1, -1)
     )
-    painted = base.clone().float().cpu()
+    pictures = base.clone().float().cpu()
     for i, mask in enumerate(masks.phrases):
-        colours = paint(i, height, width).expand_as(painted)
-        painted = torch.lerp(painted, colours, 0.6 * mask[..., None])
+        colours = paint(i, height, width).expand_as(pictures)
+        pictures = torch.lerp(pictures, colours, 0.6 * mask[..., None])
     strip = _legend(phrases, width)
     words = ", ".join(f"{phrase}: {colour_name(i)}" for i, phrase in enumerate(phrases))
-    return torch.cat([painted, strip.expand(batch, -1, -1, -1)], dim=1), words
+    return torch.cat([pictures, strip.expand(batch, -1, -1, -1)], dim=1), words
 
 
 def _legend(phrases: Sequence[str], width: int) -> Tensor:  # 1 h W 3
@@ -78,6 +78,6 @@ def _legend(phrases: Sequence[str], width: int) -> Tensor:  # 1 h W 3
         top = 3 + i * _LINE
         if i < _MOST_LINES:
             picture.paste(as_image(paint(i, _SWATCH, _SWATCH)), (4, top))
-        text = lettering.wrapped(line, max(1, width - _BESIDE_SWATCH), 1)
+        text = lettering.wrap(line, max(1, width - _BESIDE_SWATCH), 1)
         lettering.write(picture, text, (_BESIDE_SWATCH, top - 2))
     return as_tensor(picture)

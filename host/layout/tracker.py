@@ -119,14 +119,14 @@ class LayoutTracker:
     def finish(self) -> bool:
         """Ends the measurement of a model call: further passes at the same step (PAG, SAG, ...) are
         not measured. False: it had ended, or showed nothing."""
-        measured, self._open = self._open, None
-        if measured is None:
+        measurement, self._open = self._open, None
+        if measurement is None:
             return False
         areas, latest = self._rows.areas, dict[Any, SemanticLayout]()
-        for cond in self._rows.negative & measured.foreground.keys():
-            if (columns := measured.foreground[cond].over(self._blocks)) is not None:
+        for cond in self._rows.negative & measurement.foreground.keys():
+            if (columns := measurement.foreground[cond].over(self._blocks)) is not None:
                 self._foregrounds[areas.get(cond)] = maths.is_described(columns)
-        for cond, mean in measured.tokens.items():
+        for cond, mean in measurement.tokens.items():
             if (maps := mean.over(self._blocks)) is not None:
                 # Guidance that pauses leaves us the last foreground; before it there is none.
                 foreground = self._foregrounds.get(areas.get(cond))

@@ -10,7 +10,7 @@ from ...magic.metrics import linear_chain, mean_cosine
 from ..models import folders as model_folders
 from ..models.folders import METRICS
 from .comparison import AT_ONCE, Comparison, Missing, chosen_file
-from .pretrained import chosen_folder, folders_of, from_folder, image_features, pretrained
+from .pretrained import chosen_folder, folders_of, from_folder, image_features, processor_of
 
 _KINDS = ("clip",)
 _HEAD_MARKS = ("aesthetic", "linearmse", "vit_l_14_linear")
@@ -51,7 +51,7 @@ def clip_t(comparison: Comparison) -> Tensor:
     pictures = image_features(
         CLIPVisionModelWithProjection, folder, comparison.images, lambda out: out.image_embeds
     )
-    tokenizer = pretrained(AutoTokenizer, folder)
+    tokenizer = processor_of(AutoTokenizer, folder)
     model = from_folder(CLIPTextModelWithProjection, folder)
     tokens = tokenizer(
         list(comparison.prompts), padding=True, truncation=True, return_tensors="pt"

@@ -31,14 +31,14 @@ def lpips(comparison: Comparison) -> Tensor:
             f"pictures of {size[1]}x{size[0]} are too small: LPIPS needs {_SMALLEST_SIDE} pixels a"
             " side"
         )
-    scaled = F.interpolate(
+    others = F.interpolate(
         references[..., :3].movedim(-1, 1).float(), size=size, mode="bilinear", antialias=True
     ).to(model.device)
     distances, network = [], model.on_device()
     for image in comparison.images:
         picture = image[..., :3].movedim(-1, 0)[None].float().to(model.device)
         to_each = [
-            network(picture, reference[None], normalize=True).flatten()[0] for reference in scaled
+            network(picture, reference[None], normalize=True).flatten()[0] for reference in others
         ]
         distances.append(torch.stack(to_each).mean())
     return torch.stack(distances)

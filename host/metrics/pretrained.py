@@ -45,7 +45,7 @@ def from_folder(model_class: Any, folder: str) -> BorrowedNetwork:
     return BorrowedNetwork(model_folders.read_network(model_class, path, _what(model_class)))
 
 
-def pretrained(kind: Any, folder: str) -> Any:
+def processor_of(kind: Any, folder: str) -> Any:
     """What prepares inputs, of one of transformers' classes. UnreadableModel when it cannot be
     read."""
     path = model_folders.path_of(METRICS, folder)
@@ -64,7 +64,7 @@ def image_features(
     D. read: takes them out of what the network returns."""
     from transformers import AutoImageProcessor
 
-    processor = pretrained(AutoImageProcessor, folder)
+    processor = processor_of(AutoImageProcessor, folder)
     model, rows = from_folder(model_class, folder), []
     for start in range(0, len(images), AT_ONCE):
         pixels = [as_pixels(image) for image in images[start : start + AT_ONCE]]

@@ -48,8 +48,8 @@ class MetricTable:
         """Over the pictures that have a value; NaN when none has."""
         means = {}
         for name, values in self.columns.items():
-            measured = [value for value in values if not math.isnan(value)]
-            means[name] = sum(measured) / len(measured) if measured else math.nan
+            numbers = [value for value in values if not math.isnan(value)]
+            means[name] = sum(numbers) / len(numbers) if numbers else math.nan
         return means
 
     def markdown(self, labels: Sequence[str]) -> str:
@@ -146,8 +146,8 @@ def values_of_json(text: str, column: str) -> tuple[float, ...]:
     try:
         table = json.loads(text)
         pictures, missing = table["pictures"], table["missing"]
-        measured = [name for name in COLUMNS if pictures and name in pictures[0]]
-        if column in measured:
+        names = [name for name in COLUMNS if pictures and name in pictures[0]]
+        if column in names:
             return tuple(
                 math.nan if picture[column] is None else float(picture[column])
                 for picture in pictures
@@ -156,5 +156,5 @@ def values_of_json(text: str, column: str) -> tuple[float, ...]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError("json is no table of Portrait Metrics: connect its output json") from error
     raise ValueError(
-        f"Portrait Metrics has not measured {column} ({reason}). It has {', '.join(measured)}"
+        f"Portrait Metrics has not measured {column} ({reason}). It has {', '.join(names)}"
     )

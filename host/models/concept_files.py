@@ -71,7 +71,7 @@ def _content(concepts: Sequence[Concept], thumbnail: str) -> bytes:
     if not tensors:
         # safetensors files of nothing are no files to some readers.
         tensors["nothing"] = torch.zeros(1, dtype=torch.uint8)
-    header = json.dumps([_described(concept) for concept in concepts], sort_keys=True)
+    header = json.dumps([_fields_of(concept) for concept in concepts], sort_keys=True)
     metadata = {
         "mark": _MARK,
         "version": _VERSION,
@@ -83,7 +83,7 @@ def _content(concepts: Sequence[Concept], thumbnail: str) -> bytes:
     return tensor_bytes(tensors, metadata)
 
 
-def _described(concept: Concept) -> dict[str, Any]:
+def _fields_of(concept: Concept) -> dict[str, Any]:
     for lora in concept.loras:
         if not lora.name.endswith(_SUFFIX):
             raise ValueError(
@@ -108,12 +108,12 @@ def _described(concept: Concept) -> dict[str, Any]:
             }
             for lora in concept.loras
         ],
-        **({} if concept.text is None else {"text": _described_text(concept.text)}),
-        **_described_times(concept),
+        **({} if concept.text is None else {"text": _text_of(concept.text)}),
+        **_times_of(concept),
     }
 
 
-def _described_times(concept: Concept) -> dict[str, Any]:
+def _times_of(concept: Concept) -> dict[str, Any]:
     """Nothing of a concept that acts all the time, as in files from before there were times."""
     options: dict[str, Any] = {"is_away": True} if concept.is_away else {}
     if concept.layer_weights:
@@ -127,7 +127,7 @@ def _described_times(concept: Concept) -> dict[str, Any]:
     return times
 
 
-def _described_text(text: PhraseText) -> dict[str, Any]:
+def _text_of(text: PhraseText) -> dict[str, Any]:
     return {
         "text": text.text,
         "negative": text.negative,

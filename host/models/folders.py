@@ -152,12 +152,12 @@ def file_state(path: Path) -> str:
     return f"{status.st_mtime_ns} {status.st_size}"
 
 
-def listed_file(kind: str, name: str, listed: Collection[str]) -> Path | None:
+def listed_file(kind: str, name: str, names: Collection[str]) -> Path | None:
     """The path of a file of one of the host's kinds of models; None for a name that is not among
     those listed."""
     import folder_paths
 
-    path = folder_paths.get_full_path(kind, name) if name in listed else None
+    path = folder_paths.get_full_path(kind, name) if name in names else None
     return None if path is None else Path(path)
 
 

@@ -107,9 +107,9 @@ def lora_account(name: str) -> str:
         "date": metadata.get("modelspec.date", "")[:10],
         "by MagicPortrait": versions.get("magicportrait"),
     }
-    said = "; ".join(f"{what} {shown(str(text))}" for what, text in parts.items() if text)
+    account = "; ".join(f"{what} {shown(str(text))}" for what, text in parts.items() if text)
     # Of other files a number of steps alone explains nothing.
-    return said if words or ours or family else ""
+    return account if words or ours or family else ""
 
 
 def _table(content: Any) -> dict[str, Any]:

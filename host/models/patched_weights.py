@@ -25,9 +25,9 @@ def patched_weight(patcher: Any, key: str) -> Tensor:
     if convert is not None:
         # The host keeps quantised weights in forms of their own: its converter gives the numbers.
         value = convert(value, inplace=False)
-    copied: Tensor = value.to(torch.float32, copy=True)
+    own: Tensor = value.to(torch.float32, copy=True)
     patches = patcher.patches.get(key)
-    return comfy.lora.calculate_weight(patches, copied, key) if patches else copied
+    return comfy.lora.calculate_weight(patches, own, key) if patches else own
 
 
 def patched_weights(patcher: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -86,14 +86,14 @@ def write_numbered(root: Path, prefix: str, contents: Mapping[str, bytes]) -> li
     *above, last = os.path.normpath(prefix).split(os.sep)
     for part in [*(part for part in above if part != os.pardir), last]:
         if part.startswith("."):
-            of = "" if part == prefix else f" in {_shown(prefix)}"
+            of = "" if part == prefix else f" in {_quote(prefix)}"
             raise UnwritableFile(
-                f"the name {_shown(part)}{of} begins with a dot, and its file would be hidden: take"
+                f"the name {_quote(part)}{of} begins with a dot, and its file would be hidden: take"
                 " another one"
             )
     if unseen := unseen_in(prefix):
         raise UnwritableFile(
-            f"the name {_shown(prefix)} has a character in it that nobody sees ({unseen}): type it"
+            f"the name {_quote(prefix)} has a character in it that nobody sees ({unseen}): type it"
             " anew, or take another one"
         )
     longest = max(map(len, contents), default=0) + len(_NUMBER)
@@ -106,7 +106,7 @@ def write_numbered(root: Path, prefix: str, contents: Mapping[str, bytes]) -> li
         # The host raises no class of its own.
         except Exception as error:
             raise UnwritableFile(
-                f"the name {_shown(prefix)} leads out of {root}: take one that stays inside"
+                f"the name {_quote(prefix)} leads out of {root}: take one that stays inside"
             ) from error
     for number in itertools.count(first):
         paths = [Path(folder) / f"{stem}_{number:05}_{suffix}" for suffix in contents]
@@ -126,15 +126,15 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     some hundred MB."""
     from safetensors.torch import save
 
-    stored: dict[str, Tensor] = {}
+    content: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
         place = own.untyped_storage().data_ptr()
         # safetensors refuses tensors that share memory.
-        stored[name] = own.clone() if place in places else own
+        content[name] = own.clone() if place in places else own
         places.add(place)
-    return save(stored, None if metadata is None else dict(metadata))
+    return save(content, None if metadata is None else dict(metadata))
 
 
 @contextlib.contextmanager
@@ -189,7 +189,7 @@ def _saying_why(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise UnwritableFile(
-            f"{_shown(path.name)} could not be written into {path.parent}: {reason}"
+            f"{_quote(path.name)} could not be written into {path.parent}: {reason}"
         ) from error
 
 
@@ -200,25 +200,25 @@ def _check_name(path: Path, longest: int) -> None:
             size = len(os.fsencode(name))
         except UnicodeEncodeError as error:
             raise UnwritableFile(
-                f"the name {_shown(name)} has characters that cannot be written: take another one"
+                f"the name {_quote(name)} has characters that cannot be written: take another one"
             ) from error
         if "\0" in name:
             raise UnwritableFile(
-                f"the name {_shown(name)} has a NUL character in it: take another one"
+                f"the name {_quote(name)} has a NUL character in it: take another one"
             )
         if any(unicodedata.category(character) == "Cc" for character in name):
             raise UnwritableFile(
-                f"the name {_shown(name)} has a control character in it, such as the end of a line:"
+                f"the name {_quote(name)} has a control character in it, such as the end of a line:"
                 " take another one"
             )
         if size > (longest if name == path.name else _LONGEST_NAME):
             raise UnwritableFile(
-                f"the name {_shown(name)} has {size} bytes, {longest} are the most: take a shorter"
+                f"the name {_quote(name)} has {size} bytes, {longest} are the most: take a shorter"
                 " one"
             )
 
 
-def _shown(name: str) -> str:
+def _quote(name: str) -> str:
     """A name for a message, without control characters and not too long."""
     plain = ascii(name)[1:-1] if not name.isprintable() else name
     return f"'{plain if len(plain) <= _SHOWN else plain[:_SHOWN] + '...'}'"

@@ -32,7 +32,7 @@ _NUMBERS = {"picture": int, "x": float, "y": float, "step": int}
 
 # The host's routes are told a name only. Nothing is kept alive here: a run lives as long as the
 # graph's cache holds its record.
-_SHOWN: WeakValueDictionary[str, Exploration] = WeakValueDictionary()
+_EXPLORATIONS: WeakValueDictionary[str, Exploration] = WeakValueDictionary()
 
 
 def view_data(
@@ -40,17 +40,17 @@ def view_data(
 ) -> dict[str, Any]:
     """What the page is told of a run, which can be asked for from now on. pictures: B H W 3;
     references: phrase and H W 3 of each."""
-    _SHOWN[exploration.key] = exploration
+    _EXPLORATIONS[exploration.key] = exploration
     phrases = list(dict.fromkeys(phrase for phrase, _ in references))
     scale = heat_colours(torch.linspace(0, 1, _SCALE_STEPS))[None]
     return {
         "key": exploration.key,
-        "pictures": _saved(pictures[: exploration.pictures]),
+        "pictures": _save(pictures[: exploration.pictures]),
         "references": [
             {
                 "phrase": phrase,
                 "colour": phrases.index(phrase),
-                "picture": _saved(_reduced(image)[None])[0],
+                "picture": _save(_reduce(image)[None])[0],
             }
             for phrase, image in references
         ],
@@ -73,7 +73,7 @@ def answer(key: str, query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
     `peak` (x, y in 0..1, null without a share) and `heat`, a transparent PNG in base64. The heats
     of one answer share one scale.
     """
-    exploration = _SHOWN.get(key)
+    exploration = _EXPLORATIONS.get(key)
     if exploration is None:
         return 404, {"error": _GONE}
     try:
@@ -128,14 +128,14 @@ def _overlay(heat: Tensor) -> str:  # h w in 0..1
     return as_base64(as_image(as_overlay(smooth, _STRENGTH)), "PNG")
 
 
-def _reduced(image: Tensor) -> Tensor:  # H W 3
+def _reduce(image: Tensor) -> Tensor:  # H W 3
     size = coarse_size((image.shape[0], image.shape[1]), _MOST_PIXELS)
     return F.interpolate(image.movedim(-1, 0)[None].float(), size=size, mode="area")[0].movedim(
         0, -1
     )
 
 
-def _saved(pictures: Tensor) -> list[Any]:
+def _save(pictures: Tensor) -> list[Any]:
     """Pictures in the host's temporary folder, as in `images`."""
     from comfy_api.latest import io, ui
 

@@ -13,7 +13,7 @@ from .kept_events import KeptEvents
 
 LISTEN_ROUTE = "/magicportrait/listen"
 _LISTENS = "magicportrait"
-_KEPT = web.AppKey("magicportrait_events", KeptEvents)
+_EVENTS = web.AppKey("magicportrait_events", KeptEvents)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def listening_page() -> ListeningPage | None:
     client = getattr(server, "client_id", None)
     if client is None or not server.sockets_metadata.get(client, {}).get(_LISTENS):
         return None
-    events = server.app.get(_KEPT) if hasattr(server, "app") else None
+    events = server.app.get(_EVENTS) if hasattr(server, "app") else None
     return ListeningPage(server, client, _running_workflow(server), events)
 
 
@@ -99,7 +99,7 @@ def accept_listeners() -> None:
     server = running_server()
     if server is None:
         return
-    events = server.app[_KEPT] = KeptEvents()
+    events = server.app[_EVENTS] = KeptEvents()
 
     async def listen(request: web.Request) -> web.Response:
         try:

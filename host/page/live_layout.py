@@ -50,7 +50,7 @@ def no_layout_on_page() -> Any:
     return None if page is None else output_on_page(page, "magic_no_layout", [True])
 
 
-def _steps_asked(page: ListeningPage, sampler: str | None) -> int | None:
+def _steps_on_widget(page: ListeningPage, sampler: str | None) -> int | None:
     """The steps on the widget of a KSampler, where it may make others of them: `ddim_uniform` goes
     down the 1000 noise levels in equal strides, and 12 of them need a thirteenth to arrive. None
     where the two are the same, or what was asked for is not known."""
@@ -68,7 +68,7 @@ class LiveLayout:
         from comfy_execution.utils import get_executing_context
 
         self._page = page
-        self._shown: dict[int, np.ndarray] = {}
+        self._on_page: dict[int, np.ndarray] = {}
         self._last = -math.inf
         context = get_executing_context()
         sampler = None if context is None else context.node_id
@@ -85,7 +85,7 @@ class LiveLayout:
                 **self._about,
                 "prompt": prompt,
                 "steps": steps,
-                "asked": _steps_asked(page, sampler),
+                "asked": _steps_on_widget(page, sampler),
                 "phrases": list(view.phrases),
                 "references": references,
             },
@@ -103,12 +103,12 @@ class LiveLayout:
         unseen = {
             step: layout
             for step, layout in steps.items()
-            if not np.array_equal(layout.concepts, self._shown.get(step, ()))
+            if not np.array_equal(layout.concepts, self._on_page.get(step, ()))
         }
         self._send(unseen, done=True)
 
     def _send(self, layouts: LayoutSteps, done: bool) -> None:
-        self._shown.update({step: layout.concepts for step, layout in layouts.items()})
+        self._on_page.update({step: layout.concepts for step, layout in layouts.items()})
         pictures = {
             str(step): [indexed_png(concepts) for concepts in layout.concepts]
             for step, layout in layouts.items()

@@ -33,7 +33,7 @@ def masked_thumbnail(image: Tensor, mask: Tensor, side: int = _SIDE) -> str:
     return thumbnail
 
 
-def taken_on_page(concept: Concept) -> Any:
+def thumbnails_on_page(concept: Concept) -> Any:
     """What a page shows on the concept's node, as the host takes it; None when nobody looks."""
     page = listening_page()
     if page is None:
@@ -46,11 +46,11 @@ def _small(images: Tensor, masks: Tensor | None, side: int) -> list[str]:
     height, width = images.shape[1:3]
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    small = _resized(images.movedim(-1, 1), size)  # B 3 h w
+    small = _resize(images.movedim(-1, 1), size)  # B 3 h w
     if masks is not None:
-        small = small * (_DARK + (1 - _DARK) * _resized(masks[:, None], size))
+        small = small * (_DARK + (1 - _DARK) * _resize(masks[:, None], size))
     return [as_base64(as_image(image), "JPEG", quality=80) for image in small.movedim(1, -1)]
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images.float().cpu(), size=size, mode="area")

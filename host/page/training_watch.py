@@ -42,7 +42,7 @@ class TrainingWatch:
         # no share in it.
         self._total = settings.steps
         self._bar = comfy.utils.ProgressBar(self._total)
-        self._encodings, self._encoded = pictures * settings.versions, 0
+        self._encodings, self._encodings_done = pictures * settings.versions, 0
         self._node = node
         self._run = uuid.uuid4().hex
         self._average: float | None = None
@@ -51,26 +51,26 @@ class TrainingWatch:
         self._end: str | None = None
         self._goes_on = False
         self._began: tuple[float, int] | None = None
-        self._sent = 0.0
+        self._last = 0.0
         self.previews: list[Tensor] = []
 
-    def recognised(self, is_kept: bool) -> None:
+    def on_checkpoint(self, is_kept: bool) -> None:
         """Before pictures are encoded. is_kept: whether the state of this very training is there,
         from which it will go on."""
         self._goes_on = is_kept
 
-    def encoded(self) -> None:
+    def on_encoding(self) -> None:
         import comfy.model_management as management
 
         management.throw_exception_if_processing_interrupted()
-        self._encoded += 1
+        self._encodings_done += 1
         if listening_page() is None:
             after = ", then on from where it stopped" if self._goes_on else ""
-            self._say(f"encoding pictures: {self._encoded}/{self._encodings}{after}")
+            self._say(f"encoding pictures: {self._encodings_done}/{self._encodings}{after}")
         else:
-            self._tell(0, is_due=self._encoded == self._encodings)
+            self._tell(0, is_due=self._encodings_done == self._encodings)
 
-    def taken_up(self, step: int) -> None:
+    def on_resume(self, step: int) -> None:
         """It goes on after `step` steps, which were done at another time."""
         self._goes_on = True
         self._bar.update_absolute(step, self._total)
@@ -79,7 +79,7 @@ class TrainingWatch:
         else:
             self._tell(step, is_due=True)
 
-    def stepped(self, step: int, loss: float) -> None:
+    def on_step(self, step: int, loss: float) -> None:
         import comfy.model_management as management
 
         self._loss, self._step = loss, step
@@ -90,14 +90,14 @@ class TrainingWatch:
         self._tell(step, is_due=step == self._total)
         management.throw_exception_if_processing_interrupted()
 
-    def previewed(self, step: int, pictures: Tensor) -> None:
+    def on_preview(self, step: int, pictures: Tensor) -> None:
         self.previews.append(pictures)
         picture = as_image(pictures[0])
         if listening_page() is None:
             self._bar.update_absolute(step, self._total, ("JPEG", picture, _PREVIEW_SIDE))
         self._tell(step, is_due=True, preview=picture)
 
-    def stopped(self, is_kept: bool) -> None:
+    def on_stop(self, is_kept: bool) -> None:
         """The training has been cancelled or has failed. is_kept: whether the next one goes on from
         here."""
         if self._loss is not None:
@@ -110,9 +110,9 @@ class TrainingWatch:
         if self._loss is not None:
             # A training that is taken up again has done its first steps at another time.
             self._began = self._began or (now, step)
-        if not is_due and now - self._sent < _SECONDS_BETWEEN_EVENTS:
+        if not is_due and now - self._last < _SECONDS_BETWEEN_EVENTS:
             return
-        self._sent = now
+        self._last = now
         page = listening_page()
         if page is None or self._node is None:
             return
@@ -128,7 +128,7 @@ class TrainingWatch:
             "seconds_left": left,
             "end": self._end,
             "goes_on": self._goes_on,
-            "encoded": None if self._loss is not None else [self._encoded, self._encodings],
+            "encoded": None if self._loss is not None else [self._encodings_done, self._encodings],
             "pictures": None if self._has_shown_pictures else list(self._pictures()),
         }
         page.send("magicportrait.training", point)

@@ -69,31 +69,31 @@ class Lettering:
         one, two = (self.size(lines)[1] for lines in (letter, f"{letter}\n{letter}"))
         return max(1, 1 + (height - one) // (two - one))
 
-    def wrapped(self, text: str, width: int, lines: int) -> str:
+    def wrap(self, text: str, width: int, lines: int) -> str:
         """In at most so many lines no wider than `width` pixels. Words are parted that are wider,
         and what does not fit is cut off, with dots in its place."""
         words = visible(text[: width * lines]).split()
-        finished: list[str] = []
+        rows: list[str] = []
         line = ""
-        while words and len(finished) < lines:
+        while words and len(rows) < lines:
             longer = f"{line} {words[0]}" if line else words[0]
             if self.size(longer)[0] <= width:
                 line = longer
                 words.pop(0)
             elif line:
-                finished.append(line)
+                rows.append(line)
                 line = ""
             else:
                 letters = self._fitting(words[0], width)
-                finished.append(words[0][:letters])
+                rows.append(words[0][:letters])
                 words[0] = words[0][letters:]
-        if line and len(finished) < lines:
-            finished.append(line)
+        if line and len(rows) < lines:
+            rows.append(line)
             line = ""
-        if (line or words or len(text) > width * lines) and finished:
+        if (line or words or len(text) > width * lines) and rows:
             room = width - self.size(_MORE)[0]
-            finished[-1] = finished[-1][: self._fitting(finished[-1], room)] + _MORE
-        return "\n".join(finished)
+            rows[-1] = rows[-1][: self._fitting(rows[-1], room)] + _MORE
+        return "\n".join(rows)
 
     def _fitting(self, text: str, width: int) -> int:
         """How many of the first letters fit; one at least."""

@@ -16,7 +16,7 @@ from .input_folders import (
     folders_that,
     has_pictures,
     input_root,
-    log_skipped,
+    log_others,
     state_of_files,
 )
 from .picture_files import read_mask, read_picture
@@ -35,13 +35,13 @@ def read_folder(folder: str) -> tuple[list[Tensor], list[Tensor] | None, list[st
     root = _resolve(folder)
     files, mask_files = files_in(root), _mask_files(root)
     captions = {shown(path.with_suffix(".txt").name) for path in files.pictures}
-    skipped = [name for name in files.skipped if name not in captions]
-    log_skipped(folder, [*skipped, *(f"mask/{name}" for name in mask_files.skipped)])
+    others = [name for name in files.others if name not in captions]
+    log_others(folder, [*others, *(f"mask/{name}" for name in mask_files.others)])
     masks = by_stem(mask_files.pictures, f"folder '{folder}': mask/")
-    unmasked = [shown(path.name) for path in files.pictures if path.stem not in masks]
-    if masks and unmasked:
+    bare = [shown(path.name) for path in files.pictures if path.stem not in masks]
+    if masks and bare:
         raise ValueError(
-            f"folder '{folder}': {unmasked[0]} has no mask: put mask/{unmasked[0]} there, or remove"
+            f"folder '{folder}': {bare[0]} has no mask: put mask/{bare[0]} there, or remove"
             " the folder mask"
         )
     try:
@@ -72,14 +72,14 @@ def read_captions(folder: str) -> list[str]:
 def by_stem(pictures: Sequence[Path], where: str) -> dict[str, Path]:
     """Pictures by their names without suffixes. ValueError when two share one. where: for the
     message."""
-    named: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in pictures:
-        if other := named.get(path.stem):
+        if other := paths.get(path.stem):
             raise ValueError(
                 f"{where} has {shown(other.name)} and {shown(path.name)}: keep one of them"
             )
-        named[path.stem] = path
-    return named
+        paths[path.stem] = path
+    return paths
 
 
 def has_masks(folder: str) -> bool:

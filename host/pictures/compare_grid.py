@@ -68,7 +68,7 @@ class CompareGrid:
             else 0
         )
         width = left + self.columns * step
-        title = self._lettering.wrapped(self.title, width - 2 * margin, _LINES_OF_TITLE)
+        title = self._lettering.wrap(self.title, width - 2 * margin, _LINES_OF_TITLE)
         below_title = margin + (self._lettering.size(title)[1] + 2 * self.gap if title else 0)
         top = below_title + (
             max(self._lettering.size(text)[1] for text in top_captions) + 2 * self.gap
@@ -92,12 +92,12 @@ class CompareGrid:
                         (*place, place[0] + self.cell - 1, place[1] + self.cell - 1), fill=_BLANK
                     )
                 else:
-                    fitted = self._fitted(picture)
+                    image = self._fit(picture)
                     sheet.paste(
-                        fitted,
+                        image,
                         (
-                            place[0] + (self.cell - fitted.width) // 2,
-                            place[1] + (self.cell - fitted.height) // 2,
+                            place[0] + (self.cell - image.width) // 2,
+                            place[1] + (self.cell - image.height) // 2,
                         ),
                     )
         return as_tensor(sheet)
@@ -105,9 +105,9 @@ class CompareGrid:
     def _caption(self, text: str) -> str:
         """No more of it than fits beside a picture."""
         lines = self._lettering.lines_in(self.cell, text)
-        return self._lettering.wrapped(text, self.cell, lines)
+        return self._lettering.wrap(text, self.cell, lines)
 
-    def _fitted(self, picture: Tensor) -> Image.Image:
+    def _fit(self, picture: Tensor) -> Image.Image:
         image = as_image(picture[..., :3])
         scale = self.cell / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)

@@ -23,7 +23,7 @@ from .input_folders import (
     find_folder,
     folders_that,
     input_root,
-    log_skipped,
+    log_others,
     some_of,
     state_of_files,
 )
@@ -145,7 +145,7 @@ def _read(root: Path, folder: str, default_strength: float) -> ConceptFolder:
         *_left_out("mask", masks, mask_files, names),
         *(shown(path.name) for path in configs[1:]),
     ]
-    log_skipped(folder, left_out)
+    log_others(folder, left_out)
     target = "a portrait with " + " and ".join(phrases) if config is None else config.target_prompt
     head = f"{folder}: {len(concepts)} concepts (phrase, image, mask, strength)"
     report = [head, *lines, *([f"not read: {some_of(left_out)}"] if left_out else [])]
@@ -156,8 +156,8 @@ def _left_out(
     place: str, files: PictureFiles, pictures: Iterable[str], names: Sequence[str]
 ) -> list[str]:
     """What of a folder nobody asked for."""
-    unused = [shown(name) for name in sorted(pictures) if name not in names]
-    return [f"{place}/{name}" for name in (*files.skipped, *unused)]
+    others = [shown(name) for name in sorted(pictures) if name not in names]
+    return [f"{place}/{name}" for name in (*files.others, *others)]
 
 
 def _phrases_and_strengths(

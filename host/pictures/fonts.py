@@ -41,7 +41,7 @@ class Fonts:
         self._height = height
         self._open: list[Font] = [self.plain]
         self._names = iter((str(_OF_THE_PACK), *_OF_SYSTEMS))
-        self._shown: dict[tuple[Font, str], bool] = {}
+        self._known: dict[tuple[Font, str], bool] = {}
 
     def __iter__(self) -> Iterator[Font]:
         yield from self._open
@@ -57,9 +57,9 @@ class Fonts:
 
     def _shows(self, font: Font, text: str) -> bool:
         for character in text:
-            if (font, character) not in self._shown:
-                self._shown[font, character] = _shows(font, character)
-        return all(self._shown[font, character] for character in text)
+            if (font, character) not in self._known:
+                self._known[font, character] = _shows(font, character)
+        return all(self._known[font, character] for character in text)
 
 
 def visible(text: str) -> str:
@@ -86,8 +86,8 @@ def _shows(font: Font, character: str) -> bool:
     if character.isspace():
         return True
     try:
-        drawn, missing = font.getmask(character), font.getmask(_NEVER_A_CHARACTER)
+        glyph, missing = font.getmask(character), font.getmask(_NEVER_A_CHARACTER)
     # A font of ASCII only refuses the others.
     except UnicodeEncodeError:
         return character.isascii()
-    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+    return (glyph.size, bytes(glyph)) != (missing.size, bytes(missing))

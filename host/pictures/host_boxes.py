@@ -8,8 +8,8 @@ from typing import Any
 
 from ...magic.boxes import Box
 
-_EXPECTED = "expected boxes with the numbers x, y, width and height in pixels"
-_SHOWN = 80
+_EXPECTATION = "expected boxes with the numbers x, y, width and height in pixels"
+_MOST_LETTERS = 80
 """Letters of a box that a message has at most."""
 _LARGE = 2**53
 
@@ -39,7 +39,7 @@ def from_host_boxes(boxes: Any, pictures: int) -> tuple[tuple[Box, ...], ...]:
     if isinstance(boxes, dict) or _is_bbox(boxes):
         boxes = [boxes]
     if not _is_list(boxes):
-        raise ValueError(f"boxes is a {type(boxes).__name__}: {_EXPECTED}")
+        raise ValueError(f"boxes is a {type(boxes).__name__}: {_EXPECTATION}")
     is_for_all = all(isinstance(entry, dict) or _is_bbox(entry) for entry in boxes)
     each = [boxes] if is_for_all else [entry if _is_list(entry) else [entry] for entry in boxes]
     if len(each) not in (1, pictures):
@@ -72,7 +72,7 @@ def _read(box: Any) -> Box:
         sides = [_number(side) for side in box] if _is_bbox(box) else []
         score, label = math.nan, ""
     if len(sides) != 4 or not all(map(math.isfinite, sides)):
-        raise ValueError(f"boxes: {repr(box)[:_SHOWN]} is no box: {_EXPECTED}")
+        raise ValueError(f"boxes: {repr(box)[:_MOST_LETTERS]} is no box: {_EXPECTATION}")
     x, y, width, height = sides
     return Box(x, y, width, height, label, score if math.isfinite(score) else 1.0)
 

@@ -14,7 +14,7 @@ from ...magic.messages import shown
 
 _DEPTH = 3
 """Levels below the input folder that are looked at."""
-_NAMED = 5
+_MOST_NAMES = 5
 """File names that a message has at most."""
 _OF_THE_SYSTEM = {"thumbs.db", "desktop.ini"}
 
@@ -23,11 +23,11 @@ Suits = Callable[[Path], bool]
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """The files of one folder. pictures: those that the host takes for pictures, by name; skipped:
-    the names of the others, as messages show them."""
+    """The files of one folder. pictures: those that the host takes for pictures, by name; others:
+    names of the files beside them, as messages show them."""
 
     pictures: tuple[Path, ...]
-    skipped: tuple[str, ...]
+    others: tuple[str, ...]
 
 
 def input_root() -> Path:
@@ -70,9 +70,9 @@ def files_in(folder: Path) -> PictureFiles:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_file())
     pictures = set(_are_pictures(names))
-    skipped = (name for name in names if name not in pictures and not _is_hidden(name))
+    others = (name for name in names if name not in pictures and not _is_hidden(name))
     return PictureFiles(
-        tuple(folder / name for name in names if name in pictures), tuple(map(shown, skipped))
+        tuple(folder / name for name in names if name in pictures), tuple(map(shown, others))
     )
 
 
@@ -98,13 +98,13 @@ def is_text(name: str) -> bool:
 def some_of(names: Iterable[str]) -> str:
     """Names for a message, the first of many."""
     names = tuple(names)
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def log_skipped(folder: str, skipped: Iterable[str]) -> None:
+def log_others(folder: str, others: Iterable[str]) -> None:
     """Says which files of a folder were not read."""
-    names = tuple(skipped)
+    names = tuple(others)
     if names:
         logging.warning("MagicPortrait: folder '%s': not read: %s", folder, some_of(names))
 

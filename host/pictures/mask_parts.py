@@ -32,8 +32,8 @@ def largest_part(mask: Tensor) -> Tensor:
         return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count else inside
 
     rest = _each(mask, largest)
-    dropped = (mask >= _INSIDE) & (rest == 0)
-    return torch.where(_nearer_to(rest > 0, dropped), mask, 0.0).to(mask)
+    others = (mask >= _INSIDE) & (rest == 0)
+    return torch.where(_nearer_to(rest > 0, others), mask, 0.0).to(mask)
 
 
 def boxes_of_parts(mask: Tensor, smallest: int) -> list[Box]:
@@ -82,13 +82,13 @@ def _each(mask: Tensor, work: Callable[[np.ndarray], np.ndarray]) -> Tensor:
     )
 
 
-def _nearer_to(inside: Tensor, dropped: Tensor) -> Tensor:
+def _nearer_to(inside: Tensor, others: Tensor) -> Tensor:
     """Where a kept place is nearer than any dropped one: so a soft edge goes with the part that it
     belongs to."""
     from scipy.ndimage import distance_transform_edt
 
     nearer = []
-    for own, other in zip(inside.cpu().numpy(), dropped.cpu().numpy(), strict=True):
+    for own, other in zip(inside.cpu().numpy(), others.cpu().numpy(), strict=True):
         if not other.any():
             nearer.append(np.ones_like(own))
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .picture_files import is_whole
 
 NO_PICTURE = ""
-_PAINTED = "clipspace-"
+_PAINT_PREFIX = "clipspace-"
 """How names of the Mask Editor's files begin, which are transparent where the brush was."""
 
 
@@ -58,7 +58,7 @@ def read(picture: str) -> tuple[Tensor, Tensor | None]:
         raise ValueError(_no_picture(picture)) from error
     if not transparent.any():
         return image, None
-    is_painted = PurePath(picture).name.startswith(_PAINTED)
+    is_painted = PurePath(picture).name.startswith(_PAINT_PREFIX)
     return image, (transparent if is_painted else 1 - transparent).to(torch.float32)
 
 

@@ -30,7 +30,7 @@ class FilePicture:
 def read_picture(path: Path) -> FilePicture:
     """The first picture of a file, the right way up. ValueError names the file when it is damaged
     or none."""
-    image = _opened(path)
+    image = _open(path)
     opacity = _opacity(image)
     rgb = _levels(image, "RGB")
     if opacity is not None:
@@ -42,7 +42,7 @@ def read_mask(path: Path) -> Tensor:
     """A mask from a file: 1 H W in 0..1. Of a picture with transparency it is what is transparent,
     as ComfyUI's MaskEditor saves it and Load Image gives it; of others what is bright. ValueError
     as in `read_picture`."""
-    image = _opened(path)
+    image = _open(path)
     opacity = _opacity(image)
     return _levels(image, "L")[None, ..., 0] if opacity is None else 1 - opacity[None]
 
@@ -80,7 +80,7 @@ def _opacity(image: Image.Image) -> Tensor | None:
     return opacity if bool((opacity < 1).any()) else None
 
 
-def _opened(path: Path) -> Image.Image:
+def _open(path: Path) -> Image.Image:
     """The picture in mode RGB or RGBA; where it has 16 bits of gray, in one of PIL's modes I."""
     try:
         with Image.open(path) as image:
@@ -92,13 +92,13 @@ def _opened(path: Path) -> Image.Image:
         has_opacity = "A" in upright.getbands() or "transparency" in upright.info
         return upright.convert("RGBA" if has_opacity else "RGB")
     except UnidentifiedImageError:
-        return _opened_by_host(path)
+        return _open_by_host(path)
     # Each kind of file has its own ways to fail.
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
-def _opened_by_host(path: Path) -> Image.Image:
+def _open_by_host(path: Path) -> Image.Image:
     """Of kinds that PIL does not know."""
     import nodes
 

@@ -35,7 +35,7 @@ class FeatureStore:
     def __init__(self, budget: int = DEFAULT_BUDGET):
         self._budget = budget
         self._banks: dict[tuple[Any, ...], Bank] = {}
-        self._spilled: dict[tuple[Any, ...], tuple[Path, Bank]] = {}
+        self._on_disk: dict[tuple[Any, ...], tuple[Path, Bank]] = {}
         self._folder: Path | None = None
         self._run, self._files, self._has_overflowed = 0, 0, False
         self._last_use: dict[tuple[Any, ...], int] = {}
@@ -45,12 +45,12 @@ class FeatureStore:
         self._last_use[key] = self._run
         if key in self._banks:
             return _each(self._banks[key], lambda _, tensor: tensor.to(device))
-        if key not in self._spilled:
+        if key not in self._on_disk:
             return None
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path, bank = self._spilled[key]
+        path, bank = self._on_disk[key]
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
@@ -83,8 +83,8 @@ class FeatureStore:
     def _forget(self, key: tuple[Any, ...]) -> None:
         del self._last_use[key]
         self._banks.pop(key, None)
-        if key in self._spilled:
-            self._spilled.pop(key)[0].unlink(missing_ok=True)
+        if key in self._on_disk:
+            self._on_disk.pop(key)[0].unlink(missing_ok=True)
 
     @property
     def size_in_memory(self) -> int:
@@ -108,7 +108,7 @@ class FeatureStore:
                 error,
             )
             return
-        self._spilled[key] = path, empty
+        self._on_disk[key] = path, empty
 
     def _new_file(self) -> Path:
         if self._folder is None:
@@ -126,16 +126,16 @@ class FeatureStore:
 def _each(bank: Mapping[Any, list[Any]], change: Callable[[str, Tensor], Tensor]) -> Bank:
     """A bank with every tensor changed. `change` gets a name that is the tensor's alone, and the
     tensor."""
-    changed: Bank = {}
+    result: Bank = {}
     for i, (layer, entries) in enumerate(bank.items()):
-        changed[layer] = []
+        result[layer] = []
         for j, entry in enumerate(entries):
             tensors = {
                 name: value for name, value in vars(entry).items() if isinstance(value, Tensor)
             }
             new = {name: change(f"{i}.{j}.{name}", tensor) for name, tensor in tensors.items()}
-            changed[layer].append(dataclasses.replace(entry, **new))
-    return changed
+            result[layer].append(dataclasses.replace(entry, **new))
+    return result
 
 
 def _size(bank: Bank) -> int:

@@ -38,7 +38,7 @@ class StepFeatures(Generic[Entry]):
     guider: the host's; backbone: of the model; blocks: that are looked at; references: the passes
     of this run; store: what is kept between runs, if anything; gatherer: a new one for each pass;
     bands: of noise levels that share a pass, None for one at each level.
-    passes: how many there were; kept: how many were not needed because of the store; calls: of the
+    passes: how many there were; hits: how many were not needed because of the store; calls: of the
     model.
     """
 
@@ -54,7 +54,7 @@ class StepFeatures(Generic[Entry]):
     ):
         self._guider, self._backbone, self._references = guider, backbone, references
         self._store, self._gatherer, self._bands = store, gatherer, bands
-        self.passes = self.kept = self.calls = 0
+        self.passes = self.hits = self.calls = 0
         self._layers = {
             (layer.block, place)
             for layer in backbone.layers
@@ -74,14 +74,14 @@ class StepFeatures(Generic[Entry]):
             return self._last[1]
         # Room for those of this step.
         self._last = None
-        bank = self._kept(key, timestep)
+        bank = self._from_store(key, timestep)
         if bank is None:
             bank = self._fresh(timestep, model_options, hooks)
             self.passes += 1
             if self._store:
                 self._store.keep(key, bank)
         else:
-            self.kept += 1
+            self.hits += 1
         self._last = (key, bank)
         return bank
 
@@ -92,7 +92,7 @@ class StepFeatures(Generic[Entry]):
 
     def summary(self) -> str:
         """A sentence for the log: how often the references were looked at."""
-        note = f", {self.kept} kept from an earlier run" if self.kept else ""
+        note = f", {self.hits} kept from an earlier run" if self.hits else ""
         return f"{self.passes} reference passes for {self.calls} model calls{note}"
 
     def _fresh(
@@ -114,7 +114,7 @@ class StepFeatures(Generic[Entry]):
             " steps or skip layers, or leave these layers out"
         )
 
-    def _kept(self, key: tuple[Any, ...], like: Tensor) -> FeatureBank[Entry] | None:
+    def _from_store(self, key: tuple[Any, ...], like: Tensor) -> FeatureBank[Entry] | None:
         # The store does not know what kind of entries it holds.
         entry: Any = self._store.get(key, like.device) if self._store else None
         bank: FeatureBank[Entry] | None = entry

@@ -175,12 +175,12 @@ class SamplingPatch(_Shared, ABC, Generic[Run]):
         """A clone of MODEL with this patch."""
         import comfy.patcher_extension as extension
 
-        patched = model.clone()
+        clone = model.clone()
         kind = extension.WrappersMP.OUTER_SAMPLE
-        patched.add_wrapper_with_key(kind, self.key, self.outer_sample)
+        clone.add_wrapper_with_key(kind, self.key, self.outer_sample)
         if self.gives_way:
-            _put_last_before_others(patched.wrappers[kind])
-        return patched
+            _put_last_before_others(clone.wrappers[kind])
+        return clone
 
     def outer_sample(
         self,

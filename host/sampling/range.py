@@ -54,7 +54,7 @@ class StrengthOverSampling:
             return 0.0
         if self._curve is None:
             return self._strength
-        return self._curve.at(share_passed(self._model_sampling, sigma))
+        return self._curve.at(share_of_sampling(self._model_sampling, sigma))
 
 
 def sigma_at(model_sampling: Any, share: float) -> float:
@@ -62,7 +62,7 @@ def sigma_at(model_sampling: Any, share: float) -> float:
     return float(model_sampling.percent_to_sigma(share))
 
 
-def share_passed(model_sampling: Any, sigma: float) -> float:
+def share_of_sampling(model_sampling: Any, sigma: float) -> float:
     """The share of sampling (0..1) that is over at a noise level."""
     low, high = 0.0, 1.0
     for _ in range(20):

@@ -61,20 +61,20 @@ def make_room(size: int, guider: Any, device: torch.device) -> None:
     `size` bytes of references."""
     import comfy.model_management as management
 
-    needed = size * _MARGIN
-    if needed <= management.get_free_memory(device):
+    room = size * _MARGIN
+    if room <= management.get_free_memory(device):
         return
     used = [guider.model_patcher, *(getattr(guider, "loaded_models", None) or ())]
-    kept = [
-        loaded
-        for loaded in management.current_loaded_models
-        if any(loaded.model is model for model in used)
+    ours = [
+        entry
+        for entry in management.current_loaded_models
+        if any(entry.model is model for model in used)
     ]
-    management.free_memory(needed, device, keep_loaded=kept)
+    management.free_memory(room, device, keep_loaded=ours)
     free = management.get_free_memory(device)
-    if needed > free:
+    if room > free:
         raise ValueError(
-            f"the references take {size_in_words(needed)} in each step, and {size_in_words(free)}"
+            f"the references take {size_in_words(room)} in each step, and {size_in_words(free)}"
             " are free."
             " Take fewer layers (such as 'late'), tighter masks or smaller pictures"
         )

@@ -36,7 +36,7 @@ class LatentSource(Protocol):
         ...
 
 
-class Renoised:
+class SeededNoise:
     """The clean latent and seeded noise: one noise for the whole run, or another one at each noise
     level, the same whenever that level comes."""
 
@@ -44,7 +44,7 @@ class Renoised:
         self._seed, self._per_step = seed, per_step
         self._noise: dict[int, Tensor] = {}
 
-    def _drawn(self, reference: int, sigma: float, like: Tensor) -> Tensor:
+    def _draw(self, reference: int, sigma: float, like: Tensor) -> Tensor:
         seed = (self._seed + reference) % 2**64
         if self._per_step:
             digest = hashlib.blake2b(f"{seed} {sigma:.6g}".encode(), digest_size=8).digest()
@@ -54,7 +54,7 @@ class Renoised:
 
     def at(self, reference: int, latent: Tensor, sigma: Tensor, model_sampling: Any) -> Tensor:
         if self._per_step or reference not in self._noise:
-            self._noise[reference] = self._drawn(reference, float(sigma.flatten()[0]), latent)
+            self._noise[reference] = self._draw(reference, float(sigma.flatten()[0]), latent)
         noisy: Tensor = model_sampling.noise_scaling(
             sigma.reshape(-1, *[1] * (latent.ndim - 1)), self._noise[reference], latent, False
         )
@@ -70,7 +70,7 @@ def features_key(
     patcher = guider.model_patcher
     changes = () if hooks is None else hooks.hooks
     # A bypassed LoRA is injected, and changes no weights. Those of concepts are off here.
-    injected = (
+    injections = (
         part
         for name in sorted(patcher.injections)
         for part in patcher.injections[name]
@@ -80,7 +80,7 @@ def features_key(
         sigma,
         patcher.patches_uuid,
         patcher.get_model_object("model_sampling"),
-        *injected,
+        *injections,
         *changes,
         # Keyframes give a hook another strength as sampling goes on.
         *(sigma for hook in changes if not hook.hook_keyframe.is_empty()),

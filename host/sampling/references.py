@@ -61,7 +61,7 @@ def prepare_references(
             continue
         prompt = concept.prompt or concept.phrase
         if prompt not in conditionings:
-            conditionings[prompt] = _guided(encode(clip, prompt), backbone.habits.guidance)
+            conditionings[prompt] = _with_guidance(encode(clip, prompt), backbone.habits.guidance)
         # What a curve says is added in each model call.
         strength = 0.0 if concept.curve is not None else strength_on(backbone, concept)
         for i, image in enumerate(concept.views):
@@ -70,7 +70,7 @@ def prepare_references(
                 if concept.mask is None
                 else concept.mask[i if concept.mask.shape[0] > 1 else 0]
             )
-            latent = vae.encode(fitted(image[None], backbone))
+            latent = vae.encode(fit(image[None], backbone))
             references.append(
                 Reference(index, latent, mask, strength, conditionings[prompt], cells)
             )
@@ -103,7 +103,7 @@ def weights_on(backbone: Backbone, concept: Concept) -> dict[Block, float]:
     return {block: weight for block, weight in weights.items() if weight != 1}
 
 
-def _guided(conditioning: list[Any], guidance: float | None) -> list[Any]:
+def _with_guidance(conditioning: list[Any], guidance: float | None) -> list[Any]:
     """A conditioning that says how strongly it guides, to models that are told."""
     if guidance is None:
         return conditioning
@@ -141,22 +141,22 @@ def advise(references: Sequence[Reference], backbone: Backbone, inject_at: float
         )
 
 
-def fitted(image: Tensor, backbone: Backbone) -> Tensor:
+def fit(image: Tensor, backbone: Backbone) -> Tensor:
     """A picture (1 H W 3) at a size at which the model sees references: at most its own area,
     sides in whole latent pixels."""
     height, width = image.shape[1:3]
     scale = min(1.0, backbone.native_side / math.sqrt(height * width))
-    return scaled(image, max(scale, _MINIMUM_SIDE / min(height, width)), backbone.pixels)
+    return rescale(image, max(scale, _MINIMUM_SIDE / min(height, width)), backbone.pixels)
 
 
-def scaled(image: Tensor, scale: float, step: int) -> Tensor:
+def rescale(image: Tensor, scale: float, step: int) -> Tensor:
     """A picture (1 H W 3) at another size, its sides multiples of `step` pixels."""
     height, width = image.shape[1:3]
     size = tuple(max(step, round(side * scale / step) * step) for side in (height, width))
     if size == (height, width):
         return image
-    resized = F.interpolate(image.movedim(-1, 1).float(), size=size, mode="bicubic", antialias=True)
-    return resized.clamp(0, 1).movedim(1, -1)
+    out = F.interpolate(image.movedim(-1, 1).float(), size=size, mode="bicubic", antialias=True)
+    return out.clamp(0, 1).movedim(1, -1)
 
 
 def check_masks(

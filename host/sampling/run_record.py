@@ -40,7 +40,7 @@ class RunRecord(ABC, Generic[_Result]):
     """
 
     what: ClassVar[str] = "record"
-    runs_kept: ClassVar[int] = 64
+    capacity: ClassVar[int] = 64
     phrases: tuple[str, ...]
     pixels: int
     _runs: OrderedDict[_Key, _Result | None] = field(default_factory=OrderedDict)
@@ -62,7 +62,7 @@ class RunRecord(ABC, Generic[_Result]):
             return
         self._runs[key] = run
         self._runs.move_to_end(key)
-        while len(self._runs) > self.runs_kept:
+        while len(self._runs) > self.capacity:
             self._runs.popitem(last=False)
 
     def run_that_made(self, latent: Tensor) -> _Result | None:

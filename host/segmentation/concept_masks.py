@@ -95,15 +95,15 @@ def _boxes(images: Tensor, request: MaskRequest, backends: Backends) -> list[lis
 
 
 def _inside(boxes: Sequence[Box], size: tuple[int, int], request: MaskRequest) -> list[Box]:
-    clipped = [(box, box.clipped(size)) for box in boxes]
-    for box, part in clipped:
+    pairs = [(box, box.clipped(size)) for box in boxes]
+    for box, part in pairs:
         if part is None and request.target == "points":
             left, top, right, bottom = box.corners
             raise ValueError(
                 f"box {left:g},{top:g} to {right:g},{bottom:g} is outside the picture, which is"
                 f" {size[1]}x{size[0]}"
             )
-    return [part for _, part in clipped if part is not None]
+    return [part for _, part in pairs if part is not None]
 
 
 def _mask(
@@ -146,14 +146,14 @@ def box_shape(box: Box, size: tuple[int, int], *, is_round: bool) -> Tensor:
 def overlay(images: Tensor, result: ConceptMasks) -> Tensor:
     """The masks in colour over the pictures, with their boxes and scores. B H W 3."""
     paint, lettering = colour(0), Lettering(_LETTERS, (255, 255, 255), outline=(0, 0, 0))
-    painted = []
+    pictures = []
     for image, mask, boxes in zip(images, result.masks, result.boxes, strict=True):
-        tinted = torch.lerp(
+        blend = torch.lerp(
             image[..., :3].cpu().float(),
             (torch.tensor(paint) / 255).expand(*mask.shape, 3),
             0.55 * mask[..., None],
         )
-        picture = as_image(tinted)
+        picture = as_image(blend)
         draw, line = ImageDraw.Draw(picture), max(1, round(min(mask.shape) / 200))
         for box in boxes:
             left, top, right, bottom = box.corners
@@ -163,7 +163,7 @@ def overlay(images: Tensor, result: ConceptMasks) -> Tensor:
             if box.label and min(mask.shape) >= _SMALLEST_LABELLED:
                 x, y = left + line + 2, top + line + 1
                 room = max(1, round(picture.width - x))
-                label = lettering.wrapped(f"{box.label} {box.score:.2f}", room, 1)
+                label = lettering.wrap(f"{box.label} {box.score:.2f}", room, 1)
                 lettering.write(picture, label, (x, y))
-        painted.append(as_tensor(picture))
-    return torch.cat(painted)
+        pictures.append(as_tensor(picture))
+    return torch.cat(pictures)

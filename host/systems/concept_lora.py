@@ -108,7 +108,7 @@ class ConceptLoraRun:
             for layer in lora.adapters.layers:
                 by_module.setdefault(layer.module, []).append((lora, layer))
         acts = {
-            module: functools.partial(self._added, entries) for module, entries in by_module.items()
+            module: functools.partial(self._add, entries) for module, entries in by_module.items()
         }
         self._layers = tuple(layer for lora in loras for layer in lora.adapters.layers)
         self._key, self._is_moved = key, False
@@ -202,7 +202,7 @@ class ConceptLoraRun:
             layer.to(offload)
         self._call = None
 
-    def _added(
+    def _add(
         self,
         entries: Sequence[tuple[LoraOfConcept, LayerAdapter]],
         module: nn.Module,
@@ -218,13 +218,13 @@ class ConceptLoraRun:
             weight = self._weight(call, lora, layer, x, output)
             if weight is None:
                 continue
-            added = layer.added(x, output) * (weight * call.strengths[lora]).to(output)
+            change = layer.added(x, output) * (weight * call.strengths[lora]).to(output)
             result = output.clone() if result is None else result
             if layer.part is not None and layer.part[0] == 0:
                 _, start, length = layer.part
-                result[..., start : start + length] += added
+                result[..., start : start + length] += change
             else:
-                result += added
+                result += change
         return result
 
     def _weight(

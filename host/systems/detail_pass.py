@@ -67,24 +67,22 @@ def draw_details(
     import comfy.model_management as management
 
     out = pictures.clone()
-    changed = torch.zeros(pictures.shape[:3])
+    shares = torch.zeros(pictures.shape[:3])
     progress = _Progress(len(details) * sampling.steps)
     for done, detail in enumerate(details):
         management.throw_exception_if_processing_interrupted()
         picture = out[detail.picture, None]
         share = soft_area(detail.mask, detail.crop, sampling.feather)
         callback = progress.of(detail.model, done * sampling.steps)
-        patch = _drawn(picture, share, detail, sampling, negative, vae, callback)
+        patch = _draw(picture, share, detail, sampling, negative, vae, callback)
         out[detail.picture] = paste(picture, patch.to(picture), detail.crop, 0.0, share)[0]
-        own = changed[detail.picture, None, None]
-        before = cut(own, detail.crop.box)
-        changed[detail.picture] = replaced(
-            own, torch.maximum(before, share[None]), detail.crop.box
-        )[0, 0]
-    return out, changed
+        own, box = shares[detail.picture, None, None], detail.crop.box
+        most = torch.maximum(cut(own, box), share[None])
+        shares[detail.picture] = replaced(own, most, box)[0, 0]
+    return out, shares
 
 
-def _drawn(
+def _draw(
     picture: Tensor,
     share: Tensor,
     detail: Detail,

@@ -29,7 +29,7 @@ from ..sampling.backbone import JointTransformer, LayerView
 from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
 from ..sampling.range import ALL_OF_SAMPLING, SamplingRange, sigma_at
-from ..sampling.references import scaled
+from ..sampling.references import rescale
 from ..sampling.rows import SamplingRows
 from .regions import ConceptRegions, check_whole, stretches
 
@@ -235,8 +235,8 @@ class _EditRule:
         expected = [len(reference.bias) for reference in references]
         if sizes[: len(references)] != expected:
             raise ValueError(
-                f"the model is given {len(sizes)} reference pictures of {_listed(sizes)} tokens,"
-                f" expected were {len(references)} of {_listed(expected)}: a node after Edit"
+                f"the model is given {len(sizes)} reference pictures of {_list_of(sizes)} tokens,"
+                f" expected were {len(references)} of {_list_of(expected)}: a node after Edit"
                 " Regions or MagicFace Apply changes the reference latents (put it before), or this"
                 " model leaves them out: put Edit Model Reference Method after, set to 'index'"
             )
@@ -247,7 +247,7 @@ class _EditRule:
         ]
 
 
-def _listed(sizes: Sequence[int]) -> str:
+def _list_of(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes)) or "no"
 
 
@@ -274,12 +274,12 @@ def reference_latents_of(positive: list[Any]) -> list[Tensor]:
 class ConceptPictures:
     """The concepts' pictures as an edit model is given them, one after the other.
 
-    latents: 1 C h w each; shown: for the text encoder, 1 H W 3 each; references: what they are in
-    the sequence.
+    latents: 1 C h w each; for_text: what the text encoder is shown, 1 H W 3 each; references: what
+    they are in the sequence.
     """
 
     latents: tuple[Tensor, ...]
-    shown: tuple[Tensor, ...]
+    for_text: tuple[Tensor, ...]
     references: tuple[SequenceReference, ...]
 
     @classmethod
@@ -294,7 +294,7 @@ class ConceptPictures:
                 "this model is given a text for each picture: encode the prompt with"
                 " TextEncodeZImageOmni and use Edit Regions in place of MagicFace Apply"
             )
-        latents, shown_pictures, references = [], [], []
+        latents, for_text, references = [], [], []
         step = backbone.pixels * backbone.tokens.patch
         for index, concept in enumerate(concepts):
             strength = concept.strength if concept.level is None else GIVEN_LEVELS[concept.level]
@@ -322,7 +322,7 @@ class ConceptPictures:
             for i, image in enumerate(concept.images):
                 picture, masks = image[None, ..., :3], concept.mask
                 side = math.sqrt(picture.shape[1] * picture.shape[2])
-                latent = vae.encode(scaled(picture, backbone.reference_side / side, step))
+                latent = vae.encode(rescale(picture, backbone.reference_side / side, step))
                 mask = None if masks is None else masks[i if len(masks) > 1 else 0]
                 grid = backbone.tokens.grid((latent.shape[-2], latent.shape[-1]))
                 reference = SequenceReference.weighed(index, math.exp(strength), mask, grid, cells)
@@ -332,9 +332,9 @@ class ConceptPictures:
                         f" {grid[1]}x{grid[0]}: paint a larger region, or crop the image closer"
                     )
                 latents.append(latent)
-                shown_pictures.append(scaled(picture, _SHOWN_SIDE / side, 1))
+                for_text.append(rescale(picture, _SHOWN_SIDE / side, 1))
                 references.append(reference)
-        return cls(tuple(latents), tuple(shown_pictures), tuple(references))
+        return cls(tuple(latents), tuple(for_text), tuple(references))
 
 
 @dataclass(frozen=True)
@@ -387,10 +387,10 @@ def sequence_references(
         if reference.mask is not None:
             check_painted(reference.mask, 0.0, owner, "paint over the part of the picture to take")
             mask = centred(reference.mask, (latent.shape[-2], latent.shape[-1]))
-        weighed = SequenceReference.weighed(of_reference[i], reference.strength, mask, grid)
-        if reference.strength > 0 and weighed.is_hidden:
+        entry = SequenceReference.weighed(of_reference[i], reference.strength, mask, grid)
+        if reference.strength > 0 and entry.is_hidden:
             raise ValueError(
                 f"{owner} is empty after scaling to {grid[1]}x{grid[0]}: paint a larger part"
             )
-        sequence.append(weighed)
+        sequence.append(entry)
     return tuple(sequence)

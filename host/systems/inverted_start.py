@@ -13,9 +13,9 @@ from ..inversion.run import Inversion
 from ..inversion.start import (
     InvertedNoise,
     as_latent,
-    begun,
     is_lost,
-    taken_in,
+    noisy_start,
+    take_in,
     takes_latent_as_it_is,
 )
 from ..sampling.patch import SamplingStart
@@ -84,8 +84,8 @@ class InvertedStart:
         latent = start.latent.to(expected)
         if latent.shape[1:] != expected.shape[1:]:
             return False
-        latent = taken_in(start.guider.model_patcher.get_model_object("latent_format"), latent)
-        x = begun(start.model_sampling, sigma, start.noise.to(expected), latent)
+        latent = take_in(start.guider.model_patcher.get_model_object("latent_format"), latent)
+        x = noisy_start(start.model_sampling, sigma, start.noise.to(expected), latent)
         if expected.shape[0] not in (1, x.shape[0]):
             return False
         return torch.allclose(x, expected.expand_as(x), rtol=1e-3, atol=1e-3 * sigma)
@@ -93,11 +93,11 @@ class InvertedStart:
     def _check_size(self, shape: Sequence[int]) -> None:
         expected = self.content.latents.shape[1:]
         if tuple(shape[1:]) != tuple(expected[1:]):
-            inverted, sampled = (
+            own, other = (
                 f"{size[-1] * self.pixels}x{size[-2] * self.pixels}" for size in (expected, shape)
             )
             raise ValueError(
-                f"the content was inverted at {inverted}, the sampler runs at {sampled}: connect"
+                f"the content was inverted at {own}, the sampler runs at {other}: connect"
                 f" the LATENT output of {self.node} to the sampler"
             )
         if expected[0] not in (1, shape[0]):

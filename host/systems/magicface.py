@@ -46,7 +46,7 @@ from ..sampling.range import (
     SamplingRange,
     SigmaRange,
     noise_bands,
-    share_passed,
+    share_of_sampling,
     sigma_at,
 )
 from ..sampling.reference_memory import (
@@ -54,7 +54,7 @@ from ..sampling.reference_memory import (
     check_kept_room,
     feature_bytes,
 )
-from ..sampling.reference_pass import ReferencePass, Renoised
+from ..sampling.reference_pass import ReferencePass, SeededNoise
 from ..sampling.references import Reference
 from ..sampling.rows import SamplingRows
 from .concept_lora import ConceptLoraRun, LoraOfConcept
@@ -85,7 +85,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     share of sampling from which each region looks at its own reference only (RBA), before it every
     place looks at all (RSA); semantic_cfg: whether every word's region is guided equally strongly;
     noise_seed: which noise the references are seen through; noise_per_step: another one in each
-    step, as in the official code; kept: features of earlier runs, None to compute them in each;
+    step, as in the official code; store: features of earlier runs, None to compute them in each;
     bands: of noise levels that share a reference pass, None for one at each level; observers: who
     sees what the picture looks at; placement: where the references' keys lie, in models that turn
     them by position; loras: that act where their concepts are; texts: that are read there;
@@ -102,7 +102,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     semantic_cfg: bool = False
     noise_seed: int = 0
     noise_per_step: bool = False
-    kept: FeatureStore | None = None
+    store: FeatureStore | None = None
     bands: BandStarts | None = None
     observers: tuple[ReferenceObserver, ...] = ()
     placement: Placement = "region"
@@ -112,7 +112,7 @@ class MagicFacePatch(ObservedPatch["MagicFaceRun"]):
     away: tuple[int, ...] = ()
 
     @property
-    def drawn(self) -> tuple[Reference, ...]:
+    def references_to_match(self) -> tuple[Reference, ...]:
         """The references that the picture is to be like."""
         return tuple(own for own in self.references if own.concept < len(self.phrases))
 
@@ -152,7 +152,7 @@ class MagicFaceRun(PatchRun):
     def __init__(self, patch: MagicFacePatch, start: SamplingStart):
         self._patch, self._start, backbone = patch, start, patch.layout.backbone
         self._watching = [
-            observer.open(start, patch.drawn, patch.downscales, patch.pixels)
+            observer.open(start, patch.references_to_match, patch.downscales, patch.pixels)
             for observer in patch.observers
         ]
         self._layout = LayoutRun(patch.layout, start)
@@ -161,19 +161,19 @@ class MagicFaceRun(PatchRun):
             time.range.sigmas(start.model_sampling) for time in patch.times
         )
         self._inject = sigma_at(start.model_sampling, patch.inject_at)
-        source = Renoised(patch.noise_seed, patch.noise_per_step)
+        source = SeededNoise(patch.noise_seed, patch.noise_per_step)
         self._features: StepFeatures[ReferenceTokens] = StepFeatures(
             start.guider,
             backbone,
             patch.blocks,
             ReferencePass(patch.references, source, backbone, patch.blocks),
-            patch.kept,
+            patch.store,
             functools.partial(_ConceptTokens, self),
             noise_bands(patch.bands, start.model_sampling),
         )
         self._visible: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
         self._room = ReferenceRoom(feature_bytes(patch.references, backbone, patch.blocks))
-        if patch.kept is not None:
+        if patch.store is not None:
             check_kept_room(self._room.size, start.steps)
         self._texts = RegionTextRun(patch.texts, patch.layout, start)
         self._report()
@@ -256,7 +256,7 @@ class MagicFaceRun(PatchRun):
         if self._loras is not None:
             options = self._loras.acting(rows, tracker, options, x, sigma, texts)
         if is_measured:
-            options = self._layout.begin(sigma, options, x.shape, self._guided)
+            options = self._layout.begin(sigma, options, x.shape, self._guide)
         if texts:
             options = self._patch.layout.backbone.with_texts(options, texts, x.shape[0])
         prediction = executor(x, timestep, options, *args, **kwargs)
@@ -324,7 +324,7 @@ class MagicFaceRun(PatchRun):
             if not span.covers(sigma):
                 changes[concept] = _OFF
             elif time.curve is not None:
-                share = share_passed(self._start.model_sampling, sigma)
+                share = share_of_sampling(self._start.model_sampling, sigma)
                 changes[concept] = time.curve.at(share)
         return changes
 
@@ -346,7 +346,7 @@ class MagicFaceRun(PatchRun):
         following = self._start.sigmas[min(step + 1, self._start.steps)]
         return following < self._inject or step >= last
 
-    def _guided(self, arguments: dict[str, Any]) -> Tensor:
+    def _guide(self, arguments: dict[str, Any]) -> Tensor:
         denoised: Tensor = arguments["denoised"]
         layout, cond = self._layout.tracker.whole, arguments["cond_denoised"]
         # Without an unconditional prediction the host gives zeros in its place.
@@ -354,10 +354,10 @@ class MagicFaceRun(PatchRun):
         if not guides or layout is None or layout.regions.shape[0] != cond.shape[0]:
             return denoised
         # Some latents have a time, of one.
-        guided, cond, uncond = (
+        base, cond, uncond = (
             x.flatten(1, -3) for x in (denoised, cond, arguments["uncond_denoised"])
         )
-        return guide_by_region(guided, cond, uncond, layout).view_as(denoised)
+        return guide_by_region(base, cond, uncond, layout).view_as(denoised)
 
 
 class _ConceptTokens:
@@ -384,7 +384,7 @@ class _ConceptTokens:
         some = next(iter(by_concept.values()))[0]
         nothing = ReferenceTokens(*(x[:0].clone() for x in (some.k, some.v, some.bias)))
         return [
-            _joined(by_concept[concept]) if concept in by_concept else nothing
+            _join(by_concept[concept]) if concept in by_concept else nothing
             for concept in range(self._run.concepts)
         ]
 
@@ -432,7 +432,7 @@ class _ReferenceRule:
             call.batch,
             call.latent_size,
         )
-        self._placed = PlacedReferences(
+        self._places = PlacedReferences(
             patch.placement,
             patch.layout.backbone,
             patch.references,
@@ -444,23 +444,23 @@ class _ReferenceRule:
         self.has_acted = True
         check_whole(view, self._rows, self._call.latent_size, self._patch.pixels)
         downscale, owners = self._downscales[view.layer[0]], self._owners_of(view)
-        bank = self._placed.moved(self._bank[view.layer], view, downscale, owners)
-        every = self._at_this_time(_weighed(bank, view), view.layer[0])
+        bank = self._places.move(self._bank[view.layer], view, downscale, owners)
+        every = self._at_this_time(_weigh(bank, view), view.layer[0])
         references = every[: len(self._patch.phrases)]
         away = self._away_from(every, view.layer[0])
         is_by_region = self._call.is_by_region
-        owned = self._regions.groups(view) if is_by_region or any(away) else None
-        regions = owned if is_by_region else None
+        groups = self._regions.groups(view) if is_by_region or any(away) else None
+        regions = groups if is_by_region else None
         if regions is None:
             out = reference_attention(view.q, view.k, view.v, references, view.attend)
         else:
             out = region_attention(view.q, view.k, view.v, references, regions, view.attend)
-        if owned is not None and any(away):
+        if groups is not None and any(away):
             q, k, v = view.q, view.k, view.v
-            out = led_away(out, q, k, v, references, away, owned, view.attend, is_by_region)
+            out = led_away(out, q, k, v, references, away, groups, view.attend, is_by_region)
         if view.cond not in self._rows.areas:
             for observer in self._observers:
-                observer.see(self._shown(view, references, regions))
+                observer.see(self._view_of(view, references, regions))
         return out
 
     def _at_this_time(
@@ -494,7 +494,7 @@ class _ReferenceRule:
                 away[home].append(bank[first + i])
         return away
 
-    def _shown(
+    def _view_of(
         self,
         view: LayerView,
         references: Sequence[ReferenceTokens],
@@ -520,7 +520,7 @@ class _ReferenceRule:
         return self._regions.owners(view)
 
 
-def _weighed(references: Sequence[ReferenceTokens], view: LayerView) -> Sequence[ReferenceTokens]:
+def _weigh(references: Sequence[ReferenceTokens], view: LayerView) -> Sequence[ReferenceTokens]:
     """References count against the picture's own tokens as strongly as ever, however many keys
     other nodes have added to these."""
     if not view.foreign_keys:
@@ -530,7 +530,7 @@ def _weighed(references: Sequence[ReferenceTokens], view: LayerView) -> Sequence
     return [dataclasses.replace(tokens, bias=tokens.bias + crowd) for tokens in references]
 
 
-def _joined(tokens: Sequence[ReferenceTokens]) -> ReferenceTokens:
+def _join(tokens: Sequence[ReferenceTokens]) -> ReferenceTokens:
     """The tokens of all references of a concept."""
     if len(tokens) == 1:
         return tokens[0]

@@ -88,7 +88,7 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
     content: the picture that is drawn anew, or several of one size; styles: each with its place;
     fusion: how features are fused; backbone: of the model; blocks: where; range: when;
     fuses_negative: in the unconditional rows too; adain: how far the
-    start takes the styles' statistics, 0..1; kept: features of earlier runs, None to compute
+    start takes the styles' statistics, 0..1; store: features of earlier runs, None to compute
     them in each; bands: of noise levels that share a reference pass, None for one at each level;
     placement: where the styles' keys lie, in models that turn them by position; name: another one
     for each patch.
@@ -103,7 +103,7 @@ class MagicStylePatch(SamplingPatch["MagicStyleRun"]):
     range: SamplingRange
     fuses_negative: bool
     adain: float
-    kept: FeatureStore | None = None
+    store: FeatureStore | None = None
     bands: BandStarts | None = None
     placement: Placement = "same"
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -159,7 +159,7 @@ class MagicStyleRun(PatchRun):
         pictures = [*contents, *styles]
         self._places = PlacedPictures(patch.placement, patch.backbone, contents, styles)
         self._room = ReferenceRoom(feature_bytes(pictures, patch.backbone, patch.blocks))
-        if patch.kept is not None:
+        if patch.store is not None:
             check_kept_room(self._room.size, start.steps)
         references = ReferencePass(pictures, Trajectories(pictures), patch.backbone, patch.blocks)
         self._features: StepFeatures[Features] = StepFeatures(
@@ -167,7 +167,7 @@ class MagicStyleRun(PatchRun):
             patch.backbone,
             patch.blocks,
             references,
-            patch.kept,
+            patch.store,
             PictureFeatures,
             noise_bands(patch.bands, start.model_sampling),
         )
@@ -193,9 +193,9 @@ class MagicStyleRun(PatchRun):
         options = patch.backbone.with_rule(
             model_options,
             patch.blocks,
-            self._fused_rows(),
+            self._rows_to_fuse(),
             x.shape[0],
-            lambda view: self._fused(bank, view),
+            lambda view: self._fuse(bank, view),
         )
         return executor(x, timestep, options, *args, **kwargs)
 
@@ -207,7 +207,7 @@ class MagicStyleRun(PatchRun):
         self._features.close()
         del self._features, self._start, self._groups
 
-    def _fused_rows(self) -> frozenset[Any]:
+    def _rows_to_fuse(self) -> frozenset[Any]:
         """The ids of the conds whose rows are drawn with content and styles."""
         if self._rows is None:
             roles = [
@@ -218,13 +218,13 @@ class MagicStyleRun(PatchRun):
             self._rows = rows_of_roles(self._start.guider, roles)
         return self._rows
 
-    def _fused(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
+    def _fuse(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
         """The `Rule`: feature fusion attention, picture by picture."""
         self.has_reached = True
         features = bank[view.layer]
         check_same_grid(view, features[0].grid, "MagicStyle")
         groups = self._groups.at(view.grid, view.q.device)
-        contents, styles = self._places.placed(
+        contents, styles = self._places.place(
             [cast_features(one, view.q) for one in features], view
         )
         out = torch.empty_like(view.q)
@@ -272,13 +272,13 @@ def feature_bytes(
     return tokens * backbone.feature_bytes * 3 // 2
 
 
-def check_same_grid(view: LayerView, inverted: tuple[int, int], node: str) -> None:
-    """ValueError when a model call shows another part of the picture than was inverted. inverted:
-    rows and columns of tokens; node: who needs it."""
-    if view.grid != inverted:
-        was, drawn = (f"{grid[1]}x{grid[0]}" for grid in (inverted, view.grid))
+def check_same_grid(view: LayerView, content: tuple[int, int], node: str) -> None:
+    """ValueError when a model call shows another part of the picture than was inverted. content:
+    rows and columns of its tokens; node: who needs it."""
+    if view.grid != content:
+        was, now = (f"{grid[1]}x{grid[0]}" for grid in (content, view.grid))
         raise ValueError(
-            f"layer {view.layer[0]}: the content has {was} tokens, this call {drawn}."
+            f"layer {view.layer[0]}: the content has {was} tokens, this call {now}."
             f" {node} needs the whole picture at once: use ConditioningSetMask, not areas,"
             " and no node that changes the size"
         )

@@ -37,7 +37,7 @@ from ..sampling.options import ModelOptions
 from ..sampling.patch import PatchRun, Predict, SamplingPatch, SamplingStart
 from ..sampling.range import SamplingRange, noise_bands
 from ..sampling.reference_memory import ReferenceRoom, check_kept_room
-from ..sampling.reference_pass import ReferencePass, Renoised
+from ..sampling.reference_pass import ReferencePass, SeededNoise
 from ..sampling.rows import rows_of_roles
 from .magicstyle import (
     PictureFeatures,
@@ -80,12 +80,12 @@ class StyleLatents:
     whole run."""
 
     def __init__(self, pictures: Sequence[StylePicture]):
-        self._pictures, self._renoised = pictures, Renoised(_SEED, per_step=False)
+        self._pictures, self._noise = pictures, SeededNoise(_SEED, per_step=False)
 
     def at(self, reference: int, latent: Tensor, sigma: Tensor, model_sampling: Any) -> Tensor:
         inversion = self._pictures[reference].inversion
         if inversion is None:
-            return self._renoised.at(reference, latent, sigma, model_sampling)
+            return self._noise.at(reference, latent, sigma, model_sampling)
         return inversion.at(float(sigma)).to(latent)
 
 
@@ -96,7 +96,7 @@ class NewStylePatch(SamplingPatch["NewStyleRun"]):
     pictures: whose look is taken; without any, that of the first picture of the batch; strength:
     added to the logits of style tokens (natural log); colour: how far the prediction takes the
     styles' mean and contrast, 0..1; backbone: of the model; blocks: where; range: when; placement:
-    where the styles' keys lie, in models that turn them by position; kept: features of earlier
+    where the styles' keys lie, in models that turn them by position; store: features of earlier
     runs, None to compute them in each; bands: of noise levels that share a reference pass, None for
     one at each level; name: another one for each patch.
     """
@@ -109,7 +109,7 @@ class NewStylePatch(SamplingPatch["NewStyleRun"]):
     blocks: tuple[Block, ...]
     range: SamplingRange
     placement: Placement = "same"
-    kept: FeatureStore | None = None
+    store: FeatureStore | None = None
     bands: BandStarts | None = None
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -148,7 +148,7 @@ class NewStyleRun(PatchRun):
         self._places = PlacedPictures(patch.placement, patch.backbone, [], patch.pictures)
         self._features: StepFeatures[Features] | None = None
         if patch.pictures:
-            if patch.kept is not None:
+            if patch.store is not None:
                 check_kept_room(self._room.size, start.steps)
             references = ReferencePass(
                 patch.pictures, StyleLatents(patch.pictures), patch.backbone, patch.blocks
@@ -158,7 +158,7 @@ class NewStyleRun(PatchRun):
                 patch.backbone,
                 patch.blocks,
                 references,
-                patch.kept,
+                patch.store,
                 PictureFeatures,
                 noise_bands(patch.bands, start.model_sampling),
             )
@@ -186,12 +186,12 @@ class NewStyleRun(PatchRun):
         options = patch.backbone.with_rule(
             model_options,
             patch.blocks,
-            self._styled_rows(),
+            self._rows_to_style(),
             x.shape[0],
-            lambda view: self._styled(bank, view),
+            lambda view: self._style(bank, view),
         )
         prediction: Tensor = executor(x, timestep, options, *args, **kwargs)
-        return self._coloured(prediction)
+        return self._colour(prediction)
 
     def finish(self, samples: Tensor) -> None:
         if self._features is not None and self._features.calls:
@@ -202,7 +202,7 @@ class NewStyleRun(PatchRun):
             self._features.close()
         del self._features, self._start, self._groups
 
-    def _styled_rows(self) -> frozenset[Any]:
+    def _rows_to_style(self) -> frozenset[Any]:
         """The ids of the conds whose rows see the styles: not those of a negative prompt, so that
         guidance strengthens the look."""
         if self._rows is None:
@@ -210,7 +210,7 @@ class NewStyleRun(PatchRun):
             self._rows = rows_of_roles(self._start.guider, roles)
         return self._rows
 
-    def _styled(self, bank: FeatureBank[Features] | None, view: LayerView) -> Tensor:
+    def _style(self, bank: FeatureBank[Features] | None, view: LayerView) -> Tensor:
         """The `Rule`: every picture's queries meet its own keys and the styles'."""
         self.has_reached = True
         if view.latent_size != self._start.latent_size and self._has_masks():
@@ -223,7 +223,7 @@ class NewStyleRun(PatchRun):
             styles = [beside_itself(first, self._patch.placement, self._patch.backbone, view)]
         else:
             entries = [cast_features(one, view.q) for one in bank[view.layer]]
-            styles = self._places.placed(entries, view)[1]
+            styles = self._places.place(entries, view)[1]
         groups = self._groups.at(view.grid, view.q.device)
         rows = []
         for image in range(view.q.shape[0]):
@@ -237,7 +237,7 @@ class NewStyleRun(PatchRun):
                 rows.append(feature_fusion_attention(own, own, styles, groups, fusion, attend))
         return torch.cat(rows)
 
-    def _coloured(self, prediction: Tensor) -> Tensor:
+    def _colour(self, prediction: Tensor) -> Tensor:
         """What the model predicts (the clean picture, B C h w), with the styles' statistics."""
         patch = self._patch
         if not patch.colour:
@@ -245,8 +245,8 @@ class NewStyleRun(PatchRun):
         shares = patch.shares((prediction.shape[-2], prediction.shape[-1]))
         if not patch.pictures:
             first, others = prediction[:1], prediction[1:]
-            adapted = adapt_statistics(others, [first], shares, patch.colour)
-            return torch.cat([first, adapted])
+            rest = adapt_statistics(others, [first], shares, patch.colour)
+            return torch.cat([first, rest])
         model = self._start.guider.inner_model
         styles = [picture.clean(model).to(prediction) for picture in patch.pictures]
         return adapt_statistics(prediction, styles, shares, patch.colour)

@@ -37,7 +37,7 @@ class PlacedReferences:
         self._homes = homes or {}
         self._turns: dict[tuple[Any, tuple[int, int]], Sequence[Turn | None]] = {}
 
-    def moved(
+    def move(
         self,
         bank: Sequence[ReferenceTokens],
         view: LayerView,
@@ -150,7 +150,7 @@ class PlacedPictures:
         self._contents, self._styles = contents, styles
         self._moves: dict[Coordinates, tuple[list[_Move], list[_Move]]] = {}
 
-    def placed(
+    def place(
         self, features: Sequence[Features], view: LayerView
     ) -> tuple[list[Features], list[Features]]:
         """What a layer saw of contents and styles, in this order, as `view` is to meet it: contents
@@ -163,11 +163,11 @@ class PlacedPictures:
         if picture not in self._moves:
             self._moves[picture] = self._moves_to(picture, view.k.device)
         return tuple(  # type: ignore[return-value]
-            [self._moved(one, move, view) for one, move in zip(entries, moves, strict=True)]
+            [self._turn_features(one, move, view) for one, move in zip(entries, moves, strict=True)]
             for entries, moves in zip((contents, styles), self._moves[picture], strict=True)
         )
 
-    def _moved(self, features: Features, move: _Move, view: LayerView) -> Features:
+    def _turn_features(self, features: Features, move: _Move, view: LayerView) -> Features:
         rotary = self._backbone.rotary
         assert rotary is not None
         q, k = features.q, features.k

@@ -108,7 +108,7 @@ class PromptEditRun(PatchRun):
             start.guider, patch.backbone, patch.blocks, references, None, PictureFeatures
         )
         self._rows: frozenset[Any] | None = None
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._mask_and_content: tuple[Tensor, Tensor] | None = None
 
     def predict(
         self,
@@ -130,7 +130,7 @@ class PromptEditRun(PatchRun):
 
     def release(self) -> None:
         self._features.close()
-        self._kept = None
+        self._mask_and_content = None
         del self._features, self._start
 
     def _holding(
@@ -148,15 +148,15 @@ class PromptEditRun(PatchRun):
             self._patch.blocks,
             self._rows,
             x.shape[0],
-            lambda view: self._held(bank, view),
+            lambda view: self._hold(bank, view),
         )
 
-    def _held(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
+    def _hold(self, bank: FeatureBank[Features], view: LayerView) -> Tensor:
         """The `Rule`: the content's queries meet the content's keys and the picture's values."""
         self.has_reached = True
         entries, share = bank[view.layer], self._patch.structure
         check_same_grid(view, entries[0].grid, "MagicStyle Edit")
-        contents, _ = self._places.placed([cast_features(one, view.q) for one in entries], view)
+        contents, _ = self._places.place([cast_features(one, view.q) for one in entries], view)
         rows = []
         for image in range(view.q.shape[0]):
             one = slice(image, image + 1)
@@ -174,12 +174,12 @@ class PromptEditRun(PatchRun):
         not, what was inverted."""
         if self._patch.keep is None:
             return prediction
-        if self._kept is None:
+        if self._mask_and_content is None:
             mask = F.interpolate(
                 self._patch.keep[:, None].float(), size=prediction.shape[-2:], mode="area"
             )
             mask = mask.view(len(mask), 1, *(1,) * (prediction.ndim - 4), *mask.shape[-2:])
             content = self._patch.content.latents[-1]
-            self._kept = mask.to(prediction), content.to(prediction)
-        mask, content = self._kept
+            self._mask_and_content = mask.to(prediction), content.to(prediction)
+        mask, content = self._mask_and_content
         return torch.lerp(prediction, content.expand_as(prediction), mask.expand_as(prediction))

@@ -36,15 +36,15 @@ def texts_of(clip: Any, concepts: Sequence[Concept]) -> tuple[TextOfConcept, ...
     """The texts of all concepts, as the text encoder reads them with the LoRAs of the phrase.
     ValueError when a weight in one leaves numbers that no model can take."""
 
-    def encoded(text: str, concept: Concept) -> list[Any] | None:
+    def encode(text: str, concept: Concept) -> list[Any] | None:
         return encode_with_loras(clip, text, concept.loras) if text.strip() else None
 
     return tuple(
         TextOfConcept(
             index,
             concept.text,
-            encoded(concept.text.text, concept),
-            encoded(concept.text.negative, concept),
+            encode(concept.text.text, concept),
+            encode(concept.text.negative, concept),
         )
         for index, concept in enumerate(concepts)
         if concept.text is not None

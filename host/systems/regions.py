@@ -70,9 +70,9 @@ def regions_of_concepts(
 ) -> list[Tensor | None]:
     """Where each concept is, softly, in a model call on `x` (B C h w), by the layout as the call
     before has left it: B H W in 0..1; None for nowhere. inside: as for `concept_shares`."""
-    measured, batch, owners = tracker.picture, x.shape[0], None
-    if measured is not None and measured.regions.shape[0] == batch:
-        owners = measured.concepts(layout.prompt.spans)
+    picture, batch, owners = tracker.picture, x.shape[0], None
+    if picture is not None and picture.regions.shape[0] == batch:
+        owners = picture.concepts(layout.prompt.spans)
     return [
         None if share is None or not bool(share.any()) else share.to(x.device)
         for share in concept_shares(owners, layout.targets, inside, batch)

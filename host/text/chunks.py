@@ -17,9 +17,9 @@ _WRITTEN_END = "<|endoftext|>"
 
 def tokens_of(clip: Any, text: str) -> list[tuple[int, Token]]:
     """The words' tokens of `text` as (position in the conditioning, token)."""
-    tokenised = clip.tokenize(text)
+    lists = clip.tokenize(text)
     # SDXL's two encoders share vocabulary and positions: either list will do.
-    chunks = tokenised["l"] if "l" in tokenised else next(iter(tokenised.values()))
+    chunks = lists["l"] if "l" in lists else next(iter(lists.values()))
     stream: list[tuple[int, Token]] = []
     offset = 0
     for chunk in chunks:

@@ -37,7 +37,7 @@ class WordPlaces:
     spans: tuple[tuple[int, ...], ...]
     words: tuple[int, ...]
 
-    def moved(self, by: int) -> WordPlaces:
+    def shift(self, by: int) -> WordPlaces:
         """The same behind `by` other tokens."""
         spans = tuple(tuple(place + by for place in span) for span in self.spans)
         return WordPlaces(spans, tuple(place + by for place in self.words))
@@ -85,8 +85,8 @@ class ContextTokens:
                 WordPlaces(spans, tuple(place for place, _ in tokens_of(clip, text)))
             )
         if getattr(encoders, str(self.tokens), None) is not None:
-            of_encoders.append(self._places(clip, text, phrases, context - chunks).moved(chunks))
-        return _joined(of_encoders, len(phrases))
+            of_encoders.append(self._places(clip, text, phrases, context - chunks).shift(chunks))
+        return _join(of_encoders, len(phrases))
 
     def check(self, clip: Any, text: str, phrases: Sequence[str]) -> None:
         """ValueError as for `places`, of a prompt that is not encoded yet."""
@@ -105,7 +105,7 @@ class ContextTokens:
             second = ContextTokens(self.behind)
             length = second.length(clip, text)
             places = second.places(clip, text, phrases, length)
-            of_encoders += [places.moved(context), places.moved(context + length)]
+            of_encoders += [places.shift(context), places.shift(context + length)]
         if has_first:
             try:
                 of_encoders.insert(0, self._places(clip, text, phrases, context))
@@ -114,7 +114,7 @@ class ContextTokens:
                 # than Latin.
                 if not has_second:
                     raise
-        return _joined(of_encoders, len(phrases))
+        return _join(of_encoders, len(phrases))
 
     def _places(self, clip: Any, text: str, phrases: Sequence[str], context: int) -> WordPlaces:
         prompt = _Prompt(self, clip, text, context)
@@ -159,7 +159,7 @@ class ContextTokens:
         return sum(len(chunk) for chunk in lists[self.tokens or next(iter(lists))])
 
 
-def _joined(parts: Sequence[WordPlaces], phrases: int) -> WordPlaces:
+def _join(parts: Sequence[WordPlaces], phrases: int) -> WordPlaces:
     """What several encoders have of the same phrases, one behind the other."""
     spans = tuple(
         tuple(place for places in parts for place in places.spans[i]) for i in range(phrases)
@@ -190,7 +190,7 @@ class _Prompt:
     @property
     def words(self) -> tuple[int, ...]:
         """Positions of all that was written."""
-        return tuple(self._changed(""))
+        return tuple(self._changes(""))
 
     def places(self, phrase: str) -> list[tuple[int, ...]]:
         """Positions of a phrase's tokens, each time that it stands in the prompt."""
@@ -202,7 +202,7 @@ class _Prompt:
                         for start, end in words
                         for position in min(
                             (
-                                self._changed(f"{self._text[:start]}{other}{self._text[end:]}")
+                                self._changes(f"{self._text[:start]}{other}{self._text[end:]}")
                                 for other in _others(phrase, self._text, start, end)
                             ),
                             key=len,
@@ -219,7 +219,7 @@ class _Prompt:
             self._tokens[position + self._first] == self._unknown for position in span
         )
 
-    def _changed(self, text: str) -> list[int]:
+    def _changes(self, text: str) -> list[int]:
         """Positions of the tokens that are others in another text."""
         own, other = self._tokens, comparable(self._kind.list_of(self._clip, text))
         most = min(len(own), len(other))

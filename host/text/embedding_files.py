@@ -85,9 +85,9 @@ def load_embedding(name: str, placeholder: str) -> Embedding:
             f"embedding '{name}' cannot be read as a safetensors file: fetch it again"
         ) from error
     vectors = {key: tensor.reshape(-1, tensor.shape[-1]) for key, tensor in vectors.items()}
-    if broken := [key for key, tensor in vectors.items() if not tensor.isfinite().all()]:
+    if bad := [key for key, tensor in vectors.items() if not tensor.isfinite().all()]:
         raise ValueError(
-            f"embedding '{name}' has numbers that are none (NaN or infinite) in {broken[0]}: its"
+            f"embedding '{name}' has numbers that are none (NaN or infinite) in {bad[0]}: its"
             " training has failed"
         )
     word = placeholder or metadata.get("placeholder") or Path(name).stem
@@ -102,8 +102,8 @@ def embedding_path(name: str) -> Path:
     """The path of a listed file. ValueError for any other name."""
     import folder_paths
 
-    listed = folder_paths.get_filename_list("embeddings") if name.endswith(".safetensors") else ()
-    path = listed_file("embeddings", name, listed)
+    names = folder_paths.get_filename_list("embeddings") if name.endswith(".safetensors") else ()
+    path = listed_file("embeddings", name, names)
     if path is None:
         raise ValueError(
             f"embedding '{shown(name)}' is not among the safetensors files of ComfyUI's embeddings"
@@ -152,6 +152,6 @@ def _by_encoder(vectors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict
     if len(vectors) > 1:
         return vectors
     [(key, tensor)] = vectors.items()
-    named = (name for name in (key, *_encoders(metadata)) if name in NAMES or name != key)
-    encoder = next(named, None)
+    candidates = (name for name in (key, *_encoders(metadata)) if name in NAMES or name != key)
+    encoder = next(candidates, None)
     return {encoder or encoder_of_width(tensor.shape[1]): tensor}

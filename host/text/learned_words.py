@@ -192,11 +192,11 @@ def tokenizer_with(
         rf"(?<![^\s(])(?-i:{_MARK})(?:(?:{either})(?!{_OF_NAME})|{_OF_NAME}+)|{either}",
         re.IGNORECASE,
     )
-    changed = copy.copy(tokenizer)
+    result = copy.copy(tokenizer)
     vectors: dict[str, dict[int, Tensor]] = {}
     for encoder, part in own_parts.items():
         part = copy.copy(part)
-        setattr(changed, tokenizer_place(tokenizer, encoder), part)
+        setattr(result, tokenizer_place(tokenizer, encoder), part)
         own = {
             character: vector
             for embedding in embeddings
@@ -220,9 +220,9 @@ def tokenizer_with(
             **{token: part.tokenizer.decode([token]) for token in vectors[encoder]},
         }
     kind = type(tokenizer)
-    changed.__class__ = type(kind.__name__, (LearnedWordsTokenizer, kind), {})
-    changed._words = _Words(tokenizer, tuple(embeddings), stand_ins, pattern, vectors)
-    return cast(LearnedWordsTokenizer, changed)
+    result.__class__ = type(kind.__name__, (LearnedWordsTokenizer, kind), {})
+    result._words = _Words(tokenizer, tuple(embeddings), stand_ins, pattern, vectors)
+    return cast(LearnedWordsTokenizer, result)
 
 
 def host_tokenizer(tokenizer: Any) -> Any:
@@ -297,6 +297,6 @@ def with_learned_words(clip: Any, embeddings: Sequence[Embedding]) -> Any:
                     f"learned word '{embedding.placeholder}' was made for another model: "
                     f"text encoder {encoder} needs vectors of {width} numbers, it has {numbers}"
                 )
-    changed = clip.clone()
-    changed.tokenizer = tokenizer_with(clip.tokenizer, embeddings)
-    return changed
+    result = clip.clone()
+    result.tokenizer = tokenizer_with(clip.tokenizer, embeddings)
+    return result

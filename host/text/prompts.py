@@ -48,23 +48,23 @@ def encode(clip: Any, text: str, pictures: Sequence[torch.Tensor] = ()) -> list[
     """A prompt as CONDITIONING. pictures: 1 H W 3 each, what the text encoder is shown beside it,
     if it can see. ValueError when a weight in it, such as (hat:inf), leaves numbers that no model
     can take."""
-    tokens = clip.tokenize(text, **_shown_to(clip, pictures))
+    tokens = clip.tokenize(text, **_pictures_for(clip, pictures))
     conditioning: list[Any] = clip.encode_from_tokens_scheduled(tokens)
     if complaint := _complaint_about(text, tokens, conditioning):
         raise ValueError(complaint)
     return conditioning
 
 
-def _shown_to(clip: Any, pictures: Sequence[torch.Tensor]) -> dict[str, Any]:
+def _pictures_for(clip: Any, pictures: Sequence[torch.Tensor]) -> dict[str, Any]:
     """How the host's tokenizer is given pictures: as edit models are trained, numbered, before the
     prompt."""
     template = getattr(clip.tokenizer, "llama_template_images", "") if pictures else ""
     if _PICTURE not in template:
         return {}
-    numbered = "".join(f"Picture {i}: {_PICTURE}" for i, _ in enumerate(pictures, 1))
+    labels = "".join(f"Picture {i}: {_PICTURE}" for i, _ in enumerate(pictures, 1))
     return {
         "images": list(pictures),
-        "llama_template": template.replace(_PICTURE, numbered, 1),
+        "llama_template": template.replace(_PICTURE, labels, 1),
     }
 
 
@@ -116,7 +116,7 @@ def tagged_prompt(
     words: tuple[int, ...] | None = None
     if context is None:
         spans = spans_in_chunks(clip, text, phrases)
-    conditioning = _tagged(encode(clip, text, pictures), tag)
+    conditioning = _with_tag(encode(clip, text, pictures), tag)
     if context is not None:
         places = context.places(clip, text, phrases, conditioning[0][0].shape[1])
         spans, words = places.spans, places.words
@@ -169,7 +169,7 @@ def tagged_conditioning(
     """A prompt that another node has encoded, with the phrases found in it. clip, text: by which it
     was made, needed where there are phrases. ValueError when a phrase is not in the text, or the
     text is not that of the conditioning."""
-    tagged = _tagged(conditioning, tag)
+    tagged = _with_tag(conditioning, tag)
     if not phrases:
         return TaggedPrompt(text, (), tagged, tag, (), ())
     length = conditioning[0][0].shape[1]
@@ -184,7 +184,7 @@ def tagged_conditioning(
         )
     places = context.places(clip, text, phrases, length)
     if has_texts:
-        places = places.moved(1 - places.words[0])
+        places = places.shift(1 - places.words[0])
     return TaggedPrompt(text, tuple(phrases), tagged, tag, places.spans, places.words)
 
 
@@ -211,7 +211,7 @@ def with_lora_text(
     base = _with_patches(clip, everywhere)
     conditioning = prompt.conditioning
     if base is not clip:
-        conditioning = _tagged(encode(base, prompt.text), prompt.tag)
+        conditioning = _with_tag(encode(base, prompt.text), prompt.tag)
     for index in dict.fromkeys(index for index, _ in loras):
         own = _with_patches(
             base, [lora for phrase, lora in loras if phrase == index and lora.text == "phrase"]
@@ -236,7 +236,7 @@ def encode_with_loras(clip: Any, text: str, loras: Sequence[ConceptLora]) -> lis
     return encode(_with_patches(clip, [lora for lora in loras if lora.text != "none"]), text)
 
 
-def _tagged(conditioning: list[Any], tag: str) -> list[Any]:
+def _with_tag(conditioning: list[Any], tag: str) -> list[Any]:
     return [[tensor, {**options, TAG: tag}] for tensor, options in conditioning]
 
 
@@ -247,11 +247,11 @@ def _with_patches(clip: Any, loras: Sequence[ConceptLora]) -> Any:
 
     encoder = clip.cond_stage_model
     names = comfy.lora.model_lora_keys_clip(encoder, {})
-    patched = clip
+    result = clip
     for lora in loras:
         patches = lora_patches(lora.name, lora.weights, names)
         check_patches(lora.name, patches, encoder)
         if patches:
-            patched = clip.clone() if patched is clip else patched
-            patched.add_patches(patches, lora.strength)
-    return patched
+            result = clip.clone() if result is clip else result
+            result.add_patches(patches, lora.strength)
+    return result

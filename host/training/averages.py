@@ -31,12 +31,12 @@ class Averages:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """The parameters are their averages as long as this is open."""
-        kept = [parameter.detach().clone() for parameter in self.parameters]
+        before = [parameter.detach().clone() for parameter in self.parameters]
         try:
             self._set(self.values)
             yield
         finally:
-            self._set(kept)
+            self._set(before)
 
     @torch.no_grad()
     def _set(self, values: Sequence[Tensor]) -> None:

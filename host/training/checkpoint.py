@@ -21,7 +21,7 @@ from ..models.safe_files import UnwritableFile, write_file
 from .networks import Networks
 from .settings import CaptureSettings
 
-KEPT = 4
+CHECKPOINTS_IN_FOLDER = 4
 """So many checkpoints of trainings that were given up stay in a folder, the newest."""
 _NAME = re.compile(r"[0-9a-f]{16}\.pt")
 _MOST_TESTED = 64 * 2**20
@@ -124,10 +124,12 @@ class CheckpointFile:
             state.step,
             self.path,
         )
-        for path in _given_up(self.path)[KEPT - 1 :]:
+        for path in _given_up(self.path)[CHECKPOINTS_IN_FOLDER - 1 :]:
             with contextlib.suppress(OSError):
                 path.unlink()
-                logging.info("MagiCapture: removed %s, older than the last %d", path, KEPT)
+                logging.info(
+                    "MagiCapture: removed %s, older than the last %d", path, CHECKPOINTS_IN_FOLDER
+                )
 
     def remove(self) -> None:
         with contextlib.suppress(OSError):
@@ -163,7 +165,7 @@ def read_checkpoint(path: Path, fingerprint: str) -> TrainingState:
         if isinstance(error, OSError) and error.strerror:
             reason = f"cannot be read ({error.strerror})"
         raise ValueError(f"checkpoint {path} {reason}: remove it to start anew") from error
-    with damage_named(path):
+    with name_damage(path):
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, a table was expected")
         if missing := [name for name in _KINDS if name not in content]:
@@ -184,7 +186,7 @@ def read_checkpoint(path: Path, fingerprint: str) -> TrainingState:
 
 
 @contextlib.contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def name_damage(path: Path) -> Iterator[None]:
     """Whatever is wrong with what a checkpoint holds becomes a ValueError with the file's name."""
     try:
         yield
@@ -206,10 +208,10 @@ def training_fingerprint(
     """Says whether a checkpoint belongs to this very training: of every byte that it depends on. To
     be taken before the first step."""
     digest = hashlib.sha256()
-    described: list[Any] = [asdict(settings), side]
+    account: list[Any] = [asdict(settings), side]
     sets = [part for part in (*subject.all, style) if part is not None]
-    described += [(part.placeholder, part.class_word, part.templates) for part in sets]
-    described += [picture.caption for part in sets for picture in part.pictures]
+    account += [(part.placeholder, part.class_word, part.templates) for part in sets]
+    account += [picture.caption for part in sets for picture in part.pictures]
     # Of pictures and VAE, not of latents: a GPU may encode the last bit otherwise in each run.
     tensors: dict[str, Tensor] = {}
     for part in sets:
@@ -217,7 +219,7 @@ def training_fingerprint(
             name = f"{part.placeholder} {number} {picture.name}"
             tensors |= {f"{name} image": picture.image, f"{name} mask": picture.mask}
     for each in subject.all:
-        described.append((len(each.class_pictures), each.class_weight))
+        account.append((len(each.class_pictures), each.class_weight))
         for number, picture in enumerate(each.class_pictures):
             tensors[f"{each.placeholder} {number} {picture.name} class"] = picture.image
     tensors |= {f"vae {name}": tensor for name, tensor in vae.get_sd().items()}
@@ -226,10 +228,10 @@ def training_fingerprint(
     tensors |= dict(networks.text.weights())
     if networks.faces:
         identity = networks.faces.identity
-        described.append((identity.side, identity.margin))
+        account.append((identity.side, identity.margin))
         weights = identity.network.state_dict()
         tensors |= {f"identity {name}": tensor for name, tensor in weights.items()}
-    digest.update(repr(described).encode())
+    digest.update(repr(account).encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_bytes_of(tensor))

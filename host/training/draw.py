@@ -169,8 +169,8 @@ def training_prompts(subject: Subject, style: StyleSet | None, rules: Rules) -> 
     prompts["style"] = {each: style.prompts_of(each) for each in style.pictures}
     if rules.composes_subject_templates:
         texts = [subject.prompt(i) for i in range(len(subject.templates))]
-        composed = tuple(f"{text} in the style of {style.placeholder}" for text in texts)
-        prompts["composed"] = {each: composed for each in style.pictures}
+        both = tuple(f"{text} in the style of {style.placeholder}" for text in texts)
+        prompts["composed"] = {each: both for each in style.pictures}
     else:
         person = subject.person
         prompts["composed"] = {each: style.prompts_of(each, person) for each in style.pictures}

@@ -84,7 +84,7 @@ class LearnedText:
         self._clip.tokenizer = host_tokenizer(clip.tokenizer)
         self._layer = clip.layer_idx
         weights = dict(patched_weights(clip.patcher, ""))
-        self._network = _copied(clip.cond_stage_model, weights, "", device, dtype)
+        self._network = _copy_of(clip.cond_stage_model, weights, "", device, dtype)
         copy_for_norms(self._network)
         self._names = loaded_encoders(clip)
         widths = {name: word_width(clip, name) for name in self._names}
@@ -99,7 +99,7 @@ class LearnedText:
             for _ in placeholders
         ]
         embeddings = [Embedding(*pair) for pair in zip(placeholders, self._marks, strict=True)]
-        self._marked = with_learned_words(self._clip, embeddings)
+        self._clip_with_marks = with_learned_words(self._clip, embeddings)
         self._prompts: dict[str, LearnedPrompt] = {}
 
     @property
@@ -122,8 +122,8 @@ class LearnedText:
     def prompt(self, text: str) -> LearnedPrompt:
         """ValueError, of which prompt, when its encoding is no numbers."""
         if text not in self._prompts:
-            encoded = encoded_prompt(self._marked, text, self.placeholders, self._context)
-            lists: dict[str, Any] = self._marked.tokenize(text)
+            encoded = encoded_prompt(self._clip_with_marks, text, self.placeholders, self._context)
+            lists: dict[str, Any] = self._clip_with_marks.tokenize(text)
             tokens = {
                 name: [
                     [(self._token(name, first), *rest) for first, *rest in chunk]
@@ -146,9 +146,9 @@ class LearnedText:
 
     def encode(self, prompts: Sequence[LearnedPrompt]) -> Sequence[EncodedPrompt]:
         """Each for itself: their lengths differ."""
-        return [self._encoded(prompt) for prompt in prompts]
+        return [self._encode(prompt) for prompt in prompts]
 
-    def _encoded(self, prompt: LearnedPrompt) -> EncodedPrompt:
+    def _encode(self, prompt: LearnedPrompt) -> EncodedPrompt:
         def own(token: Any) -> Any:
             return self._rows[token.encoder][token.word] if isinstance(token, _Row) else token
 
@@ -249,7 +249,7 @@ class _Anew(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _copied(
+def _copy_of(
     module: nn.Module,
     weights: Mapping[str, Tensor],
     prefix: str,
@@ -283,7 +283,7 @@ def _copied(
     }
     state["_buffers"] = {name: read(name, value) for name, value in module._buffers.items()}
     state["_modules"] = {
-        name: None if part is None else _copied(part, weights, f"{prefix}{name}.", device, dtype)
+        name: None if part is None else _copy_of(part, weights, f"{prefix}{name}.", device, dtype)
         for name, part in module._modules.items()
     }
     return own.eval()

@@ -68,7 +68,7 @@ class MemoryNeed:
         resident = sum(self.weights.values()) + self.text + self.faces + self.learned
         return resident + self.latents + max(self.step, self.preview)
 
-    def described(self) -> str:
+    def in_words(self) -> str:
         """How much, and what it consists of, in words."""
         dtypes = " and ".join(self.weights)
         parts = {
@@ -79,8 +79,8 @@ class MemoryNeed:
             "latents": self.latents,
             "a step": max(self.step, self.preview),
         }
-        listed = ", ".join(f"{name} {size_in_words(size)}" for name, size in parts.items() if size)
-        return f"about {size_in_words(self.total)} ({listed})"
+        items = ", ".join(f"{name} {size_in_words(size)}" for name, size in parts.items() if size)
+        return f"about {size_in_words(self.total)} ({items})"
 
 
 def check_memory(
@@ -111,11 +111,11 @@ def check_memory(
     device = management.get_torch_device()
     free = int(management.get_free_memory(device)) + need.text
     room = f"{size_in_words(free)} are free on {device}"
-    said = f"this training needs {need.described()} of memory, {room}"
+    sentence = f"this training needs {need.in_words()} of memory, {room}"
     if _SURE * need.total > free:
         takes_float8 = not isinstance(text, TrainableText)
-        raise ValueError(f"{said}. {_advice(need_of, settings, free, takes_float8)}")
-    logging.info("MagiCapture: %s", said)
+        raise ValueError(f"{sentence}. {_advice(need_of, settings, free, takes_float8)}")
+    logging.info("MagiCapture: %s", sentence)
     return need
 
 
@@ -147,13 +147,13 @@ def _advice(
         total = need_of(replace(settings, **change)).total
         if total <= free:
             return f"{words[0].upper()}{words[1:]}: it takes about {size_in_words(total)} then"
-    changed, said = settings, []
+    trial, names = settings, []
     for words, change in changes:
-        changed = replace(changed, **change)
-        said.append(words)
-        total = need_of(changed).total
+        trial = replace(trial, **change)
+        names.append(words)
+        total = need_of(trial).total
         if total <= free:
-            together = f"{', '.join(said[:-1])} and {said[-1]}"
+            together = f"{', '.join(names[:-1])} and {names[-1]}"
             return (
                 f"{together[0].upper()}{together[1:]}: it takes about {size_in_words(total)} then"
             )
@@ -195,27 +195,27 @@ def memory_need(
     # Here: a prompt that is read for the first time among shapes would be kept without its numbers.
     previews = [text.prompt(""), text.prompt(preview_prompts(subject, style)[0])]
     rehearsal = _Rehearsal(denoiser, text, settings, size, lora)
-    judged = None
+    look = None
     if identity is not None and decode is not None:
         boxes = [_half_of_box(picture, side, identity.margin) for picture in judged_pictures]
-        judged = _Judged(identity, decode, max(boxes))
+        look = _IdentityLook(identity, decode, max(boxes))
     with shapes:
         frozen = [*_tensors(denoiser.network), *lora]
         there = [*frozen, *map(shapes.from_tensor, real)]
         preview = rehearsal.preview(previews, there)
-        step = rehearsal.step(longest, judged, there)
+        step = rehearsal.step(longest, look, there)
     weights: dict[str, int] = {}
     for tensor in _tensors(denoiser.network):
         name = str(tensor.dtype).removeprefix("torch.")
         weights[name] = weights.get(name, 0) + _size(tensor)
     learned = sum(map(_size, [*lora, *text.rows])) + text.lora_size(settings.rank, settings.adapter)
-    cached = sum((denoiser.latent_channels + 1) * height * width for height, width in sizes)
+    cells = sum((denoiser.latent_channels + 1) * height * width for height, width in sizes)
     return MemoryNeed(
         weights,
         sum(map(_size, _text_tensors(text))),
         sum(map(_size, _tensors_of(identity, decode))),
         (1 + _MOMENTS + (settings.ema > 0)) * learned,
-        cached * max(1, settings.versions) * torch.float32.itemsize,
+        cells * max(1, settings.versions) * torch.float32.itemsize,
         step,
         preview,
     )
@@ -255,7 +255,7 @@ class _Alive(TorchDispatchMode):
 
 
 @dataclass(frozen=True, eq=False)
-class _Judged:
+class _IdentityLook:
     """How the identity loss looks. half: half the side of the largest face, in pixels."""
 
     identity: Identity
@@ -275,19 +275,19 @@ class _Rehearsal:
 
     def preview(self, prompts: Sequence[Any], before: Iterable[Tensor]) -> int:
         """The peak of a step of sampling, with and without the prompt."""
-        told = self._told_before(prompts)
+        condition = self._condition_before(prompts)
         alive = _Alive(before)
         with alive, torch.no_grad():
             noisy = torch.zeros(2, self.denoiser.latent_channels, *self.size, device=self._device)
             times = self._times(2)
-            self.denoiser.predict(noisy, times, told or self._told(prompts))
+            self.denoiser.predict(noisy, times, condition or self._condition(prompts))
         return alive.peak
 
-    def step(self, prompt: Any, judged: _Judged | None, before: Iterable[Tensor]) -> int:
+    def step(self, prompt: Any, look: _IdentityLook | None, before: Iterable[Tensor]) -> int:
         """The peak of a step of training."""
         count, denoiser = self.settings.batch, self.denoiser
         prompts = [prompt] * count
-        told = self._told_before(prompts)
+        condition = self._condition_before(prompts)
         of_lora = self.settings.lora_steps > 0
         for adapter in denoiser.adapters.values():
             adapter.strength = float(of_lora)
@@ -298,9 +298,9 @@ class _Rehearsal:
             latents = torch.zeros(count, denoiser.latent_channels, *self.size, device=self._device)
             noise, weights = torch.zeros_like(latents), torch.ones_like(latents[:, 0])
             times = self._times(count)
-            told = told or self._told(prompts)
+            condition = condition or self._condition(prompts)
             noisy = denoiser.noisy(latents, noise, times)
-            output, maps = denoiser.predict(noisy, times, told, refocus)
+            output, maps = denoiser.predict(noisy, times, condition, refocus)
             loss = capture_losses.masked_reconstruction(
                 output, denoiser.target(latents, noise, times), weights
             ).mean()
@@ -308,41 +308,39 @@ class _Rehearsal:
                 targets = torch.stack([weights, 1 - weights], 1)
                 both = torch.ones(count, 2, dtype=torch.bool, device=self._device)
                 loss = loss + capture_losses.refocusing(maps, targets, both).mean()
-            if judged is not None and of_lora:
+            if look is not None and of_lora:
                 if self.settings.identity_forward == "own":
-                    output, _ = denoiser.predict(noisy, times, told)
-                loss = loss + self._likeness(judged, denoiser.clean(noisy, output, times)).mean()
+                    output, _ = denoiser.predict(noisy, times, condition)
+                loss = loss + self._likeness(look, denoiser.clean(noisy, output, times)).mean()
             torch.autograd.grad(loss, learned, allow_unused=True)
         return alive.peak
 
-    def _likeness(self, judged: _Judged, clean: Tensor) -> Tensor:
+    def _likeness(self, look: _IdentityLook, clean: Tensor) -> Tensor:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         cell = self.denoiser.pixels_per_latent
         # Where faces are decides sizes: these are numbers.
         with unset_fake_temporarily():
             height, width = (count * cell for count in self.size)
-            boxes = torch.tensor([[width / 2, height / 2, judged.half]] * len(clean))
+            boxes = torch.tensor([[width / 2, height / 2, look.half]] * len(clean))
             empty = torch.zeros(len(clean), 1, *self.size)
             parts, boxes = around_faces(empty, boxes, cell)
         height, width = parts.shape[-2:]
-        decoded = judged.decode(clean[..., :height, :width])
+        faces = look.decode(clean[..., :height, :width])
         with unset_fake_temporarily():
-            crops = capture_losses.face_crops(
-                decoded, boxes.to(decoded.device), judged.identity.side
-            )
-        return judged.identity.embed_crops(crops).square().sum(1)
+            crops = capture_losses.face_crops(faces, boxes.to(faces.device), look.identity.side)
+        return look.identity.embed_crops(crops).square().sum(1)
 
-    def _told_before(self, prompts: Sequence[Any]) -> Any:
+    def _condition_before(self, prompts: Sequence[Any]) -> Any:
         """Of prompts that are encoded already: the host looks at their numbers. Else None."""
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         if not isinstance(self.text, EncodedText):
             return None
         with unset_fake_temporarily():
-            return self._told(prompts)
+            return self._condition(prompts)
 
-    def _told(self, prompts: Sequence[Any]) -> Any:
+    def _condition(self, prompts: Sequence[Any]) -> Any:
         return self.denoiser.condition(self.text.encode(prompts), prompts, self.size)
 
     def _times(self, count: int) -> Tensor:

@@ -55,8 +55,8 @@ class BaseModel:
         config = getattr(host, "model_config", None)
         family = type(config).__name__ if type(config).__module__.startswith("comfy.") else ""
         # Newer hosts remember how a model was loaded, to do it again.
-        loaded = getattr(model, "cached_patcher_init", None) or (None, ())
-        path = next((x for x in loaded[1] if isinstance(x, str)), "")
+        origin = getattr(model, "cached_patcher_init", None) or (None, ())
+        path = next((x for x in origin[1] if isinstance(x, str)), "")
         return cls(family or type(host).__name__, Path(path).name)
 
 
@@ -98,7 +98,7 @@ class TrainingAccount:
         }
         architecture = _ARCHITECTURES.get(self.base.family, self.base.family)
         is_lora = settings.adapter == ADAPTERS[0]
-        known = {
+        fields = {
             SETTINGS: json.dumps(about, ensure_ascii=False),
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": f"{architecture}/lora",
@@ -127,7 +127,7 @@ class TrainingAccount:
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(now),
         }
-        return {key: value for key, value in known.items() if value}
+        return {key: value for key, value in fields.items() if value}
 
     def _words(self) -> list[dict[str, Any]]:
         words: list[dict[str, Any]] = []

@@ -115,8 +115,8 @@ def _prepare(
             f" {_LONGEST} times as long as wide. Cut out what matters"
         )
     size = training_size(height, width, side)
-    plain = _resized(picture.image.clone().movedim(-1, 0)[None], size).clamp(0, 1)  # 1 3 H W
-    mask = _resized(picture.mask.clone()[None, None], size)[0, 0].clamp(0, 1)
+    plain = _resize(picture.image.clone().movedim(-1, 0)[None], size).clamp(0, 1)  # 1 3 H W
+    mask = _resize(picture.mask.clone()[None, None], size)[0, 0].clamp(0, 1)
     latents, faces, boxes, identities = [], [], [], []
     for version in range(max(1, versions)):
         image, face = (plain.flip(-1), mask.flip(-1)) if version % 2 else (plain, mask)
@@ -129,10 +129,8 @@ def _prepare(
                     )[0]
                 )
         with torch.inference_mode():
-            encoded = vae.encode(
-                (_jittered(image, generator) if versions > 1 else image).movedim(1, -1)
-            )
-        latent = process_in(encoded.clone().to(device, torch.float32))
+            code = vae.encode((_jitter(image, generator) if versions > 1 else image).movedim(1, -1))
+        latent = process_in(code.clone().to(device, torch.float32))
         latents.append(latent)
         faces.append(
             F.interpolate(face[None, None], size=tuple(latent.shape[-2:]), mode=mask_mode)[0, 0]
@@ -153,45 +151,45 @@ def training_size(height: int, width: int, side: int) -> tuple[int, int]:
     x side pixels."""
     step = min(_MULTIPLE, side)
     scale = side / math.sqrt(height * width)
-    rounded = (max(step, round(x * scale / step) * step) for x in (height, width))
-    return tuple(rounded)  # type: ignore[return-value]
+    sides = (max(step, round(x * scale / step) * step) for x in (height, width))
+    return tuple(sides)  # type: ignore[return-value]
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:  # B C H W
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:  # B C H W
     """Fills `size` without distortion: what a rounded aspect leaves over is cut off evenly."""
     height, width = image.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
-    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    if scaled != (height, width):
+    cover = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    if cover != (height, width):
         image = F.interpolate(
             image.float(),
-            size=scaled,
+            size=cover,
             mode="bicubic" if image.shape[1] == 3 else "bilinear",
             antialias=True,
         )
-    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2
     return image[..., top : top + size[0], left : left + size[1]]
 
 
-def _jittered(image: Tensor, generator: torch.Generator) -> Tensor:
+def _jitter(image: Tensor, generator: torch.Generator) -> Tensor:
     """Brightness and contrast, each changed by up to a tenth."""
     brightness, contrast = (1 + _JITTER * (2 * torch.rand(2, generator=generator) - 1)).tolist()
     image = (image * brightness).clamp(0, 1)
     gray = image.mean()
-    jittered: Tensor = gray + (image - gray) * contrast
-    return jittered.clamp(0, 1)
+    out: Tensor = gray + (image - gray) * contrast
+    return out.clamp(0, 1)
 
 
 def masked_previews(pictures: Sequence[CapturePicture], side: int = 256) -> Tensor:
     """Small copies with what is not face in shade: N side side 3."""
     previews = []
     for picture in pictures:
-        shaded = picture.image * (0.3 + 0.7 * picture.mask[..., None])
-        height, width = shaded.shape[:2]
+        shade = picture.image * (0.3 + 0.7 * picture.mask[..., None])
+        height, width = shade.shape[:2]
         scale = side / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         small = F.interpolate(
-            shaded.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True
+            shade.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True
         )[0]
         top, left = (side - size[0]) // 2, (side - size[1]) // 2
         previews.append(
@@ -220,9 +218,9 @@ class DifferentiableDecoder:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents of the model, B C h w -> images B 3 H W in 0..1."""
-        decoded = self.network.decode(self._process_out(latents).to(self._dtype))
-        if decoded.ndim == 5:  # B 3 1 H W, of a VAE for videos
-            decoded = decoded[:, :, 0]
+        out = self.network.decode(self._process_out(latents).to(self._dtype))
+        if out.ndim == 5:  # B 3 1 H W, of a VAE for videos
+            out = out[:, :, 0]
         # The host's scaling works in place.
-        images: Tensor = self._process_output(decoded.float() * 1.0)
+        images: Tensor = self._process_output(out.float() * 1.0)
         return images.clamp(0, 1)

@@ -33,8 +33,8 @@ def sample_picture(
         for now, after in zip(schedule, [*schedule[1:], None], strict=True):
             times = torch.full((2,), now, device=device)
             output, _ = denoiser.predict(latent.expand(2, -1, -1, -1), times, condition)
-            guided = output[:1] + denoiser.preview_cfg * (output[1:] - output[:1])
-            clean = denoiser.clean(latent, guided, times[:1])
+            velocity = output[:1] + denoiser.preview_cfg * (output[1:] - output[:1])
+            clean = denoiser.clean(latent, velocity, times[:1])
             latent = denoiser.renoised(latent, clean, now, after)
     with torch.inference_mode():
         picture: Tensor = vae.decode(denoiser.process_out(latent)).clone().cpu()

@@ -41,7 +41,7 @@ class PictureSet:
     pictures: Sequence[PreparedPicture]
     others: int = 0
 
-    def described(self, kind: str) -> str:
+    def in_words(self, kind: str) -> str:
         """In words. kind: subject or style."""
         others = f" and {self.others} of others of the class" if self.others else ""
         return f"{kind} '{self.placeholder}' ({len(self.pictures)} pictures{others})"
@@ -59,9 +59,9 @@ def training_report(
 ) -> str:
     """What was trained, how long it took, and how the terms of the loss went. side: of the training
     pictures in pixels. memory: what it needed, in words."""
-    sets = [subject.described("subject") for subject in subjects]
+    sets = [subject.in_words("subject") for subject in subjects]
     if style is not None:
-        sets.append(style.described("style"))
+        sets.append(style.in_words("style"))
     lines = [f"{', '.join(sets)}, {side} px, {settings.precision} on {device}"]
     if settings.is_official:
         lines.append("rules of the official code (preset)")

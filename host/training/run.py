@@ -26,7 +26,7 @@ from ...magic.capture_sets import CapturePicture, StyleSet, Subject, check_sets
 from ..faces.identity import Identity
 from ..text.learned_words import Embedding
 from .averages import Averages
-from .checkpoint import CheckpointFile, TrainingState, damage_named, training_fingerprint
+from .checkpoint import CheckpointFile, TrainingState, name_damage, training_fingerprint
 from .denoiser import Denoiser, TextSide
 from .draw import (
     Batch,
@@ -224,7 +224,7 @@ class CaptureTraining:
             str(self.networks.device),
             self.history,
             learns_words=bool(self.networks.text.rows),
-            memory=self.need.described() if self.need else "",
+            memory=self.need.in_words() if self.need else "",
         )
 
     def account(self) -> TrainingAccount:
@@ -414,7 +414,7 @@ class CaptureTraining:
     def take_up(self, state: TrainingState, path: Path) -> None:
         """Goes on where a state stood. path: of its file, for messages. ValueError when what it
         holds cannot be."""
-        with damage_named(path):
+        with name_damage(path):
             self._check(state)
             self.enter(Phase(state.phase))
             self.step = state.step

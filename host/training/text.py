@@ -117,19 +117,19 @@ class TrainableEncoder(nn.Module):
     def _fill(self, weights: dict[str, Tensor]) -> None:
         # Newer transformers leave 'text_model.' out of the names.
         own = {key.removeprefix("text_model."): key for key in self.model.state_dict()}
-        filled = {
+        own_weights = {
             own[key.removeprefix("text_model.")]: value
             for key, value in weights.items()
             if key.removeprefix("text_model.") in own
         }
-        filled = {
+        own_weights = {
             key: value
-            for key, value in filled.items()
+            for key, value in own_weights.items()
             if not key.endswith("token_embedding.weight")
         }
         missing = [
             key
-            for key in self.model.load_state_dict(filled, strict=False).missing_keys
+            for key in self.model.load_state_dict(own_weights, strict=False).missing_keys
             if not key.endswith(("ids", "token_embedding.weight"))
         ]
         if missing:

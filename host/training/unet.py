@@ -120,7 +120,7 @@ class TrainableUNet:
     def _checkpoint_blocks(self) -> None:
         for module in self.network.modules():
             if type(module).__name__ in ("ResBlock", "SpatialTransformer"):
-                module.forward = functools.partial(_checkpointed, module.forward)
+                module.forward = functools.partial(_with_checkpoint, module.forward)
 
     def add_lora(self, rank: int, generator: torch.Generator, adapter: str = ADAPTERS[0]) -> None:
         """LoRA, or another kind of adapter, on the projections of both attentions and on the GEGLU
@@ -135,13 +135,13 @@ class TrainableUNet:
 
     def process_in(self, latents: Tensor) -> Tensor:
         """As the host's."""
-        scaled: Tensor = self._host.process_latent_in(latents)
-        return scaled
+        out: Tensor = self._host.process_latent_in(latents)
+        return out
 
     def process_out(self, latents: Tensor) -> Tensor:
         """As the host's."""
-        scaled: Tensor = self._host.process_latent_out(latents)
-        return scaled
+        out: Tensor = self._host.process_latent_out(latents)
+        return out
 
     def draw_times(
         self, count: int, size: tuple[int, int], of_lora: bool, generator: torch.Generator
@@ -152,8 +152,8 @@ class TrainableUNet:
 
     def draw_early_times(self, count: int, until: int, generator: torch.Generator) -> Tensor:
         """Of those that LoRA learns from."""
-        drawn = torch.randint(min(until, _LORA_TIMESTEPS), (count,), generator=generator)
-        return drawn.to(self.device)
+        times = torch.randint(min(until, _LORA_TIMESTEPS), (count,), generator=generator)
+        return times.to(self.device)
 
     def is_early(self, times: Tensor, until: int) -> Tensor:
         """Timesteps are counted."""
@@ -216,10 +216,10 @@ class TrainableUNet:
         image: dict[Block, AttentionPatch] = {}
         text: dict[Block, AttentionPatch] = {}
         size = noisy.shape[-2], noisy.shape[-1]
-        recorded = () if columns is None else map_blocks(self._blocks, size)
+        map_layers = () if columns is None else map_blocks(self._blocks, size)
         for layer in self._blocks:
             image[layer.block] = text[layer.block] = _attention
-            if columns is not None and layer.block in recorded:
+            if columns is not None and layer.block in map_layers:
                 text[layer.block] = functools.partial(
                     _watched_attention, columns=columns, maps=maps
                 )
@@ -260,7 +260,7 @@ def map_blocks(blocks: Sequence[AttentionBlock], size: tuple[int, int]) -> tuple
     return tuple(block.block for block in outer if block.downscale == nearest)
 
 
-def _checkpointed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def _with_checkpoint(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     # The host writes the current block into its options as it goes: a recomputation needs them as
     # they are now.
     args = tuple(dict(value) if isinstance(value, dict) else value for value in args)

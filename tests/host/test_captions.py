@@ -66,11 +66,11 @@ def test_a_word_keeps_one_font():
     "word", ["x" * 100_000, "word " * 20_000, "字" * 100_000, "wörd " * 20_000]
 )
 def test_long_captions_wrap_and_are_cut(word):
-    wrapped = LETTERING.wrapped(word, 200, 3)
+    wrapped = LETTERING.wrap(word, 200, 3)
     lines = wrapped.split("\n")
     assert len(lines) == 3 and lines[-1].endswith("...")
     assert LETTERING.size(wrapped)[0] <= 200
-    short = LETTERING.wrapped(word[:5], 200, 3)
+    short = LETTERING.wrap(word[:5], 200, 3)
     assert short == word[:5].strip(), "what fits stays as it is"
 
 

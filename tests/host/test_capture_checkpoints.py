@@ -16,7 +16,7 @@ import torch
 
 from magicportrait.host.faces.identity import Identity
 from magicportrait.host.models import safe_files
-from magicportrait.host.training.checkpoint import KEPT, CheckpointFile
+from magicportrait.host.training.checkpoint import CHECKPOINTS_IN_FOLDER, CheckpointFile
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.magic.capture_sets import CapturePicture, StyleSet, Subject
 from magicportrait.tests.host.test_magicapture import (
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_one_sentence_with_its_name(
 
 def test_of_trainings_that_were_given_up_the_last_few_stay(tmp_path, caplog):
     caplog.set_level("INFO")
-    names = [f"{number:016x}.pt" for number in range(KEPT + 2)]
+    names = [f"{number:016x}.pt" for number in range(CHECKPOINTS_IN_FOLDER + 2)]
     for age, name in enumerate(reversed(names)):
         (tmp_path / name).write_bytes(b"older")
         os.utime(tmp_path / name, (1_000_000_000 - age, 1_000_000_000 - age))
@@ -229,15 +229,15 @@ def test_of_trainings_that_were_given_up_the_last_few_stay(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         training().run(cancel_after(2), file)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"ffffffffffffffff.pt", "notes.pt", *names[-(KEPT - 1) :]}
+    assert left == {"ffffffffffffffff.pt", "notes.pt", *names[-(CHECKPOINTS_IN_FOLDER - 1) :]}
     assert f"stopped after step 2, kept in {file.path}" in caplog.text
 
 
 def test_a_training_that_runs_removes_no_others(tmp_path):
-    for number in range(KEPT + 2):
+    for number in range(CHECKPOINTS_IN_FOLDER + 2):
         (tmp_path / f"{number:016x}.pt").write_bytes(b"older")
     training().run(ignore, CheckpointFile(tmp_path / "ffffffffffffffff.pt", 2))
-    assert len(list(tmp_path.iterdir())) == KEPT + 2
+    assert len(list(tmp_path.iterdir())) == CHECKPOINTS_IN_FOLDER + 2
 
 
 # ---- a disk that takes none ----

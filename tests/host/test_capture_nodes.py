@@ -167,8 +167,8 @@ def test_a_training_that_is_cancelled_says_whether_it_can_go_on(
     def cancel(watch: TrainingWatch, step: int, loss: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingWatch, "stepped", cancel)
-    monkeypatch.setattr(TrainingWatch, "stopped", lambda watch, is_kept: said.append(is_kept))
+    monkeypatch.setattr(TrainingWatch, "on_step", cancel)
+    monkeypatch.setattr(TrainingWatch, "on_stop", lambda watch, is_kept: said.append(is_kept))
     settings = {**TRAIN, "checkpoint_every": every}
     with pytest.raises(KeyboardInterrupt):
         MagiCaptureTrain.execute(*models_of(), *subject_and_style(), **settings)
@@ -185,13 +185,13 @@ def test_a_training_that_goes_on_says_so_before_it_encodes_anything(folders, mon
             raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        TrainingWatch, "recognised", lambda watch, kept: told.append(("recognised", kept))
+        TrainingWatch, "on_checkpoint", lambda watch, kept: told.append(("recognised", kept))
     )
-    monkeypatch.setattr(TrainingWatch, "encoded", lambda watch: told.append(("encoded", None)))
+    monkeypatch.setattr(TrainingWatch, "on_encoding", lambda watch: told.append(("encoded", None)))
     monkeypatch.setattr(
-        TrainingWatch, "taken_up", lambda watch, step: told.append(("taken up", step))
+        TrainingWatch, "on_resume", lambda watch, step: told.append(("taken up", step))
     )
-    monkeypatch.setattr(TrainingWatch, "stepped", stepped)
+    monkeypatch.setattr(TrainingWatch, "on_step", stepped)
     inputs = (*models_of(), *subject_and_style())
     with pytest.raises(KeyboardInterrupt):
         magicapture_train.MagiCaptureTrain.execute(*inputs, **TRAIN)

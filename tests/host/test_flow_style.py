@@ -123,7 +123,7 @@ def test_a_styles_queries_ask_from_the_pictures_places(family):
     )
     for placement in ("same", "aside"):
         places = PlacedPictures(placement, known, pictures[:1], pictures[1:])
-        [kept], [moved] = places.placed([content, seen], view)
+        [kept], [moved] = places.place([content, seen], view)
         assert kept.q is content.q and kept.k is content.k
         expected = lying(resample_tokens(bare, there.grid, here.grid), here)
         torch.testing.assert_close(moved.q, expected, rtol=1e-4, atol=1e-4)
@@ -183,16 +183,16 @@ def test_a_prompt_of_another_length_moves_the_content_along():
     options = {"alpha": 1.0, "beta": 0.0, "keys": "content", "adain": 0.0, "layers": "late"}
     longer = dits.conditioning(40, 9)
     seen: list[bool] = []
-    original = PlacedPictures.placed
+    original = PlacedPictures.place
 
-    def placed(self: Any, features: Any, view: LayerView) -> Any:
+    def place(self: Any, features: Any, view: LayerView) -> Any:
         contents, styles = original(self, features, view)
         seen.append(contents[0].k is features[0].k)
         return contents, styles
 
     patched = apply("zimage", content, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PlacedPictures, "placed", placed)
+        patch.setattr(PlacedPictures, "place", place)
         run("zimage", patched, content)
         assert seen and all(seen)
         seen.clear()
@@ -239,13 +239,13 @@ def test_the_single_node_is_the_graph(family, monkeypatch):
     vae: Any = SmallVae(family)
     vae.decode = lambda samples: torch.zeros(len(samples), 1, 8, 8, 3)
     made: list[Inversion] = []
-    original = nodes.invert_cached
+    original = nodes.invert_with_cache
 
-    def invert_cached(*args: Any, **more: Any) -> Any:
+    def invert_with_cache(*args: Any, **more: Any) -> Any:
         made.append(original(*args, **more)[0])
         return made[-1], False
 
-    monkeypatch.setattr(nodes, "invert_cached", invert_cached)
+    monkeypatch.setattr(nodes, "invert_with_cache", invert_with_cache)
     model = dits.random_transformer(family)
     pictures = (
         torch.rand(1, 64, 48, 3, generator=torch.Generator().manual_seed(i)) for i in (0, 1)

@@ -170,7 +170,7 @@ def test_maps_are_columns_of_the_joint_softmax_with_their_gradients(family, monk
             backbone = denoiser._backbone
             # Flux.2 pads on the left, and is not among these; Z-Image's picture begins behind
             # padding.
-            first = backbone.tokens.padded(told.inputs[0]["c_crossattn"].shape[1])
+            first = backbone.tokens.with_padding(told.inputs[0]["c_crossattn"].shape[1])
             assert length <= first
             # HiDream's text comes behind the picture.
             text, first = (rows * columns, 0) if family == "hidream" else (0, first)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from magicportrait.host.page import listening_page, live_layout
 from magicportrait.host.page.kept_events import KeptEvents
-from magicportrait.host.page.thumbnails import taken_on_page
+from magicportrait.host.page.thumbnails import thumbnails_on_page
 from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.nodes.magicface_apply import MagicFaceApply
@@ -128,10 +128,10 @@ def test_what_a_node_shows_is_kept_for_a_page_that_is_loaded_again(
 ) -> None:
     server = serve(monkeypatch)
     kept = KeptEvents()
-    monkeypatch.setattr(server, "app", {listening_page._KEPT: kept}, raising=False)
+    monkeypatch.setattr(server, "app", {listening_page._EVENTS: kept}, raising=False)
     concept, *_ = concepts()
     with CurrentNodeContext("a prompt", "5:7"):
-        shown = taken_on_page(concept)
+        shown = thumbnails_on_page(concept)
     with CurrentNodeContext("a prompt", "9"):
         nothing = live_layout.no_layout_on_page()
 
@@ -145,7 +145,7 @@ def test_what_a_node_shows_is_kept_for_a_page_that_is_loaded_again(
 
 def test_a_node_shows_nothing_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, listens=False)
-    assert live_layout.no_layout_on_page() is None and taken_on_page(concepts()[0]) is None
+    assert live_layout.no_layout_on_page() is None and thumbnails_on_page(concepts()[0]) is None
 
 
 @pytest.mark.usefixtures("node_seven")

@@ -70,7 +70,7 @@ def test_every_kind_that_the_host_lists_is_listed(inputs):
         [entry.name for entry in inputs.iterdir() if entry.is_file()], ["image"]
     )
     assert [path.name for path in files.pictures] == sorted(listed) and len(listed) >= 10
-    assert files.skipped == ("a.safetensors", "a.txt", "b")
+    assert files.others == ("a.safetensors", "a.txt", "b")
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])

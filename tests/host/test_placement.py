@@ -73,7 +73,7 @@ def test_a_region_has_the_keys_that_the_model_would_make_there(family):
         bank.append(ReferenceTokens(made, keys, torch.zeros(len(index))))
     downscale = 1 if family == "flux2" else 2
     placed = PlacedReferences("region", backbone, references)
-    hat, whole = placed.moved(bank, view, downscale, owners)
+    hat, whole = placed.move(bank, view, downscale, owners)
     assert view.coordinates is not None
     # The hat's mask is 2 rows and 4 columns: in the first picture they lie on 4 and 2.
     origin_row, origin_column = view.coordinates.origin
@@ -101,7 +101,7 @@ def test_without_a_layout_all_pictures_of_a_batch_share_keys(placement):
     view = view_of("qwen", backbone, 2)
     keys = torch.randn(48, view.k.shape[-1], generator=torch.Generator().manual_seed(1))
     bank = [ReferenceTokens(keys, keys, torch.zeros(48)) for _ in references]
-    first, second = PlacedReferences(placement, backbone, references).moved(bank, view, 2, None)
+    first, second = PlacedReferences(placement, backbone, references).move(bank, view, 2, None)
     assert first.k.shape == second.k.shape == keys.shape
     stays = placement in ("same", "region")
     assert (float((first.k - keys).abs().max()) < 1e-5) == stays

@@ -104,7 +104,7 @@ def test_kept_features_are_those_of_the_passes_only(passes):
     every, positive, _ = apply(model, keep_features="memory")
     sampling.run(every, positive)
     [(_, _, whole)] = patches_of(every)
-    assert patch.kept.size_in_memory * 10 == whole.kept.size_in_memory * made
+    assert patch.store.size_in_memory * 10 == whole.store.size_in_memory * made
 
 
 @pytest.mark.parametrize("first", ["every step", "sparse"])

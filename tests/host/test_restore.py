@@ -11,7 +11,7 @@ import comfy.model_patcher
 import pytest
 import torch
 
-from magicportrait.host.faces.restoration import upscaled
+from magicportrait.host.faces.restoration import upscale
 from magicportrait.host.models.borrowed_network import BorrowedNetwork
 from magicportrait.nodes.restore import MagicPortraitRestore
 
@@ -192,10 +192,10 @@ def test_without_memory_tiles_become_smaller():
         if management.OOM_EXCEPTION is not Exception
         else RuntimeError("out of memory")
     )
-    torch.testing.assert_close(upscaled(picture, RunsOut(error)), upscaled(picture, Enlarges(2)))
+    torch.testing.assert_close(upscale(picture, RunsOut(error)), upscale(picture, Enlarges(2)))
     if management.OOM_EXCEPTION is not Exception:
         with pytest.raises(RuntimeError, match="another error"):
-            upscaled(picture, RunsOut(RuntimeError("another error")))
+            upscale(picture, RunsOut(RuntimeError("another error")))
 
 
 def test_room_is_made_for_the_work_too(monkeypatch):

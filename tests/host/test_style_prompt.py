@@ -251,13 +251,13 @@ def test_a_batch_that_takes_the_look_of_its_first_has_nothing_to_keep(passes):
 @pytest.mark.parametrize("kind", FEW)
 def test_the_negative_prompt_does_not_see_the_style(kind, monkeypatch):
     seen: list[int] = []
-    original = new_style.NewStyleRun._styled
+    original = new_style.NewStyleRun._style
 
     def counted(self: Any, bank: Any, view: Any) -> Tensor:
         seen.append(len(view.q))
         return original(self, bank, view)
 
-    monkeypatch.setattr(new_style.NewStyleRun, "_styled", counted)
+    monkeypatch.setattr(new_style.NewStyleRun, "_style", counted)
     rows = []
     for cfg in (1.0, 3.0):
         draw(kind, styled(kind, picture()), noise_of(kind), cfg)

@@ -50,9 +50,9 @@ def test_a_preview_has_the_loss_of_its_step(page: Page, monkeypatch: pytest.Monk
     monkeypatch.setattr(training_watch, "_SECONDS_BETWEEN_EVENTS", 0.0)
     watched = watch(3)
     for step, loss in enumerate([1.0, 0.5, 0.25], 1):
-        watched.stepped(step, loss)
+        watched.on_step(step, loss)
         if step == 2:
-            watched.previewed(step, torch.zeros(1, 8, 8, 3))
+            watched.on_preview(step, torch.zeros(1, 8, 8, 3))
 
     assert [(point["step"], point["loss"], bool(point["preview"])) for point in page.points] == [
         (1, 1.0, False),
@@ -69,7 +69,7 @@ def test_a_training_that_is_taken_up_again_counts_only_its_own_time(
     monkeypatch.setattr(training_watch, "time", SimpleNamespace(monotonic=lambda: next(now)))
     watched = watch(500)
     for step in (401, 402, 403):
-        watched.stepped(step, 1.0)
+        watched.on_step(step, 1.0)
 
     assert [point["seconds_left"] for point in page.points] == [None, 980.0, 970.0]
 
@@ -84,17 +84,17 @@ def test_a_page_that_listens_is_told_all_of_it_and_the_host_nothing_twice(
     watched = watch(10, versions=2)
     monkeypatch.setattr(watched._bar, "update_absolute", lambda *state: bars.append(state))
     for _ in range(2):
-        watched.encoded()
-    watched.stepped(10, 0.5)
-    watched.previewed(10, torch.zeros(1, 8, 8, 3))
+        watched.on_encoding()
+    watched.on_step(10, 0.5)
+    watched.on_preview(10, torch.zeros(1, 8, 8, 3))
 
     assert [point["encoded"] for point in page.points] == [[1, 2], [2, 2], None, None]
     assert said == [] and bars == [(10, 10)]
 
     monkeypatch.setattr(training_watch, "listening_page", lambda: None)
-    watched.encoded()
-    watched.stepped(10, 0.5)
-    watched.previewed(10, torch.zeros(1, 8, 8, 3))
+    watched.on_encoding()
+    watched.on_step(10, 0.5)
+    watched.on_preview(10, torch.zeros(1, 8, 8, 3))
     assert said == ["encoding pictures: 3/2", "step 10/10, loss 0.5000"]
     assert [len(state) for state in bars] == [2, 2, 3]
 
@@ -110,8 +110,8 @@ def test_what_of_each_picture_counts_is_told_once(
     subject = subject_of(mask)
     style = StyleSet(subject.pictures, "<ink>", "woman", ("a {person} in {style}",))
     watched = TrainingWatch(CaptureSettings(masked=masked), subject, style, node="7")
-    watched.stepped(1, 1.0)
-    watched.stepped(2, 1.0)
+    watched.on_step(1, 1.0)
+    watched.on_step(2, 1.0)
 
     first, second = (point["pictures"] for point in page.points)
     assert second is None
@@ -130,10 +130,10 @@ def test_a_training_that_goes_on_says_so_from_the_first_picture_on(
 ) -> None:
     monkeypatch.setattr(training_watch, "_SECONDS_BETWEEN_EVENTS", 0.0)
     watched = watch(9, versions=1)
-    watched.recognised(True)
-    watched.encoded()
-    watched.taken_up(4)
-    watched.stepped(5, 0.5)
+    watched.on_checkpoint(True)
+    watched.on_encoding()
+    watched.on_resume(4)
+    watched.on_step(5, 0.5)
     assert [(point["step"], point["loss"], point["goes_on"]) for point in page.points] == [
         (0, None, True),
         (4, None, True),
@@ -143,8 +143,8 @@ def test_a_training_that_goes_on_says_so_from_the_first_picture_on(
     said: list[str] = []
     monkeypatch.setattr(TrainingWatch, "_say", lambda self, text: said.append(text))
     monkeypatch.setattr(training_watch, "listening_page", lambda: None)
-    watched.encoded()
-    watched.taken_up(4)
+    watched.on_encoding()
+    watched.on_resume(4)
     assert said == [
         "encoding pictures: 2/1, then on from where it stopped",
         "goes on from step 4/9",
@@ -155,10 +155,10 @@ def test_a_training_that_goes_on_says_so_from_the_first_picture_on(
 def test_a_training_that_stops_says_at_which_step(page: Page, is_kept: bool, end: str) -> None:
     watched = watch(9)
     # Before the first step there is nothing to go on from.
-    watched.stopped(is_kept)
+    watched.on_stop(is_kept)
     assert page.points == []
     for step in range(1, 4):
-        watched.stepped(step, 0.5)
-    watched.stopped(is_kept)
+        watched.on_step(step, 0.5)
+    watched.on_stop(is_kept)
     assert [point["end"] for point in page.points] == [None] * (len(page.points) - 1) + [end]
     assert page.points[-1]["step"] == 3

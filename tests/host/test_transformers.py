@@ -18,7 +18,7 @@ from torch import Tensor
 from magicportrait.host.sampling.backbone import LayerView, Watch, backbone_of, unet_of
 from magicportrait.host.sampling.backbone.joint import JointTransformer
 from magicportrait.host.sampling.patch import PatchRun, SamplingPatch, SamplingStart
-from magicportrait.host.sampling.reference_pass import ReferencePass, Renoised
+from magicportrait.host.sampling.reference_pass import ReferencePass, SeededNoise
 from magicportrait.host.sampling.references import Reference
 from magicportrait.magic.reference_attention import (
     ReferenceTokens,
@@ -388,7 +388,7 @@ def test_a_reference_pass_sees_the_picture_where_the_model_places_it(family, mon
 
     def change(options, conds, x, guider):
         everything = known.parse_layers("all")
-        references = ReferencePass([reference], Renoised(0, False), known, everything)
+        references = ReferencePass([reference], SeededNoise(0, False), known, everything)
         references.run(
             guider.inner_model,
             torch.tensor([0.7]),

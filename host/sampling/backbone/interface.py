@@ -170,7 +170,7 @@ class ReferenceHabits:
     style_layers: str = "decoder"
 
 
-def repeated(span: Sequence[int], length: int, tokens: int) -> list[int]:
+def repeat(span: Sequence[int], length: int, tokens: int) -> list[int]:
     """Places of a prompt's tokens among `tokens`: the host repeats a shorter prompt until it is as
     long as another one in the batch."""
     return [place + start for start in range(0, tokens - length + 1, length) for place in span]

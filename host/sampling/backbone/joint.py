@@ -32,7 +32,7 @@ from .interface import (
     ReferenceHabits,
     Rule,
     Watch,
-    repeated,
+    repeat,
 )
 from .joint_attention import Attention, AttentionWithTexts, JointAttention
 from .model_call import CALL, FIRST, AttentionCall, ModelCall, tell_call
@@ -147,7 +147,7 @@ class JointTransformer:
 
     def coordinates(self, latent_size: tuple[int, int], tokens: int) -> Coordinates:
         """By the family's rule."""
-        return self._placed(CallSize(latent_size, tokens))
+        return self._coordinates_in(CallSize(latent_size, tokens))
 
     def parse_layers(self, text: str) -> tuple[Block, ...]:
         """Presets: 'fine', what references had best act in: the last two thirds of the depth, where
@@ -215,7 +215,7 @@ class JointTransformer:
                 if len(others):
                     out[chunk.rows, others] = attention.plain([chunk.rows], others)
                 if is_isolated and len(attention.sequence.references) > 1:
-                    for places, part in attention.isolated(chunk.rows):
+                    for places, part in attention.isolate(chunk.rows):
                         out[chunk.rows, places] = part
                 view = attention.view(chunk, self._coordinates(attention))
                 out[chunk.rows, image] = rule(view).to(out)
@@ -254,10 +254,10 @@ class JointTransformer:
             def plain(*a: Any, **kw: Any) -> Tensor:
                 return func(*a, **kw) if previous is None else previous(func, *a, **kw)
 
-            extended = self._with_texts(func, plain, args, kwargs, texts, batch)
-            if extended is None:
+            longer = self._with_texts(func, plain, args, kwargs, texts, batch)
+            if longer is None:
                 return plain(*args, **kwargs)
-            return extended.attended(texts, weights, batch)
+            return longer.attend(texts, weights, batch)
 
         def extend(
             executor: Callable[..., Tensor],
@@ -400,7 +400,7 @@ class JointTransformer:
         and where text and picture have as many, by the layer's name. Some models leave given
         pictures out."""
         grid, given = self.tokens.grid(call.latent_size), call.given.sizes
-        image, text = grid[0] * grid[1], self.tokens.padded(call.context)
+        image, text = grid[0] * grid[1], self.tokens.with_padding(call.context)
         if self.family.has_text_of_its_own:
             return self._tokens_apart(layer, tokens, call, grid)
         pictures = {image, image + sum(map(self.tokens.tokens, given))}
@@ -408,7 +408,7 @@ class JointTransformer:
         if self.family.order == "text, picture, padding":
             # Given pictures stand before the one that is made, texts of theirs beside its own: how
             # many there are does not tell whose tokens a layer of one kind alone has.
-            pictures = set() if given else {image, self.tokens.padded(image)}
+            pictures = set() if given else {image, self.tokens.with_padding(image)}
             is_text = is_text and not given
         if is_text and not (tokens in pictures and not _of_text(layer)):
             return LayerTokens((0, tokens), (0, 0), (0, 0))
@@ -440,13 +440,13 @@ class JointTransformer:
             return list(span)
         if self.family.text_padding == "left":
             return [place + tokens - length for place in span]
-        return list(span) if self.family.text_padding == "right" else repeated(span, length, tokens)
+        return list(span) if self.family.text_padding == "right" else repeat(span, length, tokens)
 
     def _coordinates(self, attention: JointAttention) -> Coordinates:
         """Where the picture's tokens lie."""
-        return self._placed(attention.call.model.size)
+        return self._coordinates_in(attention.call.model.size)
 
-    def _placed(self, call: CallSize) -> Coordinates:
+    def _coordinates_in(self, call: CallSize) -> Coordinates:
         index = self.tokens.index_of(call) if self.family.text_comes_first else 0
         grid = self.tokens.grid(call.latent_size)
         return Coordinates(grid, float(index), self.family.is_centred)

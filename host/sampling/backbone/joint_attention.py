@@ -67,11 +67,11 @@ class JointAttention:
     def view(self, chunk: Chunk, coordinates: Coordinates) -> LayerView:
         """What the layer sees of one prompt."""
         call, rows, image = self.call, chunk.rows, self.sequence.image
-        shared = self._shared_bias(rows)
+        key_bias = self._shared_bias(rows)
         own_k, own_v = _joined_heads(call.k[rows]), _joined_heads(call.v[rows])
         own_q = call.q[rows] if self.sequence.is_text else call.q[rows, :, image]
 
-        def attended(
+        def with_host_bias(
             q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, first: Tensor | None
         ) -> Tensor:
             """first: the host's bias of the first of the keys."""
@@ -81,12 +81,12 @@ class JointAttention:
             return self._attend(q, k, v, bias)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            return attended(q, k, v, bias, shared)
+            return with_host_bias(q, k, v, bias, key_bias)
 
         def attend_to(
             q: Tensor, pictures: slice, keys: Tensor | None, bias: Tensor | None
         ) -> Tensor:
-            k, v, own = own_k[pictures], own_v[pictures], shared
+            k, v, own = own_k[pictures], own_v[pictures], key_bias
             if keys is not None:
                 k, v, own = k[:, keys], v[:, keys], None if own is None else own[keys]
             if own is not None:
@@ -96,12 +96,12 @@ class JointAttention:
         def beside(part: slice, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
             others = self.sequence.others(own_k.shape[1], own_k.device)
             k, v = (
-                torch.cat([own[part][:, others].to(given), given], dim=1)
-                for own, given in ((own_k, k), (own_v, v))
+                torch.cat([own[part][:, others].to(extra), extra], dim=1)
+                for own, extra in ((own_k, k), (own_v, v))
             )
             if bias is not None:
                 bias = torch.cat([bias.new_zeros(len(others)), bias])
-            return attended(q, k, v, bias, None if shared is None else shared[others])
+            return with_host_bias(q, k, v, bias, None if key_bias is None else key_bias[others])
 
         return LayerView(
             layer=(self.block, 0),
@@ -128,7 +128,7 @@ class JointAttention:
         rest = {**self.call.rest, "skip_reshape": False, "skip_output_reshape": False}
         return self.function(q, k, v, self.call.heads, mask=None, **rest)
 
-    def isolated(self, rows: slice) -> Sequence[tuple[Tensor, Tensor]]:
+    def isolate(self, rows: slice) -> Sequence[tuple[Tensor, Tensor]]:
         """The references' places, one after the other, with what they get of some rows when they do
         not see each other: B N C."""
         q, tokens, places = self.call.q, self.call.k.shape[2], self.sequence.references
@@ -175,7 +175,7 @@ class AttentionWithTexts:
     function: Attention
     plain: Attention
 
-    def attended(self, texts: TextsOfConds, weights: TextWeights, batch: int) -> Tensor:
+    def attend(self, texts: TextsOfConds, weights: TextWeights, batch: int) -> Tensor:
         """What comes out: B N C."""
         call = self.call
         queries, keys = (self._without_texts(x.shape[2]) for x in (call.q, call.k))
@@ -226,13 +226,13 @@ class AttentionWithTexts:
         mask = call.mask_of([rows], queries, keys)
         if bias is None and mask is None:
             return self.function(q, k, v, call.heads, mask=None, **self._beside)[0]
-        added = q.new_zeros(1, 1, 1, len(keys))
+        total = q.new_zeros(1, 1, 1, len(keys))
         if mask is not None:
-            added = _as_bias(mask if mask.ndim == 4 else mask.reshape(1, 1, -1, len(keys))).to(q)
+            total = _as_bias(mask if mask.ndim == 4 else mask.reshape(1, 1, -1, len(keys))).to(q)
         if bias is not None:
-            added = added + bias.to(q)
+            total = total + bias.to(q)
         q, k, v = (_joined_heads(x) for x in (q, k, v))
-        return attention_with_bias(q, k, v, added, call.heads)[0]
+        return attention_with_bias(q, k, v, total, call.heads)[0]
 
     @cached_property
     def _beside(self) -> Mapping[str, Any]:

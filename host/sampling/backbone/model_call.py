@@ -118,8 +118,10 @@ def tell_call(
     call = ModelCall(CallSize.of(x, c_crossattn, kwargs))
     options = {**(transformer_options or {}), CALL: call}
     if blocks := options.get("patches_replace", {}).get("dit"):
-        told = {key: _tell_block(call, key, patch, options[FIRST]) for key, patch in blocks.items()}
-        options["patches_replace"] = {**options["patches_replace"], "dit": told}
+        inner = {
+            key: _tell_block(call, key, patch, options[FIRST]) for key, patch in blocks.items()
+        }
+        options["patches_replace"] = {**options["patches_replace"], "dit": inner}
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 

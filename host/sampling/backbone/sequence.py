@@ -29,7 +29,7 @@ class TokenOrder:
         rows, columns = (-(-side // self.patch) for side in latent_size)
         return rows, columns
 
-    def padded(self, tokens: int) -> int:
+    def with_padding(self, tokens: int) -> int:
         return -(-tokens // self.multiple) * self.multiple
 
     def tokens(self, latent_size: tuple[int, int]) -> int:
@@ -50,8 +50,8 @@ class TokenOrder:
         if self.order == "text, picture, padding":
             if call.given.sizes:
                 return self._omni(call, tokens, own)
-            text = self.padded(call.context)
-            is_all = tokens == text + self.padded(own)
+            text = self.with_padding(call.context)
+            is_all = tokens == text + self.with_padding(own)
             return TokenSequence.after(text, own) if is_all else None
         for sizes in self._given(call, given):
             sequence = TokenSequence.after(call.context, own, sizes)
@@ -84,17 +84,17 @@ class TokenOrder:
         the vision encoder sees; the given pictures, the picture. Each is padded."""
         given, count = call.given, len(call.given.sizes)
         # A picture without a text of its own has a pad in its place.
-        texts = [self.padded(t) for t in given.texts] + [self.multiple] * count
-        before, after = sum(texts[:count]), sum(map(self.padded, given.texts[count:]))
-        text = self.padded(call.context)
-        views = [self.padded(view) for view in given.views[:count]]
+        texts = [self.with_padding(t) for t in given.texts] + [self.multiple] * count
+        before, after = sum(texts[:count]), sum(map(self.with_padding, given.texts[count:]))
+        text = self.with_padding(call.context)
+        views = [self.with_padding(view) for view in given.views[:count]]
         views += [self.multiple] * (count + 1 - len(views))
         place = before + text + after + (sum(views) if self.has_views else 0)
         references = []
         for size in given.sizes:
             references.append(slice(place, place + self.tokens(size)))
-            place += self.padded(self.tokens(size))
-        if tokens != place + self.padded(own):
+            place += self.with_padding(self.tokens(size))
+        if tokens != place + self.with_padding(own):
             return None
         return TokenSequence(
             slice(before, before + text), slice(place, place + own), tuple(references), tokens
@@ -105,9 +105,9 @@ class TokenOrder:
         given, start = call.given, 0
         for i in range(len(given.sizes)):
             text = given.texts[i] if i < len(given.texts) else 0
-            start += (text if self.has_views else self.padded(max(text, 1))) + 2
+            start += (text if self.has_views else self.with_padding(max(text, 1))) + 2
         is_bare = self.has_views and given.sizes
-        return start + (call.context if is_bare else self.padded(call.context)) + 1
+        return start + (call.context if is_bare else self.with_padding(call.context)) + 1
 
 
 @dataclass(frozen=True)

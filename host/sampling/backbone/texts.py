@@ -64,11 +64,11 @@ class TextWeights:
 
     def __init__(self, texts: TextsOfConds):
         self._texts = texts
-        self._known: dict[tuple[Any, tuple[int, int]], list[Tensor]] = {}
+        self._weights: dict[tuple[Any, tuple[int, int]], list[Tensor]] = {}
 
     def at(self, cond: Any, grid: tuple[int, int]) -> list[Tensor]:
         """B N of each of the cond's texts."""
         own = self._texts.get(cond, ())
-        if own and (cond, grid) not in self._known:
-            self._known[cond, grid] = text_weights([text.share for text in own], grid)
-        return self._known.get((cond, grid), [])
+        if own and (cond, grid) not in self._weights:
+            self._weights[cond, grid] = text_weights([text.share for text in own], grid)
+        return self._weights.get((cond, grid), [])

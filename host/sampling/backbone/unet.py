@@ -28,7 +28,7 @@ from .interface import (
     ReferenceHabits,
     Rule,
     Watch,
-    repeated,
+    repeat,
 )
 from .texts import TextsOfConds, TextWeights, text_places, text_tokens, with_texts_behind
 
@@ -141,16 +141,16 @@ class UNet:
 
             return patch
 
-        return _replaced(options, "attn1", blocks, make)
+        return _replace_slots(options, "attn1", blocks, make)
 
     def with_watch(self, options: ModelOptions, watch: Watch) -> ModelOptions:
         """What was in the slots goes on as it did."""
         if watch.image is not None:
             looking = _watching(watch, watch.image, chunks_of)
-            options = _replaced(options, "attn1", watch.blocks, looking)
+            options = _replace_slots(options, "attn1", watch.blocks, looking)
         if watch.text is not None:
             looking = _watching(watch, watch.text, coupled_chunks_of)
-            options = _replaced(options, "attn2", watch.blocks, looking)
+            options = _replace_slots(options, "attn2", watch.blocks, looking)
         return options
 
     def with_texts(self, options: ModelOptions, texts: TextsOfConds, batch: int) -> ModelOptions:
@@ -189,7 +189,7 @@ class UNet:
         patches["attn2_patch"] = [*patches.get("attn2_patch", ()), extend]
         inner["patches"] = patches
         blocks = [layer.block for layer in self.layers]
-        return _replaced({**options, "transformer_options": inner}, "attn2", blocks, make)
+        return _replace_slots({**options, "transformer_options": inner}, "attn2", blocks, make)
 
     def reference_options(
         self, options: ModelOptions, blocks: Collection[Block], look: Look, is_bare: bool
@@ -217,7 +217,7 @@ class UNet:
             return capture
 
         inner["patches_replace"] = {}
-        return _replaced({"transformer_options": inner}, "attn1", blocks, make)
+        return _replace_slots({"transformer_options": inner}, "attn1", blocks, make)
 
     def reference_parts(self, options: ModelOptions) -> Sequence[Any]:
         """Wrappers and patches, in an order that does not change."""
@@ -262,7 +262,7 @@ class UNet:
 
     def places_in_text(self, span: Sequence[int], length: int, tokens: int) -> list[int]:
         """In each repetition."""
-        return repeated(span, length, tokens)
+        return repeat(span, length, tokens)
 
 
 def _read(
@@ -358,7 +358,7 @@ def _watching(watch: Watch, look: Look, chunks: ChunkReader) -> PatchFactory:
     return make
 
 
-def _replaced(
+def _replace_slots(
     options: ModelOptions, kind: str, blocks: Iterable[Block], make: PatchFactory
 ) -> ModelOptions:
     """New model options in which `make(block, previous)` stands in the slots of `blocks`.
