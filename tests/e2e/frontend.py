@@ -187,7 +187,7 @@ class Frontend:
             for node, data in nodes.items()
         }
 
-    def saved(self) -> dict[str, Any]:
+    def saved_workflow(self) -> dict[str, Any]:
         workflow: dict[str, Any] = json.loads(
             self.page.evaluate("() => JSON.stringify(app.graph.serialize())")
         )

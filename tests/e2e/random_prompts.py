@@ -180,7 +180,7 @@ class _Growing:
         node = str(len(self.prompt) + 1)
         inputs: dict[str, Any] = {}
         self.prompt[node] = {"class_type": kind, "inputs": inputs}
-        for name, kinds, options, is_required in self._declared(kind):
+        for name, kinds, options, is_required in self._declarations(kind):
             is_optional = not is_required and (kind, name) not in NEEDED
             if is_optional and (depth > 2 or self.dice.random() < 0.6):
                 continue
@@ -194,7 +194,7 @@ class _Growing:
                 inputs[name] = value
         return node
 
-    def _declared(self, kind: str) -> Iterator[tuple[str, Any, dict[str, Any], bool]]:
+    def _declarations(self, kind: str) -> Iterator[tuple[str, Any, dict[str, Any], bool]]:
         for section in ("required", "optional"):
             for name, (kinds, *rest) in self.info[kind]["input"].get(section, {}).items():
                 yield name, kinds, rest[0] if rest else {}, section == "required"

@@ -149,14 +149,14 @@ def test_workflow_opens_as_it_was_saved_and_so_it_does_again(
     frontend.screenshot(name)
     assert frontend.page.evaluate(UNKNOWN) == []
     assert frontend.prompt() == to_api_prompt(workflow, object_info)
-    saved = frontend.saved()
+    saved = frontend.saved_workflow()
     assert sorted(saved["links"]) == sorted(workflow["links"])
     assert [group["title"] for group in saved["groups"]] == [
         group["title"] for group in workflow["groups"]
     ]
     assert values(saved) == values(workflow)
     frontend.load(saved)
-    assert frontend.saved() == saved
+    assert frontend.saved_workflow() == saved
     assert frontend.complaints_about_us() == []
 
 
@@ -215,7 +215,7 @@ def test_a_layout_outlives_its_node(frontend: Frontend) -> None:
         {**about, "layouts": {"0": [picture], "3": [picture]}, "done": False},
     )
 
-    frontend.reopen(frontend.saved())
+    frontend.reopen(frontend.saved_workflow())
 
     view = page.get_by_role("region", name="Layout", exact=True)
     step, layouts = view.get_by_label("step"), view.locator(".magic-layout")
@@ -449,13 +449,13 @@ def test_a_picture_is_explored_by_pointer_and_keyboard(frontend: Frontend) -> No
     frontend.send("executed", {"node": node, "display_node": node, "output": output})
     view.get_by_text("queue the workflow again").wait_for()
     frontend.screenshot("correspondence_gone")
-    frontend.reopen(frontend.saved())
+    frontend.reopen(frontend.saved_workflow())
     view.get_by_text("queue the workflow again").wait_for()
     frontend.send(
         "executed", {"node": node, "display_node": node, "output": {"magic_correspondence": [{}]}}
     )
     assert words.count() == 0, "an exploration of a run before this one"
-    frontend.reopen(frontend.saved())
+    frontend.reopen(frontend.saved_workflow())
     assert words.count() == 0
     assert frontend.complaints_about_us() == []
 
@@ -649,7 +649,7 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
         f"Loss from 0.100 to {loss}"
     )
     frontend.screenshot("inversion_and_training")
-    saved = frontend.saved()
+    saved = frontend.saved_workflow()
     [of_invert] = [node for node in saved["nodes"] if node["type"] == "MagicStyleInvert"]
     method = of_invert["widgets_values"].index("fixed-point")
     # As earlier versions called it.
@@ -706,7 +706,7 @@ def test_a_training_is_one_curve_to_its_end(frontend: Frontend) -> None:
         == f"Loss from 1.00 to {trends[-1]:#.3g}, lowest {min(trends):#.3g}"
     )
     assert words.get_attribute("aria-live") == "off"
-    frontend.reopen(frontend.saved())
+    frontend.reopen(frontend.saved_workflow())
     assert (points(), training.locator("img").count()) == (20, 2), "an undo has erased it"
     send(1, 0.5)
     assert (points(), training.locator("img").count()) == (1, 0), "another training begins"

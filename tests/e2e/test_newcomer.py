@@ -406,25 +406,25 @@ def test_muted_and_bypassed_concepts_are_left_out_and_the_rest_runs(screen: Fron
     screen.load(workflow_files.read("MagicFace-2-three-concepts"))
     view = screen.view("MagicFaceApply")
 
-    def marked() -> list[str]:
+    def marks() -> list[str]:
         page.wait_for_timeout(300)
         return view.locator("mark").all_inner_texts()
 
-    assert marked() == ["top hat", "scarf", "shirt"]
+    assert marks() == ["top hat", "scarf", "shirt"]
     links = page.evaluate(LEAD_THROUGH, ["MagicConceptLora", "Scarf", "MagicFaceApply"])
     links += page.evaluate(LEAD_THROUGH, ["MagicLayoutConditioning", "woman", "MagicFaceApply"])
-    assert marked() == ["woman", "top hat", "scarf", "shirt"], "what has no picture is named too"
+    assert marks() == ["woman", "top hat", "scarf", "shirt"], "what has no picture is named too"
     titles = [mark.get_attribute("title") for mark in view.locator("mark").all()]
     assert titles == ["woman", "top hat", "scarf", "shirt"], "the LoRA is of the concept's phrase"
     for node in links:
         page.evaluate("id => app.graph.getNodeById(id).mode = 4", node)
     page.evaluate(MODE, ["MagicFaceConcept", 0, MUTED])
-    assert marked() == ["scarf", "shirt"]
+    assert marks() == ["scarf", "shirt"]
     page.evaluate(MODE, ["MagicFaceConcept", 0, 0])
     page.evaluate(MODE, ["MagicFaceConcept", 1, BYPASSED])
-    assert marked() == ["top hat", "shirt"]
+    assert marks() == ["top hat", "shirt"]
     page.evaluate(MODE, ["MagicFaceConcept", 2, BYPASSED])
-    assert marked() == ["top hat"]
+    assert marks() == ["top hat"]
     [apply] = [
         node["inputs"]
         for node in screen.prompt().values()
@@ -433,7 +433,7 @@ def test_muted_and_bypassed_concepts_are_left_out_and_the_rest_runs(screen: Fron
     assert apply["concepts"][0] == page.evaluate(ID_OF, "MagicFaceConcept")
 
     page.evaluate(MODE, ["MagicFaceConcept", 2, MUTED])
-    assert marked() == []
+    assert marks() == []
     [apply] = [
         node["inputs"]
         for node in screen.prompt().values()
@@ -543,7 +543,7 @@ def test_the_prompt_keeps_its_height_and_the_saved_node_its_size(screen: Fronten
     }
     assert len(tops) == 2, "in two rows of three"
     for _ in range(2):
-        screen.reopen(screen.saved())
+        screen.reopen(screen.saved_workflow())
         again = page.evaluate(SIZES, "MagicFaceApply")
         assert (again["saved"], again["node"]) == (before["saved"], after["node"])
 
@@ -698,7 +698,7 @@ def test_a_concept_shows_what_is_taken_of_its_own_picture(screen: Frontend) -> N
         "end": 1,
         "strength_curve": "",
     }
-    saved = screen.saved()
+    saved = screen.saved_workflow()
     assert saved["nodes"][0]["widgets_values"] == [
         "hat",
         3,

@@ -92,7 +92,7 @@ def prompt_of_page(page: Page) -> dict[str, Any]:
     }
 
 
-def saved(page: Page) -> dict[str, Any]:
+def saved_workflow(page: Page) -> dict[str, Any]:
     workflow: dict[str, Any] = json.loads(page.evaluate(SAVED))
     return workflow
 
@@ -118,11 +118,11 @@ def test_a_blueprint_converts_as_in_the_page(
     assert to_api_prompt(BLUEPRINTS[name], object_info) == shipped
     page.evaluate(JOIN_AND_TURN)
     turned = prompt_of_page(page)
-    assert to_api_prompt(saved(page), object_info) == turned
+    assert to_api_prompt(saved_workflow(page), object_info) == turned
     assert sum(turned[node] != data for node, data in shipped.items()) > 2, "nothing was turned"
     page.evaluate(NEST)
     nested = prompt_of_page(page)
-    assert to_api_prompt(saved(page), object_info) == nested
+    assert to_api_prompt(saved_workflow(page), object_info) == nested
     assert any(node.count(":") == 2 for node in nested), "nothing is nested"
 
 
@@ -140,7 +140,7 @@ def test_what_is_left_out_of_a_subgraph_is_left_out_as_in_the_page(
     else:
         page.evaluate(SET_MODE, [kind, number])
 
-    graph = saved(page)
+    graph = saved_workflow(page)
     prompt = prompt_of_page(page)
     assert to_api_prompt(graph, object_info) == prompt
     assert kind not in {data["class_type"] for data in prompt.values()}

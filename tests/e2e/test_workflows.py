@@ -237,8 +237,8 @@ def test_holds_nothing_of_the_machine_it_was_made_on(name: str) -> None:
 # ---- what a stylised picture must look like ----
 
 
-def takes_the_style(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
-    content, style = tiles(shown)
+def takes_the_style(grid: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    content, style = tiles(grid)
     [[picture]] = pictures.values()
     assert colour_distance(picture, style) < 0.8 * colour_distance(content, style)
     assert likeness(picture, content) > 0.4
@@ -258,8 +258,8 @@ def each_half_takes_its_own_style(
     assert likeness(picture, content) > 0.3
 
 
-def more_beta_is_more_style(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
-    content, style = tiles(shown)
+def more_beta_is_more_style(grid: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    content, style = tiles(grid)
     [[picture]] = pictures.values()
     first, *_, last = tiles(picture)
     assert colour_distance(first, style) < colour_distance(content, style)
@@ -284,15 +284,15 @@ def only_the_person_in_the_middle_changes(
     )
 
 
-def takes_the_look(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
-    plain, style = tiles(shown)
+def takes_the_look(grid: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+    plain, style = tiles(grid)
     [[picture]] = pictures.values()
     assert colour_distance(picture, style) < 0.8 * colour_distance(plain, style)
 
 
-def only_the_hat_changes(shown: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
+def only_the_hat_changes(grid: Image.Image, pictures: dict[str, list[Image.Image]]) -> None:
     [[picture]] = pictures.values()
-    before, after = (np.asarray(image.convert("RGB"), np.int16) for image in (shown, picture))
+    before, after = (np.asarray(image.convert("RGB"), np.int16) for image in (grid, picture))
     changed = abs(after - before).mean(-1)
     middle = len(changed) // 2
     assert (changed[:middle] > 60).mean() > 0.05

@@ -34,11 +34,11 @@ def model_calls(monkeypatch) -> list[int]:
     calls: list[int] = []
     original = comfy.model_base.BaseModel.apply_model
 
-    def counted(self, x, *args, **kwargs):
+    def count_rows(self, x, *args, **kwargs):
         calls.append(len(x))
         return original(self, x, *args, **kwargs)
 
-    monkeypatch.setattr(comfy.model_base.BaseModel, "apply_model", counted)
+    monkeypatch.setattr(comfy.model_base.BaseModel, "apply_model", count_rows)
     return calls
 
 

@@ -50,7 +50,7 @@ def invert(family: str, model: Any = None, **options: Any) -> tuple[Any, ...]:
 
 
 @cache
-def inverted(
+def invert_picture(
     family: str,
     seed: int = 0,
     batch: int = 1,
@@ -73,7 +73,7 @@ def style(
     family: str, weight: float = 1.0, mask: Tensor | None = None, styles: Any = (), **options: Any
 ) -> Any:
     """MAGIC_STYLES with one more."""
-    inversion = inverted(family, **{"seed": 50, **options})[0]
+    inversion = invert_picture(family, **{"seed": 50, **options})[0]
     return MagicStyleReference.execute(inversion, weight, mask, styles).args[0]
 
 
@@ -91,7 +91,7 @@ def apply(
     }
     return MagicStyleApply.execute(
         dits.random_transformer(family),
-        (content or inverted(family))[0],
+        (content or invert_picture(family))[0],
         styles or style(family),
         **chosen,
     ).args

@@ -64,7 +64,7 @@ def sample(
     return out
 
 
-def sample_again(model: Any, inverted: tuple[Any, ...], **options: Any) -> Tensor:
+def sample_again(model: Any, outputs: tuple[Any, ...], **options: Any) -> Tensor:
     """What an inversion's outputs give when they are wired to SamplerCustom."""
-    _, noise, sigmas, sampler, positive, _ = inverted
+    _, noise, sigmas, sampler, positive, _ = outputs
     return sample(model, noise, sigmas, sampler, positive, **options)

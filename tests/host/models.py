@@ -162,7 +162,7 @@ def lora_file(model: Any, block: str, size: float) -> dict[str, torch.Tensor]:
     }
 
 
-def controlled(
+def with_control(
     model: Any, positive: list[Any], negative: list[Any], side: int = 128
 ) -> tuple[list[Any], list[Any]]:
     """Both conditionings under a ControlNet with random weights, for pictures of a side."""

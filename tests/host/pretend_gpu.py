@@ -232,7 +232,7 @@ def _device(tensor: Tensor) -> torch.device:
     )
 
 
-def _made(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _make(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A maker of tensors that puts them where it is asked to, else where its example is."""
 
     def make(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
@@ -288,7 +288,7 @@ def pretend_gpu(memory: int = 64 * 1024**3) -> Iterator[None]:
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(torch, "autocast", _autocast)
         for owner, name in _MAKERS:
-            patch.setattr(owner, name, _made(getattr(owner, name)))
+            patch.setattr(owner, name, _make(getattr(owner, name)))
         patch.setattr(torch, "as_tensor", _as_tensor(torch.as_tensor))
         for name in ("numpy", "__array__"):
             patch.setattr(Tensor, name, _without_numpy(getattr(Tensor, name)))

@@ -188,7 +188,7 @@ def test_the_shares_are_those_of_the_layers(monkeypatch):
     seen = []
     original = correspondence.reference_shares
 
-    def spied(q: torch.Tensor, k: torch.Tensor, references: Any, heads: int) -> Any:
+    def spy(q: torch.Tensor, k: torch.Tensor, references: Any, heads: int) -> Any:
         found = original(q, k, references, heads)
         keys = torch.cat([k, *(reference.k for reference in references)])
         bias = torch.cat([torch.zeros(len(k)), *(reference.bias for reference in references)])
@@ -201,7 +201,7 @@ def test_the_shares_are_those_of_the_layers(monkeypatch):
         seen.append((1 - whole[:, : len(k)].sum(-1).mean()).item())
         return found
 
-    monkeypatch.setattr(correspondence, "reference_shares", spied)
+    monkeypatch.setattr(correspondence, "reference_shares", spy)
     face, positive, _ = apply(parts()[0], inject_at=1.0)
     patched, record = watch(face, mask=WHOLE)
     found = record.run_of(Sampling(steps=2).run(patched, positive))
@@ -297,12 +297,12 @@ def test_nothing_is_held_after_sampling(monkeypatch):
     for module, name in ((correspondence, "as_picture"), (unet, "head_mean_attention")):
         original = getattr(module, name)
 
-        def tracked(*args: Any, original: Any = original) -> torch.Tensor:
+        def track(*args: Any, original: Any = original) -> torch.Tensor:
             result = original(*args)
             made.append(weakref.ref(result))
             return result
 
-        monkeypatch.setattr(module, name, tracked)
+        monkeypatch.setattr(module, name, track)
     face, positive, _ = apply(parts()[0])
     patched, _ = watch(attention_map(face, positive=positive)[0])
     Sampling(steps=2).run(patched, positive)

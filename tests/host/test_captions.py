@@ -19,7 +19,7 @@ SMALL = {"gap": 4, "font": 12}
 PICTURES = torch.full((2, 32, 32, 3), 0.5)
 
 
-def drawn(text: str) -> np.ndarray:
+def draw(text: str) -> np.ndarray:
     sheet = Image.new("RGB", (400, 80), "white")
     LETTERING.write(sheet, text, (10, 10))
     return np.asarray(sheet)
@@ -30,7 +30,7 @@ def drawn(text: str) -> np.ndarray:
 )
 def test_words_of_other_scripts_are_drawn_and_not_boxes(one, other):
     """Boxes would be the same for all words of one length."""
-    assert (drawn(one) < 128).any() and not np.array_equal(drawn(one), drawn(other))
+    assert (draw(one) < 128).any() and not np.array_equal(draw(one), draw(other))
     missing = Fonts(18).plain.getmask("\U0010ffff")
     for character in one:
         font = Fonts(18).of(character)
@@ -44,7 +44,7 @@ def test_ascii_is_drawn_by_pils_own_font(text):
     sheet = Image.new("RGB", (400, 80), "white")
     font = ImageFont.load_default(18)
     ImageDraw.Draw(sheet).text((10, 10), text, fill=(0, 0, 0), font=font, anchor="la")
-    assert np.array_equal(drawn(text), np.asarray(sheet))
+    assert np.array_equal(draw(text), np.asarray(sheet))
 
 
 def test_what_no_font_shows_is_spelled_out(monkeypatch):
@@ -53,7 +53,7 @@ def test_what_no_font_shows_is_spelled_out(monkeypatch):
     monkeypatch.setattr(fonts, "_OF_SYSTEMS", ())
     parts = Lettering(18, (0, 0, 0))._parts("a \u0e01")
     assert [part for part, _ in parts] == ["a \\u0e01"]
-    assert np.array_equal(drawn("hat\ufe0f\u200d"), drawn("hat")), "these only steer others"
+    assert np.array_equal(draw("hat\ufe0f\u200d"), draw("hat")), "these only steer others"
 
 
 def test_a_word_keeps_one_font():

@@ -89,16 +89,16 @@ def test_the_host_s_loader_knows_all_that_is_trained_of_a_unet():
 
 
 def test_what_an_adapter_begins_with_comes_from_the_training_s_seed():
-    def begun(seed: int) -> dict[str, Tensor]:
+    def first_weights(seed: int) -> dict[str, Tensor]:
         return as_lora_model(denoiser_of(flows.parts("zimage")[0], "LoHa", seed).adapters)
 
     torch.manual_seed(1)
     stream = torch.random.get_rng_state()
-    one = begun(0)
+    one = first_weights(0)
     assert torch.equal(torch.random.get_rng_state(), stream)
     torch.manual_seed(2)
-    assert not flows.moved(one, begun(0))
-    assert any(name.endswith("hada_w1_a") for name in flows.moved(one, begun(1)))
+    assert not flows.changes(one, first_weights(0))
+    assert any(name.endswith("hada_w1_a") for name in flows.changes(one, first_weights(1)))
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -117,7 +117,7 @@ def test_a_training_of_another_adapter_goes_through():
     before = flows.lora_of(run)
     trained = run.run(ignore)
     learned = {name for name in before if not name.endswith(".alpha")}
-    assert flows.moved(before, trained.lora) == learned
+    assert flows.changes(before, trained.lora) == learned
     assert "LoKr in place of LoRA" in trained.report
 
 
@@ -125,7 +125,7 @@ def test_a_training_of_another_adapter_goes_through():
 
 
 @cache
-def averaged(ema: float) -> tuple[Trained, list[dict[str, Tensor]]]:
+def train_with_average(ema: float) -> tuple[Trained, list[dict[str, Tensor]]]:
     """A training with an average, and what it had learned after each step, the start first."""
     run = flows.training("zimage", lora_steps=3, versions=1, ema=ema, seed=3)
     states = [flows.lora_of(run)]
@@ -133,10 +133,10 @@ def averaged(ema: float) -> tuple[Trained, list[dict[str, Tensor]]]:
 
 
 def test_the_average_is_one_of_the_steps_and_changes_none_of_them():
-    plain, steps = averaged(0.0)
-    trained, same = averaged(0.7)
+    plain, steps = train_with_average(0.0)
+    trained, same = train_with_average(0.7)
     assert trained.history == plain.history
-    assert all(not flows.moved(one, other) for one, other in zip(steps, same, strict=True))
+    assert all(not flows.changes(one, other) for one, other in zip(steps, same, strict=True))
     expected = {name: tensor.double() for name, tensor in steps[0].items()}
     for number, state in enumerate(steps[1:]):
         decay = min(0.7, (1 + number) / (10 + number))
@@ -144,7 +144,7 @@ def test_the_average_is_one_of_the_steps_and_changes_none_of_them():
             expected[name] = decay * expected[name] + (1 - decay) * tensor.double()
     for name, tensor in trained.lora.items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-7)
-    assert flows.moved(plain.lora, trained.lora)
+    assert flows.changes(plain.lora, trained.lora)
     assert "average" in trained.report and "average" not in plain.report
 
 
@@ -160,5 +160,5 @@ def test_a_cancelled_training_goes_on_with_its_average(tmp_path):
     with pytest.raises(management.InterruptProcessingException):
         flows.training("zimage", **settings).run(cancel, file)
     resumed = flows.training("zimage", **settings).run(ignore, file)
-    whole, _ = averaged(0.7)
-    assert resumed.history == whole.history and not flows.moved(whole.lora, resumed.lora)
+    whole, _ = train_with_average(0.7)
+    assert resumed.history == whole.history and not flows.changes(whole.lora, resumed.lora)

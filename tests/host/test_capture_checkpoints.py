@@ -26,8 +26,8 @@ from magicportrait.tests.host.test_magicapture import (
     recogniser,
     sets,
     step,
+    train_in_one_go,
     training,
-    uninterrupted,
 )
 
 
@@ -77,13 +77,13 @@ def test_a_changed_picture_is_another_training(change, part):
 
 def test_the_same_inputs_are_the_same_training():
     again = (
-        replace(part, pictures=tuple(copied(picture) for picture in part.pictures))
+        replace(part, pictures=tuple(copy_of(picture) for picture in part.pictures))
         for part in sets()
     )
     assert fingerprint(*again) == usual()
 
 
-def copied(picture: CapturePicture) -> CapturePicture:
+def copy_of(picture: CapturePicture) -> CapturePicture:
     return replace(picture, image=picture.image.clone(), mask=picture.mask.clone())
 
 
@@ -120,13 +120,13 @@ def test_a_second_writer_in_the_same_moment_ends_neither(tmp_path, monkeypatch):
     file = CheckpointFile(tmp_path / "state.pt", 1)
     replace_file, calls = os.replace, []
 
-    def interrupted(source: Any, target: Any) -> None:
+    def interrupt(source: Any, target: Any) -> None:
         calls.append(source)
         if len(calls) == 1:
             assert file.write(run.state())
         replace_file(source, target)
 
-    monkeypatch.setattr(safe_files.os, "replace", interrupted)
+    monkeypatch.setattr(safe_files.os, "replace", interrupt)
     assert file.write(run.state())
     assert len(calls) == 2 and [path.name for path in tmp_path.iterdir()] == ["state.pt"]
     assert file.read(run.fingerprint) is not None
@@ -246,7 +246,7 @@ needs_unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 
 @pytest.fixture
-def limited() -> Iterator[Callable[[], None]]:
+def limit_files() -> Iterator[Callable[[], None]]:
     """Files may have so many bytes, as with `ulimit -f`; the value lifts the limit."""
     import resource
 
@@ -261,9 +261,11 @@ def limited() -> Iterator[Callable[[], None]]:
 
 
 @needs_unix
-def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(tmp_path, caplog, limited):
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
+    tmp_path, caplog, limit_files
+):
     result = training().run(ignore, CheckpointFile(tmp_path / "state.pt", 2))
-    assert result.history == uninterrupted().history
+    assert result.history == train_in_one_go().history
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings and all("no checkpoint could be kept" in text for text in warnings)
     assert "larger than one file may be there" in warnings[0]
@@ -273,10 +275,10 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(tmp_path,
 
 
 @needs_unix
-def test_the_next_checkpoint_is_tried_again(tmp_path, caplog, limited):
+def test_the_next_checkpoint_is_tried_again(tmp_path, caplog, limit_files):
     def make_room(done: int, loss: float) -> None:
         if done == 3:
-            limited()
+            limit_files()
         if done == 5:
             raise KeyboardInterrupt
 
@@ -287,11 +289,11 @@ def test_the_next_checkpoint_is_tried_again(tmp_path, caplog, limited):
     state = file.read(run.fingerprint)
     assert state is not None and state.step == 5
     resumed = training().run(ignore, file)
-    assert resumed.history == uninterrupted().history
+    assert resumed.history == train_in_one_go().history
 
 
 @needs_unix
-def test_a_cancel_stays_a_cancel_where_nothing_can_be_kept(tmp_path, limited):
+def test_a_cancel_stays_a_cancel_where_nothing_can_be_kept(tmp_path, limit_files):
     with pytest.raises(KeyboardInterrupt):
         training().run(cancel_after(2), CheckpointFile(tmp_path / "state.pt", 100))
 

@@ -110,7 +110,7 @@ TRAIN: dict[str, Any] = {
 
 
 @cache
-def trained() -> Any:
+def run_training() -> Any:
     """(lora, embeddings, loss map, report) and the pictures that the node shows."""
     subject, style = subject_and_style()
     output = MagiCaptureTrain.execute(*models_of(), subject, style, **TRAIN)
@@ -136,13 +136,13 @@ def test_the_node_defaults_are_the_settings():
 
 
 def test_training_gives_the_hosts_own_types(folders):
-    _, embeddings, loss_map, report = trained().args
+    _, embeddings, loss_map, report = run_training().args
     assert len(loss_map["loss"]) == 6 and all(
         isinstance(value, float) for value in loss_map["loss"]
     )
     assert {embedding.placeholder for embedding in embeddings} == {"<anna>", "<ink>"}
     assert "LoRA: 4 steps" in report and "refocusing" in report
-    assert len(trained().ui.as_dict()["images"]) == 2
+    assert len(run_training().ui.as_dict()["images"]) == 2
     assert not list((folders / "output").rglob("*.pt"))
     graph = core_node("nodes_train", "LossGraphNode")
     shown = (
@@ -207,7 +207,7 @@ def test_a_training_that_goes_on_says_so_before_it_encodes_anything(folders, mon
 
 def test_a_lora_of_another_model_is_refused_before_it_is_merged():
     model, clip, _ = models_of()
-    lora, embeddings, *_ = trained().args
+    lora, embeddings, *_ = run_training().args
     [key, *_] = [key for key in lora if key.endswith("lora_up.weight")]
     with pytest.raises(ValueError, match="has numbers that are none"):
         failed = {**lora, key: torch.full_like(lora[key], torch.nan)}
@@ -225,7 +225,7 @@ def test_a_lora_of_another_model_is_refused_before_it_is_merged():
 
 def test_apply_leaves_its_inputs_alone():
     model, clip, _ = models_of()
-    lora, embeddings, *_ = trained().args
+    lora, embeddings, *_ = run_training().args
     before = encode(clip, PROMPT)
     patched, words = MagiCaptureApply.execute(model, clip, embeddings, 0.6, 0.9, lora).args
     assert not torch.equal(encode(words, PROMPT), before)
@@ -237,7 +237,7 @@ def test_apply_leaves_its_inputs_alone():
 
 def test_strength_zero_is_the_model_that_came_in():
     model, clip, _ = models_of()
-    lora, embeddings, *_ = trained().args
+    lora, embeddings, *_ = run_training().args
     patched, words = MagiCaptureApply.execute(model, clip, embeddings, 0.0, 0.0, lora).args
     positive = words.encode_from_tokens_scheduled(words.tokenize("a woman"))
     sampling = Sampling(size=(8, 8), steps=2, negative=positive)
@@ -249,7 +249,7 @@ def test_saved_files_give_the_same_picture_with_core_nodes(folders):
     import nodes as core
 
     model, clip, _ = models_of()
-    lora, embeddings, *_ = trained().args
+    lora, embeddings, *_ = run_training().args
     call_node(core_node("nodes_train", "SaveLoRA"), lora=lora, prefix="loras/test", steps=6)
     [saved] = (folders / "output" / "loras").glob("*.safetensors")
     saved.rename(folders / "loras" / "test.safetensors")
@@ -277,7 +277,7 @@ def test_saved_files_give_the_same_picture_with_core_nodes(folders):
 
 def test_saved_words_can_be_loaded_under_any_name(folders):
     clip = models_of()[1]
-    _, embeddings, *_ = trained().args
+    _, embeddings, *_ = run_training().args
     MagicEmbeddingSave.execute(embeddings, "test")
     folder_paths.filename_list_cache.pop("embeddings", None)
     same = MagicEmbeddingLoad.execute("test_anna.safetensors", "").args[0]
@@ -784,11 +784,11 @@ def test_a_pack_that_changes_every_tokenizer_of_a_clip_finds_the_host_s(monkeypa
     ]:
         original = part.tokenize_with_weights
 
-        def wrapped(*args, part=part, original=original, **kwargs):
+        def wrap(*args, part=part, original=original, **kwargs):
             calls.append(part.embedding_key)
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(part, "tokenize_with_weights", wrapped, raising=False)
+        monkeypatch.setattr(part, "tokenize_with_weights", wrap, raising=False)
     again = learned.encode_from_tokens_scheduled(learned.tokenize("a photo of <anna>"))
     assert calls == ["clip_l"] and torch.equal(again[0][0], expected[0][0])
 

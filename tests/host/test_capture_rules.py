@@ -99,11 +99,11 @@ def predictions(monkeypatch) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
     predict = TrainableUNet.predict
 
-    def watched(self: Any, noisy: Any, timesteps: torch.Tensor, *args: Any) -> Any:
+    def watch(self: Any, noisy: Any, timesteps: torch.Tensor, *args: Any) -> Any:
         seen.append(timesteps)
         return predict(self, noisy, timesteps, *args)
 
-    monkeypatch.setattr(TrainableUNet, "predict", watched)
+    monkeypatch.setattr(TrainableUNet, "predict", watch)
     return seen
 
 

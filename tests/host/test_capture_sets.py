@@ -72,7 +72,7 @@ class PlainText:
         return Plain(text)
 
 
-def prepared(picture: CapturePicture, person: float | None = None) -> PreparedPicture:
+def prepare(picture: CapturePicture, person: float | None = None) -> PreparedPicture:
     """person: who a face network sees on it."""
     who = None if person is None else torch.full((1, 2), person)
     return PreparedPicture(
@@ -83,19 +83,19 @@ def prepared(picture: CapturePicture, person: float | None = None) -> PreparedPi
 def data_of(*subjects: Subject, style: StyleSet | None = INK) -> TrainingData:
     parts = [
         PreparedSubject(
-            [prepared(each, float(number)) for each in subject.pictures],
-            [prepared(each) for each in subject.class_pictures],
+            [prepare(each, float(number)) for each in subject.pictures],
+            [prepare(each) for each in subject.class_pictures],
             training_prompts(subject, style, OURS),
             subject.class_weight,
         )
         for number, subject in enumerate(subjects)
     ]
-    shown = [prepared(each) for each in style.pictures] if style else []
+    shown = [prepare(each) for each in style.pictures] if style else []
     text: Any = PlainText()
     return TrainingData(parts, shown, text)
 
 
-def drawn(data: TrainingData, kinds: Any, count: int) -> list[Any]:
+def draw_samples(data: TrainingData, kinds: Any, count: int) -> list[Any]:
     batch = data.draw_batch(
         kinds, count, lambda size: torch.zeros(count), torch.Generator().manual_seed(0)
     )
@@ -103,7 +103,7 @@ def drawn(data: TrainingData, kinds: Any, count: int) -> list[Any]:
 
 
 def test_each_subject_goes_with_its_own_word_pictures_and_face():
-    samples = drawn(data_of(ANNA, BEN), ("subject", "style", "composed", "class"), 400)
+    samples = draw_samples(data_of(ANNA, BEN), ("subject", "style", "composed", "class"), 400)
     seen: Counter[tuple[str, str]] = Counter()
     for sample in samples:
         text, name = sample.prompt.text, sample.picture.name.split()[0]
@@ -230,11 +230,11 @@ def test_others_of_the_class_teach_no_words(together):
 def test_transformers_learn_several_subjects_and_others_of_their_class(monkeypatch):
     asked: list[str] = []
 
-    def sampled(networks: Any, vae: Any, prompt: str, size: Any, seed: int) -> torch.Tensor:
+    def sample(networks: Any, vae: Any, prompt: str, size: Any, seed: int) -> torch.Tensor:
         asked.append(prompt)
         return torch.zeros(1, SIDE, SIDE, 3)
 
-    monkeypatch.setattr(capture_run, "sample_picture", sampled)
+    monkeypatch.setattr(capture_run, "sample_picture", sample)
     settings = replace(flows.QUICK, lora_steps=2, versions=1, batch=2, seed=1)
     run = CaptureTraining(*flows.parts("zimage"), BEN, INK, None, settings)
     pictures: list[torch.Tensor] = []

@@ -13,7 +13,7 @@ import torch
 
 from magicportrait.host.layout import tracker as layout_tracker
 from magicportrait.host.systems import regions
-from magicportrait.tests.host.models import call_node, controlled
+from magicportrait.tests.host.models import call_node, with_control
 from magicportrait.tests.host.sampling import (
     PROMPT,
     Sampling,
@@ -206,7 +206,7 @@ def test_lora_before_and_after():
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
 
 
-def sampled(guider: Any) -> torch.Tensor:
+def sample_with(guider: Any) -> torch.Tensor:
     import comfy.samplers
 
     noise = Sampling().noise()
@@ -247,7 +247,7 @@ def test_other_guiders_are_ours_too_wherever_our_rows_stand(name):
     ).parameters
     inputs = {name: value for name, value in inputs.items() if name in known}
     samples, plain = (
-        sampled(call_node(node, model=model, **inputs)[0]) for model in (patched, parts()[0])
+        sample_with(call_node(node, model=model, **inputs)[0]) for model in (patched, parts()[0])
     )
     assert samples.isfinite().all() and sorted(record.run_of(samples).steps) == [0, 1, 2]
     assert not torch.equal(samples, plain)
@@ -316,7 +316,7 @@ def test_without_an_unconditional_prediction_nothing_is_guided():
         "neg_scale": 0.0,
     }
     results = [
-        sampled(call_node(node, model=patched, positive=positive, **inputs)[0])
+        sample_with(call_node(node, model=patched, positive=positive, **inputs)[0])
         for patched, positive, _ in (on, off)
     ]
     torch.testing.assert_close(*results)
@@ -427,7 +427,7 @@ def test_time_ranges():
 def test_controlnet_with_random_weights():
     model = parts()[0]
     patched, ours, _ = apply(model)
-    positive, negative = controlled(model, ours, encode("bad"))
+    positive, negative = with_control(model, ours, encode("bad"))
     sampling = Sampling(batch=2, steps=2, negative=negative)
     samples = sampling.run(patched, positive)
     assert samples.isfinite().all() and not torch.equal(samples, sampling.run(model, positive))

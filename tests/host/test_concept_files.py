@@ -41,7 +41,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield output / "concepts"
 
 
-def saved(concepts: tuple[Concept, ...], name: str = "people/hat") -> str:
+def save(concepts: tuple[Concept, ...], name: str = "people/hat") -> str:
     file: str = MagicConceptSave.execute(concepts, name).args[0]
     return file
 
@@ -52,7 +52,7 @@ def test_what_is_read_is_what_was_saved(folders: Path) -> None:
     )
     first, second = sampling.concepts(2)
     own = Concept("red hat", None, None, "", 0.0, loras=(lora,))
-    file = saved((first, second, own))
+    file = save((first, second, own))
     assert file == "people/hat_00001_.safetensors" and (folders / file).is_file()
     before = sampling.concepts(1)
     read = MagicConceptLoad.execute(file, "", before).args[0]
@@ -72,13 +72,13 @@ def test_what_is_read_is_what_was_saved(folders: Path) -> None:
     assert (last.start, last.end, last.curve) == (lora.start, lora.end, lora.curve)
     assert torch.equal(last.weights["x.lora_up.weight"], torch.ones(2, 2))
     # What was read once stays as it is.
-    again = MagicConceptLoad.execute(saved(read[1:2], "b"), "").args[0]
+    again = MagicConceptLoad.execute(save(read[1:2], "b"), "").args[0]
     assert torch.equal(again[0].images, read[1].images)
 
 
 def test_a_text_of_a_phrase_is_saved_too(folders: Path) -> None:
     text = PhraseText("a red hat", "snow", 0.5, True, 0.1, 0.9, Curve(((0.0, 1.0), (0.5, 0.25))))
-    file = saved((Concept("hat", None, None, "", 0.0, text=text),))
+    file = save((Concept("hat", None, None, "", 0.0, text=text),))
     [again] = MagicConceptLoad.execute(file, "").args[0]
     assert again.text == text
     header = json.dumps(
@@ -93,22 +93,22 @@ def test_times_are_saved_too(is_of_strength: bool) -> None:
     [concept] = sampling.concepts(1)
     curve = Curve(((0.0, 1.0), (0.5, 0.25)), is_of_strength)
     own = dataclasses.replace(concept, start=0.25, end=0.75, curve=curve)
-    [again] = MagicConceptLoad.execute(saved((own,)), "").args[0]
+    [again] = MagicConceptLoad.execute(save((own,)), "").args[0]
     assert (again.start, again.end, again.curve) == (0.25, 0.75, curve)
 
 
 def test_options_are_saved_too() -> None:
     [concept] = sampling.concepts(1)
     own = dataclasses.replace(concept, is_away=True, layer_weights="mid: 0.5")
-    [again] = MagicConceptLoad.execute(saved((own,)), "").args[0]
+    [again] = MagicConceptLoad.execute(save((own,)), "").args[0]
     assert again.is_away and again.layer_weights == "mid: 0.5"
 
 
 def test_a_concept_may_be_called_otherwise() -> None:
     [concept] = sampling.concepts(1)
-    [again] = MagicConceptLoad.execute(saved((concept,)), "top hat").args[0]
+    [again] = MagicConceptLoad.execute(save((concept,)), "top hat").args[0]
     assert again.phrase == "top hat"
-    several = saved(sampling.concepts(2))
+    several = save(sampling.concepts(2))
     with pytest.raises(ValueError, match="cannot all be called 'top hat'"):
         MagicConceptLoad.execute(several, "top hat")
 
@@ -116,19 +116,19 @@ def test_a_concept_may_be_called_otherwise() -> None:
 def test_other_tools_see_a_picture(folders: Path) -> None:
     from safetensors import safe_open
 
-    with safe_open(folders / saved(sampling.concepts(1)), "pt") as file:
+    with safe_open(folders / save(sampling.concepts(1)), "pt") as file:
         assert file.metadata()["modelspec.thumbnail"].startswith("data:image/jpeg;base64,/9j/")
 
 
 def test_a_page_gets_the_picture_of_a_file_whatever_it_is_called(folders: Path) -> None:
     name = "people/ü & 'näme' #1 100%"
-    picture = concept_picker.answer(saved(sampling.concepts(1), name))
+    picture = concept_picker.answer(save(sampling.concepts(1), name))
     assert picture is not None
     assert max(Image.open(io.BytesIO(picture)).size) == 96
 
 
 def test_a_file_without_a_picture_has_none(folders: Path) -> None:
-    path = folders / saved(sampling.concepts(1))
+    path = folders / save(sampling.concepts(1))
     file = path.relative_to(folders).as_posix()
     whole = path.read_bytes()
     key = concept_files._THUMBNAIL
@@ -151,9 +151,9 @@ def test_a_file_without_a_picture_has_none(folders: Path) -> None:
 
 
 def test_another_file_of_that_name_is_noticed(folders: Path) -> None:
-    file = saved(sampling.concepts(1))
+    file = save(sampling.concepts(1))
     state = MagicConceptLoad.fingerprint_inputs(file)
-    (folders / file).write_bytes((folders / saved(sampling.concepts(2))).read_bytes())
+    (folders / file).write_bytes((folders / save(sampling.concepts(2))).read_bytes())
     assert MagicConceptLoad.fingerprint_inputs(file) != state != ""
     assert MagicConceptLoad.fingerprint_inputs("nowhere") == ""
 
@@ -161,19 +161,19 @@ def test_another_file_of_that_name_is_noticed(folders: Path) -> None:
 def test_a_lora_that_is_no_file_cannot_be_saved() -> None:
     concept = Concept("hat", None, None, "", 0.0, loras=(ConceptLora("lora_model", {}, 1.0),))
     with pytest.raises(ValueError, match="save it with Save LoRA"):
-        saved((concept,))
+        save((concept,))
 
 
 def test_a_lora_that_is_not_there_is_named(tmp_path: Path) -> None:
     lora = ConceptLora("other.safetensors", {}, 1.0)
-    file = saved((Concept("hat", None, None, "", 0.0, loras=(lora,)),))
+    file = save((Concept("hat", None, None, "", 0.0, loras=(lora,)),))
     with pytest.raises(ValueError, match=r"LoRA 'other\.safetensors' is not among"):
         MagicConceptLoad.execute(file, "")
 
 
 def test_another_file_of_its_lora_is_noticed(tmp_path: Path) -> None:
     own = Concept("hat", None, None, "", 0.0, loras=(ConceptLora("hat.safetensors", {}, 1.0),))
-    file = saved((own,))
+    file = save((own,))
     before = MagicConceptLoad.fingerprint_inputs(file)
     save_file({"x.lora_up.weight": torch.ones(4, 2)}, tmp_path / "loras" / "hat.safetensors")
     assert MagicConceptLoad.fingerprint_inputs(file) != before
@@ -235,7 +235,7 @@ LORA = {
     ],
 )
 def test_words_that_cannot_be_are_not_believed(folders: Path, entry: Any) -> None:
-    path = folders / saved(sampling.concepts(1))
+    path = folders / save(sampling.concepts(1))
     with pytest.raises(UnreadableConcept):
         read_concepts(rewritten(path, [entry]))
 
@@ -254,13 +254,13 @@ def test_words_that_cannot_be_are_not_believed(folders: Path, entry: Any) -> Non
     ],
 )
 def test_tensors_that_cannot_be_are_not_believed(folders: Path, tensors: Any) -> None:
-    path = folders / saved(sampling.concepts(1))
+    path = folders / save(sampling.concepts(1))
     with pytest.raises(UnreadableConcept):
         read_concepts(rewritten(path, tensors=tensors))
 
 
 def test_files_that_are_damaged_or_something_else_are_refused(folders: Path) -> None:
-    path = folders / saved(sampling.concepts(1))
+    path = folders / save(sampling.concepts(1))
     whole = path.read_bytes()
     assert read_concepts(rewritten(path, [ENTRY]))[0].phrase == "hat"
     for content in (b"", whole[:-100], b"\x80\x04K\x01.", whole[:8] + b"x" + whole[9:]):

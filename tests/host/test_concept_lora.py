@@ -82,21 +82,21 @@ def family(kind: str) -> tuple[Any, tuple[str, ...]]:
     return dits.random_transformer("flux"), FLUX_LAYERS
 
 
-def drawn(kind: str, model: Any, positive: Any, steps: int = 2, batch: int = 1) -> Tensor:
+def draw(kind: str, model: Any, positive: Any, steps: int = 2, batch: int = 1) -> Tensor:
     if kind == "unet":
         return sampling.Sampling(batch, (8, 8), steps=steps).run(model, positive)
     sigmas = (1.0, 0.6, 0.3, 0.0)[: steps + 1]
     return dit_nodes.sample(kind, model, positive, batch=batch, sigmas=sigmas)
 
 
-def applied(kind: str, model: Any, chained: tuple[Concept, ...]) -> tuple[Any, Any]:
+def apply(kind: str, model: Any, chained: tuple[Concept, ...]) -> tuple[Any, Any]:
     """MODEL and CONDITIONING."""
     if kind == "unet":
         return sampling.apply(model, chained=chained, semantic_cfg=False)[:2]
     return dit_nodes.apply(kind, model, chained, semantic_cfg=False)[:2]
 
 
-def merged(model: Any, lora: dict[str, Tensor], strength: float) -> Any:
+def merge(model: Any, lora: dict[str, Tensor], strength: float) -> Any:
     import comfy.sd
 
     return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
@@ -129,12 +129,12 @@ def test_everywhere_it_is_the_hosts_own_lora(network: str, kind: str) -> None:
     chained = concept(
         lora, strength=strength, target_region=EVERYWHERE, text="all", global_layers=True
     )
-    patched, positive = applied(network, model, chained)
+    patched, positive = apply(network, model, chained)
     with nothing_left(patched):
-        samples = drawn(network, patched, positive, steps=1)
-    expected = drawn(network, merged(model, lora, strength), positive, steps=1)
+        samples = draw(network, patched, positive, steps=1)
+    expected = draw(network, merge(model, lora, strength), positive, steps=1)
     assert (samples - expected).abs().max() <= 1e-5 * expected.abs().max()
-    plain = drawn(network, model, positive, steps=1)
+    plain = draw(network, model, positive, steps=1)
     assert (plain - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
@@ -142,20 +142,20 @@ def test_everywhere_it_is_the_hosts_own_lora(network: str, kind: str) -> None:
 def test_before_there_is_a_layout_it_is_off_bit_for_bit(network: str) -> None:
     model, layers = family(network)
     chained = concept(random_lora(model, layers), text="all", global_layers=True)
-    patched, positive = applied(network, model, chained)
-    plain = drawn(network, model, positive, steps=1)
-    assert torch.equal(drawn(network, patched, positive, steps=1), plain)
-    later = drawn(network, patched, positive, steps=2)
-    assert not torch.equal(later, drawn(network, model, positive, steps=2))
+    patched, positive = apply(network, model, chained)
+    plain = draw(network, model, positive, steps=1)
+    assert torch.equal(draw(network, patched, positive, steps=1), plain)
+    later = draw(network, patched, positive, steps=2)
+    assert not torch.equal(later, draw(network, model, positive, steps=2))
 
 
 def test_pictures_without_the_concept_stay_as_they_are() -> None:
     model, layers = family("unet")
     region = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
-    patched, positive = applied(
+    patched, positive = apply(
         "unet", model, concept(random_lora(model, layers), target_region=region, text="all")
     )
-    with_lora, plain = (drawn("unet", m, positive, steps=1, batch=2) for m in (patched, model))
+    with_lora, plain = (draw("unet", m, positive, steps=1, batch=2) for m in (patched, model))
     assert torch.equal(with_lora[1], plain[1])
     assert not torch.allclose(with_lora[0], plain[0])
 
@@ -164,11 +164,11 @@ def test_it_acts_in_its_region_only() -> None:
     model, _ = family("unet")
     # The last layer, behind which nothing mixes places.
     lora = random_lora(model, ["out.2"])
-    patched, positive = applied("unet", model, concept(lora, target_region=LEFT))
-    sampled, plain = (drawn("unet", m, positive, steps=1) for m in (patched, model))
+    patched, positive = apply("unet", model, concept(lora, target_region=LEFT))
+    sampled, plain = (draw("unet", m, positive, steps=1) for m in (patched, model))
     change = (sampled - plain).abs().amax((0, 1))
     assert (change[:, :4] > 0).all() and (change[:, 4:] == 0).all()
-    whole = drawn("unet", merged(model, lora, 1.0), positive, steps=1)
+    whole = draw("unet", merge(model, lora, 1.0), positive, steps=1)
     torch.testing.assert_close(sampled[..., :4], whole[..., :4], rtol=1e-4, atol=1e-4)
 
 
@@ -176,7 +176,7 @@ def test_it_acts_in_its_region_only() -> None:
 def test_tokens_of_the_text_that_take_it(text: str) -> None:
     model, _ = family("unet")
     lora = random_lora(model, ["input_blocks.1.1.transformer_blocks.0.attn2.to_k"])
-    patched, positive = applied("unet", model, concept(lora, target_region=EVERYWHERE, text=text))
+    patched, positive = apply("unet", model, concept(lora, target_region=EVERYWHERE, text=text))
     keys: list[Tensor] = []
 
     def look(q: Tensor, k: Tensor, v: Tensor, extra: Any) -> Tensor:
@@ -186,7 +186,7 @@ def test_tokens_of_the_text_that_take_it(text: str) -> None:
     watched = [m.clone() for m in (patched, model)]
     for m in watched:
         m.set_model_attn2_replace(look, "input", 1)
-        drawn("unet", m, positive, steps=1)
+        draw("unet", m, positive, steps=1)
     change = (keys[0] - keys[-1]).abs().amax(-1)  # rows x tokens: the negative prompt first
     clip = sampling.parts()[1]
     span = list(tagged_prompt(clip, sampling.PROMPT, ["hat"], "x").spans[0])
@@ -205,7 +205,7 @@ def test_a_cancelled_run_leaves_nothing(network: str) -> None:
 
     model, layers = family(network)
     chained = concept(random_lora(model, layers), target_region=EVERYWHERE)
-    patched, positive = applied(network, model, chained)
+    patched, positive = apply(network, model, chained)
     inside: list[int] = []
 
     def cancel(*_: Any) -> None:
@@ -215,7 +215,7 @@ def test_a_cancelled_run_leaves_nothing(network: str) -> None:
     handle = model.model.diffusion_model.register_forward_pre_hook(cancel)
     try:
         with pytest.raises(management.InterruptProcessingException):
-            drawn(network, patched, positive)
+            draw(network, patched, positive)
     finally:
         handle.remove()
     assert inside[0] > 0
@@ -224,28 +224,26 @@ def test_a_cancelled_run_leaves_nothing(network: str) -> None:
 
 def test_runs_of_one_queue_do_not_know_of_each_other() -> None:
     model, layers = family("unet")
-    first, positive = applied(
-        "unet", model, concept(random_lora(model, layers), target_region=LEFT)
-    )
-    second, _ = applied(
+    first, positive = apply("unet", model, concept(random_lora(model, layers), target_region=LEFT))
+    second, _ = apply(
         "unet", model, concept(random_lora(model, layers, seed=1), target_region=LEFT)
     )
-    alone = drawn("unet", first, positive)
+    alone = draw("unet", first, positive)
     with nothing_left(model):
-        other = drawn("unet", second, _)
+        other = draw("unet", second, _)
     assert not torch.equal(alone, other)
-    assert torch.equal(drawn("unet", first, positive), alone)
+    assert torch.equal(draw("unet", first, positive), alone)
 
 
 def test_dora_and_glora_know_the_weight_that_another_lora_has_changed() -> None:
     model, layers = family("unet")
-    styled = merged(model, random_lora(model, layers, size=0.05), 1.0)
+    styled = merge(model, random_lora(model, layers, size=0.05), 1.0)
     for kind in ("dora", "glora"):
         own = random_lora(model, layers, kind, seed=1)
         chained = concept(own, target_region=EVERYWHERE, text="all", global_layers=True)
-        patched, positive = applied("unet", styled, chained)
-        samples = drawn("unet", patched, positive, steps=1)
-        expected = drawn("unet", merged(styled, own, 1.0), positive, steps=1)
+        patched, positive = apply("unet", styled, chained)
+        samples = draw("unet", patched, positive, steps=1)
+        expected = draw("unet", merge(styled, own, 1.0), positive, steps=1)
         assert (samples - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
@@ -253,19 +251,19 @@ def test_dora_and_glora_know_the_weight_that_another_lora_has_changed() -> None:
 def test_quantised_layers_take_it(kind: str) -> None:
     import comfy.sd
 
-    model = test_transformer_company.quantised("flux", "int8_tensorwise")
+    model = test_transformer_company.quantise("flux", "int8_tensorwise")
     whole, layers = family("flux")
     lora = random_lora(whole, layers, kind)
     chained = concept(lora, target_region=EVERYWHERE, text="all", global_layers=True)
-    patched, positive = applied("flux", model, chained)
-    samples = drawn("flux", patched, positive, steps=1)
+    patched, positive = apply("flux", model, chained)
+    samples = draw("flux", patched, positive, steps=1)
     # Nearly what the whole weights draw.
-    expected = drawn("flux", merged(whole, lora, 1.0), positive, steps=1)
-    change = (expected - drawn("flux", whole, positive, steps=1)).norm()
+    expected = draw("flux", merge(whole, lora, 1.0), positive, steps=1)
+    change = (expected - draw("flux", whole, positive, steps=1)).norm()
     assert 0 < (samples - expected).norm() < 0.5 * change
     if kind == "lora":
         beside = comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 0)[0]
-        expected = drawn("flux", beside, positive, steps=1)
+        expected = draw("flux", beside, positive, steps=1)
         assert (samples - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
@@ -278,9 +276,9 @@ def test_it_stacks_with_the_hosts_lora(is_bypassed: bool) -> None:
     load = comfy.sd.load_bypass_lora_for_models if is_bypassed else comfy.sd.load_lora_for_models
     styled = load(model, None, style, 1.0, 0)[0]
     chained = concept(own, target_region=EVERYWHERE, text="all", global_layers=True)
-    patched, positive = applied("unet", styled, chained)
-    samples = drawn("unet", patched, positive, steps=1)
-    expected = drawn("unet", merged(merged(model, style, 1.0), own, 1.0), positive, steps=1)
+    patched, positive = apply("unet", styled, chained)
+    samples = draw("unet", patched, positive, steps=1)
+    expected = draw("unet", merge(merge(model, style, 1.0), own, 1.0), positive, steps=1)
     assert (samples - expected).abs().max() <= 2e-5 * expected.abs().max()
     assert bool(patched.injections) == is_bypassed and hooks_of(model) == 0
 
@@ -288,12 +286,12 @@ def test_it_stacks_with_the_hosts_lora(is_bypassed: bool) -> None:
 def test_a_painted_region_limits_the_layout() -> None:
     model, layers = family("unet")
     lora = random_lora(model, layers)
-    patched, positive = applied(
+    patched, positive = apply(
         "unet", model, concept(lora, target_region=LEFT, region=REGIONS[1], text="all")
     )
     # No layout yet: nowhere, although an area is painted.
     assert torch.equal(
-        drawn("unet", patched, positive, steps=1), drawn("unet", model, positive, steps=1)
+        draw("unet", patched, positive, steps=1), draw("unet", model, positive, steps=1)
     )
 
 
@@ -305,15 +303,15 @@ def test_a_concept_may_have_a_reference_and_a_lora() -> None:
     other_order = MagicFaceConcept.execute(
         reference[0].images, "hat", 2.0, reference[0].mask, "", None, concept(lora)
     ).args[0]
-    alone = drawn("unet", *applied("unet", model, reference))
-    patched, positive = applied("unet", model, both)
+    alone = draw("unet", *apply("unet", model, reference))
+    patched, positive = apply("unet", model, both)
     assert [patch.layout.ca_scale for *_, patch in patches_of(patched)] == [0.9]
-    together = drawn("unet", patched, positive)
+    together = draw("unet", patched, positive)
     assert not torch.equal(alone, together)
-    assert torch.equal(drawn("unet", *applied("unet", model, other_order)), together)
+    assert torch.equal(draw("unet", *apply("unet", model, other_order)), together)
     # The only hat is the first one.
     numbered = MagicConceptLora.execute("hat#1", NO_LORA, 1.0, lora, None, reference).args[0]
-    patched, positive = applied("unet", model, numbered)
+    patched, positive = apply("unet", model, numbered)
     assert [patch.phrases for *_, patch in patches_of(patched)] == [("hat",)]
 
 
@@ -326,9 +324,9 @@ def test_concepts_of_loras_alone_stand_beside_others(network: str) -> None:
         for phrase, size in (("hat", (64, 64)), ("striped scarf", (64, 96)))
     )
     chained = (*concept(lora, "striped scarf"), *hat, *scarf, *concept(lora, "man"))
-    patched, positive = applied(network, model, chained)
+    patched, positive = apply(network, model, chained)
     watched, record = MagicCorrespondence.execute(patched, "1,1", 0.0, 1.0).args
-    samples = drawn(network, watched, positive)
+    samples = draw(network, watched, positive)
     assert samples.isfinite().all() and hooks_of(model) == 0
     assert record.run_of(samples).concepts == (0, 1)
     # The scarf comes with its LoRA, which is the first.
@@ -338,10 +336,10 @@ def test_concepts_of_loras_alone_stand_beside_others(network: str) -> None:
 
 def test_where_there_are_no_references_nobody_looks_at_them() -> None:
     model, layers = family("unet")
-    patched, positive = applied("unet", model, concept(random_lora(model, layers)))
+    patched, positive = apply("unet", model, concept(random_lora(model, layers)))
     watched, _ = MagicCorrespondence.execute(patched, "1,1", 0.0, 1.0).args
     with nothing_left(model), pytest.raises(ValueError, match="are LoRAs alone"):
-        drawn("unet", watched, positive, steps=1)
+        draw("unet", watched, positive, steps=1)
 
 
 def test_features_are_kept_beside_a_lora(caplog: pytest.LogCaptureFixture) -> None:
@@ -349,7 +347,7 @@ def test_features_are_kept_beside_a_lora(caplog: pytest.LogCaptureFixture) -> No
     model, layers = family("unet")
     chained = concept(random_lora(model, layers), concepts=sampling.concepts(1, size=(64, 64)))
     patched, positive, _ = sampling.apply(model, chained=chained, keep_features="memory")
-    first, second = (drawn("unet", patched, positive, steps=1) for _ in range(2))
+    first, second = (draw("unet", patched, positive, steps=1) for _ in range(2))
     assert torch.equal(first, second)
     assert "0 reference passes for 1 model calls, 1 kept" in caplog.text
 
@@ -401,12 +399,12 @@ def test_layers_that_have_rows_and_columns_apart_take_it_as_all_others() -> None
     model = dits.random_transformer("anima")
     lora = random_lora(model, ANIMA_LAYERS)
     everywhere = concept(lora, target_region=EVERYWHERE, text="all")
-    patched, positive = applied("anima", model, everywhere)
-    samples = drawn("anima", patched, positive, steps=1)
-    expected = drawn("anima", merged(model, lora, 1.0), positive, steps=1)
+    patched, positive = apply("anima", model, everywhere)
+    samples = draw("anima", patched, positive, steps=1)
+    expected = draw("anima", merge(model, lora, 1.0), positive, steps=1)
     assert (samples - expected).abs().max() <= 1e-5 * expected.abs().max()
-    left, positive = applied("anima", model, concept(lora, target_region=LEFT, text="none"))
-    assert not torch.equal(drawn("anima", left, positive, steps=1), expected)
+    left, positive = apply("anima", model, concept(lora, target_region=LEFT, text="none"))
+    assert not torch.equal(draw("anima", left, positive, steps=1), expected)
 
 
 OUTSIDE = ("txtfusion", "llm_adapter", "experts.", "caption_projection")
@@ -428,16 +426,16 @@ def test_other_transformers_know_where_their_tokens_are(
         and not any(part in name for part in OUTSIDE)
     ]
     lora = random_lora(model, layers, size=0.02)
-    patched, positive = applied(network, model, concept(lora, target_region=EVERYWHERE, text="all"))
-    samples = drawn(network, patched, positive, steps=1)
+    patched, positive = apply(network, model, concept(lora, target_region=EVERYWHERE, text="all"))
+    samples = draw(network, patched, positive, steps=1)
     assert samples.isfinite().all()
-    assert not torch.equal(samples, drawn(network, model, positive, steps=1))
+    assert not torch.equal(samples, draw(network, model, positive, steps=1))
     assert "it is not known where the tokens" not in caplog.text
     if network == "hidream":
         experts = random_lora(model, ["double_stream_blocks.0.block.ff_i.experts.0.w1"])
         alone = concept(experts, target_region=EVERYWHERE, text="all", global_layers=True)
-        patched, positive = applied(network, model, alone)
-        drawn(network, patched, positive, steps=1)
+        patched, positive = apply(network, model, alone)
+        draw(network, patched, positive, steps=1)
         assert "such as diffusion_model.double_stream_blocks.0.block.ff_i.experts" in caplog.text
 
 
@@ -456,12 +454,12 @@ def test_it_acts_when_and_as_strongly_as_it_should(times: Any, expected: float) 
     lora = random_lora(model, layers)
     # One step, at the beginning of sampling.
     sampled, own = (
-        applied("unet", model, concept(lora, target_region=LEFT, **settings))
+        apply("unet", model, concept(lora, target_region=LEFT, **settings))
         for settings in (times, {"strength": expected})
     )
-    first, second = (drawn("unet", *each, steps=1) for each in (sampled, own))
+    first, second = (draw("unet", *each, steps=1) for each in (sampled, own))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4 * float(second.abs().max()))
-    plain = drawn("unet", model, own[1], steps=1)
+    plain = draw("unet", model, own[1], steps=1)
     assert torch.equal(first, plain) == (not expected)
 
 
@@ -469,7 +467,7 @@ def test_a_lora_of_another_model_is_refused_before_sampling() -> None:
     model, _ = family("unet")
     lora = random_lora(dits.random_transformer("flux"), FLUX_LAYERS)
     with pytest.raises(ValueError, match="made for another kind of model"):
-        applied("unet", model, concept(lora))
+        apply("unet", model, concept(lora))
 
 
 def test_layers_that_only_others_of_a_kind_have_are_left_out() -> None:
@@ -507,7 +505,7 @@ def test_what_cannot_act_in_a_part_is_refused(
     lora = random_lora(model, [layer], kind)
     lora |= {f"diffusion_model.{layer}.{name}": tensor for name, tensor in more.items()}
     with pytest.raises(ValueError, match=complaint):
-        applied("unet", model, concept(lora))
+        apply("unet", model, concept(lora))
 
 
 _ATTENTION, _CONVOLUTION, _NORM = UNET_LAYERS[5], UNET_LAYERS[2], NORMS[0]
@@ -767,14 +765,14 @@ def test_what_a_lora_has_for_the_text_encoder_changes_the_phrases_tokens_only() 
     span = list(tagged_prompt(clip, sampling.PROMPT, ["hat"], "x").spans[0])
     is_changed = {}
     for text in ("phrase", "all", "none"):
-        _, [(tensor, _)] = applied("unet", model, concept(lora, text=text))
+        _, [(tensor, _)] = apply("unet", model, concept(lora, text=text))
         is_changed[text] = [i for i in range(77) if not torch.equal(tensor[0, i], plain[0, i])]
     assert is_changed["phrase"] == span and is_changed["none"] == []
     wider = lora | {f"{key}.lora_up.weight": torch.ones(rows + 1, 2)}
     with pytest.raises(ValueError, match=rf"mlp.fc1.weight' .* has {rows + 1}x2 and 2x{columns}"):
-        applied("unet", model, concept(wider))
-    _, [(twice, _)] = applied("unet", model, concept(lora, concepts=concept(lora)))
-    _, [(doubled, _)] = applied("unet", model, concept(lora, strength=2.0))
+        apply("unet", model, concept(wider))
+    _, [(twice, _)] = apply("unet", model, concept(lora, concepts=concept(lora)))
+    _, [(doubled, _)] = apply("unet", model, concept(lora, strength=2.0))
     torch.testing.assert_close(twice, doubled)
     assert len(is_changed["all"]) > len(span)
     assert torch.equal(sampling.encode(sampling.PROMPT)[0][0], plain)

@@ -17,7 +17,7 @@ from magicportrait.tests.host import dit_nodes, dits, sampling
 EVERYWHERE = torch.ones(1, 64, 64)
 
 
-def optioned(chained: tuple[Concept, ...], **options: Any) -> tuple[Concept, ...]:
+def with_options(chained: tuple[Concept, ...], **options: Any) -> tuple[Concept, ...]:
     out: tuple[Concept, ...] = MagicConceptOptions.execute(chained, **options).args[0]
     return out
 
@@ -69,7 +69,7 @@ def test_away_is_as_far_on_the_other_side(kind: str) -> None:
     if kind == "flux":
         chained = tuple(dataclasses.replace(own, strength=-6.0) for own in chained)
     plain, toward = drawn(None), drawn(chained, layers=block)
-    away = drawn(optioned(chained, direction="away"), layers=block)
+    away = drawn(with_options(chained, direction="away"), layers=block)
     assert (toward - plain).abs().max() > 1e-5
     assert cosine(toward - plain, away - plain) < -0.95
     ratio = float((away - plain).norm() / (toward - plain).norm())
@@ -80,35 +80,35 @@ def test_away_is_as_far_on_the_other_side(kind: str) -> None:
 @pytest.mark.parametrize("direction", ["toward", "away"])
 def test_a_layer_of_weight_0_has_no_reference(kind: str, direction: str) -> None:
     drawn, concept, block = KINDS[kind]
-    off = optioned(concept(), direction=direction, layer_weights=f"{block}: 0")
+    off = with_options(concept(), direction=direction, layer_weights=f"{block}: 0")
     torch.testing.assert_close(drawn(off, layers=block), drawn(None), rtol=1e-3, atol=1e-3)
-    as_ever = optioned(concept(), direction=direction, layer_weights=f"{block}: 0, all: 1")
-    expected = optioned(concept(), direction=direction)
+    as_ever = with_options(concept(), direction=direction, layer_weights=f"{block}: 0, all: 1")
+    expected = with_options(concept(), direction=direction)
     assert torch.equal(drawn(as_ever, layers=block), drawn(expected, layers=block))
     assert (drawn(expected, layers=block) - drawn(None)).abs().max() > 1e-2
 
 
 def test_a_weight_multiplies_the_odds() -> None:
-    half = on_a_unet(optioned(of_a_unet(), layer_weights="up: 0.5"))
+    half = on_a_unet(with_options(of_a_unet(), layer_weights="up: 0.5"))
     weaker = on_a_unet(of_a_unet(strength=2.0 + float(torch.tensor(0.5).log())))
     torch.testing.assert_close(half, weaker, rtol=1e-4, atol=1e-4)
 
 
 def test_only_its_region_is_led_away_and_not_before_there_is_one() -> None:
     [concept] = sampling.concepts(1, size=(64, 64))
-    away = optioned((concept,), direction="away")
+    away = with_options((concept,), direction="away")
     # No layout in the first step, and none painted.
     torch.testing.assert_close(on_a_unet(away), on_a_unet(None), rtol=1e-3, atol=1e-3)
     assert (on_a_unet(away, steps=2) - on_a_unet(None, steps=2)).abs().max() > 1e-3
     # While all places look at all references, too.
-    early = on_a_unet(optioned(of_a_unet(), direction="away"), inject_at=1.0)
+    early = on_a_unet(with_options(of_a_unet(), direction="away"), inject_at=1.0)
     assert (early - on_a_unet(None)).abs().max() > 1e-2
 
 
 def test_what_it_is_like_and_what_not_are_one_concept() -> None:
     hat, scarf = sampling.concepts(2, size=(64, 64))
     hat = dataclasses.replace(hat, target_region=EVERYWHERE)
-    chained = (*optioned((hat,), direction="away"), scarf, hat)
+    chained = (*with_options((hat,), direction="away"), scarf, hat)
     first, second = with_loras_joined(chained)
     assert (first.phrase, second.phrase) == ("hat", "scarf")
     assert first.images is hat.images and [own.images is hat.images for own in first.away] == [True]
@@ -120,25 +120,25 @@ def test_what_it_is_like_and_what_not_are_one_concept() -> None:
 
 def test_without_a_choice_the_concepts_are_the_same() -> None:
     chained = sampling.concepts(2)
-    assert optioned(chained) is chained
-    out = optioned(chained, layer_weights=" mid: 0.5 ")
+    assert with_options(chained) is chained
+    out = with_options(chained, layer_weights=" mid: 0.5 ")
     assert out[0] is chained[0] and out[1].layer_weights == "mid: 0.5"
 
 
 def test_what_cannot_be_is_said() -> None:
     chained = sampling.concepts(1)
-    lora_alone = with_loras_joined(optioned(chained, direction="away"))
+    lora_alone = with_loras_joined(with_options(chained, direction="away"))
     with pytest.raises(ValueError, match="concept 'hat' has no picture of which this could be"):
-        optioned(lora_alone, direction="away")
+        with_options(lora_alone, direction="away")
     with pytest.raises(ValueError, match="'hard: x' is not understood: write layers and a weight"):
-        optioned(chained, layer_weights="hard: x")
+        with_options(chained, layer_weights="hard: x")
     with pytest.raises(ValueError, match=r"concepts is empty, .*: connect a MagicFace Concept"):
-        optioned(())
+        with_options(())
     assert "has no weight" in str(MagicConceptOptions.validate_inputs("mid"))
-    wrong = optioned(chained, layer_weights="late: 1")
+    wrong = with_options(chained, layer_weights="late: 1")
     with pytest.raises(ValueError, match=r"layer_weights of concept 'hat': .*'late' is not under"):
         sampling.apply(sampling.parts()[0], chained=wrong)
-    given = optioned(dit_nodes.concepts(1), direction="away")
+    given = with_options(dit_nodes.concepts(1), direction="away")
     with pytest.raises(ValueError, match="has Concept Options, which count beside a reference"):
         dit_nodes.apply("flux", None, given, references=IN_THE_SEQUENCE)
 

@@ -53,7 +53,7 @@ def grid(family: str, size: tuple[int, int]) -> tuple[int, int]:
     return tuple(-(-side // patch_of(family)) for side in shape[-2:])  # type: ignore[return-value]
 
 
-def given(family: str, count: int = 3, **more: Any) -> dict[str, Any]:
+def latents_and_texts(family: str, count: int = 3, **more: Any) -> dict[str, Any]:
     """Options of a conditioning with pictures."""
     generator = torch.Generator().manual_seed(7)
     latents = [
@@ -83,7 +83,9 @@ def given(family: str, count: int = 3, **more: Any) -> dict[str, Any]:
 
 
 def with_pictures(family: str, conditioning: list[Any], **more: Any) -> list[Any]:
-    return [[tensor, {**known, **given(family, **more)}] for tensor, known in conditioning]
+    return [
+        [tensor, {**known, **latents_and_texts(family, **more)}] for tensor, known in conditioning
+    ]
 
 
 def regions(family: str) -> tuple[Tensor, Tensor]:
@@ -260,7 +262,7 @@ def test_what_asks_for_nothing_leaves_the_picture_bit_for_bit(family):
     assert torch.equal(again, plain)
 
 
-def pictured(family: str, count: int = 2) -> list[Any]:
+def prompt_with_pictures(family: str, count: int = 2) -> list[Any]:
     """The prompt by the family's text encoder, with pictures."""
     return with_pictures(family, encode(family, PROMPT), count=count)
 
@@ -272,7 +274,7 @@ def by_words(**more: Any) -> Any:
 @pytest.mark.parametrize("family", ["flux", "flux2", "qwen", "krea2", "zimage"])
 def test_phrases_find_their_regions(family):
     model, clip = dits.random_transformer(family), random_clip_of(family)
-    positive, negative = pictured(family), encode(family, NEGATIVE)
+    positive, negative = prompt_with_pictures(family), encode(family, NEGATIVE)
     settings = {"clip": clip, "prompt": PROMPT}
     patched, conditioning, record = apply(model, positive, by_words(), **settings)
     steps = (1.0, 0.7, 0.4, 0.0)
@@ -312,7 +314,7 @@ def test_a_reference_of_strength_zero_is_not_seen():
     seen: list[Tensor] = []
     model = model.clone()
 
-    def hidden(func, *args, **kwargs):
+    def hide(func, *args, **kwargs):
         out = func(*args, **kwargs).clone()
         q, k, v = dits.heads_apart(args, kwargs)
         start, begins, _ = naive.places()
@@ -328,7 +330,7 @@ def test_a_reference_of_strength_zero_is_not_seen():
         seen.append(out)
         return out
 
-    model.model_options["transformer_options"][OVERRIDE] = hidden
+    model.model_options["transformer_options"][OVERRIDE] = hide
     expected = sample("flux", model, positive, cfg=1.0)
     assert seen and apart(sample("flux", patched, conditioning, cfg=1.0), expected) < 1e-5
 
@@ -337,7 +339,8 @@ def test_a_reference_of_strength_zero_is_not_seen():
 def test_a_region_for_each_of_another_number_of_pictures_is_refused(phrase):
     region = torch.ones(2, 8, 8)
     positive = [
-        [tensor, {**options, **given("flux", 1)}] for tensor, options in encode("flux", PROMPT)
+        [tensor, {**options, **latents_and_texts("flux", 1)}]
+        for tensor, options in encode("flux", PROMPT)
     ]
     chained = references({"phrase": phrase, "target_region": region})
     patched, conditioning, _ = apply(
@@ -387,12 +390,12 @@ def see_pictures(monkeypatch: Any) -> None:
     import comfy.text_encoders.llama as llama
     import comfy.text_encoders.qwen_vl as qwen_vl
 
-    def seen(self: Any, embed: Any, device: Any) -> tuple[Tensor, Tensor]:
+    def see(self: Any, embed: Any, device: Any) -> tuple[Tensor, Tensor]:
         grid = qwen_vl.process_qwen2vl_images(embed["data"])[1]
         count = int(grid.prod()) // 4
         return torch.randn(count, dits.WIDTH, generator=torch.Generator().manual_seed(1)), grid
 
-    monkeypatch.setattr(llama.Qwen25_7BVLI, "preprocess_embed", seen)
+    monkeypatch.setattr(llama.Qwen25_7BVLI, "preprocess_embed", see)
 
 
 def test_words_are_found_behind_pictures_in_the_text(monkeypatch):
@@ -425,13 +428,15 @@ def test_nothing_is_left_after_a_run_or_a_cancel(monkeypatch):
     kept: list[Any] = []
     original = edit_regions._EditRule.attend
 
-    def spied(self: Any, view: Any) -> Tensor:
+    def spy(self: Any, view: Any) -> Tensor:
         kept.extend((weakref.ref(view.k), weakref.ref(self)))
         return original(self, view)
 
-    monkeypatch.setattr(edit_regions._EditRule, "attend", spied)
+    monkeypatch.setattr(edit_regions._EditRule, "attend", spy)
     model, clip = dits.random_transformer("qwen"), random_clip_of("qwen")
-    patched, conditioning, _ = apply(model, pictured("qwen"), by_words(), clip=clip, prompt=PROMPT)
+    patched, conditioning, _ = apply(
+        model, prompt_with_pictures("qwen"), by_words(), clip=clip, prompt=PROMPT
+    )
     before = models.state_of(patched)
     sample("qwen", patched, conditioning, encode("qwen", NEGATIVE))
     assert models.state_of(patched) == before
@@ -453,7 +458,7 @@ def test_nothing_is_left_after_a_run_or_a_cancel(monkeypatch):
 def test_the_log_says_which_steps_are_by_region(caplog):
     patched, conditioning, _ = apply(
         dits.random_transformer("qwen"),
-        pictured("qwen"),
+        prompt_with_pictures("qwen"),
         by_words(),
         clip=random_clip_of("qwen"),
         prompt=PROMPT,
@@ -466,7 +471,7 @@ def test_the_log_says_which_steps_are_by_region(caplog):
 
 def test_what_cannot_be_is_refused_before_sampling():
     model, clip = dits.random_transformer("flux"), random_clip_of("flux")
-    positive, settings = pictured("flux"), {"clip": clip, "prompt": PROMPT}
+    positive, settings = prompt_with_pictures("flux"), {"clip": clip, "prompt": PROMPT}
     with pytest.raises(ValueError, match=r"^SD3 takes no reference pictures in its sequence"):
         edit_model_of(dits.random_transformer("sd3"))
     with pytest.raises(ValueError, match=r"positive has no reference latents: put Reference Lat"):
@@ -486,7 +491,7 @@ def test_what_cannot_be_is_refused_before_sampling():
     with pytest.raises(ValueError, match=r"mask of reference 1 .* after scaling to 6x4"):
         apply(model, positive, by_words(mask=speck), **settings)
     with pytest.raises(ValueError, match=r"positive combines prompts with other words"):
-        apply(model, positive + pictured("flux", 1), by_words(), **settings)
+        apply(model, positive + prompt_with_pictures("flux", 1), by_words(), **settings)
     patched, conditioning, _ = apply(model, positive, by_words(), **settings)
     with pytest.raises(ValueError, match=r"positive comes from another node of this pack"):
         apply(patched, conditioning, by_words(), **settings)
@@ -578,7 +583,7 @@ def test_a_page_is_shown_the_layout_while_it_samples(monkeypatch):
     monkeypatch.setattr(edit, "node_id", lambda node: "7")
     chained = references({"phrase": ""}, {"phrase": "hat"}, {"phrase": "striped scarf"})
     settings = {"clip": clip, "prompt": PROMPT}
-    patched, conditioning, _ = apply(model, pictured("flux", 3), chained, **settings)
+    patched, conditioning, _ = apply(model, prompt_with_pictures("flux", 3), chained, **settings)
     sample("flux", patched, conditioning, encode("flux", NEGATIVE), sigmas=(1.0, 0.5, 0.0))
     (_, run), *layouts = events
     assert (run["node"], run["phrases"], run["steps"]) == ("7", ["hat", "striped scarf"], 2)
@@ -588,7 +593,7 @@ def test_a_page_is_shown_the_layout_while_it_samples(monkeypatch):
     monkeypatch.setattr(live_layout, "output_on_page", lambda page, name, value: {name: value})
     painted = references({"target_region": regions("flux")[0]}, {})
     settings = defaults_of(MagicEditRegions)
-    output = MagicEditRegions.execute(model, pictured("flux"), painted, **settings)
+    output = MagicEditRegions.execute(model, prompt_with_pictures("flux"), painted, **settings)
     assert output.ui == {"magic_no_layout": [True]}
     sample("flux", *output.args[:2], encode("flux", NEGATIVE), sigmas=(1.0, 0.5, 0.0))
     assert events == []

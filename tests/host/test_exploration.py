@@ -31,7 +31,7 @@ def watch(model: Any, explore: bool = True, start: float = 0.0) -> tuple[Any, An
     return MagicCorrespondence.execute(model, "", start, 1.0, WHOLE, explore).args
 
 
-def explored(
+def explore(
     sampling: Sampling, start: float = 0.0, **options: Any
 ) -> tuple[Any, Any, torch.Tensor]:
     """The exploration of a run, its correspondence, and what was sampled."""
@@ -43,7 +43,7 @@ def explored(
 
 
 @pytest.fixture
-def shown() -> tuple[Any, dict[str, Any], Any]:
+def exploration_on_page() -> tuple[Any, dict[str, Any], Any]:
     """The record of a run of two pictures, what the page was told of it, and its exploration's
     key."""
     chained = concepts()
@@ -69,7 +69,7 @@ def test_a_place_looks_where_its_token_does(monkeypatch, size):
     monkeypatch.setattr(
         magicface, "reference_attention", lambda *args: (taken.append(args), original(*args))[1]
     )
-    recorded, *_ = explored(Sampling(batch=2, steps=1, size=size), layers="o11", inject_at=1.0)
+    recorded, *_ = explore(Sampling(batch=2, steps=1, size=size), layers="o11", inject_at=1.0)
     [(q, k, _, references, _)] = taken
     [(group, (rows, columns))] = recorded.grids.items()
     assert (rows, columns) == ((16, 16) if size == (16, 16) else (16, 10))
@@ -103,7 +103,7 @@ def test_a_place_looks_where_its_token_does(monkeypatch, size):
 @pytest.mark.parametrize("inject_at", [0.0, 1.0])
 def test_all_places_together_are_the_watched_whole(inject_at):
     """Here every token is a place, and both groups have three layers."""
-    recorded, correspondence, _ = explored(Sampling(batch=2, steps=3), inject_at=inject_at)
+    recorded, correspondence, _ = explore(Sampling(batch=2, steps=3), inject_at=inject_at)
     assert recorded.grids == {FINE: (16, 16), COARSE: (8, 8)} and recorded.steps == [0, 1, 2]
     mean = torch.stack([maps.shares.mean(1) for maps in recorded.maps.values()]).mean(0)
     assert torch.allclose(mean, correspondence.shares, rtol=1e-3)
@@ -114,7 +114,7 @@ def test_a_place_of_a_region_looks_at_its_own_reference_only():
     left, right = torch.zeros(1, 128, 128), torch.zeros(1, 128, 128)
     left[..., :64], right[..., 64:] = 1, 1
     both = (*concepts(1, region=left), *concepts(2, region=right)[1:])
-    recorded, *_ = explored(Sampling(steps=2), chained=both, inject_at=0.0)
+    recorded, *_ = explore(Sampling(steps=2), chained=both, inject_at=0.0)
     for x, own in ((0.2, 0), (0.8, 1)):
         for step, group in recorded.maps:
             found = recorded.look(0, x, 0.5, group, step)
@@ -124,7 +124,7 @@ def test_a_place_of_a_region_looks_at_its_own_reference_only():
 
 def test_references_of_two_sizes_keep_their_maps():
     [hat], large = concepts(1), concepts(2, size=(192, 128))[1]
-    recorded, correspondence, _ = explored(Sampling(steps=1), chained=(hat, large), inject_at=1.0)
+    recorded, correspondence, _ = explore(Sampling(steps=1), chained=(hat, large), inject_at=1.0)
     found = recorded.look(0, 0.5, 0.5, 0, FINE)
     assert [tuple(heat.shape) for heat in found.maps] == [(16, 16), (16, 11)]
     mean = torch.stack([maps.shares.mean(1) for maps in recorded.maps.values()]).mean(0)
@@ -132,7 +132,7 @@ def test_references_of_two_sizes_keep_their_maps():
 
 
 def test_only_the_watched_part_of_sampling_is_recorded():
-    recorded, *_ = explored(Sampling(steps=4), start=0.5)
+    recorded, *_ = explore(Sampling(steps=4), start=0.5)
     assert recorded.steps and recorded.steps[-1] == 3 and recorded.steps[0] >= 1
 
 
@@ -153,17 +153,17 @@ def test_exploring_does_not_change_the_picture(explore):
 
 def test_memory_is_bounded(monkeypatch):
     sampling = Sampling(batch=2, steps=4)
-    free = explored(sampling)[0]
+    free = explore(sampling)[0]
     assert (
         free.bytes <= exploration.MOST_BYTES and free.steps == [0, 1, 2, 3] and free.pictures == 2
     )
 
     monkeypatch.setattr(exploration, "MOST_BYTES", free.bytes // 2 + 1)
-    thinned = explored(sampling)[0]
+    thinned = explore(sampling)[0]
     assert thinned.steps == [1, 3] and thinned.bytes == free.bytes // 2
 
     monkeypatch.setattr(exploration, "MOST_BYTES", free.bytes // 8 + 1)
-    one_picture = explored(sampling)[0]
+    one_picture = explore(sampling)[0]
     assert (
         one_picture.steps == [3]
         and one_picture.pictures == 1
@@ -173,7 +173,7 @@ def test_memory_is_bounded(monkeypatch):
         one_picture.look(1, 0, 0, 3, FINE)
 
     monkeypatch.setattr(exploration, "MOST_BYTES", 1000)
-    assert explored(Sampling(steps=1))[0] is None
+    assert explore(Sampling(steps=1))[0] is None
 
 
 def cancel(step: int, *_: Any) -> None:
@@ -186,12 +186,12 @@ def test_nothing_of_the_run_is_held(monkeypatch, is_cancelled):
     made: list[weakref.ref] = []
     original = exploration.query_shares
 
-    def tracked(*args: Any) -> Any:
+    def track(*args: Any) -> Any:
         found = original(*args)
         made.extend(weakref.ref(shares) for shares in found)
         return found
 
-    monkeypatch.setattr(exploration, "query_shares", tracked)
+    monkeypatch.setattr(exploration, "query_shares", track)
     face, positive, _ = apply(parts()[0])
     patched, record = watch(face)
     if is_cancelled:
@@ -210,8 +210,8 @@ def test_nothing_of_the_run_is_held(monkeypatch, is_cancelled):
     assert made and not [ref for ref in made if ref() is not None]
 
 
-def test_a_run_can_be_asked_for_as_long_as_its_record_lives(shown):
-    record, _, key = shown
+def test_a_run_can_be_asked_for_as_long_as_its_record_lives(exploration_on_page):
+    record, _, key = exploration_on_page
     assert answer(key, EVERYWHERE)[0] == 200
     kept = weakref.ref(record.run_of(torch.ones(2)).exploration)
     record._runs.clear()
@@ -224,8 +224,8 @@ def test_a_run_can_be_asked_for_as_long_as_its_record_lives(shown):
 # ---- what the page gets ----
 
 
-def test_the_page_is_told_what_it_can_ask_for(shown):
-    _, data, _ = shown
+def test_the_page_is_told_what_it_can_ask_for(exploration_on_page):
+    _, data, _ = exploration_on_page
     assert [reference["phrase"] for reference in data["references"]] == ["hat", "scarf"]
     assert [group["name"] for group in data["groups"]] == [FINE, COARSE]
     assert (data["steps"], data["total"], len(data["pictures"])) == ([0, 1], 2, 2)
@@ -239,8 +239,8 @@ def test_the_page_is_told_what_it_can_ask_for(shown):
     assert status == 200 and sum(reference["share"] for reference in found["references"]) > 0
 
 
-def test_an_answer_is_transparent_pictures_and_numbers(shown):
-    record, data, key = shown
+def test_an_answer_is_transparent_pictures_and_numbers(exploration_on_page):
+    record, data, key = exploration_on_page
     most = record.run_of(torch.ones(2)).exploration
     x, y = data["place"]
     status, found = answer(key, {**EVERYWHERE, "x": str(x), "y": str(y)})
@@ -262,8 +262,8 @@ def test_an_answer_is_transparent_pictures_and_numbers(shown):
     assert hottest.max() > 200 and hottest.min() < 80, "cold places let the reference through"
 
 
-def test_senseless_questions_are_refused(shown):
-    key = shown[2]
+def test_senseless_questions_are_refused(exploration_on_page):
+    key = exploration_on_page[2]
     for question, complaint in (
         ({"x": "left"}, "x must be a number, not 'left'"),
         ({"picture": "1.5"}, "picture must be a number"),
@@ -280,8 +280,8 @@ def test_senseless_questions_are_refused(shown):
     assert answer("another", EVERYWHERE)[0] == 404
 
 
-def test_the_picture_must_be_that_of_the_run(shown):
-    record, *_ = shown
+def test_the_picture_must_be_that_of_the_run(exploration_on_page):
+    record, *_ = exploration_on_page
     with pytest.raises(ValueError, match="image has 1 pictures, but the run had 2"):
         MagicCorrespondenceMap.execute(
             record, {"samples": torch.ones(2, 4, 16, 16)}, 0.8, (), torch.rand(1, 128, 128, 3)

@@ -30,7 +30,7 @@ def scaled_by(factor: float) -> Callable[[float], float]:
     return lambda x: x * factor
 
 
-def nested(twice: bool) -> Callable[[Any], Any]:
+def nest(twice: bool) -> Callable[[Any], Any]:
     if twice:
         return lambda x: [(lambda y: y * 2)(one) for one in x]
     return lambda x: [(lambda y: y * 3)(one) for one in x]
@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "dtype": (lambda: torch.zeros(2), lambda: torch.zeros(2, dtype=torch.int32)),
     "array": (lambda: np.arange(3), lambda: np.arange(3) + 1),
     "closure": (lambda: scaled_by(2.0), lambda: scaled_by(3.0)),
-    "code in a function's functions": (lambda: nested(True), lambda: nested(False)),
+    "code in a function's functions": (lambda: nest(True), lambda: nest(False)),
     "default": (lambda: with_default, lambda: scaled_by(2.0)),
     "ellipsis": (lambda: lambda x: x[..., None], lambda: lambda x: x[..., 0]),
     "partial": (
@@ -171,15 +171,15 @@ def test_more_than_anybody_can_read_ends(monkeypatch):
 
 @pytest.mark.parametrize("depth", [500, 50_000])
 def test_depth_has_no_end(depth):
-    def nested(value: int) -> list[Any]:
+    def nest(value: int) -> list[Any]:
         thing: list[Any] = [value]
         for _ in range(depth):
             thing = [thing]
         return thing
 
-    assert fingerprint(nested(1)) == fingerprint(nested(1)) != fingerprint(nested(2))
-    assert not fingerprint(nested(1)).unstable
-    [name] = fingerprint(nested(object())).unstable
+    assert fingerprint(nest(1)) == fingerprint(nest(1)) != fingerprint(nest(2))
+    assert not fingerprint(nest(1)).unstable
+    [name] = fingerprint(nest(object())).unstable
     assert len(name) < 150 and name.startswith("...") and name.endswith("[0] (object)")
 
 

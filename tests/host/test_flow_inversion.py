@@ -23,7 +23,7 @@ from magicportrait.tests.host.flow import (
     LOW,
     euler,
     invert,
-    inverted,
+    invert_picture,
     latent,
     sample,
     sample_advanced,
@@ -55,7 +55,7 @@ def test_belm_comes_back_through_both_samplers_of_the_host(family):
 
 def test_with_its_noise_any_sampler_of_the_host_will_do():
     model = dits.random_transformer("flux")
-    outputs = inverted("flux", method="euler")
+    outputs = invert_picture("flux", method="euler")
     ours = sample(model, outputs[1], outputs)
     empty = {"samples": torch.zeros_like(latent("flux"))}
     theirs = sample_advanced(model, outputs[6], empty, outputs, euler())
@@ -128,7 +128,7 @@ def test_what_is_told_its_guidance_is_told_none_unless_the_prompt_says_otherwise
 
 @pytest.mark.parametrize("family", ["qwen", "zimage"])
 def test_an_inversion_outlives_its_file(family, tmp_path):
-    inversion = inverted(family, batch=2)[0]
+    inversion = invert_picture(family, batch=2)[0]
     path = tmp_path / "inversion.safetensors"
     write_inversion(path, inversion)
     again = read_inversion(path)
@@ -187,7 +187,7 @@ def test_a_file_goes_on_where_it_was_and_another_model_is_refused(monkeypatch, t
         "magicportrait_inversions",
         ([str(tmp_path / "inversions")], {".safetensors"}),
     )
-    outputs = inverted("flux", method="warm")
+    outputs = invert_picture("flux", method="warm")
     [name] = MagicInversionSave.execute(outputs[0], "kept").args
     model = dits.random_transformer("flux")
     inversion, noise, sigmas, sampler, positive, added = MagicInversionLoad.execute(
@@ -232,7 +232,7 @@ def test_the_old_name_of_euler_goes_on_in_graphs_and_files(tmp_path):
 def test_a_latent_without_a_time_is_taken_as_the_host_takes_it():
     flat = latent("qwen").squeeze(2)
     assert torch.equal(
-        invert("qwen", latent={"samples": flat})[0].latents, inverted("qwen")[0].latents
+        invert("qwen", latent={"samples": flat})[0].latents, invert_picture("qwen")[0].latents
     )
 
 
@@ -278,7 +278,7 @@ def test_bad_input_is_refused_before_any_model_call(family, options, message, mo
 
 
 def test_noise_on_top_of_noise_and_masks_are_refused_before_any_model_call(model_calls):
-    model, outputs = dits.random_transformer("flux"), inverted("flux", method="euler")
+    model, outputs = dits.random_transformer("flux"), invert_picture("flux", method="euler")
     masked = {**outputs[1], "noise_mask": torch.ones(1, 1, 64, 48)}
     model_calls.clear()
     with pytest.raises(ValueError, match=r"adds noise, but the LATENT .* add_noise off .*NOISE"):
@@ -292,13 +292,13 @@ def test_noise_on_top_of_noise_and_masks_are_refused_before_any_model_call(model
 
 def test_edited_noise_is_a_start_like_any_other():
     """Our SAMPLER begins with whatever the LATENT holds."""
-    model, outputs = dits.random_transformer("flux"), inverted("flux", method="euler")
+    model, outputs = dits.random_transformer("flux"), invert_picture("flux", method="euler")
     other = {"samples": outputs[1]["samples"].flip(-1)}
     assert not torch.equal(sample(model, other, outputs), sample(model, outputs[1], outputs))
 
 
 def test_a_second_sampler_goes_on_where_the_first_ended():
-    model, outputs = dits.random_transformer("flux"), inverted("flux", method="euler")
+    model, outputs = dits.random_transformer("flux"), invert_picture("flux", method="euler")
     sigmas = outputs[2]
     whole = sample(model, outputs[1], outputs)
     first = sample(model, outputs[1], outputs, sigmas=sigmas[:3])
@@ -324,7 +324,7 @@ def test_a_flow_that_edits_pictures_is_refused(model_calls):
 
 def test_a_file_of_another_number_of_dimensions_is_none(tmp_path):
     path = tmp_path / "inversion.safetensors"
-    inversion = inverted("flux")[0]
+    inversion = invert_picture("flux")[0]
     write_inversion(path, dataclasses.replace(inversion, latents=inversion.latents[:, 0, 0]))
     with pytest.raises(ValueError, match="its latents have the shape"):
         read_inversion(path)

@@ -33,13 +33,13 @@ from magicportrait.tests.host.flow import (
     SIZE,
     apply,
     euler,
-    inverted,
+    invert_picture,
     latent,
     sample,
     sample_advanced,
     style,
 )
-from magicportrait.tests.host.test_transformers import apart, backbone, draw, ruled
+from magicportrait.tests.host.test_transformers import apart, backbone, draw, with_rule
 
 FAMILIES = ("flux", "qwen", "zimage", "sd3", "anima")
 
@@ -48,7 +48,7 @@ def run(
     family: str, patched: tuple[Any, ...], content: tuple[Any, ...] | None = None, **options: Any
 ) -> Tensor:
     """The picture, through SamplerCustom."""
-    return sample(patched[0], patched[1], content or inverted(family), **options)
+    return sample(patched[0], patched[1], content or invert_picture(family), **options)
 
 
 def close(out: Tensor, expected: Tensor, tolerance: float = 2e-3) -> None:
@@ -86,7 +86,7 @@ def test_the_pictures_own_tokens_beside_the_text_are_the_layers_own_attention(fa
             rows.append(view.attend_beside(one, view.q[one], k, v, bias))
         return torch.cat(rows)
 
-    assert apart(draw(family, ruled(family, rule), batch=2), draw(family, batch=2)) < 1e-4
+    assert apart(draw(family, with_rule(family, rule), batch=2), draw(family, batch=2)) < 1e-4
 
 
 @pytest.mark.parametrize("family", ["flux", "qwen"])
@@ -147,7 +147,7 @@ class _Picture:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_content_alone_is_its_own_reconstruction(family):
-    content = inverted(family, batch=2)
+    content = invert_picture(family, batch=2)
     options = {"alpha": 1.0, "beta": 0.0, "keys": "content", "adain": 0.0, "layers": "all"}
     patched = apply(family, content, style(family), **options)
     plain = sample(dits.random_transformer(family), content[1], content)
@@ -179,7 +179,7 @@ def test_positions_matter_where_a_model_turns_its_keys():
 def test_a_prompt_of_another_length_moves_the_content_along():
     """Z-Image counts its text before its picture: what was inverted under 5 tokens lies elsewhere
     under 40. Told so, the content is as close as under its own prompt."""
-    content = inverted("zimage")
+    content = invert_picture("zimage")
     options = {"alpha": 1.0, "beta": 0.0, "keys": "content", "adain": 0.0, "layers": "late"}
     longer = dits.conditioning(40, 9)
     seen: list[bool] = []
@@ -217,17 +217,17 @@ def test_each_half_takes_after_the_style_of_its_mask():
 
 
 def test_contents_of_a_batch_do_not_see_each_other():
-    content = inverted("qwen", batch=2)
+    content = invert_picture("qwen", batch=2)
     together = run("qwen", apply("qwen", content), content)
     for i in range(2):
-        alone = inverted("qwen", i)
+        alone = invert_picture("qwen", i)
         close(run("qwen", apply("qwen", alone), alone)[0], together[i], 5e-3)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_out_of_range_is_bit_identical_to_no_patch(cfg):
     patched = apply("flux", start=1.0, end=1.0, adain=0.0)
-    content = inverted("flux")
+    content = invert_picture("flux")
     assert torch.equal(patched[1]["samples"], content[1]["samples"])
     plain = sample(dits.random_transformer("flux"), content[1], content, cfg=cfg)
     assert torch.equal(run("flux", patched, cfg=cfg), plain)
@@ -285,7 +285,7 @@ def test_kept_features_give_the_same_picture_without_a_reference_pass(passes, mo
 
 def test_fireflow_is_shown_content_and_style_between_its_steps(passes):
     """Its sampler asks at the start and at the middle of each of three steps."""
-    content, other = inverted("flux", method="fireflow"), style("flux", method="fireflow")
+    content, other = invert_picture("flux", method="fireflow"), style("flux", method="fireflow")
     patched = apply("flux", content, other, keep_features="memory")
     drawn = run("flux", patched, content)
     assert drawn.isfinite().all() and len(passes) == 4
@@ -296,7 +296,7 @@ def test_fireflow_is_shown_content_and_style_between_its_steps(passes):
 
 
 def test_sparse_passes_are_fewer(passes):
-    content, other = inverted("zimage", steps=8), style("zimage", steps=8)
+    content, other = invert_picture("zimage", steps=8), style("zimage", steps=8)
     patched = apply("zimage", content, other, reference_passes="sparse")
     assert run("zimage", patched, content).isfinite().all()
     assert 0 < len(passes) < 8
@@ -334,7 +334,7 @@ def test_what_a_step_takes_is_counted():
         for wrapper in wrappers
     ]
     known, rows = backbone("flux"), (SIZE[0] // 2) * (SIZE[1] // 2)
-    pictures = [magicstyle.InvertedPicture(inverted("flux")[0], 0)] * 2
+    pictures = [magicstyle.InvertedPicture(invert_picture("flux")[0], 0)] * 2
     of_layer = 2 * rows * 3 * 64 * 4
     assert magicstyle.feature_bytes(pictures, patch.backbone, patch.blocks) == of_layer * len(
         known.layers
@@ -345,7 +345,7 @@ def test_what_a_step_takes_is_counted():
 
 
 def test_its_start_reaches_both_samplers_of_the_host():
-    content = inverted("flux", method="euler")
+    content = invert_picture("flux", method="euler")
     model, start, noise = apply("flux", content)
     assert not torch.equal(start["samples"], content[1]["samples"]), "the style's statistics"
     drawn = sample(model, start, content)
@@ -356,7 +356,7 @@ def test_its_start_reaches_both_samplers_of_the_host():
 
 
 def test_other_wirings_are_refused_before_any_model_call(model_calls):
-    content = inverted("flux", method="euler")
+    content = invert_picture("flux", method="euler")
     model, start, _ = apply("flux", content)
     model_calls.clear()
     with pytest.raises(ValueError, match=r"begins at sigma 1.000 of a flow model.* SAMPLER of Mag"):
@@ -378,7 +378,7 @@ def test_noise_of_the_same_node_reaches_a_unet_too():
     from magicportrait.nodes.magicstyle import MagicStyleApply
     from magicportrait.tests.host import test_magicstyle as unet
 
-    content = unet.inverted(method="euler")
+    content = unet.invert_picture(method="euler")
     options = {**defaults_of(MagicStyleApply), "preset": "balanced"}
     model, start, noise = MagicStyleApply.execute(
         unet.parts()[0], content[0], unet.style(), **options
@@ -406,7 +406,7 @@ def test_layers_of_a_unet_mean_the_later_blocks():
 
 
 def test_a_model_of_no_known_kind_is_refused(model_calls):
-    model, content, styles = dits.random_transformer("ernie"), inverted("flux"), style("flux")
+    model, content, styles = dits.random_transformer("ernie"), invert_picture("flux"), style("flux")
     model_calls.clear()
     with pytest.raises(ValueError, match="inverted with another model"):
         nodes.MagicStyleApply.execute(
@@ -429,12 +429,12 @@ def test_nothing_is_held_after_sampling():
     made: list[Any] = []
     original = magicstyle.Features
 
-    def tracked(*parts: Any) -> Any:
+    def track(*parts: Any) -> Any:
         made.extend(weakref.ref(tensor) for tensor in parts[:3])
         return original(*parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(magicstyle, "Features", tracked)
+        patch.setattr(magicstyle, "Features", track)
         patched = apply("flux", positions="aside")
         run("flux", patched)
     gc.collect()

@@ -33,7 +33,7 @@ from magicportrait.tests.host.dit_text import random_clip_of
 from magicportrait.tests.host.models import call_node
 from magicportrait.tests.host.test_coexistence import core_node
 from magicportrait.tests.host.test_magicapture import SIDE, ignore, models_of, recogniser, sets
-from magicportrait.tests.host.test_transformer_company import copy_of, quantised
+from magicportrait.tests.host.test_transformer_company import copy_of, quantise
 from magicportrait.tests.unit import naive_magicapture as naive
 
 FAMILIES = ("zimage", "qwen", "flux", "krea2", "sd3", "hidream")
@@ -77,7 +77,7 @@ def lora_of(run: CaptureTraining) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in run.networks.lora().items()}
 
 
-def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
@@ -127,7 +127,7 @@ def test_maps_are_columns_of_the_joint_softmax_with_their_gradients(family, monk
     seen: list[tuple[Tensor, Tensor]] = []
     plain = flow._attention
 
-    def recorded(function: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def record(function: Any, *args: Any, **kwargs: Any) -> Tensor:
         options = kwargs.get("transformer_options") or {}
         block = options.get("block_type"), options.get("block_index")
         # Not the maps' own calls.
@@ -148,7 +148,7 @@ def test_maps_are_columns_of_the_joint_softmax_with_their_gradients(family, monk
         finally:
             asked.pop()
 
-    monkeypatch.setattr(flow, "_attention", recorded)
+    monkeypatch.setattr(flow, "_attention", record)
     monkeypatch.setattr(type(denoiser._backbone), "word_attention", asking)
     with training_mode():
         batch = batch_of(run, "composed")
@@ -212,13 +212,13 @@ def test_exactly_the_chosen_parameters_move(family):
     before = lora_of(run)
     assert step(run) > 0
     step(run)
-    assert not moved(weights, network.state_dict())
-    assert not moved(came_in, parts(family)[0].model.state_dict())
+    assert not changes(weights, network.state_dict())
+    assert not changes(came_in, parts(family)[0].model.state_dict())
     learned = {name for name in before if not name.endswith(".alpha")}
     # What Qwen's last block makes of the text is not used.
     unused = ("blocks.2.attn.to_add_out", "blocks.2.attn.add_q_proj.lora_up")
     expected = {name for name in learned if not any(part in name for part in unused)}
-    assert moved(before, lora_of(run)) == expected and len(expected) >= 12
+    assert changes(before, lora_of(run)) == expected and len(expected) >= 12
     names = {name.rsplit(".lora_", 1)[0] for name in learned}
     assert not any("mod" in name.split(".")[-1] or ".mlp." in name for name in names)
 
@@ -285,7 +285,7 @@ def test_a_cancelled_training_ends_as_an_uninterrupted_one(tmp_path, faces, fami
         ignore, file, lambda _, images: pictures.append(images), preview_every=2
     )
     assert resumed.history == whole.history and len(whole.history) == QUICK.lora_steps
-    assert not moved(whole.lora, resumed.lora)
+    assert not changes(whole.lora, resumed.lora)
     assert [picture.shape for picture in pictures] == [(1, SIDE, SIDE, 3)]
     assert "identity" in whole.report and "refocusing" in whole.report
     assert "write '<anna>' and '<ink>' as trigger words" in whole.report
@@ -420,18 +420,18 @@ def test_a_saved_lora_is_what_apply_applies(family, loras):
 def test_quantised_layers_are_trained_on_and_take_the_lora(kind, loras):
     """As the host loads such files: beside the LoRA nothing moves, and the host's loader puts it on
     the quantised model."""
-    model = quantised("flux", kind)
+    model = quantise("flux", kind)
     came_in = dict(patched_weights(model, "diffusion_model."))
     run = CaptureTraining(model, *parts("flux")[1:], *sets(), None, replace(QUICK, lora_steps=2))
     frozen = run.networks.denoiser.network.state_dict()
-    assert frozen.keys() == came_in.keys() and not moved(came_in, frozen)
+    assert frozen.keys() == came_in.keys() and not changes(came_in, frozen)
     whole = parts("flux")[0].model.diffusion_model.state_dict()
-    assert moved(whole, frozen), "these are no quantised weights"
+    assert changes(whole, frozen), "these are no quantised weights"
     before = lora_of(run)
     trained = run.run(ignore)
-    assert not moved(came_in, run.networks.denoiser.network.state_dict())
-    assert not moved(came_in, dict(patched_weights(model, "diffusion_model.")))
-    assert moved(before, trained.lora) == {name for name in before if not name.endswith(".alpha")}
+    assert not changes(came_in, run.networks.denoiser.network.state_dict())
+    assert not changes(came_in, dict(patched_weights(model, "diffusion_model.")))
+    assert changes(before, trained.lora) == {name for name in before if not name.endswith(".alpha")}
     check_a_saved_lora_is_what_apply_applies("flux", model, trained, loras)
 
 
@@ -498,7 +498,7 @@ def test_weights_in_fp8_are_trained_on_as_they_are():
         for name in eighths
     )
     before = lora_of(run)
-    assert math.isfinite(step(run)) and moved(before, lora_of(run))
+    assert math.isfinite(step(run)) and changes(before, lora_of(run))
 
 
 def test_a_copy_in_fp8_keeps_what_was_in_fp8():
@@ -531,7 +531,7 @@ def test_a_copy_in_fp8_is_trained_on_as_its_numbers_in_bf16_are(family, adapter)
             apart = (weight.float() - layer.numbers()).norm() / weight.float().norm()
             assert apart < 0.04
             weight.data.copy_(layer.numbers())
-    assert moved(exact, network.state_dict()), "nothing was rounded"
+    assert changes(exact, network.state_dict()), "nothing was rounded"
     ours, theirs = (each.run(ignore) for each in (run, other))
     assert ours.history == pytest.approx(theirs.history, rel=0.01)
     assert len(ours.lora) == len(theirs.lora) and all(

@@ -32,7 +32,7 @@ def networks(tmp_path, monkeypatch) -> Path:
     return tmp_path / "face_identity"
 
 
-def exported(build: Callable[[], torch.nn.Module], path: Path, **options: Any) -> torch.nn.Module:
+def export(build: Callable[[], torch.nn.Module], path: Path, **options: Any) -> torch.nn.Module:
     """The network that it builds and writes, with the exporter that InsightFace's own files were
     made with."""
     with torch.inference_mode(False):
@@ -67,7 +67,7 @@ def test_safetensors_are_the_network_that_was_saved(networks):
 def test_onnx_is_the_network_that_was_exported(networks, options):
     """Also for more faces than it was exported with, and with a gradient, as the training needs
     it."""
-    network = exported(lambda: load_iresnet(weights(False)), networks / "arcface.onnx", **options)
+    network = export(lambda: load_iresnet(weights(False)), networks / "arcface.onnx", **options)
     loaded = load_identity("arcface.onnx")
     with torch.inference_mode(False):
         faces = torch.rand(3, 3, SIDE, SIDE, requires_grad=True)
@@ -84,7 +84,7 @@ def test_onnx_is_the_network_that_was_exported(networks, options):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_another_onnx_file_is_refused_with_its_name(networks):
-    exported(lambda: torch.nn.Conv2d(3, 4, 3), networks / "detector.onnx")
+    export(lambda: torch.nn.Conv2d(3, 4, 3), networks / "detector.onnx")
     with pytest.raises(
         ValueError,
         match=(

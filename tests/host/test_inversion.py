@@ -42,7 +42,13 @@ from magicportrait.host.inversion.run import Inversion, Recipe, sampler_for
 from magicportrait.magic.inversion import psnr
 from magicportrait.nodes.inversion import MagicInversionLoad, MagicInversionSave
 from magicportrait.tests.host.inverting import invert, latent, sample, sample_again
-from magicportrait.tests.host.models import call_node, controlled, lora_file, random_model, state_of
+from magicportrait.tests.host.models import (
+    call_node,
+    lora_file,
+    random_model,
+    state_of,
+    with_control,
+)
 from magicportrait.tests.host.sampling import encode, parts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,7 +167,7 @@ def test_guidance_takes_part(model_calls):
     assert not torch.equal(plain, guided) and not torch.equal(guided, other)
 
 
-def hooked(conditioning: list[Any]) -> list[Any]:
+def with_hooks(conditioning: list[Any]) -> list[Any]:
     """Under a hook that changes a weight while this conditioning is used."""
     import comfy.hooks
 
@@ -171,7 +177,7 @@ def hooked(conditioning: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda cond: controlled(parts()[0], cond, cond, 64)[0], hooked],
+    [lambda cond: with_control(parts()[0], cond, cond, 64)[0], with_hooks],
     ids=["ControlNet", "hook"],
 )
 def test_what_hangs_on_the_conditioning_takes_part(change, caplog):
@@ -516,14 +522,14 @@ def test_what_a_run_changes_fills_no_cache(caplog):
     caplog.set_level(logging.INFO)
     counter = PacksObject(runs=0)
 
-    def counted(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    def count_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
         counter.runs += 1
         return executor(*args, **kwargs)
 
     from comfy.patcher_extension import WrappersMP
 
     model = with_option(counter)
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "pack", counted)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "pack", count_call)
     for _ in range(3):
         invert(model, measure=False, method="euler")
     assert counter.runs == 3 and not list(Path(folder_paths.get_user_directory()).rglob("*.*"))
@@ -574,7 +580,7 @@ def sampling_type(model: Any, kind: str) -> Any:
     return core("nodes_model_advanced", "ModelSamplingDiscrete", model, sampling=kind, zsnr=False)
 
 
-def scaled(
+def scale_weight(
     q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], strength: float
 ) -> Tensor:
     return v * strength
@@ -582,7 +588,7 @@ def scaled(
 
 def attention(model: Any, strength: float) -> Any:
     patched = model.clone()
-    patched.set_model_attn1_replace(functools.partial(scaled, strength=strength), "output", 8)
+    patched.set_model_attn1_replace(functools.partial(scale_weight, strength=strength), "output", 8)
     return patched
 
 
@@ -603,7 +609,7 @@ def key_of(
     )
 
 
-def one_weight_changed() -> Any:
+def with_another_weight() -> Any:
     changed = random_model()
     changed.model.diffusion_model.out[2].bias.data[1] += 1e-3
     return changed
@@ -672,8 +678,8 @@ def test_another_patch_is_another_key_and_the_same_one_the_same(name):
 
 
 def test_one_changed_weight_is_another_model():
-    assert key_of(one_weight_changed()).model != key_of().model
-    assert key_of(one_weight_changed()) == key_of(one_weight_changed())
+    assert key_of(with_another_weight()).model != key_of().model
+    assert key_of(with_another_weight()) == key_of(with_another_weight())
 
 
 def test_where_the_weights_are_does_not_matter():

@@ -77,11 +77,11 @@ def tracked_features(monkeypatch):
     made: list[weakref.ref] = []
     original = magicface.ReferenceTokens
 
-    def tracked(k, v, bias):
+    def track(k, v, bias):
         made.extend(weakref.ref(tensor) for tensor in (k, v))
         return original(k, v, bias)
 
-    monkeypatch.setattr(magicface, "ReferenceTokens", tracked)
+    monkeypatch.setattr(magicface, "ReferenceTokens", track)
     return made
 
 

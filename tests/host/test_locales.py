@@ -53,12 +53,12 @@ def flat(words: Any, path: str = "") -> dict[str, str]:
     }
 
 
-def fitted(words: Any, english: Any) -> Any:
+def fit(words: Any, english: Any) -> Any:
     """`english` with the texts that `words` has for the same places."""
     if not isinstance(english, dict):
         return words if isinstance(words, str) else english
     return {
-        name: fitted(words.get(name) if isinstance(words, dict) else None, part)
+        name: fit(words.get(name) if isinstance(words, dict) else None, part)
         for name, part in english.items()
     }
 
@@ -72,7 +72,7 @@ def english() -> Words:
     if os.environ.get(UPDATE) == "1":
         for language in ("en", *TRANSLATED):
             text = json.dumps(
-                words if language == "en" else fitted(read(language), words),
+                words if language == "en" else fit(read(language), words),
                 ensure_ascii=False,
                 indent=2,
             )

@@ -96,7 +96,7 @@ def test_a_file_says_how_to_use_it_and_how_it_was_made(loras, monkeypatch):
     # The host reads it as what came out of the node.
     loader = core_node("nodes_train", "LoraModelLoader")
     read = lora_files.load_lora("people/anna_00001_.safetensors")
-    assert not flows.moved(lora, read) and lora.keys() == read.keys()
+    assert not flows.changes(lora, read) and lora.keys() == read.keys()
     import nodes as core
 
     clip = flows.parts("zimage")[1]
@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_written_in_the_end_loses_nothing(loras, monkeypat
 # ---- what a node says of a file ----
 
 
-def written(loras: Path, **metadata: str) -> str:
+def write_lora(loras: Path, **metadata: str) -> str:
     save_file({"x.alpha": torch.ones(())}, loras / "other.safetensors", metadata or None)
     folder_paths.filename_list_cache.pop("loras", None)
     return lora_files.lora_account("other.safetensors")
@@ -176,7 +176,7 @@ def test_concept_lora_says_what_is_in_a_file(loras, caplog):
     ],
 )
 def test_files_of_others_say_what_they_know(loras, metadata, said):
-    assert written(loras, **metadata) == said
+    assert write_lora(loras, **metadata) == said
 
 
 def test_what_cannot_be_read_says_nothing(loras):

@@ -78,7 +78,7 @@ def training(
 
 
 @cache
-def uninterrupted(with_identity: bool = False) -> Trained:
+def train_in_one_go(with_identity: bool = False) -> Trained:
     """What the settings of most tests give in one go."""
     return training(identity=recogniser() if with_identity else None).run(ignore)
 
@@ -121,7 +121,7 @@ def state(run: CaptureTraining) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+def changes(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
@@ -158,17 +158,17 @@ def test_each_phase_changes_exactly_what_it_should(shape):
     assert step(run) > 0
     after_words = state(run)
     words = {name for name in start if name.startswith("words.")}
-    assert changed(start, after_words) == words and len(words) == (2 if shape == "sdxl" else 1)
+    assert changes(start, after_words) == words and len(words) == (2 if shape == "sdxl" else 1)
     step(run)
     after_lora = state(run)
-    learned = changed(after_words, after_lora)
+    learned = changes(after_words, after_lora)
     adapters = {name for name in start if "_lora." in name}
     assert words < learned <= adapters | words
     # The downs get no gradient while the ups are zero; weight decay moves them in the first step.
-    assert adapters - learned == unused(run, adapters)
+    assert adapters - learned == names_of_no_use(run, adapters)
 
 
-def unused(run: CaptureTraining, names: set[str]) -> set[str]:
+def names_of_no_use(run: CaptureTraining, names: set[str]) -> set[str]:
     """Text layers behind the one that the model takes its conditioning from: no gradient, so not
     even decay."""
     behind = [
@@ -245,7 +245,7 @@ def test_a_node_says_what_the_model_predicts(rule, predicts_v):
     """ModelSamplingDiscrete, for checkpoints that do not say it themselves."""
     for shape in ("sd15", "sd21v"):
         model, clip, vae = models_of(shape)
-        patched = resampled(model, rule)
+        patched = resample(model, rule)
         run = CaptureTraining(patched, clip, vae, *sets(), None, QUICK)
         assert run.networks.denoiser.v_prediction == predicts_v
         assert torch.equal(
@@ -257,10 +257,10 @@ def test_a_node_says_what_the_model_predicts(rule, predicts_v):
 def test_other_rules_are_refused(rule, name):
     model, clip, vae = models_of()
     with pytest.raises(ValueError, match=f"predict eps or v over 1000 timesteps.*got {name}"):
-        CaptureTraining(resampled(model, rule), clip, vae, *sets(), None, QUICK)
+        CaptureTraining(resample(model, rule), clip, vae, *sets(), None, QUICK)
 
 
-def resampled(model: Any, rule: str) -> Any:
+def resample(model: Any, rule: str) -> Any:
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
     return ModelSamplingDiscrete().patch(model, rule, False)[0]
@@ -302,7 +302,7 @@ def test_a_cancelled_training_ends_as_an_uninterrupted_one(tmp_path, cancel_afte
             raise management.InterruptProcessingException()
 
     identity = recogniser() if with_identity else None
-    whole = uninterrupted(with_identity)
+    whole = train_in_one_go(with_identity)
     path = tmp_path / "state.pt"
     with pytest.raises(management.InterruptProcessingException):
         training(identity=identity).run(cancel, CheckpointFile(path, 100))
@@ -316,7 +316,7 @@ def test_a_cancelled_training_ends_as_an_uninterrupted_one(tmp_path, cancel_afte
 
 
 def test_an_error_in_mid_step_loses_only_that_step(tmp_path, monkeypatch):
-    whole = uninterrupted()
+    whole = train_in_one_go()
     path = tmp_path / "state.pt"
     run = training()
 
@@ -342,7 +342,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_before_any_weight_takes_it():
             FloatingPointError, match="the gradient is not finite at step 2: lower the rates"
         ):
             run.train_step()
-    assert not changed(before, state(run)) and run.step == 1
+    assert not changes(before, state(run)) and run.step == 1
 
 
 def test_previews_do_not_change_the_training():
@@ -350,7 +350,7 @@ def test_previews_do_not_change_the_training():
     watched = training().run(
         ignore, on_preview=lambda done, images: pictures.append(images), preview_every=3
     )
-    assert watched.history == uninterrupted().history
+    assert watched.history == train_in_one_go().history
     assert [image.shape for image in pictures] == [(1, SIDE, SIDE, 3)] * 3 and all(
         image.isfinite().all() for image in pictures
     )
@@ -443,11 +443,11 @@ def test_nothing_is_held_after_a_cancel(monkeypatch):
     made: list[weakref.ref] = []
     original = capture_unet.TrainableUNet.__init__
 
-    def tracked(self: Any, *args: Any) -> None:
+    def track(self: Any, *args: Any) -> None:
         original(self, *args)
         made.append(weakref.ref(self.network))
 
-    monkeypatch.setattr(capture_unet.TrainableUNet, "__init__", tracked)
+    monkeypatch.setattr(capture_unet.TrainableUNet, "__init__", track)
 
     def cancel(done: int, loss: float) -> None:
         raise KeyboardInterrupt
@@ -464,7 +464,7 @@ def test_nothing_is_held_after_a_cancel(monkeypatch):
 
 def test_gradient_checkpointing_gives_the_same_loss():
     saving = training(gradient_checkpointing=True).run(ignore)
-    assert uninterrupted().history == pytest.approx(saving.history, rel=1e-3)
+    assert train_in_one_go().history == pytest.approx(saving.history, rel=1e-3)
 
 
 @cache

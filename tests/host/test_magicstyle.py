@@ -38,7 +38,7 @@ LARGE = (16, 16)
 
 
 @cache
-def inverted(
+def invert_picture(
     seed: int = 0,
     size: tuple[int, int] = (8, 8),
     batch: int = 1,
@@ -60,7 +60,7 @@ def style(
     **options: Any,
 ) -> Any:
     """MAGIC_STYLES with one more."""
-    inversion = inverted(seed, **options)[0]
+    inversion = invert_picture(seed, **options)[0]
     return MagicStyleReference.execute(inversion, weight, mask, styles, invert).args[0]
 
 
@@ -75,7 +75,7 @@ def apply(
         "end": 1.0,
         **options,
     }
-    content = content or inverted()
+    content = content or invert_picture()
     return MagicStyleApply.execute(
         model or parts()[0], content[0], styles or style(), **chosen
     ).args[:2]
@@ -85,7 +85,7 @@ def run(
     patched: tuple[Any, dict[str, Any]], content: tuple[Any, ...] | None = None, **options: Any
 ) -> Tensor:
     """The picture, sampled with core's SamplerCustom."""
-    _, _, sigmas, sampler, positive, _ = content or inverted()
+    _, _, sigmas, sampler, positive, _ = content or invert_picture()
     model, noise = patched
     return sample(model, noise, sigmas, sampler, **{"positive": positive, **options})
 
@@ -127,7 +127,7 @@ COMBINATIONS = [
 )
 def test_runs_and_is_finite(shape, dtype, batch, cfg, size, style_size, keys):
     of_model = {"shape": shape, "dtype": dtype, "method": "euler", "steps": 2}
-    content, model = inverted(0, size, batch, **of_model), parts(shape, dtype)[0]
+    content, model = invert_picture(0, size, batch, **of_model), parts(shape, dtype)[0]
     # Three quarters of the queries, so that the picture's own take part too.
     patched = apply(
         model, content, style(size=style_size, **of_model), keys=keys, alpha=0.5, beta=0.25
@@ -168,7 +168,7 @@ def test_content_alone_is_reproduced_as_well_as_the_inverter_can(shape, method):
 @pytest.mark.parametrize("moment", [0.0, 1.0])
 def test_out_of_range_is_bit_identical_to_no_patch(moment, cfg):
     patched, noise = apply(start=moment, end=moment, adain=0.0)
-    assert torch.equal(noise["samples"], inverted()[1]["samples"])
+    assert torch.equal(noise["samples"], invert_picture()[1]["samples"])
     assert torch.equal(run((patched, noise), cfg=cfg), run((parts()[0], noise), cfg=cfg))
 
 
@@ -213,10 +213,10 @@ def test_each_half_takes_after_the_style_of_its_mask():
 
 
 def test_contents_of_a_batch_do_not_see_each_other():
-    content = inverted(0, batch=3)
+    content = invert_picture(0, batch=3)
     together = run(apply(content=content), content)
     for i in range(3):
-        alone = inverted(i)
+        alone = invert_picture(i)
         close(run(apply(content=alone), alone)[0], together[i])
 
 
@@ -295,7 +295,7 @@ def test_fusing_the_negative_rows_changes_them_only_with_guidance():
 
 @pytest.mark.parametrize("fuse_negative", [False, True])
 def test_low_memory_splitting_changes_nothing(fuse_negative, monkeypatch, model_calls):
-    content = inverted(0, batch=2)
+    content = invert_picture(0, batch=2)
     patched = apply(content=content, fuse_negative=fuse_negative)
     model_calls.clear()
     joined = run(patched, content, cfg=7.0)
@@ -316,7 +316,7 @@ def test_low_memory_splitting_changes_nothing(fuse_negative, monkeypatch, model_
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
 def test_kept_features_give_the_same_picture_without_a_reference_pass(dtype, tolerance, passes):
-    model, content = parts("sd15", dtype)[0], inverted(dtype=dtype)
+    model, content = parts("sd15", dtype)[0], invert_picture(dtype=dtype)
     live = run(apply(model, content, style(dtype=dtype)), content)
     kept = apply(model, content, style(dtype=dtype), keep_features="memory")
     passes.clear()
@@ -329,7 +329,7 @@ def test_kept_features_give_the_same_picture_without_a_reference_pass(dtype, tol
 
 
 def test_sparse_passes_are_those_of_the_bands_and_kept_ones_need_none(passes, caplog):
-    content, styles = inverted(steps=10), style(steps=10)
+    content, styles = invert_picture(steps=10), style(steps=10)
     every = run(apply(content=content, styles=styles), content)
     passes.clear()
     with caplog.at_level(logging.INFO):
@@ -390,7 +390,7 @@ def test_features_that_are_gone_from_the_disk_are_computed_again(
 def test_content_and_style_may_differ_in_what_else_their_conditioning_holds():
     """A CLIP gives a pooled output too, nothing gives zeros without one: equal sizes must not make
     them one batch."""
-    content, other = inverted(0), inverted(50)[0]
+    content, other = invert_picture(0), invert_picture(50)[0]
     tensor = content[0].conditioning[0][0]
     for ours, theirs in ((torch.zeros(1, 8), None), (None, torch.zeros(1, 8))):
         one, two = (
@@ -433,7 +433,7 @@ def portrait(seed: int) -> Tensor:
 
 
 def test_kept_features_are_those_of_the_same_weights_and_patches(passes):
-    content, styles = inverted(size=LARGE), style(size=LARGE)
+    content, styles = invert_picture(size=LARGE), style(size=LARGE)
     model, noise = apply(content=content, styles=styles, keep_features="memory")
     for change in (lambda model: model, free_u, functools.partial(free_u, b1=1.6), with_lora):
         passes.clear()
@@ -443,7 +443,7 @@ def test_kept_features_are_those_of_the_same_weights_and_patches(passes):
 
 
 def test_one_reference_pass_a_sigma_serves_the_whole_batch(passes):
-    content = inverted(0, batch=3)
+    content = invert_picture(0, batch=3)
     run(apply(content=content), content, cfg=7.0)
     assert len(passes) == 3
 
@@ -468,11 +468,11 @@ def tracked_features(monkeypatch) -> list[Any]:
     made: list[Any] = []
     original = magicstyle.Features
 
-    def tracked(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Any:
+    def track(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Any:
         made.extend(weakref.ref(tensor) for tensor in (q, k, v))
         return original(q, k, v, grid)
 
-    monkeypatch.setattr(magicstyle, "Features", tracked)
+    monkeypatch.setattr(magicstyle, "Features", track)
     return made
 
 
@@ -543,7 +543,7 @@ OTHERS = {
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_works_together_in_any_order(name, order):
-    other, content, styles = OTHERS[name], inverted(size=LARGE), style(size=LARGE)
+    other, content, styles = OTHERS[name], invert_picture(size=LARGE), style(size=LARGE)
     if order == "before":
         patched, noise = apply(other(parts()[0]), content, styles)
     else:
@@ -595,7 +595,7 @@ def test_two_of_them_on_one_model():
 @pytest.mark.parametrize("other", [with_face, watch], ids=["MagicFace", "Semantic Layout"])
 def test_magicface_and_the_layout_get_along_in_either_order(other, cfg):
     """They look at the picture's own attention in the layers that MagicStyle draws."""
-    content, styles, results = inverted(size=LARGE), style(size=LARGE), []
+    content, styles, results = invert_picture(size=LARGE), style(size=LARGE), []
     for is_first in (True, False):
         if is_first:
             patched, noise = apply(None, content, styles, fuse_negative=True)
@@ -617,7 +617,7 @@ def test_magicface_and_the_layout_get_along_in_either_order(other, cfg):
 def test_it_works_with_samplers_that_call_between_the_sigmas(passes):
     import comfy.samplers
 
-    _, _, sigmas, _, positive, _ = inverted()
+    _, _, sigmas, _, positive, _ = invert_picture()
     patched, noise = apply()
     samples = sample(patched, noise, sigmas, comfy.samplers.sampler_object("dpm_2"), positive)
     assert samples.isfinite().all() and len(passes) > 3
@@ -638,7 +638,7 @@ def test_areas_are_refused_with_the_way_out():
 
 
 def test_other_sigmas_are_refused_before_sampling(model_calls):
-    sigmas = inverted()[2]
+    sigmas = invert_picture()[2]
     patched, noise = apply()
     model_calls.clear()
     with pytest.raises(
@@ -647,10 +647,10 @@ def test_other_sigmas_are_refused_before_sampling(model_calls):
             r"the content was inverted over 3 steps .*, the sampler runs 3 steps .* SIGMAS output"
         ),
     ):
-        sample(patched, noise, sigmas * 0.9, inverted()[3], inverted()[4])
+        sample(patched, noise, sigmas * 0.9, invert_picture()[3], invert_picture()[4])
     assert not model_calls
     with pytest.raises(ValueError, match=r"starts at sigma .* connect all of the SIGMAS"):
-        sample(patched, noise, sigmas[1:], inverted()[3], inverted()[4])
+        sample(patched, noise, sigmas[1:], invert_picture()[3], invert_picture()[4])
     assert not model_calls
 
 
@@ -660,12 +660,12 @@ def test_a_sampler_that_writes_into_the_sigmas_spoils_no_later_run(is_patched):
     MODEL without our patch it may well spoil: then the last sigma still passes for 0."""
     import comfy.samplers
 
-    sigmas, patched = inverted()[2].clone(), apply()
-    model, noise = patched if is_patched else (parts()[0], inverted()[1])
+    sigmas, patched = invert_picture()[2].clone(), apply()
+    model, noise = patched if is_patched else (parts()[0], invert_picture()[1])
     uni_pc = comfy.samplers.sampler_object("uni_pc")
-    sample(model, noise, sigmas, uni_pc, inverted()[4])
-    assert torch.equal(sigmas, inverted()[2]) == is_patched
-    out = sample(*patched, sigmas, inverted()[3], inverted()[4])
+    sample(model, noise, sigmas, uni_pc, invert_picture()[4])
+    assert torch.equal(sigmas, invert_picture()[2]) == is_patched
+    out = sample(*patched, sigmas, invert_picture()[3], invert_picture()[4])
     close(out, run(patched))
 
 
@@ -673,7 +673,7 @@ def test_a_second_sampler_goes_on_where_the_first_ended():
     patched, noise = apply()
     import comfy.samplers
 
-    _, _, sigmas, _, positive, _ = inverted()
+    _, _, sigmas, _, positive, _ = invert_picture()
     sampler = comfy.samplers.sampler_object("euler")
     whole = sample(patched, noise, sigmas, sampler, positive)
     first = sample(patched, noise, sigmas[:2], sampler, positive)
@@ -693,15 +693,15 @@ def test_another_latent_size_is_refused_before_sampling(model_calls):
         sample(
             patched,
             {"samples": torch.zeros(1, 4, 9, 12)},
-            inverted()[2],
-            inverted()[3],
-            inverted()[4],
+            invert_picture()[2],
+            invert_picture()[3],
+            invert_picture()[4],
         )
     assert not model_calls
 
 
 def test_another_number_of_pictures_is_refused_before_sampling(model_calls):
-    content = inverted(0, batch=3)
+    content = invert_picture(0, batch=3)
     patched, noise = apply(content=content)
     model_calls.clear()
     with pytest.raises(ValueError, match="the content holds 3 pictures, the sampler runs 2"):
@@ -719,14 +719,14 @@ def test_one_content_serves_a_larger_batch():
 def test_an_inversion_of_another_model_is_refused(which):
     model = with_lora(parts()[0])
     theirs = invert(model, method="o-belm", measure=False)
-    inversion = (theirs if which == "style" else inverted())[0]
+    inversion = (theirs if which == "style" else invert_picture())[0]
     name = "style 1" if which == "style" else "the content"
     used = parts()[0] if which == "style" else model
     styles = MagicStyleReference.execute(
-        theirs[0] if which == "style" else inverted(50)[0], 1.0
+        theirs[0] if which == "style" else invert_picture(50)[0], 1.0
     ).args[0]
     with pytest.raises(ValueError, match=f"{name} was inverted with another model") as caught:
-        apply(used, inverted(), styles)
+        apply(used, invert_picture(), styles)
     assert inversion.model[:8] in str(caught.value)
 
 

@@ -41,7 +41,7 @@ DEFAULTS = {
 
 
 @pytest.fixture(scope="module")
-def stocked(tmp_path_factory) -> Path:
+def model_store(tmp_path_factory) -> Path:
     models = tmp_path_factory.mktemp("models")
     tiny_vision.write_sam(models / "sams" / "tiny.pth")
     tiny_vision.write_grounding_dino(models / "grounding-dino" / "tiny")
@@ -70,8 +70,8 @@ def use_models(monkeypatch):
 
 
 @pytest.fixture
-def models(use_models, stocked) -> Path:
-    return use_models(stocked)
+def models(use_models, model_store) -> Path:
+    return use_models(model_store)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def pictures(count: int = 1, height: int = 70, width: int = 50) -> torch.Tensor:
     return torch.rand(count, height, width, 3, generator=torch.Generator().manual_seed(0))
 
 
-def masked(image: torch.Tensor, boxes: object = None, **options: object) -> tuple:
+def mask_of(image: torch.Tensor, boxes: object = None, **options: object) -> tuple:
     return MagicConceptMask.execute(image, **{**DEFAULTS, **options}, boxes=boxes).args
 
 
@@ -124,7 +124,7 @@ def test_a_detector_saved_in_half_precision_finds_the_same(models):
 
 
 def test_text_gives_a_mask_for_each_picture(models):
-    mask, boxes, overlay = masked(pictures(2))
+    mask, boxes, overlay = mask_of(pictures(2))
     assert mask.shape == (2, 70, 50) and overlay.shape == (2, 70, 50, 3) and len(boxes) == 2
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(mask[0], mask[1])
@@ -136,7 +136,7 @@ def test_text_gives_a_mask_for_each_picture(models):
 
 
 def test_without_sam_the_boxes_are_the_mask(models):
-    mask, boxes, _ = masked(pictures(), sam=NO_SAM, choose="largest")
+    mask, boxes, _ = mask_of(pictures(), sam=NO_SAM, choose="largest")
     [[box]] = boxes
     inside = Box(box["x"], box["y"], box["width"], box["height"])
     assert torch.equal(mask[0], box_shape(inside, (70, 50), is_round=False))
@@ -147,8 +147,8 @@ def test_nothing_found(models):
     assert TextDetector("tiny").find(pictures()[0], "hat", 1.0) == []
     none = {"text": "hat", "choose": "index", "index": 900}
     with pytest.raises(ValueError, match=r"picture 1 of 2 does not show 'hat' at threshold 0\.3"):
-        masked(pictures(2), **none)
-    mask, boxes, _ = masked(pictures(2), **none, if_nothing="empty mask")
+        mask_of(pictures(2), **none)
+    mask, boxes, _ = mask_of(pictures(2), **none, if_nothing="empty mask")
     assert not mask.any() and boxes == [[], []]
 
 
@@ -167,7 +167,7 @@ def test_sam_masks_are_those_of_the_library(models):
     expected, scores, _ = predictor.predict(
         np.array([[10, 20], [40, 60]]), np.array([1, 0]), box=np.array([4, 6, 44, 66])
     )
-    mask, *_ = masked(
+    mask, *_ = mask_of(
         image[None],
         target="points",
         points="10,20",
@@ -202,7 +202,7 @@ def test_typed_and_linked_boxes_are_joined(models):
         [{"x": 0, "y": 0, "width": 10, "height": 10}],
         [{"x": 20, "y": 20, "width": 5, "height": 5, "label": "nose", "score": 0.5}],
     ]
-    mask, boxes, _ = masked(pictures(2), linked, target="points", sam=NO_SAM, box="30,30,10,10")
+    mask, boxes, _ = mask_of(pictures(2), linked, target="points", sam=NO_SAM, box="30,30,10,10")
     assert [len(found) for found in boxes] == [2, 2]
     assert mask[0, :10, :10].all() and mask[:, 30:40, 30:40].all() and mask[1, 20:25, 20:25].all()
     assert mask.sum((1, 2)).tolist() == [200, 125]
@@ -231,20 +231,20 @@ def test_boxes_outside_the_picture(models):
     with pytest.raises(
         ValueError, match="box 60,10 to 80,30 is outside the picture, which is 50x70"
     ):
-        masked(pictures(), target="points", box="60,10,20,20")
-    mask, boxes, _ = masked(pictures(), target="points", sam=NO_SAM, box="40,60,100,100")
+        mask_of(pictures(), target="points", box="60,10,20,20")
+    mask, boxes, _ = mask_of(pictures(), target="points", sam=NO_SAM, box="40,60,100,100")
     assert boxes[0][0] == {"x": 40, "y": 60, "width": 10, "height": 10, "label": "", "score": 1.0}
     assert mask.sum() == 100
 
 
 def test_points_outside_the_picture(models):
     with pytest.raises(ValueError, match="point 50,5 is outside the picture, which is 50x70"):
-        masked(pictures(), target="points", points="50,5")
+        mask_of(pictures(), target="points", points="50,5")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2160, 3840)])
 def test_from_one_pixel_to_4k(models, size):
-    mask, _, overlay = masked(
+    mask, _, overlay = mask_of(
         pictures(1, *size), target="points", box=f"0,0,{size[1]},{size[0]}", if_nothing="empty mask"
     )
     assert mask.shape == (1, *size) and overlay.shape == (1, *size, 3)
@@ -282,7 +282,9 @@ def yunet(models, monkeypatch):
 
 
 def faces_of(image: torch.Tensor, **options: object) -> tuple:
-    return masked(image, **{"target": "face", "face_model": "yunet.onnx", "sam": NO_SAM, **options})
+    return mask_of(
+        image, **{"target": "face", "face_model": "yunet.onnx", "sam": NO_SAM, **options}
+    )
 
 
 def test_twenty_faces(yunet):
@@ -410,7 +412,7 @@ def test_every_backend_missing(no_models):
         ({"target": "face", "sam": NO_SAM}, ["models/face_detection", "yunet"]),
     ):
         with pytest.raises(ValueError) as refused:
-            masked(image, **options)
+            mask_of(image, **options)
         for word in (*words, str(no_models)):
             assert word in str(refused.value)
 
@@ -430,7 +432,7 @@ def test_a_missing_package_is_named(models, monkeypatch, package, options):
     with pytest.raises(
         ValueError, match=r"pip install segment-anything, as in the pack's requirements\.txt"
     ):
-        masked(pictures(), **options)
+        mask_of(pictures(), **options)
 
 
 def test_a_file_that_is_no_sam_is_named(models, use_models, tmp_path):
@@ -439,10 +441,10 @@ def test_a_file_that_is_no_sam_is_named(models, use_models, tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "sams" / "other.pth")
     (tmp_path / "sams" / "broken.pth").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(ValueError, match=r"'other\.pth' is not a SAM checkpoint"):
-        masked(pictures(), target="points", points="1,1", sam="other.pth")
+        mask_of(pictures(), target="points", points="1,1", sam="other.pth")
     ours = r"^broken\.pth cannot be read as a file of tensors: fetch it again, or take another$"
     with pytest.raises(ValueError, match=ours):
-        masked(pictures(), target="points", points="1,1", sam="broken.pth")
+        mask_of(pictures(), target="points", points="1,1", sam="broken.pth")
 
 
 def test_a_pickle_that_runs_code_is_refused(use_models, tmp_path):
@@ -456,7 +458,7 @@ def test_a_pickle_that_runs_code_is_refused(use_models, tmp_path):
     # Not torch's words, which advise to read it with pickle.
     ours = r"^evil\.pth cannot be read as a file of tensors: fetch it again, or take another$"
     with pytest.raises(ValueError, match=ours):
-        masked(pictures(), target="points", points="1,1", sam="evil.pth")
+        mask_of(pictures(), target="points", points="1,1", sam="evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
@@ -506,7 +508,7 @@ REFINE = {
 }
 
 
-def refined(mask: torch.Tensor, **options: object) -> torch.Tensor:
+def refine(mask: torch.Tensor, **options: object) -> torch.Tensor:
     return MagicMaskRefine.execute(mask, **{**REFINE, **options}).args[0]
 
 
@@ -516,16 +518,16 @@ def test_holes_and_specks():
     mask[0, 7:9, 7:9] = 0
     mask[0, 17, 17] = 1
     mask[1, 2, 2:9] = 1
-    filled = refined(mask, fill_holes=True)
+    filled = refine(mask, fill_holes=True)
     assert filled[0].sum() == 101 and torch.equal(filled[1], mask[1])
-    largest = refined(mask, largest_part=True, fill_holes=True)
+    largest = refine(mask, largest_part=True, fill_holes=True)
     assert largest[0].sum() == 100 and largest[0, 17, 17] == 0 and torch.equal(largest[1], mask[1])
 
 
 def test_soft_edges_go_with_their_part():
     mask = torch.zeros(1, 1, 12)
     mask[0, 0] = torch.tensor([0.3, 1, 1, 1, 0.3, 0, 0, 0, 0.3, 1, 0.3, 0])
-    kept = refined(mask, threshold=0.0, largest_part=True)
+    kept = refine(mask, threshold=0.0, largest_part=True)
     assert kept[0, 0].tolist() == pytest.approx([0.3, 1, 1, 1, 0.3, 0, 0, 0, 0, 0, 0, 0])
 
 
@@ -534,16 +536,16 @@ def test_soft_edges_go_with_their_part():
 def test_all_or_nothing(size, value):
     mask = torch.full((2, *size), value)
     assert torch.allclose(
-        refined(mask, largest_part=True, fill_holes=True, grow=3, feather=2.0), mask, atol=1e-6
+        refine(mask, largest_part=True, fill_holes=True, grow=3, feather=2.0), mask, atol=1e-6
     )
-    assert torch.allclose(refined(mask, invert=True), 1 - mask)
+    assert torch.allclose(refine(mask, invert=True), 1 - mask)
 
 
 def test_masks_without_a_batch_and_of_other_types():
     mask = torch.zeros(6, 6, dtype=torch.float16)
     mask[2:4, 2:4] = 1
-    assert refined(mask, grow=1).shape == (1, 6, 6)
-    assert refined(mask[None, None], grow=1).sum() == 16
+    assert refine(mask, grow=1).shape == (1, 6, 6)
+    assert refine(mask[None, None], grow=1).sum() == 16
 
 
 # ---- odd input ----
@@ -594,17 +596,17 @@ def test_things_are_told_apart_in_every_script(text):
 
 def test_things_in_a_picture_have_no_number_of_words():
     with pytest.raises(ValueError, match=r"'man # 2' has a number.*write 'man', and set choose"):
-        masked(pictures(), target="text", text="hat, man # 2", sam=NO_SAM)
+        mask_of(pictures(), target="text", text="hat, man # 2", sam=NO_SAM)
 
 
 @pytest.mark.parametrize("name", ["threshold", "grow", "feather"])
 def test_a_linked_number_that_is_none_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is nan, expected"):
-        refined(torch.ones(1, 4, 4), **{name: float("nan")})
+        refine(torch.ones(1, 4, 4), **{name: float("nan")})
 
 
 def test_pictures_of_other_shapes_are_refused_with_what_came():
     with pytest.raises(ValueError, match=r"image has the shape \[1, 8, 8, 2\]: expected a batch"):
-        masked(torch.zeros(1, 8, 8, 2), target="points", sam=NO_SAM, box="1,1,4,4")
-    mask, *_ = masked(torch.zeros(1, 8, 8, 1), target="points", sam=NO_SAM, box="1,1,4,4")
+        mask_of(torch.zeros(1, 8, 8, 2), target="points", sam=NO_SAM, box="1,1,4,4")
+    mask, *_ = mask_of(torch.zeros(1, 8, 8, 1), target="points", sam=NO_SAM, box="1,1,4,4")
     assert mask.sum() == 16, "gray is a picture"

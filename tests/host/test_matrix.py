@@ -95,12 +95,12 @@ def test_several_images_of_one_concept_count_together(monkeypatch):
     counts: list[dict[Any, int]] = []
     original = magicface._ConceptTokens.bank
 
-    def spied(self: Any) -> Any:
+    def spy(self: Any) -> Any:
         bank = original(self)
         counts.append({layer: len(tokens.k) for layer, [tokens] in bank.items()})
         return bank
 
-    monkeypatch.setattr(magicface._ConceptTokens, "bank", spied)
+    monkeypatch.setattr(magicface._ConceptTokens, "bank", spy)
     results = []
     for chained in (one, three):
         patched, positive, _ = apply(model, chained=chained)

@@ -32,7 +32,7 @@ CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def stocked(tmp_path_factory) -> Path:
+def model_store(tmp_path_factory) -> Path:
     models = tmp_path_factory.mktemp("models")
     tiny_vision.write_clip(models / "metrics" / "clip")
     tiny_vision.write_dino(models / "metrics" / "dino")
@@ -57,8 +57,8 @@ def use_models(monkeypatch):
 
 
 @pytest.fixture
-def metrics_folder(use_models, stocked) -> Path:
-    return use_models(stocked) / "metrics"
+def metrics_folder(use_models, model_store) -> Path:
+    return use_models(model_store) / "metrics"
 
 
 @pytest.fixture

@@ -123,16 +123,16 @@ def test_a_listing_follows_only_links(kind, monkeypatch):
 # ---- damaged files, and those of something else ----
 
 
-def shortened(path: Path) -> None:
+def shorten(path: Path) -> None:
     """As a download that was cut off leaves it."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def emptied(path: Path) -> None:
+def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def exchanged(path: Path) -> None:
+def exchange(path: Path) -> None:
     """A file of tensors with the right beginning, and the rest of another model."""
     save_file(
         {
@@ -145,7 +145,7 @@ def exchanged(path: Path) -> None:
     )
 
 
-@pytest.fixture(params=[shortened, emptied, exchanged], ids=lambda harm: harm.__name__)
+@pytest.fixture(params=[shorten, empty, exchange], ids=lambda harm: harm.__name__)
 def harm(request, tmp_path, monkeypatch) -> Callable[[Path], None]:
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     kinds = {"sams", "grounding-dino", "face_detection", "metrics", "face_identity"}
@@ -170,7 +170,7 @@ def identity(folder: Path, harm: Callable[[Path], None]) -> Callable[[], Any]:
 def sam(folder: Path, harm: Callable[[Path], None]) -> Callable[[], Any]:
     tiny_vision.write_sam(folder / "sams" / "sam.pth")
     harm(folder / "sams" / "sam.pth")
-    if harm is exchanged:
+    if harm is exchange:
         (folder / "sams" / "sam.pth").rename(folder / "sams" / "sam.safetensors")
         return lambda: Segmenter("sam.safetensors")
     return lambda: Segmenter("sam.pth")

@@ -45,7 +45,7 @@ def magicface_on_a_transformer() -> Any:
 
 
 def led_away() -> Any:
-    [away] = test_concept_options.optioned(sampling.concepts(1), direction="away")
+    [away] = test_concept_options.with_options(sampling.concepts(1), direction="away")
     model, positive, _ = sampling.apply(sampling.parts()[0], chained=(away,))
     sampling.Sampling(size=(8, 8), steps=2).run(model, positive)
     return model
@@ -65,8 +65,8 @@ def concept_lora(kind: str) -> Any:
     plain, layers = test_concept_lora.family(kind)
     lora = random_lora(plain, layers)
     chained = test_concept_lora.concept(lora, target_region=test_concept_lora.EVERYWHERE)
-    model, positive = test_concept_lora.applied(kind, plain, chained)
-    test_concept_lora.drawn(kind, model, positive, steps=1)
+    model, positive = test_concept_lora.apply(kind, plain, chained)
+    test_concept_lora.draw(kind, model, positive, steps=1)
     return model
 
 
@@ -91,14 +91,14 @@ def magicstyle_on_a_transformer() -> Any:
 
 
 def new_picture_in_a_style() -> Any:
-    model = test_style_prompt.styled("flux", test_style_prompt.picture())
+    model = test_style_prompt.with_style("flux", test_style_prompt.picture())
     test_style_prompt.draw("flux", model, test_style_prompt.noise_of("flux"))
     return model
 
 
 def edit_by_a_prompt() -> Any:
-    content = test_style_prompt.inverted("flux")
-    model, latent, noise = test_style_prompt.edited("flux", content)
+    content = test_style_prompt.invert_picture("flux")
+    model, latent, noise = test_style_prompt.edit_content("flux", content)
     test_style_prompt.sample("flux", (model, latent, noise), content)
     return model
 

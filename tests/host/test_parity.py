@@ -50,7 +50,7 @@ class OfficialForm:
         ]
         self.layout: naive.NaiveLayout | None = None
 
-    def denoised(self, x: Tensor, sigma: Tensor, by_region: bool) -> tuple[Tensor, Tensor]:
+    def denoise(self, x: Tensor, sigma: Tensor, by_region: bool) -> tuple[Tensor, Tensor]:
         """Unconditional and conditional prediction. Measures the layout of this call."""
         self.by_region = by_region and self.layout is not None
         self.maps: dict[tuple[str, int], dict[int, list[Any]]] = {}
@@ -113,7 +113,7 @@ class OfficialForm:
         bias = coverage[taken].log() + self.concepts[index].strength
         return k[FIRST_REFERENCE + index][taken], v[FIRST_REFERENCE + index][taken], bias
 
-    def blended(
+    def blend(
         self,
         chosen: list[int],
         q: Tensor,
@@ -135,7 +135,7 @@ class OfficialForm:
     def with_all(
         self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], options: dict[str, Any]
     ) -> Tensor:
-        return self.blended(list(range(len(self.concepts))), q, k, v, grid, options)
+        return self.blend(list(range(len(self.concepts))), q, k, v, grid, options)
 
     def regions(
         self,
@@ -151,7 +151,7 @@ class OfficialForm:
         out = plain.clone()
         for i in range(len(self.concepts)):
             mine = torch.from_numpy(owners == i)
-            out[mine] = self.blended([i], q, k, v, grid, options)[mine]
+            out[mine] = self.blend([i], q, k, v, grid, options)[mine]
         return out
 
     def attend(
@@ -209,7 +209,7 @@ def test_every_step_agrees_with_the_official_form(shape, semantic_cfg):
     phases = []
     for step, (x0, x) in enumerate(steps):
         by_region = float(sigmas[step]) < inject
-        uncond, cond = official.denoised(x, sigmas[step], by_region)
+        uncond, cond = official.denoise(x, sigmas[step], by_region)
         phases.append(official.by_region)
         rate = 1.0
         layout = official.layout

@@ -275,19 +275,19 @@ def test_listing_looks_no_further_than_it_must(inputs, monkeypatch):
     looks: list[str] = []
     stat = os.stat
 
-    def counted(path: object, *args: object, **options: object) -> os.stat_result:
+    def count_call(path: object, *args: object, **options: object) -> os.stat_result:
         looks.append(str(path))
         return stat(path, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(os, "stat", counted)
+    monkeypatch.setattr(os, "stat", count_call)
     names: list[int] = []
     listed = folder_paths.filter_files_content_types
 
-    def filtered(files: list[str], kinds: list[str]) -> list[str]:
+    def filter_files(files: list[str], kinds: list[str]) -> list[str]:
         names.append(len(files))
         return listed(files, kinds)
 
-    monkeypatch.setattr(folder_paths, "filter_files_content_types", filtered)
+    monkeypatch.setattr(folder_paths, "filter_files_content_types", filter_files)
     assert capture_folder.list_folders() == ["anna"]
     assert len(looks) < 30 and sum(names) < 10
     concept_folder.list_folders()

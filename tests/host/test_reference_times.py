@@ -23,7 +23,7 @@ def concepts(*settings: dict[str, Any]) -> tuple[Concept, ...]:
     )
 
 
-def drawn(chained: tuple[Concept, ...]) -> tuple[Tensor, Tensor]:
+def draw(chained: tuple[Concept, ...]) -> tuple[Tensor, Tensor]:
     """A step, at the beginning of sampling: with references, and without."""
     model = sampling.parts()[0]
     patched, positive, _ = sampling.apply(model, chained=chained, semantic_cfg=False)
@@ -32,7 +32,7 @@ def drawn(chained: tuple[Concept, ...]) -> tuple[Tensor, Tensor]:
 
 
 def test_out_of_its_time_a_reference_changes_nothing_bit_for_bit() -> None:
-    with_references, plain = drawn(concepts({"start": 0.6}, {"start": 0.9}))
+    with_references, plain = draw(concepts({"start": 0.6}, {"start": 0.9}))
     assert torch.equal(with_references, plain)
 
 
@@ -43,15 +43,15 @@ def test_out_of_its_time_a_reference_changes_nothing_bit_for_bit() -> None:
 def test_in_its_time_it_is_as_strong_as_it_is_said(
     settings: dict[str, Any], strength: float
 ) -> None:
-    timed, plain = drawn(concepts(settings))
-    expected, _ = drawn(concepts({"strength": strength}))
+    timed, plain = draw(concepts(settings))
+    expected, _ = draw(concepts({"strength": strength}))
     torch.testing.assert_close(timed, expected, rtol=1e-3, atol=1e-3)
     assert (timed - plain).abs().max() > 1e-2
 
 
 def test_beside_another_it_is_as_if_it_was_not_there() -> None:
-    both, plain = drawn(concepts({}, {"start": 0.6}))
-    alone, _ = drawn(concepts({}))
+    both, plain = draw(concepts({}, {"start": 0.6}))
+    alone, _ = draw(concepts({}))
     torch.testing.assert_close(both, alone, rtol=1e-3, atol=1e-3)
     assert (both - plain).abs().max() > 1e-2
 
@@ -77,7 +77,7 @@ def test_a_name_shapes_the_strength_or_the_preset(preset: str, strength: int) ->
         [chained] = MagicFaceConcept.execute(
             image, "hat", 3.0, preset=preset, strength_curve=curve
         ).args
-        return drawn(chained)[0]
+        return draw(chained)[0]
 
     assert torch.equal(of("fall"), of(f"0: {strength}, 1: 0"))
     assert not torch.equal(of("fall"), of("rise"))

@@ -35,7 +35,7 @@ def concept(text: str = TEXT, phrase: str = "hat", **more: Any) -> tuple[Concept
     return concepts
 
 
-def applied(kind: str, chained: tuple[Concept, ...], **options: Any) -> tuple[Any, Any]:
+def apply(kind: str, chained: tuple[Concept, ...], **options: Any) -> tuple[Any, Any]:
     """MODEL and CONDITIONING."""
     if kind == "unet":
         model = sampling.parts()[0]
@@ -47,14 +47,14 @@ def plain_model(kind: str) -> Any:
     return sampling.parts()[0] if kind == "unet" else dits.random_transformer(kind)
 
 
-def drawn(kind: str, model: Any, positive: Any, steps: int = 1, batch: int = 1) -> Tensor:
+def draw(kind: str, model: Any, positive: Any, steps: int = 1, batch: int = 1) -> Tensor:
     if kind == "unet":
         return sampling.Sampling(batch, (8, 8), steps=steps).run(model, positive)
     sigmas = (1.0, 0.6, 0.3, 0.0)[: steps + 1]
     return dit_nodes.sample(kind, model, positive, batch=batch, size=SIDE, sigmas=sigmas)
 
 
-def encoded(kind: str, text: str) -> Tensor:
+def encode(kind: str, text: str) -> Tensor:
     [(context, _), *_] = sampling.encode(text) if kind == "unet" else dit_nodes.encode(kind, text)
     return context
 
@@ -74,7 +74,7 @@ def share_on(grid: tuple[int, int], share: Tensor) -> Tensor:
 @contextmanager
 def naive_unet(model: Any, positive: Any, share: Tensor, negative: str) -> Iterator[None]:
     """Every layer that reads the prompt, written out. share: 1 H W."""
-    texts = {True: encoded("unet", TEXT), False: encoded("unet", negative)}
+    texts = {True: encode("unet", TEXT), False: encode("unet", negative)}
     network = model.model.diffusion_model
     layers = [m for name, m in network.named_modules() if name.endswith("attn2")]
 
@@ -106,12 +106,12 @@ def naive_unet(model: Any, positive: Any, share: Tensor, negative: str) -> Itera
 
 def test_a_region_of_a_unet_reads_its_text() -> None:
     chained = concept(target_region=SOFT, strength=0.75, negative_text=NOT)
-    patched, positive = applied("unet", chained)
-    samples, model = drawn("unet", patched, positive), plain_model("unet")
+    patched, positive = apply("unet", chained)
+    samples, model = draw("unet", patched, positive), plain_model("unet")
     with naive_unet(model, positive, SOFT * 0.75, NOT):
-        expected = drawn("unet", model, positive)
+        expected = draw("unet", model, positive)
     torch.testing.assert_close(samples, expected, rtol=1e-3, atol=1e-3)
-    assert (samples - drawn("unet", model, positive)).abs().max() > 0.05
+    assert (samples - draw("unet", model, positive)).abs().max() > 0.05
 
 
 def naive_transformer(kind: str, positive: Any, share: Tensor) -> Any:
@@ -119,7 +119,7 @@ def naive_transformer(kind: str, positive: Any, share: Tensor) -> Any:
     import comfy.patcher_extension as extension
 
     model = dits.random_transformer(kind).clone()
-    prompt, text = positive[0][0], encoded(kind, TEXT)
+    prompt, text = positive[0][0], encode(kind, TEXT)
     of_image = share_on((8, 8), share)
 
     def longer(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -167,12 +167,12 @@ def naive_transformer(kind: str, positive: Any, share: Tensor) -> Any:
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_region_of_a_transformer_reads_its_text(kind: str) -> None:
-    patched, positive = applied(kind, concept(target_region=SOFT))
-    samples = drawn(kind, patched, positive)
-    expected = drawn(kind, naive_transformer(kind, positive, SOFT), positive)
+    patched, positive = apply(kind, concept(target_region=SOFT))
+    samples = draw(kind, patched, positive)
+    expected = draw(kind, naive_transformer(kind, positive, SOFT), positive)
     largest = float(expected.abs().max())
     torch.testing.assert_close(samples, expected, rtol=1e-3, atol=1e-3 * largest)
-    plain = drawn(kind, plain_model(kind), positive)
+    plain = draw(kind, plain_model(kind), positive)
     assert (samples - plain).abs().max() > 3e-3 * largest
 
 
@@ -191,24 +191,24 @@ def test_where_and_when_it_is_not_read_nothing_changes_bit_for_bit(
     kind: str, settings: dict[str, Any]
 ) -> None:
     # One step, before which there is no layout.
-    patched, positive = applied(kind, concept(negative_text=NOT, **settings))
-    assert torch.equal(drawn(kind, patched, positive), drawn(kind, plain_model(kind), positive))
+    patched, positive = apply(kind, concept(negative_text=NOT, **settings))
+    assert torch.equal(draw(kind, patched, positive), draw(kind, plain_model(kind), positive))
 
 
 @pytest.mark.parametrize("kind", ["unet", "flux"])
 def test_it_is_read_by_the_layout_of_the_step_before(kind: str) -> None:
-    patched, positive = applied(kind, concept())
+    patched, positive = apply(kind, concept())
     before = models.state_of(patched)
-    later = drawn(kind, patched, positive, steps=2)
-    assert not torch.equal(later, drawn(kind, plain_model(kind), positive, steps=2))
+    later = draw(kind, patched, positive, steps=2)
+    assert not torch.equal(later, draw(kind, plain_model(kind), positive, steps=2))
     assert models.state_of(patched) == before
 
 
 def test_pictures_without_the_region_stay_as_they_are() -> None:
     region = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
-    patched, positive = applied("unet", concept(target_region=region))
+    patched, positive = apply("unet", concept(target_region=region))
     changed, plain = (
-        drawn("unet", model, positive, batch=2) for model in (patched, plain_model("unet"))
+        draw("unet", model, positive, batch=2) for model in (patched, plain_model("unet"))
     )
     torch.testing.assert_close(changed[1], plain[1], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(changed[0], plain[0], atol=1e-2)
@@ -234,8 +234,8 @@ def test_beside_references_and_loras(kind: str, caplog: pytest.LogCaptureFixture
     both = {}
     for strength in (0.0, 1.0):
         more = concept(target_region=LEFT, strength=strength, concepts=references)
-        patched, positive = applied(kind, (*more, *concept("a blue scarf", "striped scarf")))
-        both[strength] = drawn(kind, patched, positive, steps=2)
+        patched, positive = apply(kind, (*more, *concept("a blue scarf", "striped scarf")))
+        both[strength] = draw(kind, patched, positive, steps=2)
         assert both[strength].isfinite().all()
     assert not torch.equal(both[0.0], both[1.0])
     assert "it is not known where the tokens" not in caplog.text
@@ -264,10 +264,10 @@ def test_what_a_text_takes_of_its_phrases_lora() -> None:
     for kind in ("none", "phrase"):
         own = MagicConceptLora.execute("hat", NO_LORA, 1.0, lora, LEFT, text=kind).args[0]
         chained = concept("a scarf", "striped scarf", target_region=LEFT, concepts=own)
-        patched, positive = applied("unet", concept(target_region=LEFT, concepts=chained))
+        patched, positive = apply("unet", concept(target_region=LEFT, concepts=chained))
         handles.append(network.register_forward_pre_hook(look_at(kind)))
         try:
-            drawn("unet", patched, positive)
+            draw("unet", patched, positive)
         finally:
             while handles:
                 handles.pop().remove()
@@ -281,22 +281,22 @@ def test_what_a_text_takes_of_its_phrases_lora() -> None:
 @pytest.mark.parametrize("kind", ["zimage", "hidream", "anima"])
 def test_where_texts_have_no_place_it_says_so(kind: str) -> None:
     with pytest.raises(ValueError, match="texts of regions do not work on"):
-        applied(kind, concept())
+        apply(kind, concept())
 
 
 def test_a_reference_of_the_second_man_is_of_a_man() -> None:
     [reference] = sampling.concepts(1)
     own = dataclasses.replace(reference, phrase="man#2")
-    patched, _ = applied("unet", (own,), prompt="a man with a hat and a man")
+    patched, _ = apply("unet", (own,), prompt="a man with a hat and a man")
     [patch] = [patch for *_, patch in patches_of(patched)]
     assert patch.phrases == ("man#2",)
     [shown] = [of.conditioning[0][0] for of in patch.references]
-    assert torch.equal(shown, encoded("unet", "man"))
+    assert torch.equal(shown, encode("unet", "man"))
 
 
 def test_two_texts_of_a_phrase_are_refused() -> None:
     with pytest.raises(ValueError, match="phrase 'hat' has two texts of its own"):
-        applied("unet", concept(concepts=concept()))
+        apply("unet", concept(concepts=concept()))
 
 
 def test_an_empty_text_is_refused() -> None:
@@ -308,4 +308,4 @@ def test_edit_models_sequences_have_no_such_texts() -> None:
     from magicportrait.nodes.magicface_apply import IN_THE_SEQUENCE
 
     with pytest.raises(ValueError, match="read beside a reference pass only"):
-        applied("flux", concept(), references=IN_THE_SEQUENCE)
+        apply("flux", concept(), references=IN_THE_SEQUENCE)

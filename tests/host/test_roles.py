@@ -24,7 +24,7 @@ from magicportrait.tests.host.sampling import (
 )
 
 
-def zeroed(conditioning: list[Any]) -> list[Any]:
+def with_zeros(conditioning: list[Any]) -> list[Any]:
     import nodes
 
     return call_node(nodes.ConditioningZeroOut, conditioning=conditioning)[0]
@@ -33,9 +33,9 @@ def zeroed(conditioning: list[Any]) -> list[Any]:
 def test_a_negative_made_of_ours_is_not_ours():
     """The usual wiring of turbo models: ConditioningZeroOut of the positive as the negative."""
     patched, positive, _ = apply(parts()[0])
-    plain = zeroed(encode(PROMPT))
+    plain = with_zeros(encode(PROMPT))
     expected = Sampling(steps=2, negative=plain).run(patched, positive)
-    again = Sampling(steps=2, negative=zeroed(positive)).run(patched, positive)
+    again = Sampling(steps=2, negative=with_zeros(positive)).run(patched, positive)
     assert torch.equal(again, expected)
 
 
@@ -51,7 +51,7 @@ def test_attention_shares_do_not_count_copies():
     options = {**defaults_of(MagicAttentionMap), "prompt": PROMPT}
     patched, positive, record = MagicAttentionMap.execute(model, clip, **options).args
     maps = []
-    for negative in (zeroed(encode(PROMPT)), zeroed(positive)):
+    for negative in (with_zeros(encode(PROMPT)), with_zeros(positive)):
         samples = Sampling(steps=2, negative=negative).run(patched, positive)
         maps.append(record.run_of(samples).maps)
     assert torch.equal(*maps)
@@ -62,7 +62,7 @@ def test_without_ours_in_the_positive_the_message_says_what_to_connect(connect):
     patched, positive, _ = apply(parts()[0])
     with pytest.raises(ValueError, match=r"connect the output positive of that node.*ours comes"):
         if connect == "zeros":
-            Sampling().run(patched, zeroed(positive))
+            Sampling().run(patched, with_zeros(positive))
         else:
             Sampling(negative=positive).run(patched, encode(PROMPT))
 

@@ -24,7 +24,9 @@ from magicportrait.tests.host.sampling import (
 STEPS = 4
 
 
-def staged(model: Any, positive: Any, borders: tuple[int, ...], batch: int = 1) -> list[Tensor]:
+def sample_in_stages(
+    model: Any, positive: Any, borders: tuple[int, ...], batch: int = 1
+) -> list[Tensor]:
     """What KSamplerAdvanced makes in one run after another, with a border after some steps."""
     import nodes
 
@@ -56,7 +58,7 @@ def staged(model: Any, positive: Any, borders: tuple[int, ...], batch: int = 1) 
 def in_one_run(options: tuple[tuple[str, Any], ...]) -> tuple[Any, Tensor]:
     """MAGIC_LAYOUT and picture of an unbroken MagicFace."""
     patched, positive, record = apply(parts()[0], **dict(options))
-    [samples] = staged(patched, positive, ())
+    [samples] = sample_in_stages(patched, positive, ())
     return record, samples
 
 
@@ -74,7 +76,7 @@ def in_one_run(options: tuple[tuple[str, Any], ...]) -> tuple[Any, Tensor]:
 def test_magicface_goes_on_with_the_layout_of_the_run_before(options, borders):
     record, expected = in_one_run(tuple(options.items()))
     patched, positive, joined = apply(parts()[0], **options)
-    *_, samples = staged(patched, positive, borders)
+    *_, samples = sample_in_stages(patched, positive, borders)
     torch.testing.assert_close(samples, expected, rtol=1e-5, atol=1e-3)
     steps = joined.run_of(samples).steps
     for number, step in record.run_of(expected).steps.items():
@@ -85,9 +87,9 @@ def test_another_latent_starts_anew():
     """A second picture from noise of its own has nothing to do with the run before."""
     model = parts()[0]
     patched, positive, record = watch(model)
-    first, *_ = staged(patched, positive, (3,))
+    first, *_ = sample_in_stages(patched, positive, (3,))
     assert record.run_of(first).total == 3
-    [whole] = staged(patched, positive, ())
+    [whole] = sample_in_stages(patched, positive, ())
     assert sorted(record.run_of(whole).steps) == list(range(STEPS))
 
 
@@ -102,7 +104,7 @@ def test_attention_maps_and_correspondences_are_those_of_all_runs():
             clip,
             **{**defaults_of(MagicAttentionMap), "prompt": PROMPT, "positive": positive},
         ).args
-        *_, samples = staged(watched, positive, borders)
+        *_, samples = sample_in_stages(watched, positive, borders)
         results.append((attention.run_of(samples).maps, correspondence.run_of(samples).shares))
     (maps, shares), (joined_maps, joined_shares) = results
     torch.testing.assert_close(joined_maps, maps, rtol=1e-2, atol=1e-3)
@@ -113,7 +115,7 @@ def test_pictures_picked_from_a_batch_have_their_own_layouts():
     import nodes
 
     patched, positive, record = watch(parts()[0])
-    [samples] = staged(patched, positive, (), batch=3)
+    [samples] = sample_in_stages(patched, positive, (), batch=3)
     layout = record.run_of(samples).steps[STEPS - 1].concepts
     for first, count in ((1, 2), (2, 1)):
         [picked] = call_node(

@@ -27,7 +27,7 @@ from magicportrait.tests.host import sampling as unet
 from magicportrait.tests.host.dit_nodes import SmallVae
 from magicportrait.tests.host.dit_text import random_clip_of
 from magicportrait.tests.host.models import state_of
-from magicportrait.tests.host.test_magicstyle import inverted as unet_inverted
+from magicportrait.tests.host.test_magicstyle import invert_picture as unet_inverted
 from magicportrait.tests.host.test_transformers import apart
 
 UNET = "unet"
@@ -37,7 +37,7 @@ SIGMAS = (0.9, 0.4, 0.0)
 
 
 @cache
-def loaded(kind: str) -> tuple[Any, Any, Any]:
+def load(kind: str) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE."""
     if kind == UNET:
         return unet.parts()
@@ -81,26 +81,26 @@ def picture(seed: int = 0, batch: int = 1) -> Tensor:
     return torch.rand(batch, 64, 80, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def styled(kind: str, image: Tensor | None = None, **options: Any) -> Any:
+def with_style(kind: str, image: Tensor | None = None, **options: Any) -> Any:
     """MODEL of MagicStyle New Picture."""
-    model, clip, vae = loaded(kind)
+    model, clip, vae = load(kind)
     given = {} if image is None else {"image": image, "vae": vae, "clip": clip}
     chosen = {"preset": "custom", "layers": "all"}
     inputs = {**defaults_of(MagicStyleNewPicture), **chosen, **given, **options}
     return MagicStyleNewPicture.execute(model=model, **inputs).args[0]
 
 
-def inverted(kind: str, seed: int = 0, **options: Any) -> tuple[Any, ...]:
+def invert_picture(kind: str, seed: int = 0, **options: Any) -> tuple[Any, ...]:
     """The outputs of MagicStyle Invert."""
     if kind == UNET:
         return unet_inverted(seed, **options)
-    return flow.inverted(kind, seed, **options)
+    return flow.invert_picture(kind, seed, **options)
 
 
-def edited(kind: str, content: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
+def edit_content(kind: str, content: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
     """MODEL, LATENT and NOISE of MagicStyle Edit."""
     inputs = {**defaults_of(MagicStyleEdit), "layers": "all", **options}
-    return MagicStyleEdit.execute(loaded(kind)[0], content[0], **inputs).args
+    return MagicStyleEdit.execute(load(kind)[0], content[0], **inputs).args
 
 
 def patch_of(model: Any) -> Any:
@@ -122,8 +122,8 @@ def sample(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_style_picture_changes_a_new_one(kind):
-    plain = draw(kind, loaded(kind)[0], noise_of(kind, 2))
-    model = styled(kind, picture())
+    plain = draw(kind, load(kind)[0], noise_of(kind, 2))
+    model = with_style(kind, picture())
     out = draw(kind, model, noise_of(kind, 2))
     assert out.isfinite().all() and out.shape == plain.shape and apart(out, plain) > 1e-3
     assert torch.equal(draw(kind, model, noise_of(kind, 2)), out)
@@ -132,43 +132,43 @@ def test_a_style_picture_changes_a_new_one(kind):
 
 
 def test_each_input_of_a_new_picture_counts():
-    before, noise = state_of(loaded("flux")[0]), noise_of("flux")
-    out = draw("flux", styled("flux", picture()), noise)
+    before, noise = state_of(load("flux")[0]), noise_of("flux")
+    out = draw("flux", with_style("flux", picture()), noise)
     for options in ({"strength": 3.0}, {"colour": 0.0}, {"start": 0.4}, {"layers": "late"}):
-        assert apart(draw("flux", styled("flux", picture(), **options), noise), out) > 1e-4
+        assert apart(draw("flux", with_style("flux", picture(), **options), noise), out) > 1e-4
     for preset, strength in (("subtle", -1.5), ("normal", 0.0), ("strong", 1.5)):
-        own = draw("flux", styled("flux", picture(), strength=strength), noise)
-        assert torch.equal(draw("flux", styled("flux", picture(), preset=preset), noise), own)
-    usual = draw("flux", styled("flux", picture(), layers="usual"), noise)
-    assert torch.equal(draw("flux", styled("flux", picture(), layers="late"), noise), usual)
-    assert state_of(loaded("flux")[0]) == before
+        own = draw("flux", with_style("flux", picture(), strength=strength), noise)
+        assert torch.equal(draw("flux", with_style("flux", picture(), preset=preset), noise), own)
+    usual = draw("flux", with_style("flux", picture(), layers="usual"), noise)
+    assert torch.equal(draw("flux", with_style("flux", picture(), layers="late"), noise), usual)
+    assert state_of(load("flux")[0]) == before
 
 
 def test_a_style_that_is_the_picture_itself_changes_nothing():
     """Twice the same keys give each value the same weight."""
     noise = noise_of(UNET).expand(2, -1, -1, -1)
-    plain = draw(UNET, loaded(UNET)[0], noise)
-    out = draw(UNET, styled(UNET, strength=0.0), noise)
+    plain = draw(UNET, load(UNET)[0], noise)
+    out = draw(UNET, with_style(UNET, strength=0.0), noise)
     assert apart(out, plain) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ("flux", "sd3"))
 def test_a_batch_takes_the_look_of_its_first_picture(kind):
     noise = noise_of(kind, 3)
-    plain, out = (draw(kind, model, noise) for model in (loaded(kind)[0], styled(kind)))
+    plain, out = (draw(kind, model, noise) for model in (load(kind)[0], with_style(kind)))
     assert apart(out[:1], plain[:1]) < 1e-4
     for i in (1, 2):
         assert apart(out[i : i + 1], plain[i : i + 1]) > 1e-3
-    pair = draw(kind, styled(kind), noise[[0, 2]])
+    pair = draw(kind, with_style(kind), noise[[0, 2]])
     assert apart(pair[1:], out[2:]) < 1e-3, "only of the first"
-    other = draw(kind, styled(kind), noise[[1, 2]])
+    other = draw(kind, with_style(kind), noise[[1, 2]])
     assert apart(other[1:], out[2:]) > 1e-3
 
 
 def test_the_first_pictures_keys_lie_where_a_style_would():
     noise = noise_of("flux", 2)
     drawn = [
-        draw("flux", styled("flux", positions=name), noise)
+        draw("flux", with_style("flux", positions=name), noise)
         for name in ("same", "aside", "index", "attenuated")
     ]
     for other in drawn[1:]:
@@ -177,11 +177,11 @@ def test_the_first_pictures_keys_lie_where_a_style_would():
 
 @pytest.mark.parametrize("kind", FEW)
 def test_styles_of_inversions_have_weights_and_masks(kind):
-    noise, plain = noise_of(kind), draw(kind, loaded(kind)[0], noise_of(kind))
+    noise, plain = noise_of(kind), draw(kind, load(kind)[0], noise_of(kind))
 
     def out(weight: float, mask: Tensor | None = None) -> Tensor:
-        styles = MagicStyleReference.execute(inverted(kind)[0], weight, mask).args[0]
-        return draw(kind, styled(kind, styles=styles), noise)
+        styles = MagicStyleReference.execute(invert_picture(kind)[0], weight, mask).args[0]
+        return draw(kind, with_style(kind, styles=styles), noise)
 
     assert apart(out(0.0), plain) < 1e-4
     assert apart(out(0.3), plain) < apart(out(1.0), plain)
@@ -189,15 +189,15 @@ def test_styles_of_inversions_have_weights_and_masks(kind):
     left[..., :32] = 1
     both = out(1.0, left)
     assert apart(both, plain) > 1e-3 and apart(both, out(1.0)) > 1e-3
-    styles = MagicStyleReference.execute(inverted(kind)[0], 1.0).args[0]
-    assert apart(draw(kind, styled(kind, picture(), styles=styles), noise), out(1.0)) > 1e-4
+    styles = MagicStyleReference.execute(invert_picture(kind)[0], 1.0).args[0]
+    assert apart(draw(kind, with_style(kind, picture(), styles=styles), noise), out(1.0)) > 1e-4
 
 
 @pytest.mark.parametrize("kind", FEW)
 def test_out_of_range_a_style_is_bit_identical_to_none(kind):
-    plain = draw(kind, loaded(kind)[0], noise_of(kind))
+    plain = draw(kind, load(kind)[0], noise_of(kind))
     assert torch.equal(
-        draw(kind, styled(kind, picture(), start=1.0, end=1.0), noise_of(kind)), plain
+        draw(kind, with_style(kind, picture(), start=1.0, end=1.0), noise_of(kind)), plain
     )
 
 
@@ -207,18 +207,18 @@ def passes(monkeypatch) -> list[float]:
     levels: list[float] = []
     original = new_style.ReferencePass.run
 
-    def counted(self: Any, model: Any, sigma: Tensor, *rest: Any) -> None:
+    def count_pass(self: Any, model: Any, sigma: Tensor, *rest: Any) -> None:
         levels.append(float(sigma[0]))
         original(self, model, sigma, *rest)
 
-    monkeypatch.setattr(new_style.ReferencePass, "run", counted)
+    monkeypatch.setattr(new_style.ReferencePass, "run", count_pass)
     return levels
 
 
 def test_what_a_style_picture_showed_is_kept_for_the_next_run(passes):
     noise, given = noise_of("flux"), {"image": picture()}
-    live = draw("flux", styled("flux", **given), noise)
-    model = styled("flux", **given, keep_features="memory")
+    live = draw("flux", with_style("flux", **given), noise)
+    model = with_style("flux", **given, keep_features="memory")
     passes.clear()
     assert torch.equal(draw("flux", model, noise), live)
     assert passes == pytest.approx(SIGMAS[:-1])
@@ -230,21 +230,21 @@ def test_what_a_style_picture_showed_is_kept_for_the_next_run(passes):
 def test_sparse_passes_serve_several_steps_of_a_new_picture(passes):
     noise, given = noise_of("flux"), {"image": picture()}
     near = (0.5, 0.49, 0.48, 0.0)
-    live = draw("flux", styled("flux", **given), noise, sigmas=near)
+    live = draw("flux", with_style("flux", **given), noise, sigmas=near)
     assert passes == pytest.approx(near[:-1])
     passes.clear()
-    sparse = styled("flux", **given, reference_passes="sparse")
+    sparse = with_style("flux", **given, reference_passes="sparse")
     out = draw("flux", sparse, noise, sigmas=near)
     assert passes == pytest.approx(near[:1])
     assert apart(out, live) > 1e-6 and out.isfinite().all()
-    far = draw("flux", styled("flux", **given), noise)
+    far = draw("flux", with_style("flux", **given), noise)
     assert torch.equal(draw("flux", sparse, noise), far), "steps far apart have a pass each"
 
 
 def test_a_batch_that_takes_the_look_of_its_first_has_nothing_to_keep(passes):
     noise = noise_of("flux", 2)
-    live = draw("flux", styled("flux"), noise)
-    model = styled("flux", keep_features="memory", reference_passes="sparse")
+    live = draw("flux", with_style("flux"), noise)
+    model = with_style("flux", keep_features="memory", reference_passes="sparse")
     assert torch.equal(draw("flux", model, noise), live) and not passes
 
 
@@ -253,14 +253,14 @@ def test_the_negative_prompt_does_not_see_the_style(kind, monkeypatch):
     seen: list[int] = []
     original = new_style.NewStyleRun._style
 
-    def counted(self: Any, bank: Any, view: Any) -> Tensor:
+    def count_rows(self: Any, bank: Any, view: Any) -> Tensor:
         seen.append(len(view.q))
         return original(self, bank, view)
 
-    monkeypatch.setattr(new_style.NewStyleRun, "_style", counted)
+    monkeypatch.setattr(new_style.NewStyleRun, "_style", count_rows)
     rows = []
     for cfg in (1.0, 3.0):
-        draw(kind, styled(kind, picture()), noise_of(kind), cfg)
+        draw(kind, with_style(kind, picture()), noise_of(kind), cfg)
         rows.append(sum(seen))
         seen.clear()
     assert rows[0] == rows[1] > 0
@@ -268,44 +268,46 @@ def test_the_negative_prompt_does_not_see_the_style(kind, monkeypatch):
 
 def test_what_a_new_picture_cannot_have_is_refused(model_calls):
     with pytest.raises(ValueError, match="image needs the VAE of the model"):
-        styled("flux", vae=None, image=picture())
+        with_style("flux", vae=None, image=picture())
     with pytest.raises(ValueError, match="needs its own empty prompt: connect clip"):
-        styled("flux", picture(), clip=None)
+        with_style("flux", picture(), clip=None)
     with pytest.raises(ValueError, match="style 1 was inverted with another model"):
-        styled(UNET, styles=MagicStyleReference.execute(inverted("flux")[0], 1.0).args[0])
-    two = MagicStyleReference.execute(inverted("flux", batch=2)[0], 1.0).args[0]
+        with_style(UNET, styles=MagicStyleReference.execute(invert_picture("flux")[0], 1.0).args[0])
+    two = MagicStyleReference.execute(invert_picture("flux", batch=2)[0], 1.0).args[0]
     with pytest.raises(ValueError, match="style 1 holds 2 pictures"):
-        styled("flux", styles=two)
+        with_style("flux", styles=two)
     model_calls.clear()
     with pytest.raises(ValueError, match=r"one picture and no style: connect image and vae"):
-        draw("flux", styled("flux"), noise_of("flux"))
+        draw("flux", with_style("flux"), noise_of("flux"))
     assert not model_calls
 
 
 def test_a_mask_and_a_prompt_for_an_area_do_not_go_together():
     mask = torch.ones(1, 64, 64)
-    styles = MagicStyleReference.execute(inverted(UNET)[0], 1.0, mask).args[0]
+    styles = MagicStyleReference.execute(invert_picture(UNET)[0], 1.0, mask).args[0]
     part = [[words(UNET)[0][0], {**words(UNET)[0][1], "area": (8, 4, 0, 0), "strength": 1.0}]]
     with pytest.raises(ValueError, match="a style has a mask, which lies over the whole picture"):
-        draw(UNET, styled(UNET, styles=styles), noise_of(UNET), positive=part)
-    plain = draw(UNET, loaded(UNET)[0], noise_of(UNET), positive=part)
-    assert apart(draw(UNET, styled(UNET, picture()), noise_of(UNET), positive=part), plain) > 1e-3
+        draw(UNET, with_style(UNET, styles=styles), noise_of(UNET), positive=part)
+    plain = draw(UNET, load(UNET)[0], noise_of(UNET), positive=part)
+    assert (
+        apart(draw(UNET, with_style(UNET, picture()), noise_of(UNET), positive=part), plain) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("module", [new_style, prompt_edit])
 def test_nothing_is_held_after_sampling(module, monkeypatch):
     made: list[Any] = []
 
-    def tracked(*parts: Any) -> Features:
+    def track(*parts: Any) -> Features:
         made.extend(weakref.ref(tensor) for tensor in parts[:3])
         return Features(*parts)
 
-    monkeypatch.setattr("magicportrait.host.systems.magicstyle.Features", tracked)
+    monkeypatch.setattr("magicportrait.host.systems.magicstyle.Features", track)
     if module is new_style:
-        draw("flux", styled("flux", picture()), noise_of("flux"))
+        draw("flux", with_style("flux", picture()), noise_of("flux"))
     else:
-        content = inverted("flux")
-        sample("flux", edited("flux", content), content)
+        content = invert_picture("flux")
+        sample("flux", edit_content("flux", content), content)
     gc.collect()
     assert made and not [ref for ref in made if ref() is not None]
 
@@ -315,40 +317,40 @@ def test_nothing_is_held_after_sampling(module, monkeypatch):
 
 @pytest.mark.parametrize("kind", (UNET, "flux", "zimage"))
 def test_held_all_the_time_under_its_own_words_it_is_the_picture(kind):
-    content = inverted(kind, batch=2)
-    plain = flow.sample(loaded(kind)[0], content[1], content)
-    edit = edited(kind, content, until=1.0)
+    content = invert_picture(kind, batch=2)
+    plain = flow.sample(load(kind)[0], content[1], content)
+    edit = edit_content(kind, content, until=1.0)
     again = flow.sample(edit[0], edit[1], content)
     assert apart(again, plain) < 5e-3
 
 
 @pytest.mark.parametrize("kind", ("flux", "sd3"))
 def test_other_words_edit_what_is_not_held(kind):
-    content, cfg = inverted(kind), 3.0
-    plain = sample(kind, (loaded(kind)[0], content[1]), content, cfg=cfg)
-    off = edited(kind, content, until=0.0)
+    content, cfg = invert_picture(kind), 3.0
+    plain = sample(kind, (load(kind)[0], content[1]), content, cfg=cfg)
+    off = edit_content(kind, content, until=0.0)
     assert torch.equal(sample(kind, off, content, cfg=cfg), plain)
-    held = sample(kind, edited(kind, content, until=1.0), content, cfg=cfg)
+    held = sample(kind, edit_content(kind, content, until=1.0), content, cfg=cfg)
     assert held.isfinite().all() and apart(held, plain) > 1e-4
-    half = sample(kind, edited(kind, content, until=1.0, structure=0.5), content, cfg=cfg)
+    half = sample(kind, edit_content(kind, content, until=1.0, structure=0.5), content, cfg=cfg)
     assert apart(half, held) > 1e-5 and apart(half, plain) > 1e-5
     look = sample(
-        kind, edited(kind, content, until=1.0, hold="structure and look"), content, cfg=cfg
+        kind, edit_content(kind, content, until=1.0, hold="structure and look"), content, cfg=cfg
     )
     assert apart(look, held) > 1e-5
-    shorter = sample(kind, edited(kind, content, until=0.5), content, cfg=cfg)
+    shorter = sample(kind, edit_content(kind, content, until=0.5), content, cfg=cfg)
     assert apart(shorter, held) > 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_kept_comes_out_as_it_was(kind):
-    content = inverted(kind, method="euler")
-    was = loaded(kind)[0].model.process_latent_out(content[0].latents[-1])
+    content = invert_picture(kind, method="euler")
+    was = load(kind)[0].model.process_latent_out(content[0].latents[-1])
     keep = torch.zeros(1, 64, 64)
     keep[..., :32] = 1
     middle = was.shape[-1] // 2
     for options, side in (({}, slice(0, middle)), ({"invert": True}, slice(middle, None))):
-        out = sample(kind, edited(kind, content, keep=keep, **options), content, cfg=3.0)
+        out = sample(kind, edit_content(kind, content, keep=keep, **options), content, cfg=3.0)
         other = [slice(middle, None), slice(0, middle)][side.start != 0]
         torch.testing.assert_close(out[..., side], was[..., side], rtol=1e-4, atol=1e-4)
         assert apart(out[..., other], was[..., other]) > 1e-2
@@ -357,25 +359,25 @@ def test_what_is_kept_comes_out_as_it_was(kind):
 def test_all_around_a_thing_may_be_kept(caplog):
     keep = torch.ones(1, 64, 64)
     keep[:, 16:48, 16:48] = 0
-    edited("flux", inverted("flux", method="euler"), keep=keep)
+    edit_content("flux", invert_picture("flux", method="euler"), keep=keep)
     assert "leaves out its middle" not in caplog.text
 
 
 def test_what_o_belm_has_inverted_is_not_kept():
-    content = inverted("flux")
+    content = invert_picture("flux")
     with pytest.raises(ValueError, match="what o-belm has inverted cannot be kept"):
-        edited("flux", content, keep=torch.ones(1, 64, 64))
-    edited("flux", content)
+        edit_content("flux", content, keep=torch.ones(1, 64, 64))
+    edit_content("flux", content)
 
 
 def test_each_picture_keeps_by_its_own_mask():
-    content = inverted("flux", batch=2, method="euler")
+    content = invert_picture("flux", batch=2, method="euler")
     was = content[0].latents[-1]
     keep = torch.zeros(2, 64, 48)
     keep[0] = 1
     keep[1, :, 24:] = 1
-    out = sample("flux", edited("flux", content, keep=keep), content, cfg=3.0)
-    out = loaded("flux")[0].model.process_latent_in(out)
+    out = sample("flux", edit_content("flux", content, keep=keep), content, cfg=3.0)
+    out = load("flux")[0].model.process_latent_in(out)
     torch.testing.assert_close(out[0], was[0], rtol=1e-4, atol=1e-4)
     assert apart(out[1], was[1]) > 1e-2
 
@@ -385,12 +387,12 @@ def test_each_picture_keeps_by_its_own_mask():
 WORDS = "a man with a red hat and a striped scarf"
 
 
-def watched(
+def watch(
     kind: str, batch: int = 1, seed: int = 0, phrases: str = "hat, scarf"
 ) -> tuple[tuple[Any, ...], Any]:
     """The outputs of MagicStyle Invert with a Semantic Layout before it, and its layout."""
     model, positive, layout = MagicSemanticLayout.execute(
-        loaded(kind)[0], loaded(kind)[1], WORDS, phrases, 0.6
+        load(kind)[0], load(kind)[1], WORDS, phrases, 0.6
     ).args
     latent = (
         inverting.latent(batch, seed=seed) if kind == UNET else flow.latent(kind, batch, seed=seed)
@@ -404,7 +406,7 @@ def watched(
 
 @pytest.mark.parametrize("kind", FEW)
 def test_a_phrase_of_the_layout_says_what_is_kept(kind):
-    content, layout = watched(kind, batch=2)
+    content, layout = watch(kind, batch=2)
     run = layout.run_of(content[0].latents[-1])
     size = layout.picture_size(content[0].latents.shape)
     step = run.steps[max(run.steps)]
@@ -413,49 +415,49 @@ def test_a_phrase_of_the_layout_says_what_is_kept(kind):
     hat, scarf = layout_masks(step, 2, size).phrases
     assert hat.shape[0] == 2 and not torch.equal(hat[0], hat[1])
 
-    def kept(**options: Any) -> Tensor:
-        return patch_of(edited(kind, content, layout=layout, **options)[0]).keep
+    def keep(**options: Any) -> Tensor:
+        return patch_of(edit_content(kind, content, layout=layout, **options)[0]).keep
 
-    assert torch.equal(kept(keep_phrase="hat"), hat)
-    assert torch.equal(kept(keep_phrase="hat", invert=True), 1 - hat)
-    assert torch.equal(kept(keep_phrase=" scarf,Hat "), torch.maximum(hat, scarf))
+    assert torch.equal(keep(keep_phrase="hat"), hat)
+    assert torch.equal(keep(keep_phrase="hat", invert=True), 1 - hat)
+    assert torch.equal(keep(keep_phrase=" scarf,Hat "), torch.maximum(hat, scarf))
     painted = torch.zeros(1, 64, 64)
     painted[:, :32] = 1
-    both = kept(keep_phrase="hat", keep=painted)
+    both = keep(keep_phrase="hat", keep=painted)
     assert torch.equal(both[:, : size[0] // 2], torch.ones_like(both[:, : size[0] // 2]))
     assert torch.equal(both[:, -1], hat[:, -1])
-    assert torch.equal(kept(keep=painted), painted), "an unnamed phrase keeps nothing"
-    assert torch.equal(kept(keep_phrase="HAT ,\n Scarf"), torch.maximum(hat, scarf))
-    assert kept() is None
+    assert torch.equal(keep(keep=painted), painted), "an unnamed phrase keeps nothing"
+    assert torch.equal(keep(keep_phrase="HAT ,\n Scarf"), torch.maximum(hat, scarf))
+    assert keep() is None
 
 
 @pytest.mark.parametrize("commas", [",", " ，, ", "、\n;"])
 def test_commas_alone_name_nothing(commas):
     """So no layout is asked for, and invert turns the mask."""
-    content = inverted("flux", method="euler")
-    assert patch_of(edited("flux", content, keep_phrase=commas)[0]).keep is None
+    content = invert_picture("flux", method="euler")
+    assert patch_of(edit_content("flux", content, keep_phrase=commas)[0]).keep is None
     painted = torch.zeros(1, 64, 48)
     painted[..., :20] = 1
-    turned = edited("flux", content, keep_phrase=commas, keep=painted, invert=True)
+    turned = edit_content("flux", content, keep_phrase=commas, keep=painted, invert=True)
     assert torch.equal(patch_of(turned[0]).keep, 1 - painted)
 
 
 def test_a_phrase_that_several_share_is_all_of_them():
     """In any spelling: the layout's second 'red hat' is in capitals, with two blanks."""
-    content, layout = watched("flux", phrases="red hat, Red  HAT, scarf")
+    content, layout = watch("flux", phrases="red hat, Red  HAT, scarf")
     run = layout.run_of(content[0].latents[-1])
     size = layout.picture_size(content[0].latents.shape)
     step = run.steps[max(run.steps)]
     step.concepts[:], step.concepts[:, 0], step.concepts[:, 1] = 2, 0, 1
     first, second, _ = layout_masks(step, 3, size).phrases
     assert first.any() and second.any() and not torch.equal(first, second)
-    keep = patch_of(edited("flux", content, layout=layout, keep_phrase="RED hat")[0]).keep
+    keep = patch_of(edit_content("flux", content, layout=layout, keep_phrase="RED hat")[0]).keep
     assert torch.equal(keep, torch.maximum(first, second))
 
 
 def test_a_picture_of_a_batch_that_lacks_the_phrase_is_named(model_calls):
     """Or all of it would change, because another picture has it."""
-    content, layout = watched("flux", batch=2, seed=4)
+    content, layout = watch("flux", batch=2, seed=4)
     run = layout.run_of(content[0].latents[-1])
     concepts = run.steps[max(run.steps)].concepts
     concepts[0], concepts[1] = 0, 1
@@ -463,15 +465,15 @@ def test_a_picture_of_a_batch_that_lacks_the_phrase_is_named(model_calls):
     for phrase, number in (("hat", 2), ("scarf", 1)):
         message = f"'{phrase}' is nowhere in picture {number} of the content.* by themselves"
         with pytest.raises(ValueError, match=message):
-            edited("flux", content, layout=layout, keep_phrase=phrase)
+            edit_content("flux", content, layout=layout, keep_phrase=phrase)
     assert not model_calls
 
 
 def test_each_picture_of_a_batch_is_watched_by_itself():
-    content, layout = watched("flux", batch=2)
+    content, layout = watch("flux", batch=2)
     together = layout.run_of(content[0].latents[-1])
     for i in range(2):
-        alone, own = watched("flux", seed=i)
+        alone, own = watch("flux", seed=i)
         run = own.run_of(alone[0].latents[-1])
         for step, seen in run.steps.items():
             close = together.steps[step].phrase_maps[i : i + 1] - seen.phrase_maps
@@ -479,11 +481,11 @@ def test_each_picture_of_a_batch_is_watched_by_itself():
 
 
 def test_where_a_phrase_keeps_the_picture_comes_out_as_it_was():
-    content, layout = watched("flux")
+    content, layout = watch("flux")
     was = content[0].latents[-1]
-    edit = edited("flux", content, layout=layout, keep_phrase="hat")
+    edit = edit_content("flux", content, layout=layout, keep_phrase="hat")
     share = F.interpolate(patch_of(edit[0]).keep[:, None], size=was.shape[-2:], mode="area")
-    out = loaded("flux")[0].model.process_latent_in(sample("flux", edit, content, cfg=3.0))
+    out = load("flux")[0].model.process_latent_in(sample("flux", edit, content, cfg=3.0))
     kept = (share == 1).expand_as(was)
     assert kept.any() and not kept.all()
     torch.testing.assert_close(out[kept], was[kept], rtol=1e-4, atol=1e-4)
@@ -492,7 +494,7 @@ def test_where_a_phrase_keeps_the_picture_comes_out_as_it_was():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_inversion_is_watched_as_it_is_and_found_by_its_picture(kind):
-    content, layout = watched(kind)
+    content, layout = watch(kind)
     latent = inverting.latent() if kind == UNET else flow.latent(kind)
     run = layout.run_that_made(content[0].latents[-1])
     assert run is not None and run is layout.run_that_made(latent)
@@ -506,8 +508,8 @@ def test_an_inversion_is_watched_as_it_is_and_found_by_its_picture(kind):
 
 
 def test_phrases_that_nobody_has_looked_for_are_refused(model_calls):
-    content, layout = watched("flux")
-    other = watched("flux", seed=1)[1]
+    content, layout = watch("flux")
+    other = watch("flux", seed=1)[1]
     model_calls.clear()
     for options, message in (
         ({}, "connect layout of a Semantic Layout whose MODEL and positive go into MagicStyle"),
@@ -515,22 +517,22 @@ def test_phrases_that_nobody_has_looked_for_are_refused(model_calls):
         ({"layout": other}, "the layout has not seen the content: connect"),
     ):
         with pytest.raises(ValueError, match=message):
-            edited("flux", content, **{"keep_phrase": "hat", **options})
+            edit_content("flux", content, **{"keep_phrase": "hat", **options})
     assert not model_calls
     run = layout.run_of(content[0].latents[-1])
     run.steps[max(run.steps)].concepts[:] = -1
     with pytest.raises(ValueError, match="'hat' is nowhere in the picture, as the layout shows"):
-        edited("flux", content, layout=layout, keep_phrase="hat")
+        edit_content("flux", content, layout=layout, keep_phrase="hat")
 
 
 def test_edits_that_begin_elsewhere_are_refused(model_calls):
-    content = inverted("flux")
-    model, start, noise = edited("flux", content)
+    content = invert_picture("flux")
+    model, start, noise = edit_content("flux", content)
     outputs = (*content[:4], words("flux", 11))
     with pytest.raises(ValueError, match="content was inverted with another model"):
-        edited(UNET, content)
+        edit_content(UNET, content)
     with pytest.raises(ValueError, match="keep has 3 masks, the content 1 pictures"):
-        edited("flux", content, keep=torch.ones(3, 8, 8))
+        edit_content("flux", content, keep=torch.ones(3, 8, 8))
     model_calls.clear()
     with pytest.raises(ValueError, match="adds noise, but the LATENT of MagicStyle Edit is noise"):
         flow.sample(model, start, outputs, add_noise=True)
@@ -539,7 +541,7 @@ def test_edits_that_begin_elsewhere_are_refused(model_calls):
     with pytest.raises(ValueError, match="what must not change to keep of MagicStyle Edit"):
         flow.sample(model, {**start, "noise_mask": torch.ones(1, 1, 64, 48)}, outputs)
     assert not model_calls
-    drawn = flow.sample(model, start, outputs, flow.inverted("flux", method="euler")[3])
+    drawn = flow.sample(model, start, outputs, flow.invert_picture("flux", method="euler")[3])
     again = flow.sample_advanced(
         model, noise, {"samples": flow.latent("flux")}, outputs, flow.euler()
     )
@@ -547,7 +549,7 @@ def test_edits_that_begin_elsewhere_are_refused(model_calls):
 
 
 def test_each_new_style_is_a_patch_of_its_own():
-    first, second = (styled("flux", picture(i)).wrappers["outer_sample"] for i in (0, 1))
+    first, second = (with_style("flux", picture(i)).wrappers["outer_sample"] for i in (0, 1))
     [key], [other] = first, second
     assert key != other
     assert isinstance(first[key][0].__self__, NewStylePatch)

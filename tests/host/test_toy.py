@@ -88,7 +88,7 @@ def test_a_copy_in_the_hosts_plain_patcher_is_the_same_model():
     )
 
 
-def merged(model: Any) -> Any:
+def merge(model: Any) -> Any:
     other = checkpoint.load()[0].clone()
     other.add_patches(
         {"diffusion_model.out.2.weight": ("diff", (torch.full((4, 64, 3, 3), 0.05),))}, 1.0
@@ -108,7 +108,7 @@ def with_lora(model: Any) -> Any:
 
 CHANGES: dict[str, Any] = {
     "LoRA": with_lora,
-    "merge": merged,
+    "merge": merge,
     "FreeU": lambda model: call_node(
         core_node("nodes_freelunch", "FreeU_V2"), model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2
     )[0],
@@ -128,14 +128,14 @@ def without_and_with(model: Any, clip: Any, vae: Any) -> list[torch.Tensor]:
 
 
 @cache
-def unchanged() -> list[torch.Tensor]:
+def weights_before() -> list[torch.Tensor]:
     return without_and_with(*checkpoint.load())
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_hosts_nodes_change_the_toy_and_magicface_acts_on_what_they_make(name):
     model, clip, vae = checkpoint.load()
-    pictures = [*unchanged(), *without_and_with(CHANGES[name](model), clip, vae)]
+    pictures = [*weights_before(), *without_and_with(CHANGES[name](model), clip, vae)]
     assert all(picture.isfinite().all() for picture in pictures)
     assert all(not torch.equal(one, other) for one, other in itertools.combinations(pictures, 2))
 

@@ -156,7 +156,7 @@ def test_looking_where_the_reference_shows_it_costs_nothing() -> None:
     assert float(edit_set.source_loss([wrong], batch)) > 9
 
 
-def wrapped(model: Any) -> dict[str, Any]:
+def wrap(model: Any) -> dict[str, Any]:
     """What the host's sampler gives a model of its wrappers."""
     import comfy.patcher_extension
 
@@ -182,12 +182,12 @@ def test_the_node_gives_the_edit_model_and_its_copy_takes_references_too(folder:
 
     write_change(folder)
     model, _, _ = MagicToyCheckpoint.execute("transformer, edit").args
-    assert wrapped(model)["wrappers"]["apply_model"]
+    assert wrap(model)["wrappers"]["apply_model"]
     assert "apply_model" not in MagicToyCheckpoint.execute("transformer").args[0].wrappers
     load, arguments = model.cached_patcher_init
     copied = load(*arguments, disable_dynamic=True)
     assert type(copied) is comfy.model_patcher.ModelPatcher and copied.model is not model.model
-    assert wrapped(copied).keys() == wrapped(model).keys()
+    assert wrap(copied).keys() == wrap(model).keys()
     weights, again = model.model.state_dict(), copied.model.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
@@ -327,18 +327,18 @@ def test_the_hosts_classes_compute_what_was_trained(
     assert all(layer.shape == (1, 256, TEXT_TOKENS) for layer in maps)
     assert all(layer.shape == (1, 256, 2 * 64) for layer in reference_maps)
 
-    def denoised(**given: Any) -> Tensor:
+    def denoise(**given: Any) -> Tensor:
         out: Tensor = model.model.apply_model(
             x, sigma, c_crossattn=encoded, y=extra["pooled_output"], **given
         )
         return out
 
     expected = x - 0.6 * velocity
-    options = {"transformer_options": wrapped(model)}
-    given = denoised(ref_latents=references, **options)
+    options = {"transformer_options": wrap(model)}
+    given = denoise(ref_latents=references, **options)
     assert (given - expected).abs().max() < 5e-4
-    assert (denoised() - expected).abs().max() > 5e-3
-    swapped = denoised(ref_latents=references[::-1], **options)
+    assert (denoise() - expected).abs().max() > 5e-3
+    swapped = denoise(ref_latents=references[::-1], **options)
     assert (swapped - given).abs().max() > 2e-3
 
 

@@ -56,12 +56,12 @@ class KnownError(Exception):
 
 
 @cache
-def computed() -> dict[Any, memory_need.MemoryNeed]:
+def needs() -> dict[Any, memory_need.MemoryNeed]:
     """What was computed for the settings of a model, for all tests."""
     return {}
 
 
-def needed(name: str, identity: Any, settings: CaptureSettings) -> memory_need.MemoryNeed:
+def need_of(name: str, identity: Any, settings: CaptureSettings) -> memory_need.MemoryNeed:
     """As it is computed before a training, of which nothing more is done. What other settings need,
     which advice compares, is computed once for all tests."""
     found: list[memory_need.MemoryNeed | None] = []
@@ -73,9 +73,9 @@ def needed(name: str, identity: Any, settings: CaptureSettings) -> memory_need.M
 
     def once(*given: Any) -> memory_need.MemoryNeed:
         key = (name, identity is None, given[-1])
-        if key not in computed():
-            computed()[key] = compute(*given)
-        return computed()[key]
+        if key not in needs():
+            needs()[key] = compute(*given)
+        return needs()[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capture_run, "check_memory", check)
@@ -106,7 +106,7 @@ def test_what_is_computed_is_what_is_measured(name, judges, settings):
             run.run(unets.ignore)
         return run
 
-    need = needed(name, identity, settings)
+    need = need_of(name, identity, settings)
     measured = peak_of(train)
     assert need.total == pytest.approx(measured, rel=0.1)
     assert need.step > need.total / 20, "the step is too small to be seen"
@@ -126,49 +126,49 @@ def free(monkeypatch) -> Callable[[float], None]:
 def test_what_does_not_fit_is_refused_with_what_would_before_the_network_is_loaded(
     free, monkeypatch
 ):
-    plain, saving = (needed("flux", None, settings) for settings in (SETTINGS, CHECKPOINTED))
+    plain, saving = (need_of("flux", None, settings) for settings in (SETTINGS, CHECKPOINTED))
     assert saving.total < 0.8 * plain.total and saving.learned == plain.learned
     monkeypatch.setattr(flow, "fill", lambda *_: pytest.fail("too late"))
     free(0.85 * plain.total)
     advice = r"needs about 7\.2 MB .* Turn on gradient_checkpointing: it"
     with pytest.raises(ValueError, match=advice):
-        needed("flux", None, SETTINGS)
+        need_of("flux", None, SETTINGS)
     free(1000)
     with pytest.raises(ValueError, match="No setting makes it fit: take a smaller model"):
-        needed("flux", None, CHECKPOINTED)
+        need_of("flux", None, CHECKPOINTED)
 
 
 def test_several_settings_may_be_needed(free):
     """Where none is enough by itself, as few as it takes."""
     few = replace(IN_A_BLOCK, gradient_checkpointing=True, batch=4, rank=64)
-    whole = needed("flux", None, few)
-    alone = needed("flux", None, replace(few, batch=1))
-    small = needed("flux", None, replace(few, batch=1, precision="bf16"))
+    whole = need_of("flux", None, few)
+    alone = need_of("flux", None, replace(few, batch=1))
+    small = need_of("flux", None, replace(few, batch=1, precision="bf16"))
     assert small.total < alone.total < whole.total
     free(small.total)
     with pytest.raises(ValueError, match="Set batch to 1 and set precision to bf16: it takes"):
-        needed("flux", None, few)
+        need_of("flux", None, few)
 
 
 def test_fp8_is_named_last_and_for_transformers_alone(free):
     half = replace(CHECKPOINTED, precision="bf16")
-    small = needed("zimage", None, replace(half, precision="fp8"))
+    small = need_of("zimage", None, replace(half, precision="fp8"))
     assert small.weights["float8_e4m3fn"] > 0.4 * small.weights["bfloat16"]
     free(small.total)
     with pytest.raises(ValueError, match="Set precision to fp8: it takes"):
-        needed("zimage", None, half)
+        need_of("zimage", None, half)
     free(1000)
     with pytest.raises(ValueError, match="No setting makes it fit"):
-        needed("sd15", None, half)
+        need_of("sd15", None, half)
 
 
 def test_other_adapters_and_an_average_are_counted():
-    plain = needed("flux", None, IN_A_BLOCK)
-    averaged = needed("flux", None, replace(IN_A_BLOCK, ema=0.9))
+    plain = need_of("flux", None, IN_A_BLOCK)
+    averaged = need_of("flux", None, replace(IN_A_BLOCK, ema=0.9))
     assert averaged.learned * 3 == plain.learned * 4
     for kind in ADAPTERS[1:]:
         settings = replace(IN_A_BLOCK, adapter=kind)
-        with_it = needed("flux", None, settings)
+        with_it = need_of("flux", None, settings)
         run = build_denoiser(parts("flux")[0], settings, torch.Generator(), is_filled=False)
         learned = [each for adapter in run.adapters.values() for each in adapter.learned]
         assert with_it.learned == 3 * sum(each.numel() * 4 for each in learned)

@@ -231,7 +231,7 @@ def test_references_act_under_a_controlnet_of_the_family(family):
     hint = torch.rand(1, 128, 96, 3, generator=torch.Generator().manual_seed(0))
     control = control_of(family)
 
-    def controlled(positive: list[Any]) -> Any:
+    def with_control(positive: list[Any]) -> Any:
         return nodes.ControlNetApplyAdvanced().apply_controlnet(
             *(positive, encode(family, "bad"), control, hint, 1.0, 0.0, 1.0),
             vae=ControlVae(family != "sd3"),
@@ -241,12 +241,12 @@ def test_references_act_under_a_controlnet_of_the_family(family):
         shape = dits.latent_shape(family, 2, SIZE)
         return dits.sample(which, shape, *conds, sigmas=(0.9, 0.4, 0.0))
 
-    conds = controlled(ours)
+    conds = with_control(ours)
     samples, plain = draw(model, conds), draw(dits.random_transformer(family), conds)
     assert samples.isfinite().all() and not torch.equal(samples, plain)
     assert not torch.equal(samples, draw(model, (ours, encode(family, "bad")))), "no control"
     idle, of_idle, _ = apply(family, **IDLE)
-    conds = controlled(of_idle)
+    conds = with_control(of_idle)
     assert torch.equal(draw(idle, conds), draw(dits.random_transformer(family), conds))
 
 
@@ -272,7 +272,7 @@ def test_references_act_under_z_images_control_which_is_a_patch():
     patch = comfy.model_patcher.ModelPatcher(network.eval(), load_device=cpu, offload_device=cpu)
     hint = torch.rand(1, 128, 96, 3, generator=generator)
 
-    def controlled(model: Any) -> Any:
+    def with_control(model: Any) -> Any:
         node = patches.ZImageFunControlnet()
         return node.diffsynth_controlnet(model, patch, ControlVae(False), image=hint)[0]
 
@@ -284,10 +284,10 @@ def test_references_act_under_z_images_control_which_is_a_patch():
         return attend(self, view)
 
     magic, positive, _ = apply("zimage", layers="all", semantic_cfg=False)
-    plain = controlled(dits.random_transformer("zimage"))
+    plain = with_control(dits.random_transformer("zimage"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(magicface._ReferenceRule, "attend", seen)
-        samples = sample("zimage", controlled(magic), positive, size=SIZE, sigmas=(0.9, 0.0))
+        samples = sample("zimage", with_control(magic), positive, size=SIZE, sigmas=(0.9, 0.0))
     assert layers == [0, 1, 2]
     drawn = partial(sample, "zimage", size=SIZE, sigmas=(0.9, 0.0))
     assert samples.isfinite().all() and not torch.equal(samples, drawn(plain, positive))
@@ -371,7 +371,7 @@ TURNED = "convrot_w4a4", "asym_w4a8_int8"
 """Quantised layers whose columns are turned first."""
 
 
-def quantised(family: str, kind: str) -> Any:
+def quantise(family: str, kind: str) -> Any:
     """The family's model as the host loads one of its quantised files. Skips the test on hosts that
     do not know the kind, and machines that cannot run it."""
     import comfy.model_patcher
@@ -404,7 +404,7 @@ def quantised(family: str, kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn", "nvfp4", "mxfp8", *TURNED])
 def test_the_hosts_own_quantised_layers_are_as_they_were_beside_references(kind):
-    model = quantised("flux", kind)
+    model = quantise("flux", kind)
     kinds = [type(weight.data).__name__ for weight in model.model.diffusion_model.parameters()]
     assert "QuantizedTensor" in kinds
     magic, positive, _ = apply("flux", model)
@@ -421,7 +421,7 @@ def test_the_hosts_own_quantised_layers_are_as_they_were_beside_references(kind)
 
 
 def test_a_training_reads_quantised_layers_as_the_numbers_that_they_hold():
-    model = quantised("flux", "int8_tensorwise")
+    model = quantise("flux", "int8_tensorwise")
     weights = dict(patched_weights(model, "diffusion_model."))
     expected = dits.random_transformer("flux").model.diffusion_model.state_dict()
     assert weights.keys() == expected.keys()
@@ -446,7 +446,7 @@ def test_references_act_on_the_picture_only_beside_given_pictures(family, monkey
         dits.latent_shape(family, size=(8, 12)), generator=torch.Generator().manual_seed(6)
     )
 
-    def edited(conditioning: list[Any]) -> list[Any]:
+    def with_pictures(conditioning: list[Any]) -> list[Any]:
         return node_helpers.conditioning_set_values(
             conditioning, {"reference_latents": [given]}, append=True
         )
@@ -460,9 +460,9 @@ def test_references_act_on_the_picture_only_beside_given_pictures(family, monkey
 
     monkeypatch.setattr(magicface._ReferenceRule, "attend", seen)
     shape = dits.latent_shape(family, 1, SIZE)
-    negative = edited(encode(family, "bad"))
-    samples = dits.sample(model, shape, edited(positive), negative)
-    plain = dits.sample(dits.random_transformer(family), shape, edited(positive), negative)
+    negative = with_pictures(encode(family, "bad"))
+    samples = dits.sample(model, shape, with_pictures(positive), negative)
+    plain = dits.sample(dits.random_transformer(family), shape, with_pictures(positive), negative)
     tokens = SIZE[0] // 2 * SIZE[1] // 2
     assert grids == {(tokens, tokens)}
     assert samples.isfinite().all() and not torch.equal(samples, plain)
@@ -470,7 +470,7 @@ def test_references_act_on_the_picture_only_beside_given_pictures(family, monkey
     assert layout.shape == (1, SIZE[0] // 2, SIZE[1] // 2)
     idle, of_idle, _ = apply(family, **IDLE)
     drawn = (
-        dits.sample(which, shape, edited(of_idle), negative)
+        dits.sample(which, shape, with_pictures(of_idle), negative)
         for which in (idle, dits.random_transformer(family))
     )
     assert torch.equal(*drawn)
@@ -485,7 +485,7 @@ def test_sparse_passes_are_those_of_every_step_at_their_own_steps(family, monkey
     banks: list[tuple[float, list[Tensor]]] = []
     run = ReferencePass.run
 
-    def kept(self: Any, model: Any, sigma: Tensor, options: Any, look: Any, *rest: Any) -> None:
+    def keep(self: Any, model: Any, sigma: Tensor, options: Any, look: Any, *rest: Any) -> None:
         found: list[Tensor] = []
 
         def looked(index: int, view: Any, row: int) -> Any:
@@ -495,7 +495,7 @@ def test_sparse_passes_are_those_of_every_step_at_their_own_steps(family, monkey
         run(self, model, sigma, options, looked, *rest)
         banks.append((float(sigma.flatten()[0]), found))
 
-    monkeypatch.setattr(ReferencePass, "run", kept)
+    monkeypatch.setattr(ReferencePass, "run", keep)
 
     def passes(choice: str) -> tuple[Tensor, list[tuple[float, list[Tensor]]]]:
         model, positive, _ = apply(family, None, concepts(1), reference_passes=choice)

@@ -276,12 +276,12 @@ def test_a_step_is_what_a_naive_joint_softmax_with_the_references_gives(family, 
     plain.model_options[override][OVERRIDE] = naive.draw
     shape = dits.latent_shape(family, 1, SIZE)
 
-    def drawn(which: Any) -> Tensor:
+    def draw(which: Any) -> Tensor:
         return dits.sample(which, shape, positive, encode(family, "a"), 1.0, (sigma, 0.0))
 
-    expected, found = drawn(plain), drawn(model)
+    expected, found = draw(plain), draw(model)
     del plain.model_options[override][OVERRIDE]
-    untouched = drawn(plain)
+    untouched = draw(plain)
     assert apart(untouched, expected) > 1e-3
     assert apart(found, expected) < 1e-4
 
@@ -409,12 +409,12 @@ def test_nothing_is_left_after_a_run_or_a_cancel(family, monkeypatch):
     kept: list[Any] = []
     original = magicface._ConceptTokens.bank
 
-    def spied(self: Any) -> Any:
+    def spy(self: Any) -> Any:
         bank = original(self)
         kept.extend(weakref.ref(entry.k) for entries in bank.values() for entry in entries)
         return bank
 
-    monkeypatch.setattr(magicface._ConceptTokens, "bank", spied)
+    monkeypatch.setattr(magicface._ConceptTokens, "bank", spy)
     model, positive, _ = apply(family)
     before = models.state_of(model)
     sample(family, model, positive)

@@ -81,7 +81,7 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def ruled(family: str, rule: Any, layers: str = "all") -> Change:
+def with_rule(family: str, rule: Any, layers: str = "all") -> Change:
     known = backbone(family)
 
     def change(options, conds, x, guider):
@@ -90,7 +90,7 @@ def ruled(family: str, rule: Any, layers: str = "all") -> Change:
     return change
 
 
-def watched(family: str, image: Any = None, text: Any = None) -> Change:
+def with_watch(family: str, image: Any = None, text: Any = None) -> Change:
     known = backbone(family)
 
     def change(options, conds, x, guider):
@@ -196,7 +196,7 @@ def test_watching_leaves_the_picture_as_it_is(family):
 
     plain = draw(family)
     assert plain.isfinite().all()
-    assert torch.equal(draw(family, watched(family, look, look)), plain)
+    assert torch.equal(draw(family, with_watch(family, look, look)), plain)
     known = backbone(family)
     assert tuple(seen) == known.parse_layers("all")
     for views in seen.values():
@@ -221,7 +221,7 @@ def test_references_that_weigh_nothing_change_nothing(family):
         references = references_of(view.layer, view.q.shape[-1], -1e9)
         return reference_attention(view.q, view.k, view.v, references, view.attend)
 
-    assert apart(draw(family, ruled(family, rule)), draw(family)) < 1e-5
+    assert apart(draw(family, with_rule(family, rule)), draw(family)) < 1e-5
 
 
 @pytest.mark.parametrize("by_region", [False, True], ids=["rsa", "rba"])
@@ -238,7 +238,7 @@ def test_rules_draw_what_a_naive_joint_softmax_gives(family, by_region):
 
     oracle = Oracle(family, text_tokens(family), tokens, 1.0, by_region)
     expected = draw(family, override=oracle, batch=2)
-    out = draw(family, ruled(family, rule), batch=2)
+    out = draw(family, with_rule(family, rule), batch=2)
     assert apart(draw(family, batch=2), expected) > 1e-3
     assert apart(out, expected) < 1e-4
 
@@ -254,7 +254,7 @@ def test_prompts_of_other_lengths_run_apart(family, cfg):
     oracle = Oracle(family, text_tokens(family), image_tokens(family), 1.0, False)
     # The negative prompt's rows are never ours: its length does not matter.
     expected = draw(family, override=oracle, **options)
-    assert apart(draw(family, ruled(family, rule), **options), expected) < 1e-4
+    assert apart(draw(family, with_rule(family, rule), **options), expected) < 1e-4
 
 
 def test_who_stood_there_before_draws_all_that_is_not_ours():
@@ -271,7 +271,7 @@ def test_who_stood_there_before_draws_all_that_is_not_ours():
     tokens = image_tokens("flux")
     expected = draw("flux", override=foreign)
     calls.clear()
-    out = draw("flux", ruled("flux", rule, "d0"), override=foreign)
+    out = draw("flux", with_rule("flux", rule, "d0"), override=foreign)
     assert apart(out, expected) < 1e-5
     # In d0: the other prompt's rows whole, our text's, and our picture's in `attend`.
     assert [call[:2] for call in calls[:3]] == [(1, tokens + 20), (1, 20), (1, tokens)]
@@ -287,7 +287,7 @@ def test_who_stood_there_before_draws_all_that_is_not_ours():
         references = references_of(view.layer, view.q.shape[-1], 0.0)
         return reference_attention(view.q, view.k, view.v, references, view.attend)
 
-    draw("flux", ruled("flux", with_bias), override=no_bias)
+    draw("flux", with_rule("flux", with_bias), override=no_bias)
     assert biased and not any(biased)
 
 
@@ -296,8 +296,8 @@ def test_rules_and_watches_go_through_each_other():
         references = references_of(view.layer, view.q.shape[-1], 1.0)
         return reference_attention(view.q, view.k, view.v, references, view.attend)
 
-    one, seen = ruled("flux", rule, "single"), []
-    look = watched("flux", text=lambda view: seen.append(view.layer))
+    one, seen = with_rule("flux", rule, "single"), []
+    look = with_watch("flux", text=lambda view: seen.append(view.layer))
     expected = draw("flux", one)
 
     def both(options, conds, x, guider):
@@ -323,13 +323,13 @@ def test_hosts_that_do_not_name_their_blocks_are_counted_along(family):
         inner = out["transformer_options"]
         named = inner[OVERRIDE]
 
-        def unnamed(func, *args, **kwargs):
+        def without_names(func, *args, **kwargs):
             hidden = ("block_index", "block_type")
             options = kwargs["transformer_options"]
             kwargs["transformer_options"] = {k: options[k] for k in options if k not in hidden}
             return named(func, *args, **kwargs)
 
-        inner[OVERRIDE] = unnamed
+        inner[OVERRIDE] = without_names
         return out
 
     plain = draw(family)
@@ -345,7 +345,7 @@ def test_maps_are_those_of_the_joint_softmax_renormalised(family):
     def look(view):
         maps.append((view, known.text_attention(view, 20), known.image_attention(view)))
 
-    draw(family, watched(family, text=look), sigmas=(0.9, 0.0))
+    draw(family, with_watch(family, text=look), sigmas=(0.9, 0.0))
     assert len(maps) == len(known.layers)
     view, text, image = maps[-1]
     heads, tokens, count = view.heads, image_tokens(family), text_tokens(family)
@@ -374,11 +374,11 @@ def test_a_reference_pass_sees_the_picture_where_the_model_places_it(family, mon
     known, ids = backbone(family), []
     forward = EmbedND.forward
 
-    def recorded(self, positions):
+    def record(self, positions):
         ids.append(positions)
         return forward(self, positions)
 
-    monkeypatch.setattr(EmbedND, "forward", recorded)
+    monkeypatch.setattr(EmbedND, "forward", record)
     latent = torch.randn(
         dits.latent_shape(family, size=(12, 16)), generator=torch.Generator().manual_seed(5)
     )
@@ -469,7 +469,7 @@ def test_a_reference_pass_turns_keys_as_the_model_with_halves_does():
 def test_an_edit_of_hidream_is_refused():
     given = with_options(POSITIVE, concat_latent_image=torch.zeros(dits.latent_shape("hidream")))
     with pytest.raises(ValueError, match=r"HiDream-E1.*take HiDream-I1"):
-        draw("hidream", watched("hidream", text=lambda view: None), positive=given)
+        draw("hidream", with_watch("hidream", text=lambda view: None), positive=given)
 
 
 def test_nothing_is_held_after_a_run():
@@ -482,7 +482,7 @@ def test_nothing_is_held_after_a_run():
 
     model = dits.random_transformer("flux")
     before = dict(model.model_options["transformer_options"])
-    draw("flux", ruled("flux", rule))
+    draw("flux", with_rule("flux", rule))
     gc.collect()
     assert kept and not any(ref() is not None for ref in kept)
     assert model.model_options["transformer_options"] == before
@@ -545,14 +545,14 @@ def test_pictures_that_an_edit_model_is_given_keep_their_own_attention(family):
         pytest.skip("this host does not say how many tokens they have")
     assert apart(draw(family), plain) > 1e-3
     seen: list[LayerView] = []
-    assert torch.equal(draw(family, watched(family, text=seen.append), **options), plain)
+    assert torch.equal(draw(family, with_watch(family, text=seen.append), **options), plain)
     tokens = image_tokens(family)
     assert {view.q.shape[1] for view in seen} == {tokens}
     more = image_tokens(family, (8, 12))
     assert {view.k.shape[1] for view in seen} == {text_tokens(family) + tokens + more}
     oracle = Oracle(family, text_tokens(family), tokens, 1.0, False)
     expected = draw(family, override=oracle, **options)
-    assert apart(draw(family, ruled(family, drawn_with_references), **options), expected) < 1e-4
+    assert apart(draw(family, with_rule(family, drawn_with_references), **options), expected) < 1e-4
 
 
 def test_words_that_are_masked_out_stay_masked_for_the_picture_and_its_references():
@@ -567,11 +567,11 @@ def test_words_that_are_masked_out_stay_masked_for_the_picture_and_its_reference
         none = [ReferenceTokens(view.k[0, :0], view.v[0, :0], view.k.new_zeros(0))]
         return reference_attention(view.q, view.k, view.v, none, view.attend)
 
-    assert apart(draw("qwen", ruled("qwen", again), **options), plain) < 1e-5
+    assert apart(draw("qwen", with_rule("qwen", again), **options), plain) < 1e-5
 
     def by_region(view):
         regions = regions_of(view.q.shape[0], view.q.shape[1])
         weightless = references_of(view.layer, view.q.shape[-1], -1e9)
         return region_attention(view.q, view.k, view.v, weightless, regions, view.attend)
 
-    assert apart(draw("qwen", ruled("qwen", by_region), **options), plain) < 1e-5
+    assert apart(draw("qwen", with_rule("qwen", by_region), **options), plain) < 1e-5

@@ -326,7 +326,7 @@ def owners(regions: Array, spans: Spans) -> Array:
     return out
 
 
-def placed(measured: Array | None, targets: Sequence[Array | None], grid: Grid) -> Array:
+def regions_of(measured: Array | None, targets: Sequence[Array | None], grid: Grid) -> Array:
     """Which concept owns each token, rows columns. measured: H W; a target (H W) replaces what was
     measured; the last one wins."""
     found = nearest(measured, grid) if measured is not None else np.full(grid, -1)
@@ -361,6 +361,6 @@ def semantic_rate(guidance: Array, regions: Array, foreground: Array, cfg: float
     return smooth(rate[None])[0]
 
 
-def guided(cond: Array, uncond: Array, cfg: float, rate: Array) -> Array:
+def guide(cond: Array, uncond: Array, cfg: float, rate: Array) -> Array:
     """C H W."""
     return uncond + cfg * rate * (cond - uncond)

@@ -21,13 +21,13 @@ class NaiveFeatures:
     grid: Grid
 
 
-def resampled(q: Array, grid: Grid, size: Grid) -> Array:
+def resample(q: Array, grid: Grid, size: Grid) -> Array:
     """Tokens as a picture on another grid."""
     picture = np.asarray(q, np.float64).T.reshape(-1, *grid)
     return bilinear(picture, size).reshape(picture.shape[0], -1).T
 
 
-def fused(
+def fuse(
     own: NaiveFeatures,
     content: NaiveFeatures,
     style: NaiveFeatures,
@@ -41,7 +41,7 @@ def fused(
     """FFA with one style, N C."""
     rest = 1 - alpha - beta
     q = temperature * (
-        alpha * content.q + beta * resampled(style.q, style.grid, content.grid) + rest * own.q
+        alpha * content.q + beta * resample(style.q, style.grid, content.grid) + rest * own.q
     )
     if keys == "content":
         return attention(q, content.k, content.v, heads)
@@ -96,13 +96,13 @@ def ffa(
     share = shares(weights, masks, content.grid).reshape(len(styles), -1)
     out = (1 - share.sum(0))[:, None] * attention(content.q, content.k, content.v, heads)
     for style, part in zip(styles, share):
-        out += part[:, None] * fused(
+        out += part[:, None] * fuse(
             own, content, style, alpha, beta, keys, scale, temperature, heads
         )
     return out
 
 
-def adapted(content: Array, styles: Sequence[Array], share: Array, amount: float) -> Array:
+def adapt(content: Array, styles: Sequence[Array], share: Array, amount: float) -> Array:
     """AdaIN of one image. content: C h w; styles: C h' w' each; share: S h w."""
     out = np.array(content, np.float64)
     for channel in range(len(content)):

@@ -31,7 +31,7 @@ def parse(text: str, available: list[AttentionBlock]) -> tuple[Block, ...]:
     return UNet(tuple(available), native_side=512).parse_layers(text)
 
 
-def parsed(text: str, available: list[AttentionBlock] = SD15) -> list[str]:
+def names_of(text: str, available: list[AttentionBlock] = SD15) -> list[str]:
     return [str(block) for block in parse(text, available)]
 
 
@@ -59,7 +59,7 @@ def names(letter: str, first: int, last: int) -> list[str]:
     ],
 )
 def test_what_a_text_names(text: str, expected: list[str]) -> None:
-    assert parsed(text) == expected
+    assert names_of(text) == expected
 
 
 def test_a_range_that_goes_backwards_is_named() -> None:
@@ -75,10 +75,10 @@ def test_a_long_text_is_cut_in_messages(text: str) -> None:
 
 
 def test_fine_is_the_two_finest_levels_of_the_decoder_of_any_model() -> None:
-    assert parsed("fine", SDXL) == names("o", 0, 5)
+    assert names_of("fine", SDXL) == names("o", 0, 5)
     deep = [attention("o", 0, 8), attention("o", 1, 4), attention("o", 2, 2), attention("i", 0, 1)]
-    assert parsed("fine", deep) == ["o1", "o2"]
-    assert parsed("fine", deep[:1]) == ["o0"]
+    assert names_of("fine", deep) == ["o1", "o2"]
+    assert names_of("fine", deep[:1]) == ["o0"]
 
 
 @pytest.mark.parametrize(

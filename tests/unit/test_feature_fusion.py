@@ -131,7 +131,7 @@ def test_fusion_is_the_formula(keys: Any, case: Case) -> None:
     case = Case(**{**vars(case), "fusion": Fusion(**{**vars(case.fusion), "keys": keys})})
     fast, slow = case.features()
     out = fuse(*fast, case.fusion, Spy(case.heads))
-    expected = naive_magicstyle.fused(*slow, *case.numbers())
+    expected = naive_magicstyle.fuse(*slow, *case.numbers())
     assert relative_error(out[0], expected, values_of(slow)) <= 1e-5
 
 
@@ -338,7 +338,7 @@ def test_resampling_is_bilinear(grid: tuple[int, int], size: tuple[int, int], se
     x = np.random.default_rng(seed).normal(size=(grid[0] * grid[1], 3))
     out = resample_tokens(torch.from_numpy(x)[None], grid, size)
     assert out.shape == (1, size[0] * size[1], 3)
-    assert relative_error(out[0], naive_magicstyle.resampled(x, grid, size)) <= 1e-12
+    assert relative_error(out[0], naive_magicstyle.resample(x, grid, size)) <= 1e-12
 
 
 def test_the_same_grid_is_left_alone() -> None:
@@ -366,7 +366,7 @@ def test_adapting_statistics_is_the_formula(
         amount,
     )
     expected = [
-        naive_magicstyle.adapted(image, [other[0] for other in others], shares, amount)
+        naive_magicstyle.adapt(image, [other[0] for other in others], shares, amount)
         for image in content
     ]
     assert relative_error(out, np.stack(expected)) <= 1e-6

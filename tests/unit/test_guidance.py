@@ -94,7 +94,7 @@ def test_guiding_is_the_formula(case: Case) -> None:
     cond, uncond = torch.from_numpy(case.cond), torch.from_numpy(case.uncond)
     out = guide_by_region(uncond + case.cfg * (cond - uncond), cond, uncond, case.layout)
     expected = [
-        naive.guided(c.astype(np.float64), u.astype(np.float64), case.cfg, rate)
+        naive.guide(c.astype(np.float64), u.astype(np.float64), case.cfg, rate)
         for c, u, rate in zip(case.cond, case.uncond, case.rates())
     ]
     assert naive.relative_error(out, np.stack(expected)) <= 1e-5

@@ -94,7 +94,7 @@ def model_sigmas(steps: int) -> list[float]:
     return [0.0, *levels[1 :: 1000 // steps].tolist()]
 
 
-def sampled(eps: Any, x: Tensor, rising: list[float]) -> Tensor:
+def sample(eps: Any, x: Tensor, rising: list[float]) -> Tensor:
     """Euler, from the last of `rising` to the first."""
     for sigma, following in zip(rising[:0:-1], rising[-2::-1]):
         x = x + (following - sigma) * eps(x, sigma)
@@ -144,12 +144,12 @@ def test_each_iteration_shrinks_the_residual_by_the_models_slope(iterations: int
 
 def test_sampling_undoes_a_converged_fixed_point_inversion() -> None:
     x, sigmas = picture(), even(12)
-    plain = error(sampled(bent, invert_ddim(bent, x, sigmas, ignore)[-1], sigmas), x)
+    plain = error(sample(bent, invert_ddim(bent, x, sigmas, ignore)[-1], sigmas), x)
     corrected = error(
-        sampled(bent, invert_ddim(bent, x, sigmas, ignore, iterations=2)[-1], sigmas), x
+        sample(bent, invert_ddim(bent, x, sigmas, ignore, iterations=2)[-1], sigmas), x
     )
     converged = error(
-        sampled(bent, invert_ddim(bent, x, sigmas, ignore, iterations=60)[-1], sigmas), x
+        sample(bent, invert_ddim(bent, x, sigmas, ignore, iterations=60)[-1], sigmas), x
     )
     assert converged <= 1e-12
     assert corrected < plain / 20
@@ -343,7 +343,7 @@ def test_what_a_flow_keeps_of_a_round_trip() -> None:
             eps = Watched(bent_flow)
             latents = invert_ddim(eps, x, sigmas, ignore, iterations, guess=guess)
             assert len(eps.sigmas) == steps * (1 + iterations)
-            trips.append(error(sampled(bent_flow, latents[-1], sigmas), x))
+            trips.append(error(sample(bent_flow, latents[-1], sigmas), x))
         euler, warm, corrected, converged = trips
         assert warm < euler / 5 and corrected < warm / 5 and converged <= 1e-12
         worse.append((euler, warm))
@@ -367,7 +367,7 @@ def test_midpoints_of_a_flow_are_of_second_order_for_one_call_a_step() -> None:
         assert len(bent.sigmas) == 2 * steps + 1 and min(bent.sigmas) > 0
         trips.append(error(back[-1], x))
         warm = invert_ddim(bent_flow, x, rising, ignore, guess="warm")[-1]
-        assert trips[-1] < error(sampled(bent_flow, warm, rising), x) / 2
+        assert trips[-1] < error(sample(bent_flow, warm, rising), x) / 2
     assert errors[-1] <= 1e-3
     assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([2.0] * 2, abs=0.3)
     assert all(math.log2(a / b) > 1.7 for a, b in pairwise(trips))

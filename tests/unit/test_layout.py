@@ -130,7 +130,7 @@ def cases(draw: Any) -> Case:
     )
 
 
-def measured(case: Case) -> tuple[Tensor, Tensor, Tensor, SemanticLayout]:
+def measure(case: Case) -> tuple[Tensor, Tensor, Tensor, SemanticLayout]:
     """As the host does it: the mean over layers of the cond rows' maps and of the uncond rows'
     foreground."""
     tokens, foreground, own_foreground = [], [], []
@@ -154,7 +154,7 @@ def measured(case: Case) -> tuple[Tensor, Tensor, Tensor, SemanticLayout]:
 
 def check_layout(case: Case) -> int:
     """Compares with the transcription; returns how many places were too close to call."""
-    maps, columns, own_columns, out = measured(case)
+    maps, columns, own_columns, out = measure(case)
     undecided = 0
     for image in range(case.batch):
         layers = [
@@ -197,7 +197,7 @@ def test_regions_are_identical(latent: tuple[int, int], chunks: int, ca_scale: f
         1, 2, 2, 16, grids, grids[0], chunks, [(5, 6, 30, 50), (7, 8, 77 * chunks - 3)], ca_scale
     )
     assert check_layout(case) == 0
-    layout = measured(case)[-1]
+    layout = measure(case)[-1]
     assert 0.2 < layout.foreground.float().mean() < 0.8
     assert {0, 1} <= set(layout.concepts(case.spans).flatten().tolist())
 
@@ -513,10 +513,10 @@ def test_columns_never_hold_more_than_a_chunk_of_one_head(monkeypatch):
     shapes = []
     softmax = Tensor.softmax
 
-    def measured(self, *args):
+    def measure(self, *args):
         shapes.append(tuple(self.shape))
         return softmax(self, *args)
 
-    monkeypatch.setattr(Tensor, "softmax", measured)
+    monkeypatch.setattr(Tensor, "softmax", measure)
     column_attention(torch.randn(2, 10, 8), torch.randn(2, 6, 8), 2, chunk=4)
     assert shapes == [(2, 4, 6), (2, 4, 6), (2, 2, 6)] * 2

@@ -55,7 +55,7 @@ def test_style_distance_knows_how_and_not_where():
     assert style_distance(drawn, stripes(8, size=(96, 32))) < finer
 
 
-def halved(picture: np.ndarray) -> np.ndarray:
+def halve(picture: np.ndarray) -> np.ndarray:
     """Means of 2 x 2 pixels; at an odd end, of those that are left. H W 3."""
     rows, columns = (range(0, side, 2) for side in picture.shape[:2])
     return np.array([[picture[y : y + 2, x : x + 2].mean((0, 1)) for x in columns] for y in rows])
@@ -91,7 +91,7 @@ def test_style_distance_is_that_of_grams_at_full_half_and_quarter_size():
             own, mean = gram(scaled), np.mean([gram(other) for other in others], 0)
             norms = np.linalg.norm(own) + np.linalg.norm(mean)
             levels.append(np.linalg.norm(own - mean) / norms)
-            scaled, others = halved(scaled), [halved(other) for other in others]
+            scaled, others = halve(scaled), [halve(other) for other in others]
         expected.append(np.mean(levels))
     assert style_distance(images, references).tolist() == pytest.approx(expected, rel=1e-4)
 

@@ -46,7 +46,7 @@ CASES = [
 ]
 
 
-def joined(nodes: list[tuple[str, str]], once: tuple[str, ...]) -> list[str]:
+def join(nodes: list[tuple[str, str]], once: tuple[str, ...]) -> list[str]:
     """The phrases that the server has of a chain."""
     concepts = [
         Concept(phrase, torch.rand(1, 8, 8, 3), None, "", 1.0)
@@ -69,4 +69,4 @@ def test_the_page_joins_what_the_server_joins(tmp_path: Path) -> None:
     given = json.dumps([(prompt, nodes) for prompt, nodes, _ in CASES])
     command = [str(NODE), "run.js", given]
     said = subprocess.run(command, cwd=pack, capture_output=True, check=True).stdout
-    assert json.loads(said) == [joined(nodes, once) for _, nodes, once in CASES]
+    assert json.loads(said) == [join(nodes, once) for _, nodes, once in CASES]

@@ -20,7 +20,7 @@ from magicportrait.magic.portrait_crop import (
 )
 
 
-def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Tensor:
+def paint(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Tensor:
     """A mask of boxes (left, top, right, bottom)."""
     mask = torch.zeros(height, width)
     for left, top, right, bottom in boxes:
@@ -44,7 +44,7 @@ def masks(draw: Any) -> tuple[Tensor, tuple[int, int, int, int]]:
     height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
     right, bottom = draw(st.integers(left + 1, width)), draw(st.integers(top + 1, height))
-    return painted(height, width, (left, top, right, bottom)), (left, top, right, bottom)
+    return paint(height, width, (left, top, right, bottom)), (left, top, right, bottom)
 
 
 @given(masks(), st.floats(0, 3), st.sampled_from([None, 1.0, 0.6, 2.5]))
@@ -76,7 +76,7 @@ def test_the_aspect_is_met_where_the_picture_is_large_enough(
 
 
 def test_the_margin_is_a_share_of_the_longer_side() -> None:
-    mask = painted(100, 100, (40, 30, 60, 70))
+    mask = paint(100, 100, (40, 30, 60, 70))
     assert crop_box(mask, 0.25) == Box.between(30, 20, 70, 80)
     assert crop_box(mask, 0.25, 1.0) == Box.between(20, 20, 80, 80)
 
@@ -94,15 +94,15 @@ def test_the_margin_is_a_share_of_the_longer_side() -> None:
 def test_a_box_that_sticks_out_is_moved_inside_at_its_size(
     corner: tuple[int, int, int, int], expected: Box
 ) -> None:
-    assert crop_box(painted(60, 80, corner), 1.0, 1.0) == expected
+    assert crop_box(paint(60, 80, corner), 1.0, 1.0) == expected
 
 
 def test_a_box_larger_than_the_picture_is_the_picture() -> None:
-    assert crop_box(painted(20, 50, (20, 5, 30, 15)), 3.0, 1.0) == Box.between(0, 0, 50, 20)
+    assert crop_box(paint(20, 50, (20, 5, 30, 15)), 3.0, 1.0) == Box.between(0, 0, 50, 20)
 
 
 def test_all_parts_of_a_mask_count_and_faint_ones_do_not() -> None:
-    mask = painted(40, 40, (5, 6, 8, 9), (20, 21, 30, 35))
+    mask = paint(40, 40, (5, 6, 8, 9), (20, 21, 30, 35))
     mask[38, 38] = 0.5
     assert crop_box(mask, 0.0) == Box.between(5, 6, 30, 35)
 
@@ -206,14 +206,14 @@ def test_outside_the_box_nothing_changes(
     )
     before = picture.clone()
     out = paste(picture, 1 - part(picture, box), Crop(box, size), feather)
-    outside = painted(*size, box.corners) == 0
+    outside = paint(*size, box.corners) == 0
     assert torch.equal(out[:, outside], picture[:, outside]) and torch.equal(picture, before)
 
 
 def test_a_hard_edge_replaces_the_whole_box() -> None:
     picture, box = torch.zeros(1, 20, 20, 3), Box.between(4, 6, 12, 16)
     out = paste(picture, torch.ones(1, 10, 8, 3), Crop(box, (20, 20)), 0.0)
-    assert torch.equal(out[0, ..., 0], painted(20, 20, (4, 6, 12, 16)))
+    assert torch.equal(out[0, ..., 0], paint(20, 20, (4, 6, 12, 16)))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -265,18 +265,18 @@ def test_only_the_masked_part_is_pasted(count: int) -> None:
         torch.ones(3, 8, 8, 3),
         Box.between(4, 4, 12, 12),
     )
-    mask = painted(8, 8, (0, 0, 4, 8)).expand(count, -1, -1).clone()
+    mask = paint(8, 8, (0, 0, 4, 8)).expand(count, -1, -1).clone()
     if count == 3:
         mask[2] = 1 - mask[2]
     out = paste(picture, patch, Crop(box, (16, 16)), 0.0, mask)
-    assert torch.equal(out[0, ..., 0], painted(16, 16, (4, 4, 8, 12)))
+    assert torch.equal(out[0, ..., 0], paint(16, 16, (4, 4, 8, 12)))
     assert torch.equal(
-        out[2, ..., 0], painted(16, 16, (8, 4, 12, 12) if count == 3 else (4, 4, 8, 12))
+        out[2, ..., 0], paint(16, 16, (8, 4, 12, 12) if count == 3 else (4, 4, 8, 12))
     )
 
 
 def test_masks_of_several_pictures_on_one_picture() -> None:
-    masks = torch.stack([painted(8, 8, (0, 0, 4, 8)), painted(8, 8, (4, 0, 8, 8))])
+    masks = torch.stack([paint(8, 8, (0, 0, 4, 8)), paint(8, 8, (4, 0, 8, 8))])
     out = paste(
         torch.zeros(1, 16, 16, 3),
         torch.ones(1, 8, 8, 3),
@@ -285,15 +285,15 @@ def test_masks_of_several_pictures_on_one_picture() -> None:
         masks,
     )
     assert out.shape[0] == 2
-    assert torch.equal(out[0, ..., 0], painted(16, 16, (4, 4, 8, 12))) and torch.equal(
-        out[1, ..., 0], painted(16, 16, (8, 4, 12, 12))
+    assert torch.equal(out[0, ..., 0], paint(16, 16, (4, 4, 8, 12))) and torch.equal(
+        out[1, ..., 0], paint(16, 16, (8, 4, 12, 12))
     )
 
 
 def test_a_mask_at_another_size_than_the_patch() -> None:
     everywhere, mask = (
         Crop(Box.between(0, 0, 16, 16), (16, 16)),
-        painted(32, 32, (0, 0, 16, 32))[None],
+        paint(32, 32, (0, 0, 16, 32))[None],
     )
     out = paste(torch.zeros(1, 16, 16, 3), torch.ones(1, 64, 64, 3), everywhere, 0.0, mask)
     np.testing.assert_allclose(out[0, :, :7, 0], 1.0, atol=1e-6)

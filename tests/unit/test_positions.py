@@ -25,7 +25,7 @@ FLUX2 = Rotary.of((8, 8, 8, 8), 2000)
 ANIMA = Rotary((RotaryAxis(8, 1e4), RotaryAxis(12, 5e4), RotaryAxis(12, 3e4)), "halves")
 
 
-def rotated(x, positions, rotary):
+def rotate(x, positions, rotary):
     """One number after the other, float64: x N D."""
     out = x.double().clone()
     for n in range(len(x)):
@@ -53,8 +53,8 @@ def test_moved_keys_are_keys_rotated_there(rotary, seed, far):
         (torch.rand(5, len(rotary.axes), generator=generator, dtype=torch.float64) - 0.5) * far
         for _ in range(2)
     )
-    there = rotated(x, now, rotary)
-    moved = turned(rotated(x, was, rotary).float(), rotary.angles(now - was), rotary.pairing)
+    there = rotate(x, now, rotary)
+    moved = turned(rotate(x, was, rotary).float(), rotary.angles(now - was), rotary.pairing)
     assert (moved.double() - there).abs().max() < 2e-6
 
 
@@ -87,7 +87,7 @@ def test_every_placement_is_a_rotation_from_scratch(placement, rotary, is_centre
         placement, 4, 1, 10.0, mask_box=Box(1, 0, 3, 2), region_box=Box(0, 2, 2, 4)
     )
     k = torch.randn(20, rotary.head, generator=torch.Generator().manual_seed(1))
-    seen = rotated(k, reference.positions(len(rotary.axes)), rotary).float()
+    seen = rotate(k, reference.positions(len(rotary.axes)), rotary).float()
     moved = turned(seen, place.angles(rotary, reference, picture), rotary.pairing).double()
     positions = place.positions(reference, picture, len(rotary.axes))
     if placement == "attenuated":
@@ -100,9 +100,9 @@ def test_every_placement_is_a_rotation_from_scratch(placement, rotary, is_centre
             )
             angles = angles + rotary.angles(only) * slow
         expected = turned(k, angles, rotary.pairing).double()
-        assert (moved - rotated(k, positions, rotary)).abs().max() > 0.1
+        assert (moved - rotate(k, positions, rotary)).abs().max() > 0.1
     else:
-        expected = rotated(k, positions, rotary)
+        expected = rotate(k, positions, rotary)
     assert (moved - expected).abs().max() < 2e-6
 
 

@@ -345,7 +345,7 @@ def test_placing_is_the_formula(case: tuple[Any, list[Any], int, tuple[int, int]
     measured, targets, batch, grid = case
     out = place(measured, targets, batch, grid)
     expected = [
-        naive.placed(None if measured is None else measured[image], targets, grid)
+        naive.regions_of(None if measured is None else measured[image], targets, grid)
         for image in range(batch)
     ]
     assert np.array_equal(out.numpy(), np.stack(expected))
@@ -376,16 +376,16 @@ def test_nothing_measured_and_nothing_painted_is_nobody_everywhere() -> None:
 def test_away_is_out_less_what_the_reference_would_bring(is_by_region: bool) -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(*shape: int) -> Tensor:
+    def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     def tokens(count: int) -> ReferenceTokens:
-        return ReferenceTokens(drawn(count, 8), drawn(count, 8), drawn(count))
+        return ReferenceTokens(draw(count, 8), draw(count, 8), draw(count))
 
-    q, k, v = (drawn(2, 6, 8) for _ in range(3))
+    q, k, v = (draw(2, 6, 8) for _ in range(3))
     references = [tokens(3), tokens(0), tokens(2)]
     # Keys of the third group lie elsewhere in each picture.
-    moved = dataclasses.replace(tokens(2), k=drawn(2, 2, 8))
+    moved = dataclasses.replace(tokens(2), k=draw(2, 2, 8))
     away = [[tokens(2), moved], [tokens(4)], []]
     owners = torch.tensor([[0, 0, 1, 1, 2, -1], [1, 1, 1, 0, 2, 2]])
     regions = group_tokens(owners[:, None])

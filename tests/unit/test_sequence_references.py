@@ -21,7 +21,7 @@ def references() -> list[SequenceReference]:
     ]
 
 
-def seen(owner: int | None, **options: object) -> dict[int, float]:
+def see(owner: int | None, **options: object) -> dict[int, float]:
     """Key -> what is added to its logit, of all keys that are seen."""
     columns = seen_columns(references(), PLACES, KEYS, owner, **options)  # type: ignore[arg-type]
     index = range(KEYS) if columns.index is None else columns.index.tolist()
@@ -43,7 +43,7 @@ OWN, FIRST, SECOND, FOR_ALL = range(8), range(8, 12), (12, 14, 16), range(18, 20
     ],
 )
 def test_places_see_their_own_and_what_is_for_all(owner, options, expected) -> None:
-    found = seen(owner, **options)
+    found = see(owner, **options)
     assert list(found) == expected
     for key, bias in found.items():
         assert bias == pytest.approx(math.log(2) if key in FIRST else 0.0, abs=1e-6)

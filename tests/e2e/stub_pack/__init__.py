@@ -288,7 +288,7 @@ class StubCouple(ModelNode):
     it. As without."""
 
     def change(self, model: Any) -> tuple[Any]:
-        def repeated(x: Any, kinds: list[int]) -> Any:
+        def repeat(x: Any, kinds: list[int]) -> Any:
             rows = zip(x.chunk(len(kinds)), kinds, strict=True)
             return torch.cat(
                 [torch.cat([part, part]) if kind == 0 else part for part, kind in rows]
@@ -296,7 +296,7 @@ class StubCouple(ModelNode):
 
         def before(q: Any, k: Any, v: Any, options: dict[str, Any]) -> tuple[Any, Any, Any]:
             kinds = options["cond_or_uncond"]
-            return repeated(q, kinds), repeated(k, kinds), repeated(v, kinds)
+            return repeat(q, kinds), repeat(k, kinds), repeat(v, kinds)
 
         def after(x: Any, options: dict[str, Any]) -> Any:
             kinds = options["cond_or_uncond"]
@@ -338,7 +338,7 @@ class StubStepCache(ModelNode):
     def change(self, model: Any) -> tuple[Any]:
         last: dict[str, Any] = {"time": -1.0, "output": None, "used": True}
 
-        def cached(apply: Callable[..., Any], args: dict[str, Any]) -> Any:
+        def from_cache(apply: Callable[..., Any], args: dict[str, Any]) -> Any:
             x, time = args["input"], float(args["timestep"].flatten()[0])
             if time > last["time"]:
                 last["output"] = None
@@ -352,7 +352,7 @@ class StubStepCache(ModelNode):
             return output
 
         patched = model.clone()
-        patched.set_model_unet_function_wrapper(cached)
+        patched.set_model_unet_function_wrapper(from_cache)
         return (patched,)
 
 
