@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .messages import shown
-from .pictures import as_rgb, check_aspect, check_mask_count, check_painted
+from .pictures import as_rgb, check_aspect, check_mask_count, check_painted, check_size
 from .typed import SPACED_LETTER, unseen_in
 
 PERSON, STYLE = "{person}", "{style}"
 _PLACEHOLDER = re.compile(r"[^\s(),:{}\\]+")
+_SMALLEST_SIDE = 16
+"""Pixels of a picture to learn from: two cells of most latents."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +266,7 @@ def capture_pictures(
         rgb = as_rgb(image, name)
         if not bool(rgb.isfinite().all()):
             raise ValueError(f"{name} has values in it that are no numbers: load it anew")
+        check_size((rgb.shape[0], rgb.shape[1]), name, _SMALLEST_SIDE)
         mask = rgb.new_ones(rgb.shape[:2])
         if masks:
             mask = _fitted(masks[i if len(masks) > 1 else 0], rgb, name)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .curves import Curve
 from .phrases import named_words
-from .pictures import check_aspect, check_painted, check_target_region
+from .pictures import check_aspect, check_painted, check_size, check_target_region
 from .region_texts import PhraseText
 
 MINIMUM_COVERAGE = 0.1
@@ -110,6 +110,7 @@ class Concept:
                 f"concept '{self.phrase}' has no image: expected B H W C, got {list(images.shape)}"
             )
         height, width = images.shape[1:3]
+        check_size((height, width), f"image of concept '{self.phrase}'")
         if max(height, width) > _LONGEST * min(height, width):
             raise ValueError(
                 f"image of concept '{self.phrase}' is {width}x{height}: expected sides that differ"

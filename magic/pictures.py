@@ -90,6 +90,21 @@ def as_rgb(picture: Tensor, name: str) -> Tensor:
     return picture.float().clamp(0, 1).expand(-1, -1, 3)
 
 
+SMALLEST_SIDE = 8
+"""Pixels, a cell of most latents: a picture of fewer on a side shows nothing."""
+
+
+def check_size(size: tuple[float, float], what: str, smallest: int = SMALLEST_SIDE) -> None:
+    """ValueError when a picture is too small to show anything. size: its height and width; what:
+    whose they are, for the message."""
+    height, width = size
+    if min(size) < smallest:
+        raise ValueError(
+            f"{what} has {width:g}x{height:g} pixels, which is too small to show anything: take one"
+            f" of {smallest} or more on each side"
+        )
+
+
 def differ_in_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether pictures of these heights and widths cannot be copies of one another at other
     sizes."""

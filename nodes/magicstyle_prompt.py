@@ -23,7 +23,7 @@ from ..host.systems.new_style import NewStylePatch, StylePicture
 from ..host.systems.prompt_edit import HOLDS, PromptEditPatch
 from ..magic.concepts import LEVELS
 from ..magic.phrases import named_words, phrases_in
-from ..magic.pictures import picture_batch
+from ..magic.pictures import check_size, picture_batch
 from .declare import (
     EVERY_STEP,
     PASSES,
@@ -200,6 +200,7 @@ class MagicStyleNewPicture(Node):
         check_texts(layers=layers)
         if image is not None:
             image = picture_batch(image, "image")[..., :3]
+            check_size((image.shape[1], image.shape[2]), "image")
             if vae is None:
                 raise ValueError(
                     "image needs the VAE of the model: connect vae, or disconnect image"

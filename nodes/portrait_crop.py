@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..host.page.notices import notice
 from ..magic.pictures import (
     check_aspect,
+    check_size,
     differ_in_aspect,
     mask_batch,
     picture_batch,
@@ -242,6 +243,7 @@ class MagicPortraitPaste(Node):
                 f" {box.width:g}x{box.height:g}: connect the cut-out of the same Portrait Crop,"
                 " changed but not cropped"
             )
+        check_size(size, "the patch")
         if region is not None:
             if region.any():
                 check_aspect(size, (region.shape[1], region.shape[2]), "Portrait Paste")

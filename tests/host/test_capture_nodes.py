@@ -720,6 +720,14 @@ def test_pictures_of_no_numbers_are_named():
         subject_of(broken, faces=[torch.ones(2, 32, 32)])
 
 
+@pytest.mark.parametrize("size", [(1, 1), (15, 64)])
+def test_a_picture_of_a_few_pixels_is_named_before_the_training(size):
+    with pytest.raises(ValueError, match=r"subject picture 2 has .* pixels, .* one of 16 or more"):
+        subject_of(torch.rand(1, 64, 64, 3), torch.rand(1, *size, 3))
+    with pytest.raises(ValueError, match=r"class picture 1 has .* pixels"):
+        subject_of(torch.rand(1, 64, 64, 3), class_images=[torch.rand(1, *size, 3)])
+
+
 def test_a_picture_that_is_a_stripe_is_named():
     subject, style = sets()
     stripe = replace(

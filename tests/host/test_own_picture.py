@@ -62,7 +62,7 @@ def test_what_is_painted_is_taken_and_of_a_cut_out_what_it_shows(
 
 
 def test_a_connected_image_and_mask_count_before_the_picture(inputs: Path) -> None:
-    image, mask = torch.zeros(2, 4, 4, 3), torch.ones(1, 8, 8)
+    image, mask = torch.zeros(2, 8, 8, 3), torch.ones(1, 8, 8)
     connected = concept(image=image, picture="cut_out.png")
     assert connected.images is image and connected.mask is None
     assert torch.equal(concept(mask=mask, picture="cut_out.png").mask, mask)
@@ -145,7 +145,7 @@ def test_an_empty_phrase_is_refused(inputs: Path, phrase: str) -> None:
     ("preset", "strength"), [("custom", 1.7), ("subtle", 2.0), ("normal", 3.0), ("strong", 4.0)]
 )
 def test_a_word_for_the_strength_counts_before_the_number(preset: str, strength: float) -> None:
-    made = concept(image=torch.zeros(1, 4, 4, 3), strength=1.7, preset=preset)
+    made = concept(image=torch.zeros(1, 8, 8, 3), strength=1.7, preset=preset)
     model, clip, vae = parts()
     [reference] = prepare_references([made], clip, vae, backbone_of(model))
     assert reference.strength == strength

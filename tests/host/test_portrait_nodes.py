@@ -138,6 +138,8 @@ def test_a_mask_or_a_patch_of_another_aspect_is_refused():
     image, _, crop = MagicPortraitCrop.execute(IMAGES, face(), 0.0, 64, True).args
     with pytest.raises(ValueError, match="the patch is 32x64, what was cut out had the aspect of"):
         MagicPortraitPaste.execute(IMAGES, image[:, :, :32], crop, 0.1)
+    with pytest.raises(ValueError, match="the patch has 1x1 pixels, which is too small to show"):
+        MagicPortraitPaste.execute(IMAGES, image[:, :1, :1], crop, 0.1)
     with pytest.raises(ValueError, match="mask and image of Portrait Paste differ in aspect"):
         MagicPortraitPaste.execute(IMAGES, image, crop, 0.1, torch.ones(1, 64, 32))
 

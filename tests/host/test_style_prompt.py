@@ -269,6 +269,8 @@ def test_the_negative_prompt_does_not_see_the_style(kind, monkeypatch):
 def test_what_a_new_picture_cannot_have_is_refused(model_calls):
     with pytest.raises(ValueError, match="image needs the VAE of the model"):
         with_style("flux", vae=None, image=picture())
+    with pytest.raises(ValueError, match="image has 1x1 pixels, which is too small to show"):
+        with_style("flux", picture()[:, :1, :1])
     with pytest.raises(ValueError, match="needs its own empty prompt: connect clip"):
         with_style("flux", picture(), clip=None)
     with pytest.raises(ValueError, match="style 1 was inverted with another model"):

@@ -51,6 +51,13 @@ def test_a_concept_needs_an_image(shape: tuple[int, ...]) -> None:
     assert str(list(shape)) in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 64), (64, 7)])
+def test_an_image_of_a_few_pixels_shows_nothing(size: tuple[int, int]) -> None:
+    message = f"image of concept 'red hat' has {size[1]}x{size[0]} pixels, .* one of 8 or more"
+    with pytest.raises(ValueError, match=message):
+        concept(images=torch.rand(1, *size, 3), mask=None)
+
+
 def test_as_many_masks_as_images() -> None:
     with pytest.raises(
         ValueError, match="'red hat' has 2 images but 3 masks: give one for each, or one for all"
