@@ -67,6 +67,11 @@ class TextSide(Protocol):
         """What computes in `encode`; nothing where prompts are encoded already."""
         ...
 
+    @property
+    def kept(self) -> Sequence[Tensor]:
+        """What it keeps of prompts that were encoded by the host, on the CPU."""
+        ...
+
     def lora_size(self, rank: int, kind: str) -> int:
         """Numbers in the LoRA of the text encoders at a rank, whether it is there already or not.
         kind: of ADAPTERS."""
@@ -96,6 +101,11 @@ class Denoiser(Protocol):
     preview_cfg: float
     network: nn.Module
     adapters: dict[str, Adapter]
+
+    def blocks(self, watched_size: tuple[int, int] | None = None) -> list[nn.Module]:
+        """The network's blocks; without those that maps are read from where a latent of
+        `watched_size`, rows and columns, is looked at."""
+        ...
 
     def process_in(self, latents: Tensor) -> Tensor:
         """Latents of the VAE to those of the model, B C h w."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ...magic.capture_sets import word_pattern
 from ..models.patched_weights import patched_weights
@@ -40,6 +41,12 @@ class EncodedPrompt:
         """How many placeholders are in it."""
         return len(self.spans)
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it consists of."""
+        parts = (self.context, *tree_leaves(dict(self.options)))
+        return [part for part in parts if isinstance(part, Tensor)]
+
 
 class EncodedText:
     """A `TextSide` that learns nothing: its placeholders are words as all others are (trigger
@@ -67,6 +74,10 @@ class EncodedText:
     def modules(self) -> list[nn.Module]:
         """None."""
         return []
+
+    @property
+    def kept(self) -> list[Tensor]:
+        return [tensor for prompt in self._prompts.values() for tensor in prompt.tensors]
 
     def lora_size(self, rank: int, kind: str) -> int:
         """None."""

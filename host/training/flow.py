@@ -21,6 +21,7 @@ from ..sampling.backbone.model_call import recount
 from .encoded_text import EncodedPrompt
 from .float8 import Float8Linear
 from .lora import ADAPTERS, Adapter, fill, new_adapter
+from .map_list import MapList
 
 _PREFIX = "diffusion_model."
 _ATTENTION = ("attn", "attn1", "attn2", "img_attn", "txt_attn", "attention", "linear1", "linear2")
@@ -159,6 +160,16 @@ class TrainableTransformer:
             for index, block in enumerate(own):
                 own[index] = _TwiceComputed(block)
 
+    def blocks(self, watched_size: tuple[int, int] | None = None) -> list[nn.Module]:
+        """Those of its kinds."""
+        watched = () if watched_size is None else self._backbone.layout_blocks(watched_size)
+        return [
+            block
+            for kind in self._backbone.family.kinds
+            for index, block in enumerate(getattr(self.network, kind.attribute))
+            if Block(kind.letter, index) not in watched
+        ]
+
     def process_in(self, latents: Tensor) -> Tensor:
         """B C h w or, of one picture in time, B C 1 h w."""
         scaled: Tensor = self._format.process_in(latents)
@@ -251,7 +262,7 @@ class TrainableTransformer:
         for row, (prompt, inputs) in enumerate(
             zip(condition.prompts, condition.inputs, strict=True)
         ):
-            seen: list[Tensor] = []
+            seen = MapList()
             part = slice(row, row + 1)
             shown = self._in_time(noisy[part]).float()
             options = self._options(prompt, noisy.shape[-2:], seen if watched else None)
@@ -263,7 +274,7 @@ class TrainableTransformer:
             # Not the network's own output: some have the other sign.
             velocity = (shown - clean.float()) / sigma
             outputs.append(velocity[:, :, 0] if self.has_time else velocity)
-            maps.append(torch.cat(seen, 1) if seen else None)
+            maps.append(seen.read())
         known = [each for each in maps if each is not None]
         if not known:
             return torch.cat(outputs), None
@@ -272,7 +283,7 @@ class TrainableTransformer:
         return torch.cat(outputs), torch.cat([blank if each is None else each for each in maps])
 
     def _options(
-        self, prompt: EncodedPrompt, size: Sequence[int], seen: list[Tensor] | None
+        self, prompt: EncodedPrompt, size: Sequence[int], seen: MapList | None
     ) -> dict[str, Any]:
         """The host's transformer options of a call. seen: takes the maps of the prompt's
         placeholders, 1 heads 2 H W each; None to look at nothing."""
@@ -292,7 +303,7 @@ class TrainableTransformer:
             # As the network computes: in half precision what is summed is not.
             with torch.autocast(self.device.type, enabled=False):
                 shares = self._backbone.word_attention(view, words, prompt.context.shape[1])
-            seen.append(shares.float().unflatten(-1, view.grid))
+            seen.add(shares.float().unflatten(-1, view.grid))
 
         blocks = self._backbone.layout_blocks(latent_size)
         watch = Watch(blocks, (prompt,), 1, text=look)

@@ -115,6 +115,10 @@ class LearnedText:
     def modules(self) -> list[nn.Module]:
         return [self._network]
 
+    @property
+    def kept(self) -> list[Tensor]:
+        return [tensor for prompt in self._prompts.values() for tensor in prompt.encoded.tensors]
+
     def lora_size(self, rank: int, kind: str) -> int:
         """None."""
         return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from ...magic import capture_losses
 from ...magic.capture_sets import CapturePicture, StyleSet, Subject
 from ...magic.messages import size_in_words
 from ..faces.identity import Identity
+from .alike_blocks import rehearsed_once
 from .denoiser import Denoiser, TextSide
 from .draw import all_prompts, preview_prompts
 from .encoded_text import EncodedText
@@ -49,7 +51,8 @@ class MemoryNeed:
     """Bytes on the device.
 
     weights: of the frozen network, by their dtype. text: of the text encoders that are trained with
-    it, which are there already when this is computed. faces: of the identity network and the
+    it. prompts: of those that are encoded, where they are on the device, which is in a training on
+    a CPU. Both are there already when this is computed. faces: of the identity network and the
     decoder that it looks through. learned: LoRA and words, with what the optimizer keeps of them.
     latents: the encoded pictures. step: what a step has beside that at its peak, gradients
     included. preview: the same of a step of a preview; what decodes it is the host's to fit in.
@@ -57,6 +60,7 @@ class MemoryNeed:
 
     weights: Mapping[str, int]
     text: int
+    prompts: int
     faces: int
     learned: int
     latents: int
@@ -65,8 +69,8 @@ class MemoryNeed:
 
     @property
     def total(self) -> int:
-        resident = sum(self.weights.values()) + self.text + self.faces + self.learned
-        return resident + self.latents + max(self.step, self.preview)
+        frozen = sum(self.weights.values()) + self.text + self.faces
+        return frozen + self.prompts + self.learned + self.latents + max(self.step, self.preview)
 
     def in_words(self) -> str:
         """How much, and what it consists of, in words."""
@@ -74,6 +78,7 @@ class MemoryNeed:
         parts = {
             f"frozen weights ({dtypes})": sum(self.weights.values()),
             "text encoders": self.text,
+            "encoded prompts": self.prompts,
             "identity loss": self.faces,
             "LoRA and optimizer": self.learned,
             "latents": self.latents,
@@ -109,7 +114,7 @@ def check_memory(
     management.unload_all_models()
     management.soft_empty_cache()
     device = management.get_torch_device()
-    free = int(management.get_free_memory(device)) + need.text
+    free = int(management.get_free_memory(device)) + need.text + need.prompts
     room = f"{size_in_words(free)} are free on {device}"
     sentence = f"this training needs {need.in_words()} of memory, {room}"
     if _SURE * need.total > free:
@@ -213,6 +218,7 @@ def memory_need(
     return MemoryNeed(
         weights,
         sum(map(_size, _text_tensors(text))),
+        sum(map(_size, text.kept)) if _device_of(denoiser).type == "cpu" else 0,
         sum(map(_size, _tensors_of(identity, decode))),
         (1 + _MOMENTS + (settings.ema > 0)) * learned,
         cells * max(1, settings.versions) * torch.float32.itemsize,
@@ -227,9 +233,13 @@ class _Alive(TorchDispatchMode):
     def __init__(self, before: Iterable[Tensor]):
         super().__init__()  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
-        self._now = self.peak = 0
+        self.now = self.peak = 0
         for tensor in before:
             self._count(tensor, 0)
+
+    def size_at(self, place: int) -> int:
+        """Of a storage by its address; 0 when there is none any more."""
+        return self._sizes.get(place, 0)
 
     def _count(self, tensor: Tensor, size: int | None = None) -> None:
         storage = tensor.untyped_storage()
@@ -237,20 +247,23 @@ class _Alive(TorchDispatchMode):
         if place in self._sizes:
             return
         self._sizes[place] = storage.nbytes() if size is None else size
-        self._now += self._sizes[place]
+        self.now += self._sizes[place]
         weakref.finalize(storage, self._free, place)
 
     def _free(self, place: int) -> None:
-        self._now -= self._sizes.pop(place)
+        self.now -= self._sizes.pop(place)
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if function is torch.ops.prim.device.default:
+            # Asked more often than all else, and no work.
+            return args[0].fake_device
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
-        self.peak = max(self.peak, self._now)
+        self.peak = max(self.peak, self.now)
         return out
 
 
@@ -277,7 +290,7 @@ class _Rehearsal:
         """The peak of a step of sampling, with and without the prompt."""
         condition = self._condition_before(prompts)
         alive = _Alive(before)
-        with alive, torch.no_grad():
+        with alive, self._once(alive), torch.no_grad():
             noisy = torch.zeros(2, self.denoiser.latent_channels, *self.size, device=self._device)
             times = self._times(2)
             self.denoiser.predict(noisy, times, condition or self._condition(prompts))
@@ -294,7 +307,7 @@ class _Rehearsal:
         learned = [*(self.lora if of_lora else ()), *self.text.rows]
         refocus = of_lora and self.settings.refocus_weight > 0
         alive = _Alive(before)
-        with alive:
+        with alive, self._once(alive, refocus):
             latents = torch.zeros(count, denoiser.latent_channels, *self.size, device=self._device)
             noise, weights = torch.zeros_like(latents), torch.ones_like(latents[:, 0])
             times = self._times(count)
@@ -314,6 +327,10 @@ class _Rehearsal:
                 loss = loss + self._likeness(look, denoiser.clean(noisy, output, times)).mean()
             torch.autograd.grad(loss, learned, allow_unused=True)
         return alive.peak
+
+    def _once(self, alive: _Alive, is_watched: bool = False) -> AbstractContextManager[None]:
+        blocks = self.denoiser.blocks(self.size if is_watched else None)
+        return rehearsed_once(blocks, alive)
 
     def _likeness(self, look: _IdentityLook, clean: Tensor) -> Tensor:
         from torch._subclasses.fake_tensor import unset_fake_temporarily

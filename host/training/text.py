@@ -260,6 +260,11 @@ class TrainableText:
     def modules(self) -> list[nn.Module]:
         return list(self.encoders.values())
 
+    @property
+    def kept(self) -> list[Tensor]:
+        """None: prompts are tokens until they are needed."""
+        return []
+
     def lora_size(self, rank: int, kind: str) -> int:
         """Of all encoders."""
         return sum(encoder.lora_size(rank, kind) for encoder in self.encoders.values())

@@ -21,6 +21,7 @@ from ..sampling.backbone import unet_of
 from ..sampling.backbone.unet import CHANNELS, PIXELS, attention_patches, token_grid
 from ..sampling.options import AttentionOptions, AttentionPatch
 from .lora import ADAPTERS, Adapter, fill, new_adapter
+from .map_list import MapList
 from .text import Prompt
 
 _PREFIX = "diffusion_model."
@@ -113,6 +114,7 @@ class TrainableUNet:
             weights = patched_weights(model, _PREFIX)
             fill(self.network, ((name, value.to(dtype)) for name, value in weights))
         self.network.requires_grad_(False).eval()
+        self._is_saving = gradient_checkpointing
         if gradient_checkpointing:
             self._checkpoint_blocks()
         self.adapters: dict[str, Adapter] = {}
@@ -132,6 +134,25 @@ class TrainableUNet:
                 and name.endswith(_ADAPTED)
             ):
                 self.adapters[_PREFIX + name] = new_adapter(adapter, module, rank, generator)
+
+    def blocks(self, watched_size: tuple[int, int] | None = None) -> list[nn.Module]:
+        """Residual blocks and transformers, or the blocks in these where nothing is computed
+        twice."""
+        watched = () if watched_size is None else map_blocks(self._blocks, watched_size)
+        stages: dict[str, Any] = {"i": self.network.input_blocks, "o": self.network.output_blocks}
+        parts = [
+            (Block(letter, index), part)
+            for letter, stage in {**stages, "m": [self.network.middle_block]}.items()
+            for index, part in enumerate(stage)
+        ]
+        inner = "SpatialTransformer" if self._is_saving else "BasicTransformerBlock"
+        return [
+            module
+            for block, part in parts
+            for module in part.modules()
+            if type(module).__name__ == "ResBlock"
+            or (type(module).__name__ == inner and block not in watched)
+        ]
 
     def process_in(self, latents: Tensor) -> Tensor:
         """As the host's."""
@@ -212,7 +233,7 @@ class TrainableUNet:
         """Maps are those of all layers of the resolution nearest to 16x16 (encoder and decoder, as
         in the official code)."""
         columns = condition.columns if watched else None
-        maps: list[Tensor] = []
+        maps = MapList()
         image: dict[Block, AttentionPatch] = {}
         text: dict[Block, AttentionPatch] = {}
         size = noisy.shape[-2], noisy.shape[-1]
@@ -231,7 +252,7 @@ class TrainableUNet:
                 y=condition.vector,
                 transformer_options=attention_patches(image, text),
             )
-        return output.float(), torch.cat(maps, 1) if maps else None
+        return output.float(), maps.read()
 
     def schedule(self, steps: int) -> list[float]:
         """Evenly from the last timestep to the first."""
@@ -287,10 +308,9 @@ def _watched_attention(
     v: Tensor,
     extra: AttentionOptions,
     columns: Tensor,
-    maps: list[Tensor],
+    maps: MapList,
 ) -> Tensor:
-    """Cross-attention with an explicit softmax, of which `columns` (B K) are appended to `maps` as
-    B heads K H W."""
+    """Cross-attention with an explicit softmax, of which `columns` (B K) go into `maps`."""
     grid, count = token_grid(q, extra), extra["n_heads"]
     q, k, v = _heads(q, count), _heads(k, count), _heads(v, count)
     # As the host does where half precision overflows, which it does in SD2.1.
@@ -300,7 +320,7 @@ def _watched_attention(
         )  # B heads N 77
     index = columns[:, None, None].expand(-1, count, probabilities.shape[2], -1)
     columns_of_heads = probabilities.gather(-1, index).transpose(2, 3)  # B heads K N
-    maps.append(columns_of_heads.reshape(*columns_of_heads.shape[:-1], *grid))
+    maps.add(columns_of_heads.reshape(*columns_of_heads.shape[:-1], *grid))
     out: Tensor = probabilities.to(v.dtype) @ v
     return out.transpose(1, 2).flatten(2)
 

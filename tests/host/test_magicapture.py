@@ -19,6 +19,7 @@ from magicportrait.host.training import run as capture_run
 from magicportrait.host.training import unet as capture_unet
 from magicportrait.host.training.checkpoint import CheckpointFile
 from magicportrait.host.training.losses import around_faces, loss_terms
+from magicportrait.host.training.map_list import MapList
 from magicportrait.host.training.memory import training_mode
 from magicportrait.host.training.pictures import DifferentiableDecoder
 from magicportrait.host.training.run import CaptureTraining, Trained
@@ -273,12 +274,12 @@ def test_watched_attention_does_not_overflow_in_half_precision():
     options = {"n_heads": 1, "activations_shape": (1, 64, 2, 2), "block": ("output", 0)}
     results = []
     for dtype in (torch.float32, torch.float16):
-        maps: list[torch.Tensor] = []
+        maps = MapList()
         v = torch.eye(7, 64, dtype=dtype)[None]
         out = capture_unet._watched_attention(
             q.to(dtype), k.to(dtype), v, options, torch.tensor([[0, 1]]), maps
         )
-        results.append((out.float(), maps[0]))
+        results.append((out.float(), maps.read()))
     assert results[1][0].isfinite().all() and results[1][1][0, 0, 0, 0, 0] == 1
     torch.testing.assert_close(results[1], results[0])
 

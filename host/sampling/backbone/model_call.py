@@ -89,14 +89,25 @@ def recount(options: Mapping[str, Any]) -> Callable[[], None]:
     """For a block that is computed twice, to be called before each time: sets the count of joint
     attentions to where it is now, on hosts and in classes that do not name them. options: the
     host's transformer options."""
-    call: ModelCall | None = options.get(CALL)
-    attentions = 0 if call is None else call.attentions
+    attentions = attentions_in(options)
 
     def again() -> None:
-        if call is not None:
-            call.attentions = attentions
+        set_attentions(options, attentions)
 
     return again
+
+
+def attentions_in(options: Mapping[str, Any]) -> int:
+    """How many joint attentions there were so far in the call of these transformer options."""
+    call: ModelCall | None = options.get(CALL)
+    return 0 if call is None else call.attentions
+
+
+def set_attentions(options: Mapping[str, Any], count: int) -> None:
+    """Sets that count: of blocks that are done twice, or not at all."""
+    call: ModelCall | None = options.get(CALL)
+    if call is not None:
+        call.attentions = count
 
 
 def tell_call(
