@@ -22,6 +22,7 @@ import {
   watchQueueing,
 } from "./failures.js";
 import { CONCEPTS, EDIT_REFERENCES, findNode, openNodes, phrasesOf, textOf } from "./graph.js";
+import { leadToDocuments } from "./help_links.js";
 import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
 import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
@@ -377,6 +378,7 @@ app.registerExtension({
       api.addEventListener(end, endRunning);
     }
     api.addEventListener("status", ({ detail }) => forgetRefused(detail));
+    leadToDocuments();
     // Typing, and everything else that changes the graph.
     document.addEventListener("input", refreshPrompts);
     api.addEventListener("graphChanged", refreshPrompts);

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from ..host.page.concept_picker import accept_picture_questions
 from ..host.page.correspondence_view import accept_questions
+from ..host.page.documents import accept_document_questions
 from ..host.page.listening_page import accept_listeners
 from .analysis import (
     MagicAttentionHeatmap,
@@ -91,6 +92,7 @@ class MagicPortraitExtension(ComfyExtension):
         accept_listeners()
         accept_questions()
         accept_picture_questions()
+        accept_document_questions()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
