@@ -18,6 +18,13 @@ def test_there_is_a_page_for_every_node_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("node", IDS)
+def test_a_long_list_of_inputs_stands_under_headings(node: str) -> None:
+    page = (DOCS / f"{node}.md").read_text(encoding="utf-8")
+    lists = re.split(r"^##+ .*$", page, flags=re.MULTILINE)
+    assert max(len(re.findall(r"^- \*\*", part, re.MULTILINE)) for part in lists) <= 10
+
+
+@pytest.mark.parametrize("node", IDS)
 def test_page_says_what_the_node_does_and_shows_it(node: str) -> None:
     page = (DOCS / f"{node}.md").read_text(encoding="utf-8")
     assert page.startswith("# ")

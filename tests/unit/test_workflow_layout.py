@@ -133,3 +133,19 @@ def test_a_file_that_is_missing_can_be_fetched_under_the_name_that_its_loader_ha
                 assert model["url"].rpartition("/")[2] == model["name"], f"{name}: {node['type']}"
                 files += 1
     assert files
+
+
+def values_of(name: str, kind: str) -> list[Any]:
+    [values] = [node["widgets_values"] for node in read(name)["nodes"] if node["type"] == kind]
+    return list(values)
+
+
+def test_a_training_saves_its_lora_under_the_name_that_the_next_template_loads() -> None:
+    """Save LoRA writes steps into its names that nobody keeps in step with the training's."""
+    trainings = [name for name in NAMES if name.endswith("-train")]
+    assert trainings
+    for name in trainings:
+        assert "SaveLoRA" not in [node["type"] for node in read(name)["nodes"]]
+        assert values_of(name, "MagiCaptureTrain")[-4].startswith("magicapture"), name
+    prefix = values_of("MagiCapture-SD1.5-1-train", "MagiCaptureTrain")[-4]
+    assert values_of("MagiCapture-SD1.5-2-use", "LoraLoader")[0] == f"{prefix}_00001_.safetensors"
