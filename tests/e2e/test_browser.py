@@ -775,6 +775,25 @@ def test_help_opens_for_every_node(frontend: Frontend, object_info: dict[str, An
     assert frontend.complaints_about_us() == []
 
 
+def test_a_help_page_leads_to_the_documents(frontend: Frontend) -> None:
+    """Links are relative, as the repository has them, which the host does not resolve."""
+    page = frontend.page
+    page.evaluate("() => app.graph.clear()")
+    frontend.open_help("MagiCaptureTrain")
+    link = page.locator(".node-help-content a[href^='../../docs/']").first
+
+    with page.context.expect_page() as opened:
+        link.click()
+
+    document = opened.value
+    assert document.locator("h1").inner_text() == "MagiCapture on transformers"
+    # A link of a document leads on.
+    document.locator("a[href='model_families.md']").first.click()
+    document.get_by_role("heading", name="Model families", exact=True).wait_for()
+    document.close()
+    assert frontend.complaints_about_us() == []
+
+
 def swatches_colour(swatch: Locator) -> tuple[int, ...]:
     colour: str = swatch.evaluate("element => getComputedStyle(element).backgroundColor")
     return tuple(int(number) for number in re.findall(r"\d+", colour))
