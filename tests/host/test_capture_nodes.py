@@ -22,6 +22,7 @@ from magicportrait.host.pictures.capture_folder import NO_FOLDER
 from magicportrait.host.text.clip import encoder_tokenizers, word_width
 from magicportrait.host.text.embedding_files import load_embedding, save_embedding
 from magicportrait.host.text.learned_words import Embedding, with_learned_words
+from magicportrait.host.training import run as capture_run
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.magic.capture_sets import StyleSet, Subject
@@ -44,6 +45,13 @@ from magicportrait.tests.host.test_magicapture import QUICK, models_of, sets
 
 SIDE = 64
 PROMPT = "a portrait of a <anna> woman in the style of <ink>"
+
+
+@pytest.fixture(autouse=True)
+def without_an_estimate(monkeypatch) -> None:
+    """Of the memory, which takes longer than these trainings: test_training_memory.py has it, and
+    test_flow_training.py what the node says of it."""
+    monkeypatch.setattr(capture_run, "check_memory", lambda *_: None)
 
 
 @pytest.fixture

@@ -22,7 +22,11 @@ from magicportrait.nodes import concept_lora, magicapture_train
 from magicportrait.nodes.magicapture_train import MagiCaptureTrain
 from magicportrait.tests.host import test_flow_training as flows
 from magicportrait.tests.host.models import call_node
-from magicportrait.tests.host.test_capture_nodes import TRAIN, folders  # noqa: F401
+from magicportrait.tests.host.test_capture_nodes import (
+    TRAIN,
+    folders,  # noqa: F401
+    without_an_estimate,  # noqa: F401
+)
 from magicportrait.tests.host.test_coexistence import core_node
 from magicportrait.tests.host.test_magicapture import SIDE, models_of, sets
 

@@ -123,7 +123,6 @@ def test_what_is_computed_is_what_is_measured(name, judges, settings):
     [
         ("flux", SETTINGS),
         ("zimage", replace(CHECKPOINTED, precision="bf16")),
-        ("sd15", CHECKPOINTED),
     ],
 )
 def test_of_blocks_that_are_alike_one_tells_of_all(name, settings, monkeypatch):
