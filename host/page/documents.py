@@ -37,7 +37,7 @@ li { margin: 0.35em 0; }
 
 def answer(file: str) -> tuple[bytes, str] | None:
     """Content and type of a page or picture, by its path in the pack's folder; None for what is not
-    there."""
+    there. Without markdown-it-py a page is text as it was written."""
     folder, name = posixpath.split(file)
     if folder not in _FOLDERS or not (_ROOT / folder).is_dir():
         return None
@@ -46,7 +46,11 @@ def answer(file: str) -> tuple[bytes, str] | None:
         return None
     content = (_ROOT / folder / name).read_bytes()
     if name.endswith(".md"):
-        return _page(content.decode("utf-8"), folder).encode(), "text/html"
+        try:
+            return _page(content.decode("utf-8"), folder).encode(), "text/html"
+        except ImportError:
+            # Whoever has not installed requirements.txt anew reads it as it is written.
+            return content, "text/plain"
     return content, mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
@@ -60,7 +64,7 @@ def _page(text: str, folder: str) -> str:
         is_served = posixpath.dirname(target) in _FOLDERS and (_ROOT / target).is_file()
         return address if is_served else None
 
-    title = html.escape(text.partition("\n")[0].lstrip("# "))
+    title = html.escape(text.partition("\n")[0].lstrip("# "), quote=False)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
@@ -75,13 +79,13 @@ def accept_document_questions() -> None:
         return
     from aiohttp import web
 
-    async def document(request: web.Request) -> web.Response:
-        found = answer(request.match_info["file"])
-        if found is None:
+    async def send(request: web.Request) -> web.Response:
+        document = answer(request.match_info["file"])
+        if document is None:
             return web.Response(status=404)
-        content, kind = found
-        charset = "utf-8" if kind == "text/html" else None
+        content, kind = document
+        charset = "utf-8" if kind.startswith("text/") else None
         headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
         return web.Response(body=content, content_type=kind, charset=charset, headers=headers)
 
-    server.routes.get(ROUTE)(document)
+    server.routes.get(ROUTE)(send)
