@@ -353,7 +353,7 @@ def test_the_bench_tells_the_right_place_from_a_wrong_one() -> None:
         assert numbered.phrase(slot) in numbered.prompt
     assert not any(word in case.prompt for word in ORDINALS)
     first, second = case.slots
-    assert case.asked(first) != case.asked(second)
+    assert case.colour_of(first) != case.colour_of(second)
     assert all(case.phrase(slot) in case.prompt for slot in case.slots)
     drawn = render(case.references[first.reference], 128)
     image, region = torch.from_numpy(drawn.image), torch.from_numpy(drawn.masks[first.part]) > 0.5
