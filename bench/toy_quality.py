@@ -1,9 +1,9 @@
 """How good is the toy checkpoint? `python -m bench.toy_quality`
 
-Autoencoder: PSNR on held-out portraits. Binding: is the asked colour the nearest palette colour
-where the part is drawn. Localisation: intersection over union of each phrase's region in the layout
-with the exact mask, on the layout's grid, on re-noised held-out portraits, beside the mean mask of
-the data set.
+Autoencoder: PSNR on held-out portraits. Binding: does each part look more like itself in the asked
+colour than in any other (demo/asked_colours.py). Localisation: intersection over union of each
+phrase's region in the layout with the exact mask, on the layout's grid, on re-noised held-out
+portraits, beside the mean mask of the data set.
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ from . import toy
 from .command_line import bench_parser, parse_with_quick
 from .report import Report
 from .sheets import contact_sheet
-from .toy_colours import colour_counts
 
 # ruff: isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magicportrait.demo.asked_colours import asked_colours, draw, right_colours
 from magicportrait.demo.portraits import (
-    BACKGROUND_COLOURS,
-    GARMENT_COLOURS,
+    PARTS,
     STYLES,
     Portrait,
     caption,
     caption_phrases,
     render,
     sample_portrait,
-    second_colour,
-    tint,
 )
 
 AUTOMATIC_CA_SCALE = 0.6
@@ -61,24 +58,11 @@ def autoencoder_psnr(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
     return {"all": psnr.mean().item(), **by_style}
 
 
-def nearest_colour(
-    image: Tensor,
-    region: Tensor,
-    palette: dict[str, tuple[int, int, int]],
-    without: tuple[int, int, int] | None,
-) -> str:
-    """The palette colour that most pixels of a region are nearest to; those nearest to `without` (a
-    pattern's second) do not count."""
-    names = list(palette)
-    colours = torch.tensor([palette[name] for name in names] + ([without] if without else [])) / 255
-    return names[int(colour_counts(image[region], colours)[: len(names)].argmax())]
-
-
 def binding(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
-    """Share of captions whose hat, shirt and background have the colour that the caption says."""
-    portraits = toy.held_out(count, lambda p: p.hat is not None)
-    right: dict[str, list[bool]] = {"hat": [], "shirt": [], "background": []}
-    for index, portrait in enumerate(portraits):
+    """Share of captions whose hat, shirt and background have the colour that the caption says,
+    where the layout has them."""
+    right: dict[str, list[bool]] = {}
+    for index, portrait in enumerate(toy.held_out(count, lambda p: p.hat is not None)):
         phrases = phrases_of(portrait)
         model, positive, record = checkpoint.watch(
             caption(portrait), list(phrases.values()), AUTOMATIC_CA_SCALE
@@ -86,27 +70,26 @@ def binding(checkpoint: toy.Toy, count: int = 64) -> dict[str, float]:
         samples = checkpoint.sample(model, positive, checkpoint.noise([index]), steps=20)
         image, regions = checkpoint.decode(samples)[0], toy.regions(record, samples, list(phrases))
         regions["background"] = ~toy.foreground(record, samples)
-        assert portrait.hat is not None
-        colours = {
-            "hat": portrait.hat.colour,
-            "shirt": portrait.shirt.colour,
-            "background": portrait.background,
-        }
-        for part, colour in colours.items():
-            is_background = part == "background"
-            source = BACKGROUND_COLOURS if is_background else GARMENT_COLOURS
-            palette = {
-                name: tint(value, portrait.style, background=is_background)
-                for name, value in source.items()
-            }
-            garment = {"hat": portrait.hat, "shirt": portrait.shirt}.get(part)
-            second = (
-                tint(second_colour(colour), portrait.style)
-                if garment and garment.pattern != "plain"
-                else None
-            )
-            right[part].append(nearest_colour(image, regions[part][0], palette, second) == colour)
+        owners = torch.full(image.shape[:2], -1)
+        for part, region in regions.items():
+            owners[region[0]] = PARTS.index(part)
+        _add(right, portrait, image, owners)
     return {part: sum(values) / len(values) for part, values in right.items()}
+
+
+def binding_as_drawn(count: int = 64) -> dict[str, float]:
+    """What `binding` gives to the portraits as they were drawn, with the exact masks."""
+    right: dict[str, list[bool]] = {}
+    for portrait in toy.held_out(count, lambda p: p.hat is not None):
+        image, masks = draw(portrait, toy.SIDE)
+        _add(right, portrait, image, masks.argmax(0))
+    return {part: sum(values) / len(values) for part, values in right.items()}
+
+
+def _add(right: dict[str, list[bool]], portrait: Portrait, image: Tensor, owners: Tensor) -> None:
+    asked = asked_colours(portrait, toy.SIDE)
+    for each, is_right in zip(asked, right_colours(image, owners, asked), strict=True):
+        right.setdefault(PARTS[each.part], []).append(is_right)
 
 
 def intersection_over_union(region: Tensor, truth: Tensor) -> float:
@@ -205,7 +188,7 @@ def main() -> None:
     args = parse_with_quick(parser, captions=2, portraits=6)
     checkpoint, pictures = toy.Toy.load(), args.portraits * 4 // 3
     psnr = autoencoder_psnr(checkpoint, pictures)
-    right = binding(checkpoint, args.captions)
+    right, ceiling = binding(checkpoint, args.captions), binding_as_drawn(args.captions)
     overlaps = localisation(checkpoint, args.portraits)
     mean = [sum(pair[i] for pair in overlaps.values()) / len(overlaps) for i in (0, 1)]
     report = Report("toy_quality", "Quality of the toy checkpoint", "`python -m bench.toy_quality`")
@@ -215,7 +198,9 @@ def main() -> None:
         + ")",
         "",
         f"Binding, {args.captions} captions: "
-        + ", ".join(f"{part} {share:.0%}" for part, share in right.items()),
+        + ", ".join(f"{part} {share:.0%}" for part, share in right.items())
+        + "; of pictures as they were drawn "
+        + ", ".join(f"{part} {share:.0%}" for part, share in ceiling.items()),
         "",
     )
     report.begin_table(f"IoU, {args.portraits} held-out portraits", *overlaps, "mean")

@@ -6,48 +6,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .asked_colours import AskedColour, asked_colours, draw, right_colours
 from .captions import CaptionBatch, Line, TransformerCaptions
 from .dataset import HELD_OUT_SEEDS, LARGE_SIDE, MASK_SIZE, SCENE_PARTS, shipped_autoencoder
 from .portraits import (
-    BACKGROUND_COLOURS,
-    GARMENT_COLOURS,
     PARTS,
     Portrait,
     Scene,
     caption_phrases,
-    render,
-    render_scene,
     sample_portrait,
     sample_scene,
     scene_caption_phrases,
-    second_colour,
-    tint,
 )
 from .transformer import TEXT_TOKENS, ToyTransformer
 
 LAYOUT_SIGMA = 0.5
 """How noisy the pictures are on which attention is compared with the exact masks."""
-GARMENTS: tuple[Literal["hat", "shirt"], ...] = ("hat", "shirt")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A colour that a caption asks for. `part`: index in SCENE_PARTS; `name`: of the colour;
-    `bins`: K 3, the colours that pixels are counted by; `drawn`: for every colour that it could be,
-    the histogram (K) of the same part drawn in that colour, lines, bands, patterns and glow
-    included."""
-
-    part: int
-    name: str
-    bins: Tensor
-    drawn: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,7 +36,7 @@ class Case:
     `masks`: 13 H W coverage in the order of SCENE_PARTS."""
 
     line: Line
-    asked: tuple[Asked, ...]
+    asked: tuple[AskedColour, ...]
     image: Tensor
     masks: Tensor
 
@@ -100,80 +80,8 @@ def _line_of(scene: Scene, mention: frozenset[str]) -> Line:
 
 
 def _case(picture: Portrait | Scene, line: Line) -> Case:
-    image, masks = _drawn(picture)
-    people = (picture.left, picture.right) if isinstance(picture, Scene) else (picture,)
-    style = people[0].style
-    cloth = [tint(value, style) for value in GARMENT_COLOURS.values()]
-    cloth += [tint(second_colour(name), style) for name in ("white", "black")]
-    ground = [tint(value, style, background=True) for value in BACKGROUND_COLOURS.values()]
-    asked = [
-        Asked(SCENE_PARTS.index((index, part)), getattr(person, part).colour, _as_bins(cloth), {})
-        for index, person in enumerate(people)
-        for part in GARMENTS
-    ]
-    asked.append(Asked(0, people[0].background, _as_bins(ground), {}))
-    # One drawing shows one colour of everything that is asked for.
-    for cloth_name, ground_name in itertools.zip_longest(GARMENT_COLOURS, BACKGROUND_COLOURS):
-        other, other_masks = _drawn(_recoloured(picture, cloth_name, ground_name))
-        for each in asked:
-            if name := cloth_name if each.part else ground_name:
-                where = other_masks.argmax(0) == each.part
-                each.drawn[name] = _histogram(other[where], each.bins)
-    return Case(line, tuple(asked), image, masks)
-
-
-def _drawn(picture: Portrait | Scene) -> tuple[Tensor, Tensor]:
-    masks = torch.zeros(len(SCENE_PARTS), LARGE_SIDE, LARGE_SIDE)
-    if isinstance(picture, Scene):
-        scene = render_scene(picture, LARGE_SIDE)
-        for i, key in enumerate(SCENE_PARTS):
-            masks[i] = torch.from_numpy(scene.masks[key])
-        return torch.from_numpy(scene.image), masks
-    portrait = render(picture, LARGE_SIDE)
-    for i, part in enumerate(PARTS):
-        masks[i] = torch.from_numpy(portrait.masks[part])
-    return torch.from_numpy(portrait.image), masks
-
-
-def _recoloured(picture: Portrait | Scene, cloth: str, ground: str | None) -> Portrait | Scene:
-    if isinstance(picture, Scene):
-        left, right = (
-            _recoloured_person(person, cloth, ground) for person in (picture.left, picture.right)
-        )
-        return replace(picture, left=left, right=right)
-    return _recoloured_person(picture, cloth, ground)
-
-
-def _recoloured_person(person: Portrait, cloth: str, ground: str | None) -> Portrait:
-    return replace(
-        person,
-        hat=replace(person.hat, colour=cloth) if person.hat else None,
-        shirt=replace(person.shirt, colour=cloth),
-        background=ground or person.background,
-    )
-
-
-def _as_bins(colours: Sequence[tuple[int, int, int]]) -> Tensor:
-    return torch.tensor(colours) / 255
-
-
-def _histogram(pixels: Tensor, bins: Tensor) -> Tensor:
-    """Share of pixels that are nearest to each bin. M 3, K 3 -> K."""
-    counts = torch.cdist(pixels, bins).argmin(1).bincount(minlength=len(bins))
-    return counts / max(1, len(pixels))
-
-
-def right_colours(image: Tensor, owners: Tensor, asked: Sequence[Asked]) -> list[bool]:
-    """Whether each part looks more like itself in the asked colour than like itself in any other.
-    image: H W 3 in 0..1; owners: H W, the part that owns each pixel. A part that owns nothing is
-    wrong."""
-    right: list[bool] = []
-    for each in asked:
-        pixels = image[owners == each.part]
-        histogram = _histogram(pixels, each.bins)
-        apart = {name: float((histogram - drawn).abs().sum()) for name, drawn in each.drawn.items()}
-        right.append(len(pixels) > 0 and min(apart, key=apart.__getitem__) == each.name)
-    return right
+    image, masks = draw(picture, LARGE_SIDE)
+    return Case(line, asked_colours(picture, LARGE_SIDE), image, masks)
 
 
 def layout_of(attention: Tensor, text: CaptionBatch) -> Tensor:

@@ -19,6 +19,7 @@ from magicportrait.demo import (
     transformer_checkpoint,
     transformer_quality,
 )
+from magicportrait.demo.asked_colours import asked_colours, draw, right_colours
 from magicportrait.demo.captions import TransformerCaptions
 from magicportrait.demo.checkpoint import read_parts, write_parts
 from magicportrait.demo.dataset import SCENE_PARTS, encode_seed, latent_files
@@ -28,6 +29,8 @@ from magicportrait.demo.portraits import (
     PARTS,
     SKIN_NAMES,
     SKIN_TONES,
+    STYLES,
+    Garment,
     caption,
     caption_phrases,
     render_scene,
@@ -273,6 +276,20 @@ def test_the_figures_of_the_truth_are_high_and_those_of_swapped_people_are_not(
     if kind == "scenes":
         swapped = transformer_quality.ceiling(mirrored)
         assert max(swapped["hat"], swapped["shirt"]) < 0.4 and swapped["background"] > 0.8
+
+
+@pytest.mark.parametrize("colour", ["purple", "orange"])
+def test_a_hat_of_another_colour_is_wrong_in_every_style(colour: str) -> None:
+    for style in STYLES:
+        portrait = replace(sample_portrait(5), hat=Garment("red", "striped", "top"), style=style)
+        asked = asked_colours(portrait, 128)
+        image, masks = draw(portrait, 128)
+        assert right_colours(image, masks.argmax(0), asked) == [True, True, True]
+        other = replace(portrait, hat=Garment(colour, "striped", "top"))
+        image, masks = draw(other, 128)
+        assert right_colours(image, masks.argmax(0), asked) == [False, True, True]
+        nowhere = masks.argmax(0).masked_fill(masks.argmax(0) == asked[0].part, 0)
+        assert not right_colours(image, nowhere, asked)[0]
 
 
 def test_the_layout_takes_a_place_for_the_part_whose_words_it_looks_at() -> None:
