@@ -13,11 +13,14 @@ Every result is kept in bench/results/magicapture_effect.json as soon as it is t
 goes on. The table is of the pairs that have all methods.
 
 `--model transformer` asks the same of the transformer toy, whose two words are trigger words of one
-and the same unknown token, or learned: `magicapture_effect_transformer`.
+and the same unknown token, or learned: `magicapture_effect_transformer`. `--model transformer-long`
+trains as long as the UNet's table does, with learned words, and compares with rules of other papers
+(capture_rules.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from . import toy
+from .capture_rules import let_rank_fall, region_route, sample_as_it_stands
 from .command_line import bench_parser, command_of, parse_with_quick
 from .core_trainer import train_core_lora
 from .report import RESULTS, Report, table_head, table_row
@@ -98,6 +102,23 @@ TRANSFORMER_METHODS: dict[str, dict[str, Any]] = {
     "without masks": {"masked": False},
     "without refocusing": {"refocus_weight": 0.0},
     "without composed prompts": {"composed": False},
+}
+FALLING_RANK, ALL_RANKS, REGION_ROUTE = (
+    "T-LoRA: rank falls with noise",
+    "the same, all ranks",
+    "RegionRoute for refocusing",
+)
+LONG_SETTINGS = replace(
+    TRANSFORMER_SETTINGS, words="learned", inversion_steps=200, lora_steps=300, versions=4
+)
+LONG_METHODS: dict[str, dict[str, Any]] = {
+    CORE: {},
+    "full": {},
+    "without identity loss": {"identity_weight": 0.0},
+    "without refocusing": {"refocus_weight": 0.0},
+    REGION_ROUTE: {"refocus_weight": 1.0},
+    ALL_RANKS: {"rank": 8},
+    FALLING_RANK: {"rank": 8},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     # A step with a second forward takes 1.7 times as long: .52 s instead of .31 s.
@@ -193,6 +214,18 @@ SCALES = {
         14,
         "magicapture_effect_transformer",
     ),
+    "transformer-long": Scale(
+        toy.Toy.load_transformer,
+        transformer_checkpoint.PATH,
+        LONG_SETTINGS,
+        CORE_RATE,
+        ("sks", "inkwash"),
+        LONG_METHODS,
+        TABLE[:4],
+        8,
+        14,
+        "magicapture_effect_transformer_long",
+    ),
 }
 
 
@@ -257,6 +290,14 @@ class Pair:
         self._inversions: dict[tuple[bool, int], tuple[list[Tensor], Tensor]] = {}
         self.identity = toy.identity()
 
+    def draw(self, method: str) -> Tensor:  # B H W 3
+        """A method's pictures."""
+        if method not in (FALLING_RANK, ALL_RANKS):
+            return self.pictures(self.words(method))
+        seeds, steps = range(self.scale.pictures), self.scale.sampling_steps
+        prompt = prompt_of(self.capture, self.scale.placeholders)
+        return sample_as_it_stands(self.train(method), prompt, seeds, steps)
+
     def words(self, method: str) -> Words:
         if method == BASE:
             return Words(
@@ -286,7 +327,10 @@ class Pair:
         )
         if settings.lora_steps:
             self._after_inversion(training)
-        with training_mode():
+        if method == FALLING_RANK:
+            let_rank_fall(training)
+        rules = region_route() if method == REGION_ROUTE else contextlib.nullcontext()
+        with training_mode(), rules:
             while training.step < settings.steps:
                 training.train_step()
         return training
@@ -520,7 +564,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="*",
-        choices=(BASE, *{**METHODS, **TRANSFORMER_METHODS}, *VARIANTS),
+        choices=(BASE, *{**METHODS, **TRANSFORMER_METHODS, **LONG_METHODS}, *VARIANTS),
         metavar="METHOD",
         help=f"only these methods, by name, also {' and '.join(map(repr, VARIANTS))}",
     )
@@ -573,7 +617,7 @@ def main() -> None:
         pair, first = Pair(loaded, seed, style, settings, scale), []
         for method in missing:
             started = time.perf_counter()
-            pictures = pair.pictures(pair.words(method))
+            pictures = pair.draw(method)
             results[key((seed, style), method)] = figures = pair.score(pictures)
             first.append(pictures[0])
             numbers = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
@@ -597,7 +641,7 @@ def main() -> None:
             pair_sheet(rows, methods, args.figure)
     report = Report(
         scale.report,
-        "MagiCapture on the toy checkpoint" + (", transformer" if scale.weights else ""),
+        f"MagiCapture on the {args.model} toy",
         f"`{command_of('bench.magicapture_effect')}`",
     )
     report.write(*table(results, pairs, methods))

@@ -6,7 +6,7 @@ its reference, divided by that of the plain picture (0: the reference's colour, 
 no reference). Elsewhere: how much the colours of the other parts (hair, face, background) change.
 Patterns: the share of patterned references whose pattern the part has too (three concepts). The
 prompt asks for other colours than the references have, so what is measured comes from the
-references alone.
+references alone; with `--prompt neutral` it names none, as people write.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from . import toy
-from .command_line import bench_parser, parse_with_quick
+from .command_line import bench_parser, command_of, parse_with_quick
 from .report import Report
 from .sheets import contact_sheet
 from .toy_patterns import pattern_of
 from .toy_references import (
     BYSTANDERS,
     CONCEPTS,
+    NEUTRAL_PROMPT,
+    PROMPT,
     Pictures,
     magic_pictures,
     plain_pictures,
@@ -55,6 +57,8 @@ UNET: list[Setting] = [
     ("layers decoder", DEFAULT_STRENGTH, {"layers": "decoder"}),
     ("layers all", DEFAULT_STRENGTH, {"layers": "all"}),
 ]
+NEUTRAL = ("default", "RSA only", "RSA only, strength 4", "strength 4", "strength 4, inject_at 0")
+"""The UNet's settings that are measured with a neutral prompt."""
 TRANSFORMER: list[Setting] = [
     (name, strength, {"inject_at": 0.0, **options})
     for name, strength, options in (
@@ -177,6 +181,12 @@ def write_figure(
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--model", choices=("unet", "transformer"), default="unet")
+    parser.add_argument(
+        "--prompt",
+        choices=("other colours", "neutral"),
+        default="other colours",
+        help="what the prompt says of what the references show",
+    )
     parser.add_argument("--only", nargs="*", help="only these settings, by name; nothing is kept")
     parser.add_argument("--seeds", type=int, default=8, help="pictures for each set of references")
     parser.add_argument("--sets", type=int, default=4, help="only the first so many sets")
@@ -191,16 +201,20 @@ def main() -> None:
         checkpoint, settings, suffix = toy.Toy.load(), UNET, ""
     else:
         checkpoint, settings, suffix = toy.Toy.load_transformer(), TRANSFORMER, "_transformer"
+    prompt, is_neutral = PROMPT, args.prompt == "neutral"
+    if is_neutral:
+        prompt, suffix = NEUTRAL_PROMPT, f"{suffix}_neutral"
+        settings = [setting for setting in settings if setting[0] in NEUTRAL]
     if args.figure:
         write_figure(checkpoint, sets, args.figure, *settings[0][1:])
         return
     noise = checkpoint.noise(range(args.seeds))
-    plain = plain_pictures(checkpoint, noise)
+    plain = plain_pictures(checkpoint, noise, prompt=prompt)
     report = Report(
         f"magicface_effect{suffix}",
         f"MagicFace on the {args.model} toy",
-        f"`python -m bench.magicface_effect{' --model transformer' if suffix else ''}`,"
-        f" {len(sets)} reference sets x {args.seeds} seeds",
+        f"`{command_of('bench.magicface_effect')}`, {len(sets)} reference sets x {args.seeds}"
+        f" seeds: {prompt}",
     )
     report.begin_table(
         "", "1 concept: error", "elsewhere", "3 concepts: error", "elsewhere", "patterns"
@@ -216,7 +230,9 @@ def main() -> None:
             scores, patterns = [], []
             for portraits in sets:
                 references = {part: portraits[part] for part in parts}
-                magic = magic_pictures(checkpoint, noise, references, strength, **options)
+                magic = magic_pictures(
+                    checkpoint, noise, references, strength, prompt=prompt, **options
+                )
                 scores.append(score(plain, magic, references))
                 patterns.append(right_patterns(magic, references))
             rows[name] += [sum(values) / len(values) for values in zip(*scores, strict=True)]

@@ -20,13 +20,22 @@ PROMPT = (
     "a man with pale skin and black hair wearing a green hat, a white scarf and a blue shirt, pink"
     " background, cartoon style"
 )
+NEUTRAL_PROMPT = (
+    "a man with pale skin and black hair wearing a hat, a scarf and a shirt, pink background,"
+    " cartoon style"
+)
+"""The same without the colours that contradict the references, as people write."""
 PLAIN_PROMPT = (
     "a smiling woman with pale skin and red hair wearing a top hat, a scarf and a shirt, pink"
     " background, cartoon style"
 )
 """Names no colours that references could have: for pictures that show what a node does."""
 CONCEPTS = ("hat", "scarf", "shirt")
-PHRASES = {"hat": "green hat", "scarf": "white scarf", "shirt": "blue shirt"}
+PHRASES = {
+    PROMPT: {"hat": "green hat", "scarf": "white scarf", "shirt": "blue shirt"},
+    NEUTRAL_PROMPT: {part: part for part in CONCEPTS},
+}
+"""What the prompts call the CONCEPTS."""
 BYSTANDERS = ("black hair", "man", "pink background")
 """Phrases of the prompt that have no reference."""
 SKIN = (198, 140, 98)
@@ -111,11 +120,11 @@ def apply_concepts(checkpoint: toy.Toy, concepts: Any, **options: Any) -> tuple[
 
 
 def plain_pictures(
-    checkpoint: toy.Toy, noise: Tensor, steps: int = 25, cfg: float = 4.0
+    checkpoint: toy.Toy, noise: Tensor, steps: int = 25, cfg: float = 4.0, prompt: str = PROMPT
 ) -> Pictures:
-    """Without references; their layout tells where things are."""
-    phrases = [*PHRASES.values(), *BYSTANDERS]
-    model, positive, record = checkpoint.watch(PROMPT, phrases)
+    """Without references; their layout tells where things are. prompt: a key of PHRASES."""
+    phrases = [*PHRASES[prompt].values(), *BYSTANDERS]
+    model, positive, record = checkpoint.watch(prompt, phrases)
     samples = checkpoint.sample(model, positive, noise, steps, cfg)
     return Pictures(
         checkpoint.decode(samples), toy.regions(record, samples, [*CONCEPTS, *BYSTANDERS])

@@ -21,11 +21,12 @@ def sample_picture(
     size: tuple[int, int],
     seed: int,
     steps: int = 20,
+    strengths: tuple[float, float] = STRENGTHS,
 ) -> Tensor:
-    """Samples `prompt`: 1 H W 3. size: of the latent, rows and columns. Changes nothing that the
-    training depends on."""
+    """Samples `prompt`: 1 H W 3. size: of the latent, rows and columns. strengths: of the LoRA of
+    the denoiser, of the text encoders. Changes nothing that the training depends on."""
     denoiser, device = networks.denoiser, networks.device
-    with networks.strengths(*STRENGTHS):
+    with networks.strengths(*strengths):
         condition = networks.condition([networks.text.prompt(each) for each in ("", prompt)], size)
         generator = torch.Generator().manual_seed(seed)
         latent = torch.randn(1, denoiser.latent_channels, *size, generator=generator).to(device)
