@@ -68,8 +68,15 @@ RIGHT = Portrait(
 )
 COUPLES = {"man and woman": (LEFT, RIGHT), "two men": (LEFT, replace(RIGHT, gender="man"))}
 SHIRTS, GROUNDS = ("white", "yellow", "blue", "orange", "pink", "black"), ("blue", "pink", "yellow")
-OTHERS = ((44, 36, 44), (0, 0, 0), *(GARMENT_COLOURS[colour] for colour in SHIRTS))
-"""Colours of lines, dark places and shirts."""
+LINES = ((44, 36, 44), (0, 0, 0))
+OTHERS = (
+    *LINES,
+    *BACKGROUND_COLOURS.values(),
+    *GARMENT_COLOURS.values(),
+    *HAIR_COLOURS.values(),
+    *SKIN_TONES,
+)
+"""Colours that a pixel may have that is neither person's: brown hair is not the red one's."""
 LEAST = {"hair": 0.005, "hat": 0.005, "face": 0.1}
 """The share of a half, or of a face's place, that counts."""
 
@@ -148,9 +155,9 @@ def errors(images: Tensor, people: Sequence[Portrait]) -> list[float]:
 
 def counted(images: Tensor, people: Sequence[Portrait]) -> dict[str, list[int]]:
     """For each part how many are own, swapped, neither. images: B H W 3."""
-    others = torch.tensor([*BACKGROUND_COLOURS.values(), *OTHERS]) / 255
     every = [colour for person in people for colour in colours_of(person).values()]
-    palette = torch.cat([torch.stack(every), others])
+    # Of two equal colours the first is the nearest: a person's own.
+    palette = torch.cat([torch.stack(every), torch.tensor(OTHERS) / 255])
     counts = {part: [0, 0, 0] for part in PARTS}
     for image in images:
         for who, masks in enumerate(scene_masks(PARTS)):
