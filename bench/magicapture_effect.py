@@ -112,7 +112,7 @@ LONG_METHODS: dict[str, dict[str, Any]] = {
     "full": {},
     "without identity loss": {"identity_weight": 0.0},
     "without refocusing": {"refocus_weight": 0.0},
-    REGION_ROUTE: {"refocus_weight": 1.0},
+    REGION_ROUTE: {"refocus_weight": 0.3},
     FALLING_RANK: {},
 }
 VARIANTS: dict[str, dict[str, Any]] = {

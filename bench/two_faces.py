@@ -11,7 +11,8 @@ where drawn pictures have the face, more pixels are of that part's colour than o
 person's; swapped: more are of the other's; neither: there is hardly any of both. Errors: distance
 of a part's mean colour where drawn pictures have it, divided by that of the plain picture. Merged
 is the host's Load LoRA; halves has the halves as target regions; limits only limits the layout to
-them.
+them. As drawn is both people drawn by the toy's world: no error of hair is 0, since what drawn
+pictures have of it lies where others have lines and hats.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ from magicportrait.demo.portraits import (
     Garment,
     Portrait,
     Pose,
+    Scene,
     render,
+    render_scene,
+    sample_scene,
 )
 from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
 from magicportrait.nodes.magicface_concept import MagicFaceConcept
@@ -134,6 +138,20 @@ def colours_of(person: Portrait) -> dict[str, Tensor]:
     return {part: torch.tensor(colour) / 255 for part, colour in colours.items()}
 
 
+def scenes_of(people: tuple[Portrait, Portrait], count: int) -> Tensor:
+    """Both people as they are drawn in one picture: what the counts of a perfect model would be of.
+    B H W 3."""
+    images = []
+    for seed in range(count):
+        places = sample_scene(seed)
+        left, right = (
+            replace(person, background="blue", pose=place.pose)
+            for person, place in zip(people, (places.left, places.right), strict=True)
+        )
+        images.append(torch.from_numpy(render_scene(Scene(left, right), 256).image))
+    return torch.stack(images)
+
+
 def halves(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Left and right: 1 H W each."""
     left = torch.zeros(1, rows, columns)
@@ -170,6 +188,19 @@ def counted(images: Tensor, people: Sequence[Portrait]) -> dict[str, list[int]]:
                 is_there = max(own, other) >= least
                 counts[part][(0 if own >= other else 1) if is_there else 2] += 1
     return counts
+
+
+def figures_of(
+    images: Tensor, people: Sequence[Portrait], now: Sequence[float], before: Sequence[float]
+) -> list[str]:
+    """The cells of a row. images: B H W 3; now, before: errors of these pictures and of plain
+    ones."""
+    counts = torch.tensor(list(counted(images, people).values()))
+    shares = counts / counts.sum(1, keepdim=True)  # parts, (own, swapped, neither)
+    return [
+        *(f"{share:.0%}" for share in (*shares.mean(0).tolist(), *shares[:, 1].tolist())),
+        *(f"{own / first:.2f}" for own, first in zip(now, before, strict=True)),
+    ]
 
 
 def references_of(couple: Couple, regions: Sequence[Tensor] | None) -> Any:
@@ -278,13 +309,10 @@ def measure(
         rows.append(list(images[:6]))
         now = errors(images, couple.people)
         before = before or now
-        counts = torch.tensor(list(counted(images, couple.people).values()))
-        shares = counts / counts.sum(1, keepdim=True)  # parts, (own, swapped, neither)
-        report.add_row(
-            name,
-            *(f"{share:.0%}" for share in (*shares.mean(0).tolist(), *shares[:, 1].tolist())),
-            *(f"{own / first:.2f}" for own, first in zip(now, before, strict=True)),
-        )
+        report.add_row(name, *figures_of(images, couple.people, now, before))
+    drawn = scenes_of(couple.people, len(noise))
+    now = errors(drawn, couple.people)
+    report.add_row("as drawn", *figures_of(drawn, couple.people, now, before))
     if sheets is not None:
         contact_sheet(rows, sheets / f"two_faces_{couple.name.replace(' ', '_')}.png")
 
