@@ -185,9 +185,13 @@ class LearnedText:
             expected, options = encode(self._clip, text)[0]
         with torch.no_grad():
             context, own = self._run(self._clip.tokenize(text))
+        # HiDream reads a language model beside the context.
         pairs = [(context, expected)]
-        if isinstance(own["pooled_output"], Tensor):
-            pairs.append((own["pooled_output"], options["pooled_output"]))
+        pairs += [
+            (value, options[name])
+            for name, value in own.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        ]
         limit = _TOLERANCE if self._dtype == torch.float32 else _HALF_TOLERANCE
         for ours, theirs in pairs:
             theirs = theirs.to(ours)

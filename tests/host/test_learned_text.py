@@ -31,8 +31,8 @@ from magicportrait.tests.host.dits import WIDTH
 from magicportrait.tests.host.test_flow_training import QUICK, parts
 from magicportrait.tests.host.test_magicapture import sets
 
-FAMILIES = ("flux", "chroma", "qwen", "lumina2")
-"""CLIP with T5, T5 alone, Qwen, Gemma."""
+FAMILIES = ("flux", "chroma", "qwen", "lumina2", "hidream")
+"""CLIP with T5, T5 alone, Qwen, Gemma, and CLIP, T5 and Llama."""
 WORDS = ("<anna>", "<ink>")
 PROMPT = "a <anna> woman, in <ink> style"
 
@@ -55,8 +55,8 @@ def test_a_learned_word_is_what_its_vectors_are_to_the_host(family):
         text.check_against("a woman, in a plain style")
         [ours] = text.encode([text.prompt(PROMPT)])
         assert [len(span) > 0 for span in ours.spans] == [True, True]
-        outputs = [ours.context, ours.options["pooled_output"]]
-        told = [each for each in outputs if each is not None and each.requires_grad]
+        outputs = [ours.context, *ours.options.values()]
+        told = [each for each in outputs if isinstance(each, torch.Tensor) and each.requires_grad]
         # Weighed, since the sum of what a norm gives is a constant.
         generator = torch.Generator().manual_seed(1)
         weights = [torch.randn(each.shape, generator=generator) for each in told]
@@ -64,8 +64,16 @@ def test_a_learned_word_is_what_its_vectors_are_to_the_host(family):
     assert all((rows.abs().amax(1) > 0).all() for rows in gradients)
     with torch.inference_mode():
         clip = with_learned_words(random_clip_of(family), text.learned())
-        theirs, _ = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0]
-    torch.testing.assert_close(ours.context.detach(), theirs.clone(), rtol=2e-3, atol=2e-3)
+        theirs, options = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0]
+    pairs = [(ours.context, theirs)]
+    pairs += [
+        (value, options[name])
+        for name, value in ours.options.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    ]
+    assert len(pairs) == {"hidream": 3, "chroma": 1, "qwen": 1, "lumina2": 1}.get(family, 2)
+    for mine, other in pairs:
+        torch.testing.assert_close(mine.detach(), other.clone(), rtol=2e-3, atol=2e-3)
 
 
 # ---- among the tokens of a prompt ----
@@ -200,10 +208,10 @@ def test_a_class_word_without_tokens_is_a_sentence_that_says_what_to_write():
         text.typical_norms([""])
 
 
-def training(checks_memory: bool = False) -> CaptureTraining:
+def training(checks_memory: bool = False, family: str = "flux") -> CaptureTraining:
     changes: dict[str, Any] = {"words": "learned", "inversion_steps": 2, "lora_steps": 2}
     settings = replace(QUICK, **changes, inversion_rate=0.1)
-    return CaptureTraining(*parts("flux"), *sets(), None, settings, checks_memory=checks_memory)
+    return CaptureTraining(*parts(family), *sets(), None, settings, checks_memory=checks_memory)
 
 
 def test_both_phases_teach_words_to_clip_and_t5_and_go_on_bit_for_bit(tmp_path, monkeypatch):
@@ -237,6 +245,19 @@ def test_both_phases_teach_words_to_clip_and_t5_and_go_on_bit_for_bit(tmp_path, 
     # In a file, and from it.
     [path] = [save_embedding(whole.embeddings[0], "anna")]
     assert {*load_embedding(path.name, "").vectors} == {"clip_l", "t5xxl"}
+
+
+def test_the_words_of_a_language_model_that_is_read_beside_the_context_are_taught_too():
+    run = training(family="hidream")
+    before = [rows.detach().clone() for rows in run.networks.text.rows]
+    with training_mode():
+        run.train_step()
+    moved = [
+        (now.detach() != then).any()
+        for now, then in zip(run.networks.text.rows, before, strict=True)
+    ]
+    [word, _] = run.networks.text.learned()
+    assert {*word.vectors} == {"clip_l", "clip_g", "t5xxl", "llama"} and all(moved)
 
 
 def test_words_are_learned_where_there_is_clip_alone_or_where_it_is_asked_for():
