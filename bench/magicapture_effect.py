@@ -14,8 +14,7 @@ goes on. The table is of the pairs that have all methods.
 
 `--model transformer` asks the same of the transformer toy, whose two words are trigger words of one
 and the same unknown token, or learned: `magicapture_effect_transformer`. `--model transformer-long`
-trains about as long as the UNet's table, with learned words, and has rules of other papers too
-(capture_rules.py).
+has learned words, twice as many steps, and rules of other papers too (capture_rules.py).
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ TRANSFORMER_METHODS: dict[str, dict[str, Any]] = {
 }
 FALLING_RANK, REGION_ROUTE = "rank falls with noise (T-LoRA)", "RegionRoute for refocusing"
 LONG_SETTINGS = replace(
-    TRANSFORMER_SETTINGS, words="learned", inversion_steps=150, lora_steps=300, versions=4
+    TRANSFORMER_SETTINGS, words="learned", inversion_steps=80, lora_steps=150, versions=4
 )
 LONG_METHODS: dict[str, dict[str, Any]] = {
     CORE: {},
