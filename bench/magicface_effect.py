@@ -30,6 +30,7 @@ from .toy_references import (
     magic_pictures,
     plain_pictures,
     reference_sets,
+    worded_pictures,
 )
 
 # ruff: isort: split
@@ -59,6 +60,7 @@ UNET: list[Setting] = [
 ]
 NEUTRAL = ("default", "RSA only", "RSA only, strength 4", "strength 4", "strength 4, inject_at 0")
 """The UNet's settings that are measured with a neutral prompt."""
+WORDED = "no references, the prompt names what they show"
 TRANSFORMER: list[Setting] = [
     (name, strength, {"inject_at": 0.0, **options})
     for name, strength, options in (
@@ -222,6 +224,8 @@ def main() -> None:
     share = mean_patterns([right_patterns(plain, references) for references in sets])
     report.add_row("without references", "1", "0", "1", "0", f"{share:.2f}")
     rows: dict[str, list[float]] = {}
+    if is_neutral:
+        settings.append((WORDED, 0.0, {}))
     for name, strength, options in settings:
         if args.only and name not in args.only:
             continue
@@ -230,8 +234,12 @@ def main() -> None:
             scores, patterns = [], []
             for portraits in sets:
                 references = {part: portraits[part] for part in parts}
-                magic = magic_pictures(
-                    checkpoint, noise, references, strength, prompt=prompt, **options
+                magic = (
+                    worded_pictures(checkpoint, noise, references)
+                    if name == WORDED
+                    else magic_pictures(
+                        checkpoint, noise, references, strength, prompt=prompt, **options
+                    )
                 )
                 scores.append(score(plain, magic, references))
                 patterns.append(right_patterns(magic, references))

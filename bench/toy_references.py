@@ -119,6 +119,31 @@ def apply_concepts(checkpoint: toy.Toy, concepts: Any, **options: Any) -> tuple[
     return model, positive, record
 
 
+def prompt_with(references: Mapping[str, Portrait]) -> tuple[str, dict[str, str]]:
+    """The neutral prompt with the references in words, and what it calls the CONCEPTS."""
+    phrases, prompt = {part: part for part in CONCEPTS}, NEUTRAL_PROMPT
+    for part, portrait in references.items():
+        cloth = getattr(portrait, part)
+        pattern = "" if cloth.pattern == "plain" else f"{cloth.pattern} "
+        kind = f"{cloth.kind} " if part == "hat" else ""
+        phrases[part] = f"{cloth.colour} {pattern}{kind}{part}"
+        article = "an" if cloth.colour[0] in "aeiou" else "a"
+        prompt = prompt.replace(f"a {part}", f"{article} {phrases[part]}")
+    return prompt, phrases
+
+
+def worded_pictures(
+    checkpoint: toy.Toy, noise: Tensor, references: Mapping[str, Portrait]
+) -> Pictures:
+    """Without references, which the prompt names instead."""
+    prompt, phrases = prompt_with(references)
+    model, positive, record = checkpoint.watch(prompt, [*phrases.values(), *BYSTANDERS])
+    samples = checkpoint.sample(model, positive, noise)
+    return Pictures(
+        checkpoint.decode(samples), toy.regions(record, samples, [*CONCEPTS, *BYSTANDERS])
+    )
+
+
 def plain_pictures(
     checkpoint: toy.Toy, noise: Tensor, steps: int = 25, cfg: float = 4.0, prompt: str = PROMPT
 ) -> Pictures:
