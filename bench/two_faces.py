@@ -1,18 +1,19 @@
 """Two people of a reference or a LoRA each in one picture: `python -m bench.two_faces`
 
 On the transformer toy, which was trained on pictures of two people, at its own size. Each person is
-known by one portrait (MagicFace Concept, hair, hat and face shown) or by a LoRA that the host's
-trainer made of six portraits in different clothes; hair, hat and skin are of colours that the other
+known by one portrait (MagicFace Concept, hair, hat and face shown) or by a LoRA that MagiCapture
+made of six portraits in different clothes (a subject without a style, trigger words, masks of the
+same parts); hair, hat and skin are of colours that the other
 has not, and that the prompt does not name. The prompt has a man on the left and a woman on the
 right, or the same words twice, by which man#1 and man#2 are told apart.
 
-Own: the share of hair, hat and skin that is of the right person: in the person's half, or of skin
-where drawn pictures have the face, more pixels are of that part's colour than of the other
-person's; swapped: more are of the other's; neither: there is hardly any of both. Errors: distance
-of a part's mean colour where drawn pictures have it, divided by that of the plain picture. Merged
-is the host's Load LoRA; halves has the halves as target regions; limits only limits the layout to
-them. As drawn is both people drawn by the toy's world: no error of hair is 0, since what drawn
-pictures have of it lies where others have lines and hats.
+Own: the share of hair, hat and skin that is of the right person: where drawn pictures have hat and
+face, more pixels are of that part's colour than of the other person's, and the head looks most like
+the person drawn with that hair; swapped: they are of the other's; neither: of anybody else's.
+Errors: distance of a part's mean colour where drawn pictures have it, divided by that of the plain
+picture. Merged is the host's Load LoRA; halves has the halves as target regions; limits only limits
+the layout to them. As drawn is both people drawn by the toy's world: no error of hair is 0, since
+what drawn pictures have of it lies where others have lines and hats.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from typing import Any
 
 from . import toy
 from .command_line import bench_parser, command_of, parse_with_quick
-from .concept_lora import merged, train_pictures
+from .concept_lora import merged
 from .layout_conditioning import applied, scene_masks
+from .magicapture_effect import TRANSFORMER_SETTINGS
 from .report import Report
 from .sheets import contact_sheet
 from .toy_colours import colour_counts
@@ -43,15 +45,20 @@ from magicportrait.demo.portraits import (
     Garment,
     Portrait,
     Pose,
+    Rendering,
     Scene,
     render,
     render_scene,
     sample_scene,
 )
+from magicportrait.host.training.memory import training_mode
+from magicportrait.host.training.run import CaptureTraining
+from magicportrait.magic.capture_sets import Subject, capture_pictures
 from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
 from magicportrait.nodes.magicface_concept import MagicFaceConcept
 
 PARTS = ("hair", "hat", "face")
+TRIGGER, DETAILS = "sks", "with hair and a hat"
 LEFT = Portrait(
     "man",
     SKIN_TONES[4],
@@ -72,17 +79,19 @@ RIGHT = Portrait(
 )
 COUPLES = {"man and woman": (LEFT, RIGHT), "two men": (LEFT, replace(RIGHT, gender="man"))}
 SHIRTS, GROUNDS = ("white", "yellow", "blue", "orange", "pink", "black"), ("blue", "pink", "yellow")
-LINES = ((44, 36, 44), (0, 0, 0))
+LINES, MOUTH = ((44, 36, 44), (0, 0, 0)), (200, 54, 60)
 OTHERS = (
     *LINES,
+    MOUTH,
     *BACKGROUND_COLOURS.values(),
     *GARMENT_COLOURS.values(),
     *HAIR_COLOURS.values(),
     *SKIN_TONES,
 )
 """Colours that a pixel may have that is neither person's: brown hair is not the red one's."""
-LEAST = {"hair": 0.005, "hat": 0.005, "face": 0.1}
-"""The share of a half, or of a face's place, that counts."""
+LEAST = 0.1
+"""The share of a hat's or a face's place that counts."""
+PLACES = (*PARTS, "shirt")
 
 
 @dataclass(frozen=True)
@@ -105,12 +114,43 @@ class Couple:
 
 def words_of(person: Portrait) -> str:
     """What the prompt says of a person."""
-    return f"{person.gender} with hair and a hat"
+    return f"{TRIGGER} {person.gender} {DETAILS}"
 
 
 def caption_of(person: Portrait) -> str:
     """Of a portrait of a person alone."""
     return f"a {words_of(person)}, cartoon style"
+
+
+def head_mask(rendering: Rendering) -> Tensor:
+    """Hair, hat and face: 1 H W."""
+    return torch.stack([toy.part_mask(rendering, part) for part in PARTS]).sum(0)
+
+
+def train_person(checkpoint: toy.Toy, person: Portrait, steps: int) -> dict[str, Tensor]:
+    """The LORA_MODEL of a person's portraits."""
+    drawn = [render(portrait, checkpoint.side) for portrait in portraits_of(person)]
+    pictures = capture_pictures(
+        [torch.from_numpy(each.image) for each in drawn],
+        [head_mask(each)[0] for each in drawn],
+        [f"portrait {i}" for i in range(len(drawn))],
+    )
+    template = f"a {{person}} {DETAILS}, cartoon style"
+    subject = Subject(pictures, TRIGGER, person.gender, (template,))
+    # What comes out of inference mode cannot be trained with.
+    with torch.inference_mode(False), training_mode():
+        training = CaptureTraining(
+            checkpoint.model,
+            checkpoint.clip,
+            checkpoint.vae,
+            subject,
+            None,
+            None,
+            replace(TRANSFORMER_SETTINGS, lora_steps=steps, side=checkpoint.side),
+        )
+        while training.step < steps:
+            training.train_step()
+        return training.networks.lora()
 
 
 def portraits_of(person: Portrait) -> list[Portrait]:
@@ -171,31 +211,75 @@ def errors(images: Tensor, people: Sequence[Portrait]) -> list[float]:
     return [float(torch.stack(distances).mean()) for distances in means.values()]
 
 
-def counted(images: Tensor, people: Sequence[Portrait]) -> dict[str, list[int]]:
-    """For each part how many are own, swapped, neither. images: B H W 3."""
-    every = [colour for person in people for colour in colours_of(person).values()]
-    # Of two equal colours the first is the nearest: a person's own.
-    palette = torch.cat([torch.stack(every), torch.tensor(OTHERS) / 255])
-    counts = {part: [0, 0, 0] for part in PARTS}
-    for image in images:
-        for who, masks in enumerate(scene_masks(PARTS)):
-            half = image.chunk(2, dim=1)[who].reshape(-1, 3)
-            for i, (part, least) in enumerate(LEAST.items()):
-                # Lines are nearly as dark as dark skin.
-                pixels = image[masks[part]] if part == "face" else half
-                shares = colour_counts(pixels, palette) / len(pixels)
-                own, other = (float(shares[person * len(PARTS) + i]) for person in (who, 1 - who))
-                is_there = max(own, other) >= least
-                counts[part][(0 if own >= other else 1) if is_there else 2] += 1
-    return counts
+class Counter:
+    """Whose colours the parts of a couple have."""
+
+    def __init__(self, people: tuple[Portrait, Portrait]) -> None:
+        self.people, self.places = people, scene_masks(PLACES)
+        # Of two equal colours the first is the nearest: a person's own.
+        own = [torch.stack([colours_of(person)[part] for part in PARTS]) for person in people]
+        self.palette = torch.cat([*own, torch.tensor(OTHERS) / 255])
+        self.hair = [self._looks_of_hair(who) for who in (0, 1)]
+
+    def shares(self, image: Tensor, where: Tensor) -> Tensor:
+        """The share of pixels that is nearest to each of the palette. image: H W 3; where: H W,
+        bool."""
+        pixels = image[where]
+        return colour_counts(pixels, self.palette) / len(pixels)
+
+    def counts(self, images: Tensor) -> dict[str, list[int]]:
+        """For each part how many are own, swapped, neither. images: B H W 3."""
+        counts = {part: [0, 0, 0] for part in PARTS}
+        for image in images:
+            for who, masks in enumerate(self.places):
+                counts["hair"][self._whose_hair(image, who)] += 1
+                for part in PARTS[1:]:
+                    shares = self.shares(image, masks[part])
+                    of = [float(shares[3 * i + PARTS.index(part)]) for i in (who, 1 - who)]
+                    is_there = max(of) >= LEAST
+                    counts[part][(0 if of[0] >= of[1] else 1) if is_there else 2] += 1
+        return counts
+
+    def _head(self, who: int) -> Tensor:
+        """A person's half without face and shirt: mouths are as red as red hair, shirts of any
+        colour."""
+        masks = self.places[who]
+        is_half = torch.zeros_like(masks["face"])
+        is_half.chunk(2, dim=1)[who].fill_(True)
+        return is_half & ~masks["face"] & ~masks["shirt"]
+
+    def _hair_shares(self, image: Tensor, who: int) -> Tensor:
+        """How much of a head's place is of each colour of hair but black, which lines have."""
+        hair = torch.tensor([HAIR_COLOURS[name] for name in HAIR_COLOURS if name != "black"]) / 255
+        others = torch.tensor([*LINES, *GARMENT_COLOURS.values(), *BACKGROUND_COLOURS.values()])
+        pixels = image[self._head(who)]
+        counts = colour_counts(pixels, torch.cat([hair, others / 255]))
+        return counts[: len(hair)] / len(pixels)
+
+    def _looks_of_hair(self, who: int) -> dict[str, Tensor]:
+        """A person's `_hair_shares` as drawn with each colour of hair. An edge between a line and
+        the background is gray, too, with any hair."""
+        looks = {}
+        for name in HAIR_COLOURS:
+            people = list(self.people)
+            people[who] = replace(people[who], hair=name)
+            drawn = scenes_of((people[0], people[1]), 6)
+            looks[name] = torch.stack([self._hair_shares(image, who) for image in drawn]).mean(0)
+        return looks
+
+    def _whose_hair(self, image: Tensor, who: int) -> int:
+        shares = self._hair_shares(image, who)
+        apart = {name: float((shares - look).abs().sum()) for name, look in self.hair[who].items()}
+        name = min(apart, key=apart.__getitem__)
+        return [self.people[who].hair, self.people[1 - who].hair, name].index(name)
 
 
 def figures_of(
-    images: Tensor, people: Sequence[Portrait], now: Sequence[float], before: Sequence[float]
+    images: Tensor, counter: Counter, now: Sequence[float], before: Sequence[float]
 ) -> list[str]:
     """The cells of a row. images: B H W 3; now, before: errors of these pictures and of plain
     ones."""
-    counts = torch.tensor(list(counted(images, people).values()))
+    counts = torch.tensor(list(counter.counts(images).values()))
     shares = counts / counts.sum(1, keepdim=True)  # parts, (own, swapped, neither)
     return [
         *(f"{share:.0%}" for share in (*shares.mean(0).tolist(), *shares[:, 1].tolist())),
@@ -208,7 +292,7 @@ def references_of(couple: Couple, regions: Sequence[Tensor] | None) -> Any:
     concepts: Any = ()
     for i, (person, phrase) in enumerate(zip(couple.people, couple.phrases, strict=True)):
         drawn = render(portraits_of(person)[2], 256)
-        mask = torch.stack([toy.part_mask(drawn, part) for part in PARTS]).sum(0)
+        mask = head_mask(drawn)
         region = None if regions is None else regions[i]
         [concepts] = MagicFaceConcept.execute(
             toy.picture(drawn),
@@ -263,9 +347,7 @@ def main() -> None:
         for person in couple.people:
             key = f"{person.gender} {person.hair}"
             if key not in trained:
-                trained[key] = train_pictures(
-                    checkpoint, portraits_of(person), caption_of(person), args.training
-                )
+                trained[key] = train_person(checkpoint, person, args.training)
             loras.append(trained[key])
         measure(report, checkpoint, couple, loras, noise, regions, args.steps, args.sheet)
     report.finish(kept=not args.quick)
@@ -298,7 +380,7 @@ def measure(
         "references and LoRAs, halves": loras_of(couple, loras, regions, by_reference),
     }
     before: list[float] = []
-    rows = []
+    rows, counter = [], Counter(couple.people)
     for name, concepts in ways.items():
         model, positive = (
             merged(checkpoint, dict(enumerate(loras)), couple.prompt)
@@ -309,10 +391,10 @@ def measure(
         rows.append(list(images[:6]))
         now = errors(images, couple.people)
         before = before or now
-        report.add_row(name, *figures_of(images, couple.people, now, before))
+        report.add_row(name, *figures_of(images, counter, now, before))
     drawn = scenes_of(couple.people, len(noise))
     now = errors(drawn, couple.people)
-    report.add_row("as drawn", *figures_of(drawn, couple.people, now, before))
+    report.add_row("as drawn", *figures_of(drawn, counter, now, before))
     if sheets is not None:
         contact_sheet(rows, sheets / f"two_faces_{couple.name.replace(' ', '_')}.png")
 
