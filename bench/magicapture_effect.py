@@ -107,7 +107,6 @@ LONG_SETTINGS = replace(
     TRANSFORMER_SETTINGS, words="learned", inversion_steps=80, lora_steps=150, versions=4
 )
 LONG_METHODS: dict[str, dict[str, Any]] = {
-    CORE: {},
     "full": {},
     "without identity loss": {"identity_weight": 0.0},
     "without refocusing": {"refocus_weight": 0.0},
@@ -215,7 +214,7 @@ SCALES = {
         CORE_RATE,
         ("sks", "inkwash"),
         LONG_METHODS,
-        TABLE[:4],
+        TABLE[:2],
         8,
         14,
         "magicapture_effect_transformer_long",
