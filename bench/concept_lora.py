@@ -1,8 +1,8 @@
 """Two LoRAs in one picture, merged or each where its phrase is: `python -m bench.concept_lora`
 
-On a toy: a LoRA of a hat and one of a scarf, each trained by the host's trainer on six pictures
-that have person, shirt and background in common. One prompt that asks for both, 25 steps, CFG 4.
-Error of hat and scarf: colour distance to those that were learned, divided by that of the plain
+On a toy: a LoRA of a hat and one of a scarf, each trained by the host's trainer (or MagiCapture's)
+on six pictures that have person, shirt and background in common. One prompt that asks for both, 25
+steps, CFG 4. Error of hat and scarf: colour distance to those that were learned, divided by that of the plain
 picture. Swapped: of both, the share that is nearer to the other one's colour. Then how much the
 colours of what nobody trained change from the plain picture, and the mean of that (elsewhere).
 Merged is the host's Load LoRA; painted has the regions of the plain picture as target regions.
@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import toy
+from .capture_trainer import TRIGGER, train_capture_lora
 from .command_line import bench_parser, command_of, parse_with_quick
 from .core_trainer import train_core_lora
 from .layout_conditioning import applied
@@ -52,6 +53,8 @@ LEARNED = {
         "man", SKIN, "gray", "long", Garment("pink"), "green", scarf=Garment("purple", "striped")
     ),
 }
+TRAINERS = "host", "MagiCapture"
+"""The host's own, which takes each picture as a whole; ours, with masks and a trigger word."""
 Loras = Mapping[Any, dict[str, Tensor]]
 SETTINGS: dict[str, dict[str, Any]] = {
     "painted": {},
@@ -78,9 +81,13 @@ def pictures_of(part: str) -> list[Portrait]:
     ]
 
 
-def trained(checkpoint: toy.Toy, part: str, steps: int) -> dict[str, Tensor]:
-    """A LORA_MODEL of a part."""
-    return train_pictures(checkpoint, pictures_of(part), f"a {part}, cartoon style", steps)
+def train_part(checkpoint: toy.Toy, part: str, steps: int, trainer: str) -> dict[str, Tensor]:
+    """A LORA_MODEL of a part. trainer: one of TRAINERS."""
+    portraits = pictures_of(part)
+    if trainer == TRAINERS[0]:
+        return train_pictures(checkpoint, portraits, f"a {part}, cartoon style", steps)
+    template = "a {person}, cartoon style"
+    return train_capture_lora(checkpoint, portraits, (part,), part, template, steps)
 
 
 def train_pictures(
@@ -175,15 +182,19 @@ def costs(
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--toy", choices=("unet", "transformer"), default="unet")
+    parser.add_argument("--trainer", choices=TRAINERS, default=TRAINERS[0], help="of the LoRAs")
     parser.add_argument("--seeds", type=int, default=8, help="pictures")
     parser.add_argument("--training", type=int, default=300, help="steps of each LoRA")
     parser.add_argument("--steps", type=int, default=25, help="of sampling")
     parser.add_argument("--turns", type=int, default=3, help="of what the cost is measured in")
     args = parse_with_quick(parser, seeds=2, training=2, steps=3, turns=1)
     checkpoint = toy.Toy.load() if args.toy == "unet" else toy.Toy.load_transformer()
-    loras = {part: trained(checkpoint, part, args.training) for part in LEARNED}
-    noise = checkpoint.noise(range(args.seeds))
-    model, positive, record = checkpoint.watch(PROMPT, PHRASES)
+    loras = {part: train_part(checkpoint, part, args.training, args.trainer) for part in LEARNED}
+    noise, prompt = checkpoint.noise(range(args.seeds)), PROMPT
+    if args.trainer != TRAINERS[0]:
+        for part in LEARNED:
+            prompt = prompt.replace(f"a {part}", f"a {TRIGGER} {part}")
+    model, positive, record = checkpoint.watch(prompt, PHRASES)
     samples = checkpoint.sample(model, positive, noise, args.steps)
     plain, regions = checkpoint.decode(samples), toy.regions(record, samples, PHRASES)
     colours = {}
@@ -200,10 +211,10 @@ def main() -> None:
 
     def ways(painted: Mapping[str, Tensor]) -> dict[str, tuple[Any, Any]]:
         """MODEL and conditioning of each row, for as many pictures as regions are painted for."""
-        rows = {"plain": (checkpoint.model, positive), "merged": merged(checkpoint, loras)}
+        rows = {"plain": (checkpoint.model, positive), "merged": merged(checkpoint, loras, prompt)}
         for name, options in SETTINGS.items():
             own = painted if name == "painted" else None
-            rows[name] = apart(checkpoint, loras, own, **options)
+            rows[name] = apart(checkpoint, loras, own, prompt, **options)
         return rows
 
     first = {part: region[:1] for part, region in regions.items()}

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from . import toy
+from .capture_trainer import TRIGGER, mask_of, train_capture_lora
 from .command_line import bench_parser, command_of, parse_with_quick
 from .concept_lora import merged
 from .layout_conditioning import applied, scene_masks
-from .magicapture_effect import TRANSFORMER_SETTINGS
 from .report import Report
 from .sheets import contact_sheet
 from .toy_colours import colour_counts
@@ -45,20 +45,16 @@ from magicportrait.demo.portraits import (
     Garment,
     Portrait,
     Pose,
-    Rendering,
     Scene,
     render,
     render_scene,
     sample_scene,
 )
-from magicportrait.host.training.memory import training_mode
-from magicportrait.host.training.run import CaptureTraining
-from magicportrait.magic.capture_sets import Subject, capture_pictures
 from magicportrait.nodes.concept_lora import NO_LORA, REGIONS, MagicConceptLora
 from magicportrait.nodes.magicface_concept import MagicFaceConcept
 
 PARTS = ("hair", "hat", "face")
-TRIGGER, DETAILS = "sks", "with hair and a hat"
+DETAILS = "with hair and a hat"
 LEFT = Portrait(
     "man",
     SKIN_TONES[4],
@@ -120,37 +116,6 @@ def words_of(person: Portrait) -> str:
 def caption_of(person: Portrait) -> str:
     """Of a portrait of a person alone."""
     return f"a {words_of(person)}, cartoon style"
-
-
-def head_mask(rendering: Rendering) -> Tensor:
-    """Hair, hat and face: 1 H W."""
-    return torch.stack([toy.part_mask(rendering, part) for part in PARTS]).sum(0)
-
-
-def train_person(checkpoint: toy.Toy, person: Portrait, steps: int) -> dict[str, Tensor]:
-    """The LORA_MODEL of a person's portraits."""
-    drawn = [render(portrait, checkpoint.side) for portrait in portraits_of(person)]
-    pictures = capture_pictures(
-        [torch.from_numpy(each.image) for each in drawn],
-        [head_mask(each)[0] for each in drawn],
-        [f"portrait {i}" for i in range(len(drawn))],
-    )
-    template = f"a {{person}} {DETAILS}, cartoon style"
-    subject = Subject(pictures, TRIGGER, person.gender, (template,))
-    # What comes out of inference mode cannot be trained with.
-    with torch.inference_mode(False), training_mode():
-        training = CaptureTraining(
-            checkpoint.model,
-            checkpoint.clip,
-            checkpoint.vae,
-            subject,
-            None,
-            None,
-            replace(TRANSFORMER_SETTINGS, lora_steps=steps, side=checkpoint.side),
-        )
-        while training.step < steps:
-            training.train_step()
-        return training.networks.lora()
 
 
 def portraits_of(person: Portrait) -> list[Portrait]:
@@ -292,7 +257,7 @@ def references_of(couple: Couple, regions: Sequence[Tensor] | None) -> Any:
     concepts: Any = ()
     for i, (person, phrase) in enumerate(zip(couple.people, couple.phrases, strict=True)):
         drawn = render(portraits_of(person)[2], 256)
-        mask = head_mask(drawn)
+        mask = mask_of(drawn, PARTS)
         region = None if regions is None else regions[i]
         [concepts] = MagicFaceConcept.execute(
             toy.picture(drawn),
@@ -335,7 +300,7 @@ def main() -> None:
     checkpoint = toy.Toy.load_transformer()
     noise = checkpoint.noise(range(args.seeds))
     regions = halves(*noise.shape[-2:])
-    trained: dict[str, dict[str, Tensor]] = {}
+    loras_by_person: dict[str, dict[str, Tensor]] = {}
     report = Report(
         "two_faces",
         "Two people of a reference or a LoRA each, on the transformer toy",
@@ -346,9 +311,16 @@ def main() -> None:
         loras = []
         for person in couple.people:
             key = f"{person.gender} {person.hair}"
-            if key not in trained:
-                trained[key] = train_person(checkpoint, person, args.training)
-            loras.append(trained[key])
+            if key not in loras_by_person:
+                loras_by_person[key] = train_capture_lora(
+                    checkpoint,
+                    portraits_of(person),
+                    PARTS,
+                    person.gender,
+                    f"a {{person}} {DETAILS}, cartoon style",
+                    args.training,
+                )
+            loras.append(loras_by_person[key])
         measure(report, checkpoint, couple, loras, noise, regions, args.steps, args.sheet)
     report.finish(kept=not args.quick)
 
