@@ -3,10 +3,10 @@
 On a toy: a LoRA of a hat and one of a scarf, each trained by the host's trainer (or MagiCapture's)
 on six pictures that have person, shirt and background in common. One prompt that asks for both, 25
 steps, CFG 4. Error of hat and scarf: colour distance to those that were learned, divided by that of
-the plain picture. Swapped: of both, the share that is nearer to the other one's colour. Then how much the
-colours of what nobody trained change from the plain picture, and the mean of that (elsewhere).
-Merged is the host's Load LoRA; painted has the regions of the plain picture as target regions.
-Cost: processor time of a step of one picture, as a ratio to merged: medians of turns.
+the plain picture. Swapped: of both, the share that is nearer to the other one's colour. Then how
+much the colours of what nobody trained change from the plain picture, and the mean of that
+(elsewhere). Merged is the host's Load LoRA; painted has the regions of the plain picture as target
+regions. Cost: processor time of a step of one picture, as a ratio to merged: medians of turns.
 """
 
 from __future__ import annotations

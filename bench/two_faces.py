@@ -3,9 +3,9 @@
 On the transformer toy, which was trained on pictures of two people, at its own size. Each person is
 known by one portrait (MagicFace Concept, hair, hat and face shown) or by a LoRA that MagiCapture
 made of six portraits in different clothes (a subject without a style, trigger words, masks of the
-same parts); hair, hat and skin are of colours that the other
-has not, and that the prompt does not name. The prompt has a man on the left and a woman on the
-right, or the same words twice, by which man#1 and man#2 are told apart.
+same parts); hair, hat and skin are of colours that the other has not, and that the prompt does not
+name. The prompt has a man on the left and a woman on the right, or the same words twice, by which
+man#1 and man#2 are told apart.
 
 Own: the share of hair, hat and skin that is of the right person: where drawn pictures have hat and
 face, more pixels are of that part's colour than of the other person's, and the head looks most like
