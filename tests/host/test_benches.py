@@ -26,7 +26,7 @@ from bench import (
 from bench.step_cost import Scale, figures_alone
 from bench.toy_patterns import pattern_of
 from devkit.pack import ROOT
-from magicportrait.demo.portraits import PATTERNS, Pose, Scene, render, render_scene
+from magicportrait.demo.portraits import PATTERNS, Garment, Pose, Scene, render, render_scene
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.tests.host.dits import known_here
 from magicportrait.tests.host.models import random_vae
@@ -179,10 +179,21 @@ def test_two_people_are_told_apart_by_hair_hat_and_skin(monkeypatch):
         for side, person in zip((-1, 1), people, strict=True)
     )
     images = torch.from_numpy(render_scene(Scene(left, right)).image)[None]
-    assert list(two_faces.counted(images, people).values()) == [[2, 0, 0]] * 3
-    assert list(two_faces.counted(images, people[::-1]).values()) == [[0, 2, 0]] * 3
+    with_others_hair = tuple(
+        dataclasses.replace(own, hair=other.hair)
+        for own, other in zip(people, people[::-1], strict=True)
+    )
+    counter = two_faces.Counter(people)
+    assert list(counter.counts(images).values()) == [[2, 0, 0]] * 3
+    assert two_faces.Counter(with_others_hair).counts(images)["hair"] == [0, 2, 0]
+    exchanged = two_faces.Counter(people[::-1]).counts(images)
+    assert exchanged["hat"] == exchanged["face"] == [0, 2, 0]
     empty = torch.ones_like(images)
-    assert list(two_faces.counted(empty, people).values()) == [[0, 0, 2]] * 3
+    assert list(counter.counts(empty).values()) == [[0, 0, 2]] * 3
+    # Neither brown hair nor red mouths and shirts are the red-haired one's.
+    brown = Scene(dataclasses.replace(left, hair="brown", shirt=Garment("red")), right)
+    brown_images = torch.from_numpy(render_scene(brown).image)[None]
+    assert counter.counts(brown_images)["hair"] == [1, 0, 1]
     own, other, none = (
         two_faces.errors(each, who)
         for each, who in ((images, people), (images, people[::-1]), (empty, people))
