@@ -227,11 +227,23 @@ def memory_need(
     )
 
 
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, but for those that were there before."""
+_BY_PLACES = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+)
+"""What reads or writes a part of a tensor, by a list of masks or numbers of places."""
 
-    def __init__(self, before: Iterable[Tensor]):
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, but for those that were there before.
+    experts: among how many parts of the network its masks share out tokens, evenly here: of a mask
+    without numbers nobody knows how many it takes."""
+
+    def __init__(self, before: Iterable[Tensor], experts: int = 1):
         super().__init__()  # type: ignore[no-untyped-call]
+        self._experts = experts
         self._sizes: dict[int, int] = {}
         self.now = self.peak = 0
         for tensor in before:
@@ -259,11 +271,24 @@ class _Alive(TorchDispatchMode):
         if function is torch.ops.prim.device.default:
             # Asked more often than all else, and no work.
             return args[0].fake_device
+        if function in _BY_PLACES:
+            args = (args[0], self._as_places(args[1]), *args[2:])
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
         self.peak = max(self.peak, self.now)
+        return out
+
+    def _as_places(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Masks among what a tensor is read by as the numbers of the places that they take."""
+        out: list[Tensor | None] = []
+        for index in indices:
+            if index is None or index.dtype != torch.bool:
+                out.append(index)
+            else:
+                count = -(-index.numel() // self._experts)
+                out += [index.new_empty(count, dtype=torch.long) for _ in range(index.ndim)]
         return out
 
 
@@ -289,7 +314,7 @@ class _Rehearsal:
     def preview(self, prompts: Sequence[Any], before: Iterable[Tensor]) -> int:
         """The peak of a step of sampling, with and without the prompt."""
         condition = self._condition_before(prompts)
-        alive = _Alive(before)
+        alive = _Alive(before, self._experts)
         with alive, self._once(alive), torch.no_grad():
             noisy = torch.zeros(2, self.denoiser.latent_channels, *self.size, device=self._device)
             times = self._times(2)
@@ -306,7 +331,7 @@ class _Rehearsal:
             adapter.strength = float(of_lora)
         learned = [*(self.lora if of_lora else ()), *self.text.rows]
         refocus = of_lora and self.settings.refocus_weight > 0
-        alive = _Alive(before)
+        alive = _Alive(before, self._experts)
         with alive, self._once(alive, refocus):
             latents = torch.zeros(count, denoiser.latent_channels, *self.size, device=self._device)
             noise, weights = torch.zeros_like(latents), torch.ones_like(latents[:, 0])
@@ -331,6 +356,13 @@ class _Rehearsal:
     def _once(self, alive: _Alive, is_watched: bool = False) -> AbstractContextManager[None]:
         blocks = self.denoiser.blocks(self.size if is_watched else None)
         return rehearsed_once(blocks, alive)
+
+    @property
+    def _experts(self) -> int:
+        """Among how many a mixture of experts shares out its tokens; 1 in networks without one."""
+        modules = self.denoiser.network.modules()
+        lists = (getattr(module, "experts", None) for module in modules)
+        return max((len(each) for each in lists if isinstance(each, nn.ModuleList)), default=1)
 
     def _likeness(self, look: _IdentityLook, clean: Tensor) -> Tensor:
         from torch._subclasses.fake_tensor import unset_fake_temporarily

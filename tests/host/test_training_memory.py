@@ -100,6 +100,7 @@ def need_of(name: str, identity: Any, settings: CaptureSettings) -> memory_need.
         ("zimage", False, CHECKPOINTED),
         ("flux", False, SETTINGS),
         ("zimage", False, replace(CHECKPOINTED, precision="fp8")),
+        ("hidream", False, SETTINGS),
     ],
 )
 def test_what_is_computed_is_what_is_measured(name, judges, settings):
