@@ -89,6 +89,9 @@ _Weights = tuple[Any, ...]
 
 def _lora_in_form(weights: _Weights, shape: tuple[int, ...]) -> _Weights:
     up, down, alpha, core, *others = weights
+    if core is not None and core.shape[0] != core.shape[1]:
+        # The host takes its shape from one of the ranks only, and merges none of two.
+        raise ValueError(f"a core of {_size(core.shape)} has two ranks")
     if len(shape) == 2:
         # Convolutions of one cell.
         up, down = up.flatten(1), down.flatten(1)

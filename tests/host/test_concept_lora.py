@@ -509,6 +509,7 @@ def test_what_cannot_act_in_a_part_is_refused(
 
 
 _ATTENTION, _CONVOLUTION, _NORM = UNET_LAYERS[5], UNET_LAYERS[2], NORMS[0]
+_PROJECTION, _CONTEXT = UNET_LAYERS[4], UNET_LAYERS[6]
 
 
 @pytest.mark.parametrize(
@@ -526,6 +527,12 @@ _ATTENTION, _CONVOLUTION, _NORM = UNET_LAYERS[5], UNET_LAYERS[2], NORMS[0]
         (_ATTENTION, "lora", {"lora_up.weight": torch.tensor(1.0)}, "has a single number and"),
         (_CONVOLUTION, "lora", {"lora_down.weight": torch.ones(2, 32, 1, 1)}, "is 32x32x3x3, and"),
         (_CONVOLUTION, "lora", {"lora_up.weight": torch.ones(32, 2, 1, 1, 1)}, "has 32x2x1x1x1 "),
+        (
+            _PROJECTION,
+            "lora",
+            {"lora_down.weight": torch.ones(1, 32), "lora_mid.weight": torch.ones(2, 1, 1, 1)},
+            "and 2x1x1x1 for it",
+        ),
         (_ATTENTION, "lora", {"lora_down.weight": None}, "not whole: it lacks '.*lora_down"),
         (_ATTENTION, "lora", {"alpha": torch.ones(3)}, "alpha' is to be one number, and is .* 3"),
         (_ATTENTION, "loha", {"hada_w2_b": torch.ones(2, 8)}, "and 2x8 for it"),
@@ -573,7 +580,6 @@ def test_numbers_that_adapters_of_others_leave_out_do_not_matter() -> None:
         assert torch.equal(*added) and added[0].any()
 
 
-_PROJECTION, _CONTEXT = UNET_LAYERS[4], UNET_LAYERS[6]
 _CORE = (2, 2, 1, 1)
 
 
