@@ -138,7 +138,8 @@ def _lokr_in_form(weights: _Weights, shape: tuple[int, ...]) -> _Weights | None:
         right = right * (alpha / rank)
     if left.shape[0] * right.shape[0] != shape[0]:
         raise ValueError(f"{left.shape[0]} times {right.shape[0]} rows are not {shape[0]}")
-    right = right.reshape(-1, shape[1] // left.shape[1], *shape[2:])
+    # The host's merging, by which DoRA's scales are measured, does nothing for one that is not.
+    right = right.reshape(-1, shape[1] // left.shape[1], *shape[2:]).contiguous()
     return (left, right, *[None] * 6, scales)
 
 

@@ -693,13 +693,18 @@ def test_a_lokr_of_products_acts_on_layers_of_each_form(layer: str, core: bool) 
         whole = (parts["lokr_w2_a"] @ parts["lokr_w2_b"]).unflatten(1, (16, *kernel))
     # Alpha of 3 at the rank 2 of the second product.
     product = {"lokr_w1_a": w1_a, "lokr_w1_b": w1_b, "alpha": torch.tensor(3.0), **parts}
-    expected = {"lokr_w1": w1_a @ w1_b, "lokr_w2": whole * 1.5}
+    expected = {"lokr_w1": w1_a @ w1_b, "lokr_w2": (whole * 1.5).contiguous()}
     x = random(1, 32, *[6] * (module.weight.ndim - 2))
-    added = []
-    for lora in (product, expected):
-        named = {f"diffusion_model.{layer}.{name}": tensor for name, tensor in lora.items()}
-        added.append(adapters_of(model, "x", named, 0.5).layers[0].added(x, torch.zeros_like(x)))
-    torch.testing.assert_close(*added, rtol=1e-4, atol=1e-4)
+    for scales in ({}, {"dora_scale": random(32, *[1] * (module.weight.ndim - 1)).abs()}):
+        added = []
+        for lora in (product, expected):
+            named = {
+                f"diffusion_model.{layer}.{name}": tensor
+                for name, tensor in (lora | scales).items()
+            }
+            [it] = adapters_of(model, "x", named, 0.5).layers
+            added.append(it.added(x, torch.zeros_like(x)))
+        torch.testing.assert_close(*added, rtol=1e-4, atol=1e-4)
     named[f"diffusion_model.{layer}.lokr_w2"] = torch.ones(8, 15, *kernel)
     with pytest.raises(ValueError, match=r"does not fit: .* and 8x15x"):
         adapters_of(model, "x", named, 0.5)
