@@ -229,11 +229,13 @@ def check_numbers(lines: Sequence[str], *phrases: Sequence[str]) -> None:
             numbers = {own for words, own in named if words == mark.key}
             complaint = None
             if mark.value not in numbers and not 0 < mark.value <= count:
-                how_often = "once" if count == 1 else f"{count} times"
+                how_often, what = "once", "no number"
+                if count > 1:
+                    how_often, what = f"{count} times", f"a number from 1 to {count}"
                 complaint = (
                     f"the line '{shown(lines[line])}' of text has number {mark.value} of"
-                    f" '{shown(mark.key)}', which stands there {how_often}: write a number from 1"
-                    f" to {count}, or that of a phrase"
+                    f" '{shown(mark.key)}', which stands there {how_often}: write {what}, or that"
+                    " of a phrase"
                 )
             # One list that has it is enough.
             key = (line, mark.at)

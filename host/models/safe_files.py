@@ -76,10 +76,10 @@ def write_new_file(path: Path, content: bytes) -> bool:
 def write_numbered(root: Path, prefix: str, contents: Mapping[str, bytes]) -> list[Path]:
     """Writes files of one new name, numbered as the host numbers pictures: all of them, or none.
 
-    prefix: what the user wrote, such as 'sub/face' for root/sub/face_00001_.csv; contents: what
-    goes into each file, by suffix ('.csv'). UnwritableFile as in `write_file`, for a prefix that
-    leads out of `root`, and for names that hide a file: with a dot in front, or with characters
-    that nobody sees.
+    prefix: what the user wrote, such as 'sub/face' for root/sub/face_00001_.csv, with or without
+    the suffix; contents: what goes into each file, by suffix ('.csv'). UnwritableFile as in
+    `write_file`, for a prefix that leads out of `root`, and for names that hide a file: with a dot
+    in front, or with characters that nobody sees.
     """
     import folder_paths
 
@@ -96,6 +96,11 @@ def write_numbered(root: Path, prefix: str, contents: Mapping[str, bytes]) -> li
             f"the name {_quote(prefix)} has a character in it that nobody sees ({unseen}): type it"
             " anew, or take another one"
         )
+    for suffix in contents:
+        # Whoever writes it means the same file.
+        if prefix.lower().endswith(suffix):
+            prefix = prefix[: -len(suffix)].rstrip()
+            break
     longest = max(map(len, contents), default=0) + len(_NUMBER)
     _check_name(root / prefix, _LONGEST_NAME - longest)
     with _saying_why(root / prefix):

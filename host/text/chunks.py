@@ -51,10 +51,12 @@ def named_phrase(phrase: str, times: Callable[[str], int]) -> NamedPhrase:
     words, number = occurrence
     count = times(words)
     if count and not 0 < number <= count:
-        how_often = "once" if count == 1 else f"{count} times"
+        how_often, by = "once", "without a number"
+        if count > 1:
+            how_often, by = f"{count} times", f"by a number from 1 to {count}"
         raise ValueError(
             f"phrase '{shown(phrase)}' is not in the prompt, where '{shown(words)}' stands"
-            f" {how_often}: name it by a number from 1 to {count}, or add it to the prompt"
+            f" {how_often}: name it {by}, or add it to the prompt"
         )
     return NamedPhrase(words, number, count == 1)
 

@@ -176,6 +176,8 @@ def test_a_number_names_one_of_several_like_words(encoder):
     with pytest.raises(ValueError, match=r"phrase 'man # 0'.*'man' stands 3 times.*from 1 to 3"):
         spans(text, "man # 0")
     assert spans(text, "man # 3") == (third,)
+    with pytest.raises(ValueError, match="'man' stands once: name it without a number, or add it"):
+        spans("a man", "man#2")
     with pytest.raises(ValueError, match=r"phrase 'hat' is not in the prompt\. Words that"):
         spans(text, "hat#2")
     with pytest.raises(ValueError, match=r"nobody sees \(U\+200B\): type it anew"):

@@ -177,6 +177,7 @@ def test_files_are_numbered_together(tmp_path):
     ]
     (tmp_path / "sub" / "face_00001_.csv").unlink()
     assert write_numbered(tmp_path, "sub/face", contents)[0].name == "face_00002_.csv"
+    assert write_numbered(tmp_path, "sub/face.CSV", contents)[0].name == "face_00003_.csv"
 
 
 def test_a_number_that_another_takes_in_this_moment_stays_its(tmp_path, monkeypatch):

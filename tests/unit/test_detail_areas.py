@@ -174,7 +174,7 @@ def test_words_without_a_number_have_what_is_written_nowhere() -> None:
             "'man # 0' of text has number 0 of 'man', which stands there once",
         ),
         (["a man"], ["man#0"], "phrase 'man#0' names no 'man': occurrences count from 1"),
-        (["(man:1.2)#3"], ["man"], "has number 3 of 'man', which stands there once"),
+        (["(man:1.2)#3"], ["man"], "which stands there once: write no number, or that of a"),
         (["red hat#2", "hat"], ["hat", "red hat"], "number 2 of 'red hat', which stands there on"),
     ],
 )
