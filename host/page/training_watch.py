@@ -18,6 +18,47 @@ from .thumbnails import masked_thumbnail
 
 _PREVIEW_SIDE = 512
 _SECONDS_BETWEEN_EVENTS = 0.3
+_LORA_TO_WORDS = 2.0
+"""How many times as long a step of the LoRA takes as one of the words, until it is measured."""
+_FIRST_STEPS = 3
+"""Of the LoRA, before they count as measured: things are set up in them."""
+
+
+class TimeLeft:
+    """How long the rest of a training takes, whose phases differ in speed. What was done at another
+    time is not counted: it measures from the first step that it is told of.
+
+    words, lora: the steps of the two phases.
+    """
+
+    def __init__(self, words: int, lora: int) -> None:
+        self._words, self._total = words, words + lora
+        self._word_began: tuple[int, float] | None = None
+        self._lora_began: tuple[int, float] | None = None
+        self._word_seconds: float | None = None
+        """Of one step."""
+
+    def after(self, step: int, now: float) -> float | None:
+        """In seconds; None while nothing is measured. To be asked after each step and preview."""
+        if step <= self._words or self._lora_began is None:
+            self._lora_began = (step, now)
+        if step <= self._words:
+            self._word_began = self._word_began or (step, now)
+            self._word_seconds = _seconds_of_step(self._word_began, step, now)
+            if self._word_seconds is None:
+                return None
+            lora = _LORA_TO_WORDS * (self._total - self._words)
+            return self._word_seconds * (self._words - step + lora)
+        own = _seconds_of_step(self._lora_began, step, now)
+        if self._word_seconds is not None and step - self._lora_began[0] < _FIRST_STEPS:
+            own = _LORA_TO_WORDS * self._word_seconds
+        return None if own is None else own * (self._total - step)
+
+
+def _seconds_of_step(began: tuple[int, float], step: int, now: float) -> float | None:
+    """began: after which step, and when."""
+    first, then = began
+    return (now - then) / (step - first) if step > first else None
 
 
 class TrainingWatch:
@@ -50,7 +91,7 @@ class TrainingWatch:
         self._step = 0
         self._end: str | None = None
         self._goes_on = False
-        self._began: tuple[float, int] | None = None
+        self._time_left = TimeLeft(settings.inversion_steps, settings.lora_steps)
         self._last = 0.0
         self.previews: list[Tensor] = []
 
@@ -107,17 +148,13 @@ class TrainingWatch:
     def _tell(self, step: int, is_due: bool, preview: Image.Image | None = None) -> None:
         """The page that queued: whenever it is due, else a few times a second."""
         now = time.monotonic()
-        if self._loss is not None:
-            # A training that is taken up again has done its first steps at another time.
-            self._began = self._began or (now, step)
+        left = None if self._loss is None else self._time_left.after(step, now)
         if not is_due and now - self._last < _SECONDS_BETWEEN_EVENTS:
             return
         self._last = now
         page = listening_page()
         if page is None or self._node is None:
             return
-        began, first = self._began or (now, step)
-        left = (now - began) / (step - first) * (self._total - step) if step > first else None
         point = {
             "node": self._node,
             "run": self._run,

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from magicportrait.host.page import training_watch
-from magicportrait.host.page.training_watch import TrainingWatch
+from magicportrait.host.page.training_watch import TimeLeft, TrainingWatch
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.magic.capture_sets import StyleSet, Subject, capture_pictures
 
@@ -38,7 +38,7 @@ def subject_of(mask: torch.Tensor) -> Subject:
     return Subject(pictures, "<anna>", "woman", ("a {person}",))
 
 
-WHOLE = torch.ones(8, 8)
+WHOLE = torch.ones(16, 16)
 
 
 def watch(steps: int, **settings: Any) -> TrainingWatch:
@@ -74,6 +74,25 @@ def test_a_training_that_is_taken_up_again_counts_only_its_own_time(
     assert [point["seconds_left"] for point in page.points] == [None, 980.0, 970.0]
 
 
+def test_the_time_left_knows_that_the_steps_of_the_lora_are_slower() -> None:
+    left = TimeLeft(words=200, lora=300)
+    # One second a step, then three; a preview behind the last step of the words takes a minute.
+    told = {step: left.after(step, step) for step in range(1, 201)}
+    assert (told[1], told[100]) == (None, 100 + 2 * 300)
+    left.after(200, 260)
+    told = {200 + step: left.after(200 + step, 260 + 3 * step) for step in range(1, 301)}
+
+    # Until they are measured, twice what those of the words took, with the preview.
+    assert told[201] == pytest.approx(2 * 259 / 199 * 299)
+    assert [told[step] for step in (203, 400, 500)] == [3 * 297, 300, 0]
+
+
+def test_the_time_left_without_words_is_measured_from_the_first_step_on() -> None:
+    for left in (TimeLeft(words=0, lora=300), TimeLeft(words=200, lora=100)):
+        # The second goes on behind its words.
+        assert [left.after(step, 3 * step) for step in (250, 251)] == [None, 3 * 49]
+
+
 def test_a_page_that_listens_is_told_all_of_it_and_the_host_nothing_twice(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,8 +124,8 @@ def test_what_of_each_picture_counts_is_told_once(
 ) -> None:
     """Inside the face of a subject, outside that of a style: a mask that is not used is seen."""
     monkeypatch.setattr(training_watch, "_SECONDS_BETWEEN_EVENTS", 0.0)
-    mask = torch.zeros(16, 8)
-    mask[:4] = 1
+    mask = torch.zeros(32, 16)
+    mask[:8] = 1
     subject = subject_of(mask)
     style = StyleSet(subject.pictures, "<ink>", "woman", ("a {person} in {style}",))
     watched = TrainingWatch(CaptureSettings(masked=masked), subject, style, node="7")
@@ -121,8 +140,8 @@ def test_what_of_each_picture_counts_is_told_once(
     ]
     for each, is_lit in zip(first, ((1, 0), (0, 1)) if masked else ((1, 1), (1, 1))):
         shown = Image.open(BytesIO(b64decode(each["picture"]))).convert("L")
-        assert shown.size == (8, 16)
-        assert [shown.getpixel((4, y)) > 128 for y in (1, 14)] == [*map(bool, is_lit)]
+        assert shown.size == (16, 32)
+        assert [shown.getpixel((8, y)) > 128 for y in (2, 28)] == [*map(bool, is_lit)]
 
 
 def test_a_training_that_goes_on_says_so_from_the_first_picture_on(
