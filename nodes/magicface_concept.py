@@ -195,7 +195,7 @@ class MagicFaceConcept(Node):
         curve = parse_curve(strength_curve, *_STRENGTHS)
         if curve is not None and level is None:
             curve = curve.of(strength)
-        phrase, covered = phrase.strip(), mask
+        phrase, covered, painted = phrase.strip(), mask, None
         if not phrase:
             raise ValueError(
                 "phrase is empty: write the words of the target prompt that name this concept, such"
@@ -207,9 +207,10 @@ class MagicFaceConcept(Node):
         image = picture_batch(image, f"image of concept '{shown(phrase)}'")
         if covered is not None:
             owner = f"mask of concept '{shown(phrase)}'"
-            covered = painted_mask(
-                covered, owner, "paint over the part of the image to take", invert
-            )
+            what_to_do = "paint over the part of the image to take"
+            if covered is painted:
+                what_to_do += ", with Paint the mask on this node"
+            covered = painted_mask(covered, owner, what_to_do, invert)
         region = None if target_region is None else mask_batch(target_region, "target_region")
         prompt = reference_prompt.strip()
         concept = Concept(

@@ -68,6 +68,15 @@ def test_a_connected_image_and_mask_count_before_the_picture(inputs: Path) -> No
     assert torch.equal(concept(mask=mask, picture="cut_out.png").mask, mask)
 
 
+def test_an_own_picture_with_nothing_to_take_is_to_be_painted_on_the_node(inputs: Path) -> None:
+    Image.new("RGBA", (32, 32)).save(inputs / "glass.png")
+    with pytest.raises(ValueError, match=r"mask of concept 'hat' is empty: .*Paint the mask"):
+        concept(picture="glass.png")
+    # What is connected is painted elsewhere.
+    with pytest.raises(ValueError, match="is empty: paint over the part of the image to take \\("):
+        concept(picture="glass.png", mask=torch.zeros(1, 32, 32))
+
+
 def test_a_changed_file_is_another_state(inputs: Path) -> None:
     state = MagicFaceConcept.fingerprint_inputs(picture="photo.png")
     assert state == MagicFaceConcept.fingerprint_inputs(picture="photo.png")

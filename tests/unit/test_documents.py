@@ -80,6 +80,11 @@ def test_the_readme_is_read_in_two_minutes_and_says_how_to_test() -> None:
         assert f"\n    {command}" in read(README)
 
 
+def test_the_readme_names_the_button_for_masks_as_the_node_does() -> None:
+    [button] = re.findall(r"press \*\*(.* mask)\*\*", read(README))
+    assert f'"{button}"' in read(ROOT / "js" / "concept_view.js")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_modules_that_are_to_be_run_exist(page: Path) -> None:
     named = set(re.findall(r"\b((?:bench|demo|devkit)\.[a-z_]+)\b(?!\.py)", read(page)))
