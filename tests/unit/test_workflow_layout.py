@@ -94,6 +94,14 @@ def test_no_node_lies_over_another_or_outside_of_its_group_also_when_it_has_run(
             ), first
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "-1-" in name and "SD1.5" not in name])
+def test_the_first_templates_lead_to_the_one_for_own_pictures(name: str) -> None:
+    [note] = [node for node in read(name)["nodes"] if node["type"] == "MarkdownNote"]
+    [text] = note["widgets_values"]
+    [other] = re.findall(r"For your own pictures: (\S+)\.$", text)
+    assert other in NAMES
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_can_stand_in_a_link(name: str) -> None:
     """The page opens `?template=` with no other letters, and names are what its gallery shows and
