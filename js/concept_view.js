@@ -2,16 +2,16 @@
  * What a MagicFace Concept takes: of a picture of its own before the run, with the Mask Editor; of a
  * connected image after the run. And the strength in words.
  *
- * Output `magic_taken` of a node: JPEGs in base64, dark where the mask leaves them out.
+ * Output `magic_taken` of a node: JPEGs in base64, dark where the mask leaves them out, if it does.
  *
  * @import { GraphNode } from "../../scripts/app.js"
  * @import { Run } from "./runs.js"
  *
- * @typedef {Run & { pictures: string[] }} Taken
+ * @typedef {Run & { pictures: { picture: string, masked: boolean }[] }} Taken
  */
 
 import { app } from "../../scripts/app.js";
-import { addView, arrange, caption, dataUrl, element } from "./elements.js";
+import { ALL_TAKEN, addView, arrange, caption, dataUrl, element, LEFT_OUT } from "./elements.js";
 import { isLinked } from "./graph.js";
 import { inputPictureUrl } from "./server.js";
 import { onTurn, widgetOf } from "./widgets.js";
@@ -28,6 +28,9 @@ const CUSTOM = "custom";
 const STRENGTHS = { subtle: 2, normal: 3, strong: 4 };
 /** What the Mask Editor calls its files, which are transparent where the brush was. */
 const PAINTED = /(^|\/)clipspace-[^/]*$/;
+/** Of a connected image, which has no button of ours beside it. */
+const HOW_TO_PAINT =
+  "For a part of it: right-click Load Image > Open in MaskEditor, and connect its MASK to 'mask'.";
 const SIDE = 128;
 /** What is left of a colour that is not taken. */
 const DARK = 0.25;
@@ -172,15 +175,17 @@ export class ConceptView {
   show(run) {
     this.run = run;
     if (!isLinked(this.node, "image")) return;
-    const alt = "What is taken of the image; the rest is dark";
+    const isMasked = run.pictures.some(({ masked }) => masked);
+    const alt = isMasked ? "What is taken of the image; the rest is dark" : ALL_TAKEN;
     this.stage.replaceChildren(
-      ...run.pictures.map((picture) => {
+      ...run.pictures.map(({ picture }) => {
         const image = element("img", { src: dataUrl("jpeg", picture), alt, title: alt });
         return element("div", { className: "magic-picture" }, image);
       }),
     );
     arrange(this.stage);
-    this.content.replaceChildren(this.stage, caption("dark: left out by the mask"));
+    const words = isMasked ? LEFT_OUT : `${ALL_TAKEN} ${HOW_TO_PAINT}`;
+    this.content.replaceChildren(this.stage, caption(words));
   }
 
   /** @param {string} picture a file of the input folder */
@@ -224,9 +229,7 @@ export class ConceptView {
       });
       context.putImageData(picture, 0, 0);
     }
-    this.words.textContent = isMasked
-      ? "The bright part is taken."
-      : "All of it is taken, the background too.";
+    this.words.textContent = isMasked ? "The bright part is taken." : ALL_TAKEN;
   }
 
   #paint() {

@@ -115,6 +115,10 @@ export function arrange(stage) {
   stage.style.setProperty("--magic-columns", String(Math.ceil(count / Math.max(rows, 1)) || 1));
 }
 
+/** Of pictures that masks make dark in part, and of those that none does. */
+export const LEFT_OUT = "dark: left out by the mask";
+export const ALL_TAKEN = "All of it is taken, the background too.";
+
 /**
  * What has to be known of the pictures beside it.
  *

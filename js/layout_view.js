@@ -9,7 +9,9 @@
  *
  * run: the same in all events of one run; prompt: the host's id of what was queued; sampler: the id
  * of the node that samples; asked: the steps on its widget where its scheduler makes others of them;
- * phrases: none of a run without a layout; references: JPEGs in base64, phrase is an index.
+ * phrases: none of a run without a layout; references: JPEGs in base64, phrase is an index, dark
+ * where they are masked.
+ * @typedef {{ phrase: number, image: string, masked: boolean }} Reference
  * @typedef {Place & {
  *   run?: string,
  *   prompt?: string | null,
@@ -17,7 +19,7 @@
  *   steps: number,
  *   asked?: number | null,
  *   phrases: string[],
- *   references: { phrase: number, image: string }[],
+ *   references: Reference[],
  * }} Beginning
  *
  * layouts: for each step a PNG of each picture, in base64.
@@ -31,7 +33,16 @@
  * }} Prompt
  */
 
-import { addView, arrange, caption, dataUrl, element, slider } from "./elements.js";
+import {
+  ALL_TAKEN,
+  addView,
+  arrange,
+  caption,
+  dataUrl,
+  element,
+  LEFT_OUT,
+  slider,
+} from "./elements.js";
 import { findNode, showsPicturesOf } from "./graph.js";
 import { colourOf } from "./palette.js";
 import { PromptHelp } from "./prompt_helper.js";
@@ -39,6 +50,7 @@ import { PromptHelp } from "./prompt_helper.js";
 /** How much of a layout covers its picture: while it samples, and when the picture is done. */
 const OPACITY = 0.6;
 const OPACITY_OF_DONE = 0.3;
+const HOW_TO_MASK = "For a part of it, connect a mask to its node.";
 
 /** What the server has told of one run. */
 export class LayoutRun {
@@ -160,9 +172,10 @@ export class LayoutView {
     }
     this.legend.replaceChildren(...phrases.map(legendItem));
     this.references.replaceChildren(
-      ...references.map(({ phrase, image }) => {
+      ...references.map(({ phrase, image, masked }) => {
         const title = phrases[phrase];
-        const alt = `Reference of '${title}'; dark parts are left out by its mask`;
+        const what = masked ? "dark parts are left out by its mask" : "all of it is taken";
+        const alt = `Reference of '${title}'; ${what}`;
         return element("img", {
           className: colourOf(phrase),
           src: dataUrl("jpeg", image),
@@ -170,7 +183,7 @@ export class LayoutView {
           title,
         });
       }),
-      ...(references.length ? [caption("dark: left out by the mask")] : []),
+      ...(references.length ? [caption(ofReferences(references))] : []),
     );
     this.stage.replaceChildren();
     this.step.input.max = "0";
@@ -244,6 +257,10 @@ export class LayoutView {
 /** @param {LayoutRun} run */
 const stepsSentence = ({ steps, asked }) =>
   `The sampler's scheduler makes ${steps} steps of the ${asked} asked for.`;
+
+/** @param {Reference[]} references */
+const ofReferences = (references) =>
+  references.some(({ masked }) => masked) ? LEFT_OUT : `${ALL_TAKEN} ${HOW_TO_MASK}`;
 
 /**
  * @param {string} phrase

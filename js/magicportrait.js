@@ -303,7 +303,7 @@ function onTraining(state) {
  * @typedef {{
  *   images?: Picture[],
  *   magic_comparison?: Pair[],
- *   magic_taken?: string[],
+ *   magic_taken?: import("./concept_view.js").Taken["pictures"],
  *   magic_no_layout?: boolean[],
  *   magic_exploration?: Exploration[],
  *   magic_correspondence?: unknown,

@@ -23,7 +23,7 @@ from ..layout.record import LayoutStep, LayoutSteps
 from ..pictures.conversion import as_base64
 from ..pictures.palette import PALETTE, PATTERN_SIDE, white_places
 from .listening_page import ListeningPage, listening_page, output_on_page, running_inputs
-from .thumbnails import thumbnails
+from .thumbnails import leaves_out, thumbnails
 
 RUN_EVENT, LAYOUT_EVENT = "magicportrait.run", "magicportrait.layout"
 _SECONDS_BETWEEN = 0.25
@@ -75,7 +75,7 @@ class LiveLayout:
         self._about = {"node": view.node, "sampler": sampler, "run": uuid.uuid4().hex}
         prompt = None if context is None else context.prompt_id
         references = [
-            {"phrase": i, "image": picture}
+            {"phrase": i, "image": picture, "masked": leaves_out(concept)}
             for i, concept in enumerate(view.concepts)
             for picture in thumbnails(concept)
         ]

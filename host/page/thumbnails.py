@@ -15,6 +15,8 @@ _SIDE = 96
 _SIDE_ON_NODE = 128
 _DARK = 0.25
 """What is left of a colour that is not taken."""
+_WHOLE = 254.5 / 255
+"""The least of a mask that a picture file would say is all of it."""
 
 
 def thumbnails(concept: Concept, side: int = _SIDE) -> list[str]:
@@ -25,6 +27,11 @@ def thumbnails(concept: Concept, side: int = _SIDE) -> list[str]:
     # One mask for all images or one for each; other numbers are complained about where they matter.
     fits = masks is not None and masks.shape[0] in (1, images.shape[0])
     return _small(images, masks if fits else None, side)
+
+
+def leaves_out(concept: Concept) -> bool:
+    """Whether a mask leaves out any of the concept's images, which its thumbnails show dark."""
+    return concept.mask is not None and bool((concept.mask < _WHOLE).any())
 
 
 def masked_thumbnail(image: Tensor, mask: Tensor, side: int = _SIDE) -> str:
@@ -38,7 +45,11 @@ def thumbnails_on_page(concept: Concept) -> Any:
     page = listening_page()
     if page is None:
         return None
-    return output_on_page(page, "magic_taken", thumbnails(concept, _SIDE_ON_NODE))
+    masked = leaves_out(concept)
+    taken = [
+        {"picture": picture, "masked": masked} for picture in thumbnails(concept, _SIDE_ON_NODE)
+    ]
+    return output_on_page(page, "magic_taken", taken)
 
 
 def _small(images: Tensor, masks: Tensor | None, side: int) -> list[str]:

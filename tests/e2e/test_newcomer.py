@@ -575,7 +575,7 @@ def test_a_layout_says_what_is_dark_and_how_the_steps_are_counted(screen: Fronte
     page = screen.page
     screen.load(workflow_files.read("MagicFace-1-one-concept"))
     view = screen.view("MagicFaceApply")
-    references = [{"phrase": 0, "image": png((8, 8))}]
+    references = [{"phrase": 0, "image": png((8, 8)), "masked": True}]
 
     run_of(screen, pictures=1, steps=13, references=references, asked=12, run="thirteen")
     said = view.locator(".magic-caption").all_inner_texts()
@@ -587,10 +587,18 @@ def test_a_layout_says_what_is_dark_and_how_the_steps_are_counted(screen: Fronte
     run_of(screen, pictures=1, steps=12, references=references, asked=12, run="twelve")
     assert view.locator(".magic-caption").all_inner_texts() == ["dark: left out by the mask"]
     concept = page.evaluate(ID_OF, "MagicFaceConcept")
-    output = {"magic_taken": [png((8, 8))]}
-    screen.send("executed", {"node": concept, "display_node": concept, "output": output})
-    taken = screen.view("MagicFaceConcept").locator(".magic-caption")
-    assert taken.inner_text() == "dark: left out by the mask"
+    taken = {"picture": png((8, 8)), "masked": True}
+    event = {"node": concept, "display_node": concept}
+    screen.send("executed", {**event, "output": {"magic_taken": [taken]}})
+    said_of_concept = screen.view("MagicFaceConcept").locator(".magic-caption")
+    assert said_of_concept.inner_text() == "dark: left out by the mask"
+
+    whole = "All of it is taken, the background too."
+    bright = [{**references[0], "masked": False}]
+    run_of(screen, pictures=1, steps=12, references=bright, asked=12, run="bright")
+    assert view.locator(".magic-caption").inner_text().startswith(whole)
+    screen.send("executed", {**event, "output": {"magic_taken": [{**taken, "masked": False}]}})
+    assert said_of_concept.inner_text().startswith(f"{whole} For a part of it: right-click")
 
 
 def test_views_have_no_row_in_the_panel_of_parameters(screen: Frontend) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from magicportrait.host.page import listening_page, live_layout
 from magicportrait.host.page.kept_events import KeptEvents
-from magicportrait.host.page.thumbnails import thumbnails_on_page
+from magicportrait.host.page.thumbnails import leaves_out, thumbnails_on_page
 from magicportrait.host.pictures.palette import PALETTE
 from magicportrait.nodes.layout import MagicSemanticLayout
 from magicportrait.nodes.magicface_apply import MagicFaceApply
@@ -141,6 +142,26 @@ def test_what_a_node_shows_is_kept_for_a_page_that_is_loaded_again(
         ("executed", {"node": "5:7", "output": shown, **place}),
         ("executed", {"node": "9", "output": nothing, **place}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("mask", "is_dark"),
+    [(None, False), (torch.ones(1, 8, 8), False), (torch.eye(8)[None], True)],
+    ids=["none", "of ones", "painted"],
+)
+@pytest.mark.usefixtures("node_seven")
+def test_a_page_is_told_whether_anything_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, mask: torch.Tensor | None, is_dark: bool
+) -> None:
+    server = serve(monkeypatch)
+    concept = replace(concepts()[0], images=torch.rand(1, 8, 8, 3), mask=mask)
+    assert leaves_out(concept) == is_dark
+    assert [taken["masked"] for taken in thumbnails_on_page(concept)["magic_taken"]] == [is_dark]
+
+    Sampling(steps=1).run(*apply(parts()[0], chained=(concept,))[:2])
+
+    _, run, _ = server.events[0]
+    assert [reference["masked"] for reference in run["references"]] == [is_dark]
 
 
 def test_a_node_shows_nothing_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
