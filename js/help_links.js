@@ -2,23 +2,28 @@
 
 import { api } from "../../scripts/api.js";
 
+/** The host's panel, which it fills with a page at a time. */
+const PANEL = "node-help-content";
 /** As a page in js/docs/ links to one in docs/, so that the link is right in the repository too. */
 const DOCUMENT = /^\.\.\/\.\.\/((?:docs|demo)\/[\w.-]+\.md(?:#.*)?)$/;
 
-/**
- * Leads a link that is about to be followed to where the server answers with the document.
- *
- * @param {Event} event
- */
-function lead({ target }) {
-  const link = target instanceof Element ? target.closest("a") : null;
-  const [, file] = DOCUMENT.exec(link?.getAttribute("href") ?? "") ?? [];
-  if (link && file) link.href = api.apiURL(`/magicportrait/${file}`);
+/** @param {Element} panel */
+function lead(panel) {
+  for (const link of panel.querySelectorAll("a")) {
+    const [, file] = DOCUMENT.exec(link.getAttribute("href") ?? "") ?? [];
+    if (file) link.href = api.apiURL(`/magicportrait/${file}`);
+  }
 }
 
-/** However it is followed: by any button of the mouse, a finger, or the keyboard. */
+/**
+ * Leads the links to where the server answers with the document, as soon as a page shows: an address
+ * is copied and opened in another tab, too.
+ */
 export function leadToDocuments() {
-  for (const event of ["pointerover", "pointerdown", "focusin"]) {
-    document.addEventListener(event, lead, { capture: true, passive: true });
-  }
+  // Kept by the browser: to look into it costs nothing while no panel is open.
+  const panels = document.getElementsByClassName(PANEL);
+  const observer = new MutationObserver(() => {
+    for (const panel of panels) lead(panel);
+  });
+  observer.observe(document.body, { childList: true, subtree: true });
 }

@@ -780,7 +780,12 @@ def test_a_help_page_leads_to_the_documents(frontend: Frontend) -> None:
     page = frontend.page
     page.evaluate("() => app.graph.clear()")
     frontend.open_help("MagiCaptureTrain")
-    link = page.locator(".node-help-content a[href^='../../docs/']").first
+    # As soon as the page shows: an address is copied, too.
+    link = page.locator(
+        ".node-help-content a[href$='/magicportrait/docs/magicapture_flow.md']"
+    ).first
+    link.wait_for(timeout=10_000)
+    assert page.locator(".node-help-content a[href^='../']").count() == 0
 
     with page.context.expect_page() as opened:
         link.click()
