@@ -11,7 +11,16 @@
  */
 
 import { app } from "../../scripts/app.js";
-import { ALL_TAKEN, addView, arrange, caption, dataUrl, element, LEFT_OUT } from "./elements.js";
+import {
+  ALL_TAKEN,
+  addView,
+  arrange,
+  caption,
+  dataUrl,
+  element,
+  hideHostsPictures,
+  LEFT_OUT,
+} from "./elements.js";
 import { isLinked } from "./graph.js";
 import { inputPictureUrl } from "./server.js";
 import { onTurn, widgetOf } from "./widgets.js";
@@ -80,17 +89,6 @@ export function offerToMaskEditor(node) {
 }
 
 /**
- * The host would show the picture with what was painted cut out: the opposite of what is taken.
- *
- * @param {GraphNode} node
- */
-function hideHostsPreview(node) {
-  node.hideOutputImages = true;
-  // The classic mode draws it here.
-  node.onDrawBackground = () => {};
-}
-
-/**
  * An image that has been loaded.
  *
  * @param {string} src
@@ -137,7 +135,8 @@ export class ConceptView {
     const label = { className: "magic-view", "aria-label": "What is taken" };
     this.content = element("section", label);
     addView(node, "taken", this.content);
-    hideHostsPreview(node);
+    // It has what was painted cut out: the opposite of what is taken.
+    hideHostsPictures(node);
     onTurn(widgetOf(node, PICTURE), () => this.refresh());
     this.refresh();
   }

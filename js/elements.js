@@ -105,6 +105,17 @@ export function addView(node, name, content) {
 }
 
 /**
+ * A node shows the pictures of its output, or the one that it reads, in our view only.
+ *
+ * @param {GraphNode} node
+ */
+export function hideHostsPictures(node) {
+  node.hideOutputImages = true;
+  // The classic mode draws them here.
+  node.onDrawBackground = () => {};
+}
+
+/**
  * Pictures in even rows: of six there are two rows of three.
  *
  * @param {HTMLElement} stage

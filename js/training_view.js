@@ -26,7 +26,7 @@
  * }} State
  */
 
-import { addView, caption, dataUrl, element } from "./elements.js";
+import { addView, caption, dataUrl, element, hideHostsPictures } from "./elements.js";
 
 const WIDTH = 300;
 const HEIGHT = 90;
@@ -37,7 +37,7 @@ const GOES_ON = ": Run goes on from there";
 const THEN_ON = ", then on from where it stopped";
 const OF_PICTURES = "How much of each picture counts: dark is left out.";
 const OF_CURVE = "Loss, lower is better: thin each step, bold its trend.";
-const OF_PREVIEWS = "Previews, the newest large.";
+const OF_PREVIEWS = "Previews, the newest first.";
 const SVG = "http://www.w3.org/2000/svg";
 
 /** @param {number | null | undefined} seconds */
@@ -208,6 +208,8 @@ export class TrainingView {
       this.previews,
     );
     addView(node, "training", this.content);
+    // The previews again, when all of them are there.
+    hideHostsPictures(node);
   }
 
   /**
@@ -236,7 +238,7 @@ export class TrainingView {
     this.#shownPreview = last;
     this.ofPreviews.hidden = !last;
     this.previews.replaceChildren(
-      ...run.previews.map((preview) => {
+      ...[...run.previews].reverse().map((preview) => {
         const title = `step ${preview.step}`;
         const src = dataUrl("jpeg", preview.preview);
         return element("img", { src, alt: `Preview at ${title}`, title });

@@ -135,6 +135,12 @@ TEXT_BOXES = """type => {
     return boxes.map(({ clientHeight, scrollHeight }) => [clientHeight, scrollHeight]);
 }"""
 HELP_PICTURE = "() => document.querySelector('.node-help-content img')?.naturalWidth > 0"
+# How many pictures the host shows on a node.
+HOSTS_PICTURES = """id => {
+    if (!LiteGraph.vueNodesMode) return app.graph.getNodeById(id).imgs?.length ?? 0;
+    return [...document.querySelectorAll(`[data-node-id="${id}"] img`)]
+        .filter(image => !image.closest('.magic-view')).length;
+}"""
 STEPS = 8
 
 
@@ -638,7 +644,20 @@ def test_inversion_and_training_show_what_they_send(frontend: Frontend) -> None:
     frontend.send("magicportrait.training", {**state, "preview": None, "end": "kept"})
     ended = f"stopped at step 100 of 200, loss {loss}: Run goes on from there"
     training.get_by_text(ended).wait_for()
-    assert training.locator(".magic-previews img").count() == 8
+    previews = training.locator(".magic-previews img")
+    titles = previews.evaluate_all("images => images.map(image => image.title)")
+    assert titles == [f"step {step}" for step in range(100, 20, -10)]
+    left, right = (previews.nth(i).bounding_box() or {} for i in (0, 1))
+    assert left["x"] < right["x"] and left["width"] > right["width"]
+    # The previews come once more, as the node's output, which the history keeps.
+    output = {"images": [again, original]}
+    frontend.zoom_to("MagiCaptureTrain")
+    frontend.send("executed", {"node": node, "display_node": node, "output": output})
+    frontend.page.wait_for_function(
+        "node => app.nodeOutputs[node]?.images.length == 2", arg=node, timeout=5_000
+    )
+    frontend.page.wait_for_timeout(300)
+    assert frontend.page.evaluate(HOSTS_PICTURES, node) == 0
     figures = training.get_by_label("What of each picture counts").locator("figure")
     assert figures.all_inner_texts() == ["32 %", "100 %"]
     captions = training.locator(".magic-caption").all_inner_texts()
