@@ -111,6 +111,7 @@ CLASSIC = {
 """What the classic mode makes of it, which shows the inputs that Nodes 2.0 hides."""
 
 GROWTH = {
+    "MagiCaptureApply": 60,
     "MagiCaptureStyle": 250,
     "MagiCaptureSubject": 250,
     "MagiCaptureTrain": 428,

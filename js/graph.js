@@ -188,6 +188,29 @@ const OPTIONS = "MagicConceptOptions";
 export const EDIT_REFERENCES = { type: "MagicEditReference", others: [], input: "references" };
 
 /**
+ * Nodes with words of MagiCapture, and at which inputs they have those of others.
+ *
+ * @type {Record<string, string[]>}
+ */
+const WORD_INPUTS = {
+  MagiCaptureTrain: ["subject", "style"],
+  MagiCaptureSubject: ["subjects"],
+  MagiCaptureStyle: [],
+  MagicEmbeddingLoad: ["embeddings"],
+};
+/**
+ * Nodes that encode one text with a CLIP, and the name of its input.
+ *
+ * @type {Record<string, string>}
+ */
+const ENCODERS = {
+  CLIPTextEncode: "text",
+  MagicFaceApply: "prompt",
+  MagicSemanticLayout: "prompt",
+};
+const PASS_ON_CLIP = new Set(["Reroute", "CLIPSetLastLayer", "LoraLoader"]);
+
+/**
  * The phrases of the chain that flows into a node, in the server's order; null when that is not
  * known yet.
  *
@@ -232,6 +255,61 @@ function linksOf(node, chain, prompt, outer = outerOf(node), input = chain.input
   // It is called as the node with pictures is.
   if (!isBare) before[place] = { phrase, isBare };
   return before;
+}
+
+/**
+ * The words that a training learns or a file brings, behind an input of a node; null when that is
+ * not known.
+ *
+ * @param {GraphNode} node
+ * @param {string} name of the input
+ * @returns {string[] | null}
+ */
+function wordsAt(node, name) {
+  if (!isLinked(node, name)) return [];
+  const source = sourceOf(node, name);
+  if (!source || source.mode === MUTED || source.mode === BYPASSED) return null;
+  const parts = (WORD_INPUTS[source.type] ?? []).map((input) => wordsAt(source, input));
+  if (source.type !== "MagiCaptureTrain") {
+    // Without one, a file has that which it was saved with.
+    const word = source.type in WORD_INPUTS && textOf(source, "placeholder")?.trim();
+    parts.push(word ? [word] : null);
+  }
+  return parts.reduce((all, part) => all && part && [...all, ...part], []);
+}
+
+/**
+ * The learned words of a MagiCapture Apply, trigger words too; null when they are not known.
+ *
+ * @param {GraphNode} node
+ */
+export const learnedWordsOf = (node) => wordsAt(node, "embeddings");
+
+/**
+ * The texts that are encoded with a node's CLIP; null when one of them is not known.
+ *
+ * @param {GraphNode} node
+ * @returns {string[] | null}
+ */
+export function promptsBehind(node, depth = 8) {
+  const outputs = (node.outputs ?? []).filter(({ type }) => type === "CLIP" || type === "*");
+  /** @type {string[]} */
+  const texts = [];
+  for (const id of outputs.flatMap(({ links }) => links ?? [])) {
+    const link = node.graph?.getLink(id);
+    const target = link && node.graph?.getNodeById(link.target_id);
+    if (!target || depth === 0) return null;
+    if (target.mode === MUTED) continue;
+    const input = ENCODERS[target.type];
+    const passes = PASS_ON_CLIP.has(target.type);
+    if (target.mode === BYPASSED || (!input && !passes)) return null;
+    const own = passes ? promptsBehind(target, depth - 1) : [textOf(target, input)];
+    for (const text of own ?? [null]) {
+      if (text === null) return null;
+      texts.push(text);
+    }
+  }
+  return texts;
 }
 
 /**

@@ -11,10 +11,12 @@ declare module "*/scripts/app.js" {
   export interface Link {
     origin_id: number | string;
     origin_slot: number;
+    target_id: number | string;
   }
 
   export interface OutputSlot {
     name: string;
+    type?: string | number;
     links?: number[] | null;
   }
 

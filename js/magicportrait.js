@@ -30,6 +30,7 @@ import { ask, listen, pictureUrl } from "./server.js";
 import { endRunning, forgetRefused, onTabShown, rememberTab, startNext } from "./tabs.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
 import { giveRoom, leaveOutHidden, lowerWhileLinked, showWhatCounts } from "./widgets.js";
+import { WordsView } from "./words_view.js";
 
 /**
  * How the nodes with a layout say which phrases they look for. outer: the node that stands for the
@@ -69,6 +70,7 @@ const PROMPT_BOXES = {
   MagicLayoutConditioning: "text",
 };
 const LOAD_CONCEPT = "MagicConceptLoad";
+const APPLY_WORDS = "MagiCaptureApply";
 /** Their presets stand for settings that Nodes 2.0 hides. */
 const WITH_PRESETS = new Set(["MagicStyleApply", "MagicStyleNewPicture"]);
 /**
@@ -92,6 +94,7 @@ const VIEWS = {
   MagicCorrespondenceMap: CorrespondenceView,
   MagicFaceConcept: ConceptView,
   MagiCaptureTrain: TrainingView,
+  MagiCaptureApply: WordsView,
   MagicConceptLoad: ConceptPicker,
 };
 
@@ -400,6 +403,7 @@ app.registerExtension({
       views.set(node, new LayoutView(node, readPrompt));
     }
     if (classOf(node) === LOAD_CONCEPT) views.set(node, new ConceptPicker(node));
+    if (classOf(node) === APPLY_WORDS) views.set(node, new WordsView(node));
     if (WITH_PRESETS.has(classOf(node))) showWhatCounts(node);
     if (classOf(node) !== CONCEPTS.type) return;
     linkStrengths(node);

@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Locator
 
 import workflow_files
+from bench.arrange_workflows import GROWTH
 from devkit.pack import PACK_NAME
 from devkit.workflow_format import to_api_prompt
 from frontend import ADD_NODE, MODES, SHOWN, UNKNOWN, Frontend, png
@@ -56,6 +57,13 @@ RELINK = """type => {
         heights.push(node.size[1]);
     }
     return heights;
+}"""
+ADD_BEHIND = """([type, output, added, input]) => {
+    const source = app.graph.nodes.find(node => node.type == type);
+    const target = LiteGraph.createNode(added);
+    app.graph.add(target);
+    source.connect(source.findOutputSlot(output), target, target.findInputSlot(input));
+    document.dispatchEvent(new Event('input'));
 }"""
 MANY_FILES = """() => {
     const { options } = app.graph.nodes[0].widgets.find(({ name }) => name == 'file');
@@ -493,6 +501,33 @@ def test_a_phrase_that_is_not_in_the_prompt_is_marked_before_queueing(frontend: 
             "an alert that is touched is read out again"
         )
     assert view.get_by_role("alert").inner_text() == f"Not in the prompt: '{first}', '{others[1]}'"
+
+
+def test_the_words_of_a_training_are_said_and_missed_in_the_prompt(frontend: Frontend) -> None:
+    def type_in(**values: str) -> None:
+        frontend.set_widgets(**{name.replace("_", "."): text for name, text in values.items()})
+        frontend.page.evaluate("() => document.dispatchEvent(new Event('input'))")
+
+    frontend.load(workflow_files.read("MagiCapture-1-learn-person-and-style"))
+    view = frontend.view("MagiCaptureApply")
+    view.get_by_text("Write in the prompt: <subject>, <style>", exact=True).wait_for()
+    assert view.get_by_role("alert").count() == 0
+    grown = view.evaluate("view => view.offsetHeight") + 20
+    assert grown <= GROWTH["MagiCaptureApply"]
+
+    type_in(CLIPTextEncode_text="a woman in a yellow shirt", MagiCaptureSubject_placeholder="sks")
+    view.get_by_role("alert").wait_for()
+    assert view.get_by_role("alert").inner_text() == "Not in the prompt: 'sks', '<style>'"
+    frontend.screenshot("learned_words_missing")
+
+    type_in(CLIPTextEncode_text="a SKS woman")
+    view.get_by_role("alert").wait_for(state="detached")
+    # What is encoded elsewhere is not known, and nothing is missed.
+    type_in(CLIPTextEncode_text="a woman")
+    view.get_by_role("alert").wait_for()
+    frontend.page.evaluate(ADD_BEHIND, ["MagiCaptureApply", "CLIP", "MagicDetailPass", "clip"])
+    view.get_by_role("alert").wait_for(state="detached")
+    assert frontend.complaints_about_us() == []
 
 
 def test_a_prompt_is_shown_whole_or_seen_to_go_on(frontend: Frontend) -> None:
