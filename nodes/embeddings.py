@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.page.notices import say_on_node
 from ..host.text.embedding_files import (
     embedding_state,
     load_embedding,
@@ -107,4 +108,8 @@ class MagicEmbeddingLoad(Node):
         cls, file: str, placeholder: str, embeddings: tuple[Embedding, ...] = ()
     ) -> io.NodeOutput:
         check_texts(placeholder=placeholder)
-        return io.NodeOutput((*embeddings, load_embedding(file, placeholder.strip())))
+        embedding = load_embedding(file, placeholder.strip())
+        if not placeholder.strip():
+            # Nothing else on the page says which word the file has.
+            say_on_node(f"write in the prompt: {embedding.placeholder}")
+        return io.NodeOutput((*embeddings, embedding))

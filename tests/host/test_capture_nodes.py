@@ -26,6 +26,7 @@ from magicportrait.host.training import run as capture_run
 from magicportrait.host.training.run import CaptureTraining
 from magicportrait.host.training.settings import CaptureSettings
 from magicportrait.magic.capture_sets import StyleSet, Subject
+from magicportrait.nodes import embeddings as embedding_nodes
 from magicportrait.nodes import magicapture_train
 from magicportrait.nodes.embeddings import MagicEmbeddingLoad, MagicEmbeddingSave
 from magicportrait.nodes.identity import TOY_IDENTITY, MagicIdentityLoader
@@ -283,14 +284,17 @@ def test_saved_files_give_the_same_picture_with_core_nodes(folders):
     assert not torch.equal(one, sampling.run(model, with_ours)), "the LoRA has no effect"
 
 
-def test_saved_words_can_be_loaded_under_any_name(folders):
+def test_saved_words_can_be_loaded_under_any_name(folders, monkeypatch):
     clip = models_of()[1]
     _, embeddings, *_ = run_training().args
     MagicEmbeddingSave.execute(embeddings, "test")
     folder_paths.filename_list_cache.pop("embeddings", None)
+    said: list[str] = []
+    monkeypatch.setattr(embedding_nodes, "say_on_node", said.append)
     same = MagicEmbeddingLoad.execute("test_anna.safetensors", "").args[0]
     assert same[0].placeholder == "<anna>"
     both = MagicEmbeddingLoad.execute("test_ink.safetensors", "charcoal", same).args[0]
+    assert said == ["write in the prompt: <anna>"], "the user's own word is on the node already"
     again = with_learned_words(clip, both)
     expected = encode(with_learned_words(clip, embeddings), PROMPT)
     assert torch.equal(encode(again, PROMPT.replace("<ink>", "charcoal")), expected)
