@@ -112,8 +112,8 @@ CLASSIC = {
 
 GROWTH = {
     "MagiCaptureApply": 60,
-    "MagiCaptureStyle": 250,
-    "MagiCaptureSubject": 250,
+    "MagiCaptureStyle": 286,
+    "MagiCaptureSubject": 286,
     "MagiCaptureTrain": 428,
     "MagicCorrespondenceMap": 470,
     "MagicEditRegions": 356,

@@ -397,10 +397,10 @@ def compare(checkpoint: toy.Toy) -> list[Tensor]:
 def capture(checkpoint: toy.Toy) -> list[Tensor]:
     people, heads, looks, look_heads, truth, _ = MagicToyCapture.execute(7, "sketch", 2, LARGE).args
     sets = (
-        capture_pictures([*pictures], [*masks], ["1", "2"])
+        masked_previews(capture_pictures([*pictures], [*masks], ["1", "2"]), [*masks])
         for pictures, masks in ((people, heads), (looks, look_heads))
     )
-    return [*(preview for pictures in sets for preview in masked_previews(pictures)), truth[0]]
+    return [*(preview for previews in sets for preview in previews), truth[0]]
 
 
 def toy_capture(checkpoint: toy.Toy) -> list[Tensor]:

@@ -27,6 +27,7 @@ import { LayoutRun, LayoutView, offerPictures } from "./layout_view.js";
 import { splitPhrases } from "./phrases.js";
 import { Runs } from "./runs.js";
 import { ask, listen, pictureUrl } from "./server.js";
+import { SetView } from "./set_view.js";
 import { endRunning, forgetRefused, onTabShown, rememberTab, startNext } from "./tabs.js";
 import { TrainingRun, TrainingView } from "./training_view.js";
 import { giveRoom, leaveOutHidden, lowerWhileLinked, showWhatCounts } from "./widgets.js";
@@ -93,6 +94,8 @@ const VIEWS = {
   MagicStyleInvert: CompareView,
   MagicCorrespondenceMap: CorrespondenceView,
   MagicFaceConcept: ConceptView,
+  MagiCaptureSubject: SetView,
+  MagiCaptureStyle: SetView,
   MagiCaptureTrain: TrainingView,
   MagiCaptureApply: WordsView,
   MagicConceptLoad: ConceptPicker,
@@ -203,7 +206,10 @@ const explorations = new Runs((id) => viewOf(id, CorrespondenceView));
 /** @type {Runs<import("./concept_view.js").Taken, ConceptView>} */
 const takings = new Runs((id) => viewOf(id, ConceptView));
 
-const OTHERS = [trainings, comparisons, explorations, takings];
+/** @type {Runs<import("./set_view.js").PictureSet, SetView>} */
+const pictureSets = new Runs((id) => viewOf(id, SetView));
+
+const OTHERS = [trainings, comparisons, explorations, takings, pictureSets];
 const RUNS = [layouts, coveredLayouts, ...OTHERS];
 
 /**
@@ -307,6 +313,7 @@ function onTraining(state) {
  *   images?: Picture[],
  *   magic_comparison?: Pair[],
  *   magic_taken?: import("./concept_view.js").Taken["pictures"],
+ *   magic_masked?: boolean[],
  *   magic_no_layout?: boolean[],
  *   magic_exploration?: Exploration[],
  *   magic_correspondence?: unknown,
@@ -326,6 +333,8 @@ function onExecuted({ node, output, prompt_id: prompt, workflow, isEarlier }) {
   if (pairs) comparisons.viewOf(comparisons.begin({ node, pairs }));
   const pictures = output?.magic_taken;
   if (pictures) takings.viewOf(takings.begin({ node, workflow, pictures }, isEarlier));
+  const [isMasked] = output?.magic_masked ?? [];
+  if (isMasked !== undefined) pictureSets.viewOf(pictureSets.begin({ node, isMasked }));
   if (output?.magic_no_layout) {
     const nothing = { sampler: "", steps: 0, phrases: [], references: [] };
     onRun({ node, workflow, prompt, isEarlier, ...nothing });

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..host.page.thumbnails import leaves_out
 from ..host.pictures import capture_folder
 from ..host.segmentation.face_masks import detectors_state, find_face_masks
 from ..host.training.pictures import masked_previews
@@ -296,7 +297,17 @@ class MagiCaptureSubject(Node):
             weight,
             () if before is None else before.all,
         )
-        return io.NodeOutput(subject, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
+        faces = [picture.mask for picture in pictures]
+        return io.NodeOutput(subject, ui=_on_page(cls, pictures, faces))
+
+
+def _on_page(
+    cls: type[Node], pictures: Sequence[CapturePicture], masks: Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    """What the node shows: its pictures, and whether the masks leave out any of them."""
+    previews = ui.PreviewImage(masked_previews(pictures, masks), cls=cls)
+    shown: dict[str, Any] = previews.as_dict()  # type: ignore[no-untyped-call]
+    return {**shown, "magic_masked": [leaves_out(masks)]}
 
 
 class MagiCaptureStyle(Node):
@@ -357,4 +368,5 @@ class MagiCaptureStyle(Node):
             _class_word(words["class_word"]),
             _lines(words["templates"]),
         )
-        return io.NodeOutput(style, ui=ui.PreviewImage(masked_previews(pictures), cls=cls))
+        beside_faces = [1 - picture.mask for picture in pictures]
+        return io.NodeOutput(style, ui=_on_page(cls, pictures, beside_faces))

@@ -75,7 +75,7 @@ class LiveLayout:
         self._about = {"node": view.node, "sampler": sampler, "run": uuid.uuid4().hex}
         prompt = None if context is None else context.prompt_id
         references = [
-            {"phrase": i, "image": picture, "masked": leaves_out(concept)}
+            {"phrase": i, "image": picture, "masked": leaves_out(concept.mask)}
             for i, concept in enumerate(view.concepts)
             for picture in thumbnails(concept)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch.nn.functional as F
@@ -29,9 +30,9 @@ def thumbnails(concept: Concept, side: int = _SIDE) -> list[str]:
     return _small(images, masks if fits else None, side)
 
 
-def leaves_out(concept: Concept) -> bool:
-    """Whether a mask leaves out any of the concept's images, which its thumbnails show dark."""
-    return concept.mask is not None and bool((concept.mask < _WHOLE).any())
+def leaves_out(masks: Iterable[Tensor] | None) -> bool:
+    """Whether masks leave out anything, which the pictures show dark. None: there are none."""
+    return masks is not None and any(bool((mask < _WHOLE).any()) for mask in masks)
 
 
 def masked_thumbnail(image: Tensor, mask: Tensor, side: int = _SIDE) -> str:
@@ -45,7 +46,7 @@ def thumbnails_on_page(concept: Concept) -> Any:
     page = listening_page()
     if page is None:
         return None
-    masked = leaves_out(concept)
+    masked = leaves_out(concept.mask)
     taken = [
         {"picture": picture, "masked": masked} for picture in thumbnails(concept, _SIDE_ON_NODE)
     ]

@@ -180,11 +180,13 @@ def _jitter(image: Tensor, generator: torch.Generator) -> Tensor:
     return out.clamp(0, 1)
 
 
-def masked_previews(pictures: Sequence[CapturePicture], side: int = 256) -> Tensor:
-    """Small copies with what is not face in shade: N side side 3."""
+def masked_previews(
+    pictures: Sequence[CapturePicture], masks: Sequence[Tensor], side: int = 256
+) -> Tensor:
+    """Small copies with what their masks leave out in shade: N side side 3. masks: H W of each."""
     previews = []
-    for picture in pictures:
-        shade = picture.image * (0.3 + 0.7 * picture.mask[..., None])
+    for picture, mask in zip(pictures, masks, strict=True):
+        shade = picture.image * (0.3 + 0.7 * mask[..., None])
         height, width = shade.shape[:2]
         scale = side / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))

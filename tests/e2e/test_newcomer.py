@@ -601,6 +601,19 @@ def test_a_layout_says_what_is_dark_and_how_the_steps_are_counted(screen: Fronte
     assert said_of_concept.inner_text().startswith(f"{whole} For a part of it: right-click")
 
 
+@pytest.mark.parametrize("kind", ["MagiCaptureSubject", "MagiCaptureStyle"])
+def test_a_set_says_what_is_dark_in_its_pictures(screen: Frontend, kind: str) -> None:
+    page = screen.page
+    page.evaluate("() => app.graph.clear()")
+    node = page.evaluate(ADD_NODE, kind)
+    captions = []
+    for is_masked in (True, False):
+        output = {"magic_masked": [is_masked]}
+        screen.send("executed", {"node": node, "display_node": node, "output": output})
+        captions.append(screen.view(kind).locator(".magic-caption").inner_text())
+    assert captions == ["dark: left out by the mask", "All of each picture is learned."]
+
+
 def test_views_have_no_row_in_the_panel_of_parameters(screen: Frontend) -> None:
     screen.load(workflow_files.read("MagicFace-1-one-concept"))
     assert screen.page.evaluate(

@@ -501,6 +501,24 @@ def test_a_training_without_steps_is_refused():
 # ---- folders ----
 
 
+@pytest.mark.parametrize(
+    ("node", "is_face_bright"), [(MagiCaptureSubject, True), (MagiCaptureStyle, False)]
+)
+def test_a_set_shows_dark_what_is_not_learned_of_it(folders, node, is_face_bright):
+    face = torch.zeros(1, 64, 64)
+    face[:, :32] = 1
+    texts = {"placeholder": ["<it>"], "class_word": ["woman"], "templates": ["{person}"]}
+    if node is MagiCaptureStyle:
+        texts["templates"] = ["{person}, {style}"]
+    shown = node.execute(
+        folder=[NO_FOLDER], images=[torch.ones(1, 64, 64, 3)], faces=[face], **texts
+    ).ui
+    [image] = shown["images"]
+    with Image.open(folders / "temp" / image["subfolder"] / image["filename"]) as picture:
+        on_face, beside = (picture.convert("L").getpixel((128, y)) for y in (32, 224))
+    assert (on_face > beside) == is_face_bright and shown["magic_masked"] == [True]
+
+
 def test_pictures_and_masks_from_a_folder(folders):
     root = folders / "input" / "anna"
     (root / "mask").mkdir(parents=True)
@@ -516,7 +534,7 @@ def test_pictures_and_masks_from_a_folder(folders):
     subject = output.args[0]
     assert [picture.image.shape for picture in subject.pictures] == [(64, 64, 3), (64, 72, 3)]
     assert [picture.name for picture in subject.pictures] == ["0.png", "1.png"]
-    assert len(output.ui.as_dict()["images"]) == 2
+    assert len(output.ui["images"]) == 2 and output.ui["magic_masked"] == [True]
     before = MagiCaptureSubject.fingerprint_inputs(folder=["anna"])
     (root / "mask" / "1.png").unlink()
     assert MagiCaptureSubject.fingerprint_inputs(folder=["anna"]) != before

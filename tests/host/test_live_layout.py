@@ -155,7 +155,7 @@ def test_a_page_is_told_whether_anything_is_left_out(
 ) -> None:
     server = serve(monkeypatch)
     concept = replace(concepts()[0], images=torch.rand(1, 8, 8, 3), mask=mask)
-    assert leaves_out(concept) == is_dark
+    assert leaves_out(concept.mask) == is_dark
     assert [taken["masked"] for taken in thumbnails_on_page(concept)["magic_taken"]] == [is_dark]
 
     Sampling(steps=1).run(*apply(parts()[0], chained=(concept,))[:2])
