@@ -398,7 +398,7 @@ def capture(checkpoint: toy.Toy) -> list[Tensor]:
     people, heads, looks, look_heads, truth, _ = MagicToyCapture.execute(7, "sketch", 2, LARGE).args
     sets = (
         masked_previews(capture_pictures([*pictures], [*masks], ["1", "2"]), [*masks])
-        for pictures, masks in ((people, heads), (looks, look_heads))
+        for pictures, masks in ((people, heads), (looks, [1 - mask for mask in look_heads]))
     )
     return [*(preview for previews in sets for preview in previews), truth[0]]
 
