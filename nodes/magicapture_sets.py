@@ -190,12 +190,17 @@ def _check(placeholder: object) -> bool | str:
     return True
 
 
-def _class_word(text: str) -> str:
-    return text.strip() or "person"
-
-
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+def _words(**inputs: list[str]) -> tuple[str, str, tuple[str, ...]]:
+    """Placeholder, class word and templates, of the inputs of these names. ValueError for one that
+    is no text."""
+    words = {name: _first(value) for name, value in inputs.items()}
+    check_texts(**words)
+    lines = (line.strip() for line in words["templates"].splitlines())
+    return (
+        words["placeholder"].strip(),
+        words["class_word"].strip() or "person",
+        tuple(line for line in lines if line),
+    )
 
 
 class MagiCaptureSubject(Node):
@@ -280,19 +285,12 @@ class MagiCaptureSubject(Node):
     ) -> io.NodeOutput:
         weight = 1.0 if class_weight is None else _first(class_weight)
         check_ranges(cls, class_weight=weight)
-        words = {
-            "placeholder": _first(placeholder),
-            "class_word": _first(class_word),
-            "templates": _first(templates),
-        }
-        check_texts(**words)
+        words = _words(placeholder=placeholder, class_word=class_word, templates=templates)
         pictures = _read(images, faces, _first(folder), bool(_first(invert)), captions, "subject")
         before = _first(subjects)
         subject = Subject(
             pictures,
-            words["placeholder"].strip(),
-            _class_word(words["class_word"]),
-            _lines(words["templates"]),
+            *words,
             _class_pictures(class_images or ()),
             weight,
             () if before is None else before.all,
@@ -355,18 +353,8 @@ class MagiCaptureStyle(Node):
         invert: list[bool] | None = None,
         captions: list[str] | None = None,
     ) -> io.NodeOutput:
-        words = {
-            "placeholder": _first(placeholder),
-            "class_word": _first(class_word),
-            "templates": _first(templates),
-        }
-        check_texts(**words)
+        words = _words(placeholder=placeholder, class_word=class_word, templates=templates)
         pictures = _read(images, faces, _first(folder), bool(_first(invert)), captions, "style")
-        style = StyleSet(
-            pictures,
-            words["placeholder"].strip(),
-            _class_word(words["class_word"]),
-            _lines(words["templates"]),
-        )
+        style = StyleSet(pictures, *words)
         beside_faces = [1 - picture.mask for picture in pictures]
         return io.NodeOutput(style, ui=_on_page(cls, pictures, beside_faces))
