@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from magicportrait.host.training.flow import join_maps
 from magicportrait.host.training.lora import LoraLinear
 from magicportrait.host.training.preview import sample_picture
 from magicportrait.host.training.run import CaptureTraining
@@ -61,16 +62,12 @@ class FallingRank:
         outputs, maps = [], []
         for row, sigma in enumerate(times.tolist()):
             self._rank = rank_at(sigma, _rank_of(self._denoiser))
-            output, seen = self._denoiser.predict(
+            output, word_maps = self._denoiser.predict(
                 noisy[row : row + 1], times[row : row + 1], condition.of_rows([row]), watched
             )
             outputs.append(output)
-            maps.append(seen)
-        shapes = [each for each in maps if each is not None]
-        if not shapes:
-            return torch.cat(outputs), None
-        blank = torch.zeros_like(shapes[0])
-        return torch.cat(outputs), torch.cat([blank if each is None else each for each in maps])
+            maps.append(word_maps)
+        return torch.cat(outputs), join_maps(maps)
 
 
 def _rank_of(denoiser: Any) -> int:
@@ -108,13 +105,13 @@ def sample_as_it_stands(
 def focus_and_cover(maps: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     """RegionRoute's two terms in the place of `capture_losses.refocusing`: same shapes, B."""
     size = targets.shape[-2:]
-    seen = maps.float().mean(1)  # B K H W
-    seen = F.interpolate(seen, size=size, mode="bilinear", align_corners=False)
-    low, high = (part((-2, -1), keepdim=True) for part in (seen.amin, seen.amax))
-    shares = seen / seen.sum((-2, -1), keepdim=True).clamp(min=_LEAST)
+    attention = maps.float().mean(1)  # B K H W
+    attention = F.interpolate(attention, size=size, mode="bilinear", align_corners=False)
+    low, high = (part((-2, -1), keepdim=True) for part in (attention.amin, attention.amax))
+    shares = attention / attention.sum((-2, -1), keepdim=True).clamp(min=_LEAST)
     goal = targets / targets.sum((-2, -1), keepdim=True)
     focus = (goal * ((goal + _LEAST).log() - (shares + _LEAST).log())).sum((-2, -1))
-    height = ((seen - low) / (high - low).clamp(min=_LEAST)).clamp(_LEAST, 1 - _LEAST)
+    height = ((attention - low) / (high - low).clamp(min=_LEAST)).clamp(_LEAST, 1 - _LEAST)
     cover = F.binary_cross_entropy(height, targets.clamp(0, 1), reduction="none").mean((-2, -1))
     error = FOCUS * focus + COVER * cover  # B K
     return (error * present).sum(1) / present.sum(1).clamp(min=1)

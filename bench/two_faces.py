@@ -184,6 +184,7 @@ class Counter:
         # Of two equal colours the first is the nearest: a person's own.
         own = [torch.stack([colours_of(person)[part] for part in PARTS]) for person in people]
         self.palette = torch.cat([*own, torch.tensor(OTHERS) / 255])
+        self.heads = [self._head(who) for who in (0, 1)]
         self.hair = [self._looks_of_hair(who) for who in (0, 1)]
 
     def shares(self, image: Tensor, where: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ class Counter:
         """How much of a head's place is of each colour of hair but black, which lines have."""
         hair = torch.tensor([HAIR_COLOURS[name] for name in HAIR_COLOURS if name != "black"]) / 255
         others = torch.tensor([*LINES, *GARMENT_COLOURS.values(), *BACKGROUND_COLOURS.values()])
-        pixels = image[self._head(who)]
+        pixels = image[self.heads[who]]
         counts = colour_counts(pixels, torch.cat([hair, others / 255]))
         return counts[: len(hair)] / len(pixels)
 

@@ -275,12 +275,7 @@ class TrainableTransformer:
             velocity = (shown - clean.float()) / sigma
             outputs.append(velocity[:, :, 0] if self.has_time else velocity)
             maps.append(seen.read())
-        known = [each for each in maps if each is not None]
-        if not known:
-            return torch.cat(outputs), None
-        # A prompt without a word looks at none.
-        blank = torch.zeros_like(known[0])
-        return torch.cat(outputs), torch.cat([blank if each is None else each for each in maps])
+        return torch.cat(outputs), join_maps(maps)
 
     def _options(
         self, prompt: EncodedPrompt, size: Sequence[int], seen: MapList | None
@@ -318,6 +313,16 @@ class TrainableTransformer:
     def renoised(self, noisy: Tensor, clean: Tensor, now: float, after: float | None) -> Tensor:
         """Euler."""
         return clean + (noisy - clean) * ((after or 0.0) / now)
+
+
+def join_maps(maps: Sequence[Tensor | None]) -> Tensor | None:
+    """The maps of several calls as one: B M 2 H W. None where no call has any; one without a word
+    among others looks at none."""
+    known = [each for each in maps if each is not None]
+    if not known:
+        return None
+    blank = torch.zeros_like(known[0])
+    return torch.cat([blank if each is None else each for each in maps])
 
 
 class _TwiceComputed(nn.Module):
