@@ -6,7 +6,8 @@ its reference, divided by that of the plain picture (0: the reference's colour, 
 no reference). Elsewhere: how much the colours of the other parts (hair, face, background) change.
 Patterns: the share of patterned references whose pattern the part has too (three concepts). The
 prompt asks for other colours than the references have, so what is measured comes from the
-references alone; with `--prompt neutral` it names none, as people write.
+references alone; with `--prompt neutral` it names none, as people write. Texts: the references'
+regions read the neutral prompt in place of the one that contradicts, by Layout Conditioning.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from magicportrait.demo.portraits import Portrait, render
 from magicportrait.nodes.magicface_concept import DEFAULT_STRENGTH
 
 Setting = tuple[str, float, dict[str, Any]]
-"""Name in the table, strength of the references, inputs of MagicFace Apply."""
+"""Name in the table, strength of the references, inputs of MagicFace Apply and the strength of the
+regions' texts."""
 UNET: list[Setting] = [
     ("default", DEFAULT_STRENGTH, {}),
     ("RSA only", DEFAULT_STRENGTH, {"inject_at": 1.0}),
@@ -57,6 +59,17 @@ UNET: list[Setting] = [
     ("strength 4, inject_at 0", 4.0, {"inject_at": 0.0}),
     ("layers decoder", DEFAULT_STRENGTH, {"layers": "decoder"}),
     ("layers all", DEFAULT_STRENGTH, {"layers": "all"}),
+    ("texts, strength 0.75", DEFAULT_STRENGTH, {"text_strength": 0.75}),
+    (
+        "texts, strength 0.75, inject_at 0",
+        DEFAULT_STRENGTH,
+        {"text_strength": 0.75, "inject_at": 0.0},
+    ),
+    (
+        "texts, strength 0.5, inject_at 0",
+        DEFAULT_STRENGTH,
+        {"text_strength": 0.5, "inject_at": 0.0},
+    ),
 ]
 NEUTRAL = ("default", "RSA only", "RSA only, strength 4", "strength 4", "strength 4, inject_at 0")
 """The UNet's settings that are measured with a neutral prompt."""
@@ -89,7 +102,8 @@ TRANSFORMER: list[Setting] = [
 def score(
     plain: Pictures, magic: Pictures, references: Mapping[str, Portrait]
 ) -> tuple[float, float]:
-    """(remaining error, change elsewhere) over a batch."""
+    """(remaining error, change elsewhere) over a batch. What the plain picture has nowhere cannot
+    change."""
     before, after, elsewhere = [], [], []
     for part, portrait in references.items():
         rendering = render(portrait)
@@ -102,6 +116,8 @@ def score(
     for phrase in [*BYSTANDERS, *(part for part in CONCEPTS if part not in references)]:
         for i in range(len(plain.images)):
             region = plain.regions[phrase][i]
+            if not region.any():
+                continue
             elsewhere.append(
                 (
                     toy.mean_colour(plain.images[i], region)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from magicportrait.demo.portraits import Garment, Portrait, Pose, render
 from magicportrait.nodes.declare import defaults_of
+from magicportrait.nodes.layout_conditioning import MagicLayoutConditioning
 from magicportrait.nodes.magicface_apply import MagicFaceApply
 from magicportrait.nodes.magicface_concept import DEFAULT_STRENGTH, MagicFaceConcept
 
@@ -36,8 +37,9 @@ PHRASES = {
     NEUTRAL_PROMPT: {part: part for part in CONCEPTS},
 }
 """What the prompts call the CONCEPTS."""
-BYSTANDERS = ("black hair", "man", "pink background")
-"""Phrases of the prompt that have no reference."""
+BYSTANDERS = ("black hair", "pale skin", "pink background")
+"""Phrases of the prompt that have no reference. The face is the skin's: 'man' owns next to nothing
+in these layouts."""
 SKIN = (198, 140, 98)
 
 
@@ -110,6 +112,13 @@ def concepts_of(
     return concepts
 
 
+def with_texts(concepts: Any, parts: Iterable[str], text: str, strength: float) -> Any:
+    """MAGIC_CONCEPTS of which each part reads a text of its own, by Layout Conditioning."""
+    for part in parts:
+        [concepts] = MagicLayoutConditioning.execute(part, text, strength, concepts=concepts).args
+    return concepts
+
+
 def apply_concepts(checkpoint: toy.Toy, concepts: Any, **options: Any) -> tuple[Any, Any, Any]:
     """MODEL, conditioning and layout of MagicFace Apply with its defaults but for `options`."""
     arguments = {**defaults_of(MagicFaceApply), "prompt": PROMPT, **options}
@@ -161,11 +170,14 @@ def magic_pictures(
     noise: Tensor,
     references: Mapping[str, Portrait],
     strength: float = DEFAULT_STRENGTH,
+    text_strength: float = 0.0,
     **options: Any,
 ) -> Pictures:
-    """With references. options: of MagicFace Apply, where not its defaults."""
-    model, positive, record = apply_concepts(
-        checkpoint, concepts_of(references, strength, side=checkpoint.side), **options
-    )
+    """With references. text_strength: how much of what their regions read is the neutral prompt;
+    options: of MagicFace Apply, where not its defaults."""
+    concepts = concepts_of(references, strength, side=checkpoint.side)
+    if text_strength:
+        concepts = with_texts(concepts, references, NEUTRAL_PROMPT, text_strength)
+    model, positive, record = apply_concepts(checkpoint, concepts, **options)
     samples = checkpoint.sample(model, positive, noise)
     return Pictures(checkpoint.decode(samples), toy.regions(record, samples, list(references)))
