@@ -14,6 +14,7 @@ from bench import (
     layout_conditioning,
     magicapture_effect,
     magicapture_step,
+    magicface_effect,
     magicface_step,
     magicstyle,
     metrics,
@@ -21,6 +22,7 @@ from bench import (
     random_transformers,
     sheets,
     toy,
+    toy_references,
     two_faces,
 )
 from bench.step_cost import Scale, figures_alone
@@ -140,6 +142,19 @@ class LaterSettings(CaptureSettings):
     """With a field that there is not yet."""
 
     later: float = 1.0
+
+
+def test_what_a_plain_picture_has_nowhere_is_not_counted_as_unchanged():
+    nowhere = torch.zeros(1, toy.SIDE, toy.SIDE, dtype=torch.bool)
+    everywhere = ~nowhere
+    black, white = (torch.full((1, toy.SIDE, toy.SIDE, 3), value) for value in (0.0, 1.0))
+    others = [*toy_references.BYSTANDERS, *toy_references.CONCEPTS]
+    regions = {**dict.fromkeys(others, nowhere), "shirt": everywhere, "pale skin": everywhere}
+    plain = toy_references.Pictures(black, regions)
+    magic = toy_references.Pictures(white, {"shirt": everywhere})
+    references = {"shirt": toy_references.reference_sets()[0]["shirt"]}
+    _, elsewhere = magicface_effect.score(plain, magic, references)
+    assert elsewhere == pytest.approx(3**0.5)
 
 
 def test_results_of_magicapture_outlive_a_new_setting_and_no_changed_one():
