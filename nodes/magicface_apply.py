@@ -121,7 +121,10 @@ class MagicFaceApply(Node):
                     multiline=True,
                     dynamic_prompts=True,
                     default="a portrait of a woman wearing a hat",
-                    tooltip="The new picture in words. Every concept's phrase must be in it.",
+                    tooltip=(
+                        "The new picture in words. Every concept's phrase must be in it, best"
+                        " without the colours that its reference shows: others would count, too."
+                    ),
                 ),
                 io.Float.Input(
                     "inject_at",
