@@ -71,7 +71,14 @@ UNET: list[Setting] = [
         {"text_strength": 0.5, "inject_at": 0.0},
     ),
 ]
-NEUTRAL = ("default", "RSA only", "RSA only, strength 4", "strength 4", "strength 4, inject_at 0")
+NEUTRAL = (
+    "default",
+    "RSA only",
+    "RSA only, strength 4",
+    "inject_at 0",
+    "strength 4",
+    "strength 4, inject_at 0",
+)
 """The UNet's settings that are measured with a neutral prompt."""
 WORDED = "no references, the prompt names what they show"
 TRANSFORMER: list[Setting] = [
