@@ -218,7 +218,8 @@ def main() -> None:
     parser.add_argument(
         "--figure",
         type=Path,
-        help="only write the figure: references, plain pictures, the same with MagicFace",
+        help="only write the figure: references, plain pictures, the same with MagicFace (the first"
+        " setting, or the first of --only)",
     )
     args = parse_with_quick(parser, seeds=1, only=["default"])
     sets = reference_sets()[: args.sets]
@@ -231,7 +232,10 @@ def main() -> None:
         prompt, suffix = NEUTRAL_PROMPT, f"{suffix}_neutral"
         settings = [setting for setting in settings if setting[0] in NEUTRAL]
     if args.figure:
-        write_figure(checkpoint, sets, args.figure, *settings[0][1:])
+        [_, strength, options], *_ = [
+            setting for setting in settings if not args.only or setting[0] in args.only
+        ]
+        write_figure(checkpoint, sets, args.figure, strength, options)
         return
     noise = checkpoint.noise(range(args.seeds))
     plain = plain_pictures(checkpoint, noise, prompt=prompt)
