@@ -27,6 +27,7 @@ from .command_line import bench_parser, command_of, parse_with_quick
 from .report import Report
 from .sheets import contact_sheet
 from .toy_colours import colour_counts
+from .toy_references import text_concepts
 
 # ruff: isort: split
 import torch
@@ -45,7 +46,6 @@ from magicportrait.demo.portraits import (
     sample_scene,
 )
 from magicportrait.nodes.declare import defaults_of
-from magicportrait.nodes.layout_conditioning import MagicLayoutConditioning
 from magicportrait.nodes.magicface_apply import MagicFaceApply
 
 PARTS = ("hair", "hat", "shirt")
@@ -142,22 +142,6 @@ def applied(checkpoint: toy.Toy, prompt: str, concepts: Any) -> tuple[Any, Any]:
         checkpoint.model, checkpoint.clip, checkpoint.vae, concepts, **arguments
     ).args
     return model, positive
-
-
-def text_concepts(
-    texts: Mapping[str, str],
-    regions: Mapping[str, Tensor] | None = None,
-    strength: float = 1.0,
-    start: float = 0.0,
-) -> Any:
-    """Concepts of texts by their phrases. regions: painted, 1 H W each."""
-    concepts: Any = ()
-    for phrase, text in texts.items():
-        region = None if regions is None else regions[phrase]
-        [concepts] = MagicLayoutConditioning.execute(
-            phrase, text, strength, "", region, concepts, start=start
-        ).args
-    return concepts
 
 
 def of_three_colours(portrait: Portrait) -> bool:

@@ -231,11 +231,11 @@ def main() -> None:
     if is_neutral:
         prompt, suffix = NEUTRAL_PROMPT, f"{suffix}_neutral"
         settings = [setting for setting in settings if setting[0] in NEUTRAL]
+        settings.append((WORDED, 0.0, {}))
+    if args.only:
+        settings = [setting for setting in settings if setting[0] in args.only]
     if args.figure:
-        [_, strength, options], *_ = [
-            setting for setting in settings if not args.only or setting[0] in args.only
-        ]
-        write_figure(checkpoint, sets, args.figure, strength, options)
+        write_figure(checkpoint, sets, args.figure, *settings[0][1:])
         return
     noise = checkpoint.noise(range(args.seeds))
     plain = plain_pictures(checkpoint, noise, prompt=prompt)
@@ -251,11 +251,7 @@ def main() -> None:
     share = mean_patterns([right_patterns(plain, references) for references in sets])
     report.add_row("without references", "1", "0", "1", "0", f"{share:.2f}")
     rows: dict[str, list[float]] = {}
-    if is_neutral:
-        settings.append((WORDED, 0.0, {}))
     for name, strength, options in settings:
-        if args.only and name not in args.only:
-            continue
         rows[name] = []
         for parts in (("hat",), CONCEPTS):
             scores, patterns = [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,10 +112,21 @@ def concepts_of(
     return concepts
 
 
-def with_texts(concepts: Any, parts: Iterable[str], text: str, strength: float) -> Any:
-    """MAGIC_CONCEPTS of which each part reads a text of its own, by Layout Conditioning."""
-    for part in parts:
-        [concepts] = MagicLayoutConditioning.execute(part, text, strength, concepts=concepts).args
+def text_concepts(
+    texts: Mapping[str, str],
+    regions: Mapping[str, Tensor] | None = None,
+    strength: float = 1.0,
+    start: float = 0.0,
+    before: Any = (),
+) -> Any:
+    """MAGIC_CONCEPTS of texts by their phrases. regions: painted, 1 H W each; before: concepts of
+    references, which the texts are chained with."""
+    concepts = before
+    for phrase, text in texts.items():
+        region = None if regions is None else regions[phrase]
+        [concepts] = MagicLayoutConditioning.execute(
+            phrase, text, strength, "", region, concepts, start=start
+        ).args
     return concepts
 
 
@@ -177,7 +188,8 @@ def magic_pictures(
     options: of MagicFace Apply, where not its defaults."""
     concepts = concepts_of(references, strength, side=checkpoint.side)
     if text_strength:
-        concepts = with_texts(concepts, references, NEUTRAL_PROMPT, text_strength)
+        texts = dict.fromkeys(references, NEUTRAL_PROMPT)
+        concepts = text_concepts(texts, strength=text_strength, before=concepts)
     model, positive, record = apply_concepts(checkpoint, concepts, **options)
     samples = checkpoint.sample(model, positive, noise)
     return Pictures(checkpoint.decode(samples), toy.regions(record, samples, list(references)))
