@@ -318,11 +318,11 @@ class TrainableTransformer:
 def join_maps(maps: Sequence[Tensor | None]) -> Tensor | None:
     """The maps of several calls as one: B M 2 H W. None where no call has any; one without a word
     among others looks at none."""
-    known = [each for each in maps if each is not None]
-    if not known:
+    with_words = [of_call for of_call in maps if of_call is not None]
+    if not with_words:
         return None
-    blank = torch.zeros_like(known[0])
-    return torch.cat([blank if each is None else each for each in maps])
+    blank = torch.zeros_like(with_words[0])
+    return torch.cat([blank if of_call is None else of_call for of_call in maps])
 
 
 class _TwiceComputed(nn.Module):
